@@ -1,0 +1,75 @@
+"""What an engine is: something that samples from a policy, and whose weights can be replaced while it does.
+
+Two implementations under one contract suite: the local engine (torch, this process) and SGLang servers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from broker.messages import FloatArray, IntArray, Sampling, VersionSpan
+from broker.weights.sink import WeightSink
+
+UpdateMode = Literal["retract", "in_place", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Sample ``indices`` of group ``group_id``: all share the prompt ``tokens`` (int32 ``[P]``)."""
+
+    group_id: str
+    indices: tuple[int, ...]
+    tokens: IntArray
+    sampling: Sampling
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished sample: response ``tokens`` int32 ``[R]`` and behaviour ``logprobs`` float32 ``[R]`` (end token included).
+
+    ``versions`` have starts counted from the first response token. ``text`` has neither end token nor stop string.
+    ``finish_reason`` is ``stop``, ``length``, or ``abort`` (partial: the worker asks for the sample again).
+    """
+
+    group_id: str
+    index: int
+    tokens: IntArray
+    logprobs: FloatArray
+    versions: tuple[VersionSpan, ...]
+    finish_reason: str
+    text: str
+    started: float
+
+
+class Engine(Protocol):
+    """Samples. Driven by one thread; weights arrive through ``sink`` from another."""
+
+    name: str
+    """What trajectories record, e.g. ``local/0.1.0``."""
+
+    @property
+    def version(self) -> int:
+        """The policy version that is sampled from now; -1 before the first weights."""
+
+    @property
+    def sink(self) -> WeightSink:
+        """Where the weight road delivers."""
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises EngineError, with the engine's own words, for parameters that it would refuse."""
+
+    def room(self) -> int:
+        """How many more samples it could take on without queueing them for long."""
+
+    def submit(self, request: Request) -> None:
+        """Queue one group. Raises EngineError if it can never be served (prompt too long, token out of range)."""
+
+    def cancel(self, group_id: str) -> None:
+        """Forget what is queued or running for this group; nothing of it is returned any more."""
+
+    def poll(self, timeout: float) -> list[Completion]:
+        """Work for about ``timeout`` seconds or until samples are finished, and return these."""
+
+    def close(self) -> None: ...

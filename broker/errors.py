@@ -1,0 +1,79 @@
+"""The errors of the project: one small tree, so that a caller catches exactly what it can handle."""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Root of everything this project raises on purpose."""
+
+
+class RunFileError(HeadraceError):
+    """The run file or a ``--set`` is wrong; the message names table, key, value and the fix (exit status 2)."""
+
+
+class MessageError(HeadraceError, ValueError):
+    """A record's fields are invalid; raised where the record is made."""
+
+
+class DecodeError(HeadraceError):
+    """Bytes that are no message. Carries them, so that they can be dead-lettered."""
+
+    def __init__(self, reason: str, data: bytes) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.data = data
+
+
+class LogError(HeadraceError):
+    """The log cannot do what was asked."""
+
+
+class LogUnavailable(LogError):
+    """The log cannot be reached at present; worth trying again."""
+
+
+class LogFull(LogError):
+    """No space is left for the log; stop, free space, and resume."""
+
+
+class OffsetExpired(LogError):
+    """Retention has removed a position that is needed."""
+
+    def __init__(self, topic: str, partition: int, offset: int, begin: int) -> None:
+        super().__init__(
+            f"{topic}[{partition}] offset {offset} has expired: the log begins at {begin}; "
+            f"raise [broker] retention or start a new run"
+        )
+        self.topic, self.partition, self.offset, self.begin = topic, partition, offset, begin
+
+
+class HeldByAnother(LogError):
+    """Another live process owns what may have one owner only (a run's learner)."""
+
+    def __init__(self, name: str, owner: str) -> None:
+        super().__init__(f"{name} is held by {owner}")
+        self.name, self.owner = name, owner
+
+
+class ControlError(HeadraceError):
+    """The control road cannot be used as asked."""
+
+
+class WeightPushError(HeadraceError):
+    """A weight push did not reach a receiver whole."""
+
+
+class EngineError(HeadraceError):
+    """An engine refuses a request or has failed."""
+
+
+class DataError(HeadraceError):
+    """A data source cannot be read, or one of its rows is not what it should be."""
+
+
+class CheckpointError(HeadraceError):
+    """A checkpoint is missing or damaged."""
+
+
+class RunFault(HeadraceError):
+    """The run cannot go on (exit status 3); the message is the one line that says why."""

@@ -1,0 +1,226 @@
+"""The records of the ``steps`` topic: manifests (the write-ahead log of training), their results, and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from broker.wire import Json, Position, integer, number, numbers, offsets, pairs, position, require, strings, text
+
+
+class VoteRef(NamedTuple):
+    """Where the vote of one rewarder lies in the ``rewards`` topic."""
+
+    rewarder: str
+    position: Position
+
+
+class SampleRef(NamedTuple):
+    """Where one sample lies in the ``trajectories`` topic, and the votes that it was judged by."""
+
+    sample: int
+    position: Position
+    votes: tuple[VoteRef, ...]
+
+
+class GroupRef(NamedTuple):
+    """One group of a manifest: its prompt and its samples, in the order in which they are trained."""
+
+    group_id: str
+    prompt: Position
+    samples: tuple[SampleRef, ...]
+
+
+class Dropped(NamedTuple):
+    """A group that ends without being trained, and why (``stale``, ``zero_variance``, ``incomplete``, ``dead_letter``...)."""
+
+    group_id: str
+    reason: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerState:
+    """What the planner needs to go on behind a manifest; with the log alone it finds everything else again.
+
+    ``cursor`` is the number of prompts fed from each data source. ``outstanding`` are the groups that are fed but not
+    ended. ``prompts``, ``trajectories``, ``rewards`` and ``deadletters`` hold for each partition the offset below which
+    nothing is needed again; ``fed`` the offset behind the last prompt that is known to this state.
+    """
+
+    cursor: Mapping[str, int] = field(default_factory=dict)
+    outstanding: tuple[str, ...] = ()
+    fed: Mapping[int, int] = field(default_factory=dict)
+    prompts: Mapping[int, int] = field(default_factory=dict)
+    trajectories: Mapping[int, int] = field(default_factory=dict)
+    rewards: Mapping[int, int] = field(default_factory=dict)
+    deadletters: Mapping[int, int] = field(default_factory=dict)
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "cursor": dict(self.cursor), "outstanding": list(self.outstanding), "fed": pairs(self.fed),
+            "prompts": pairs(self.prompts), "trajectories": pairs(self.trajectories), "rewards": pairs(self.rewards),
+            "deadletters": pairs(self.deadletters),
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> PlannerState:
+        return cls(
+            cursor={text(k): integer(v) for k, v in wire["cursor"].items()},
+            outstanding=strings(wire["outstanding"]),
+            fed=offsets(wire["fed"]),
+            prompts=offsets(wire["prompts"]),
+            trajectories=offsets(wire["trajectories"]),
+            rewards=offsets(wire["rewards"]),
+            deadletters=offsets(wire["deadletters"]),
+        )
+
+
+MANIFEST_KINDS = ("step", "weights", "close")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The order to make one policy version: durable before it is executed.
+
+    ``kind`` ``step``: train ``groups`` in this order; the result is policy version ``step``. ``weights``: version
+    ``step`` is what lies in checkpoint directory ``weights`` (after supervised training, or another model).
+    ``close``: no new version; groups left over at the end of a stage are dropped. ``dropped`` are all groups that ended
+    untrained since the manifest before. ``stage`` is the index of the run file's stage.
+    """
+
+    TYPE: ClassVar[str] = "manifest"
+    step: int
+    stage: int
+    kind: str
+    groups: tuple[GroupRef, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    weights: str = ""
+    state: PlannerState = PlannerState()
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.step >= 0 and self.stage >= 0, "step, stage", (self.step, self.stage), "at least 0")
+        require(self.kind in MANIFEST_KINDS, "kind", self.kind, f"one of {MANIFEST_KINDS}")
+        require((self.kind == "step") == bool(self.groups), "groups", len(self.groups), "groups with kind 'step' only")
+        require(
+            (self.kind == "weights") == bool(self.weights),
+            "weights",
+            self.weights,
+            "a directory with kind 'weights' only",
+        )
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "step": self.step, "stage": self.stage, "kind": self.kind,
+            "groups": [[g.group_id, list(g.prompt), [[s.sample, list(s.position), [[v.rewarder, list(v.position)] for v in s.votes]] for s in g.samples]] for g in self.groups],
+            "dropped": [list(d) for d in self.dropped], "weights": self.weights, "state": self.state.pack(), "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Manifest:
+        def sample(w: Json) -> SampleRef:
+            index, where, votes = w
+            return SampleRef(integer(index), position(where), tuple(VoteRef(text(r), position(p)) for r, p in votes))
+
+        return cls(
+            step=integer(wire["step"]),
+            stage=integer(wire["stage"]),
+            kind=text(wire["kind"]),
+            groups=tuple(GroupRef(text(g), position(p), tuple(sample(s) for s in ss)) for g, p, ss in wire["groups"]),
+            dropped=tuple(Dropped(text(g), text(r), integer(t)) for g, r, t in wire["dropped"]),
+            weights=text(wire["weights"]),
+            state=PlannerState.unpack(wire["state"]),
+            created=number(wire["created"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came out of one optimizer step (of any stage). After a redo there may be two for one step: the last holds.
+
+    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds.
+    """
+
+    TYPE: ClassVar[str] = "result"
+    step: int
+    stage: int
+    stage_step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
+    created: float = 0.0
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "step": self.step, "stage": self.stage, "stage_step": self.stage_step,
+            "metrics": dict(self.metrics), "phases": dict(self.phases), "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> StepResult:
+        return cls(
+            integer(wire["step"]),
+            integer(wire["stage"]),
+            integer(wire["stage_step"]),
+            numbers(wire["metrics"]),
+            numbers(wire["phases"]),
+            number(wire["created"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """pass@1 over ``k`` samples of each question and cons@k, with 95% intervals, on the versions that answered.
+
+    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged.
+    """
+
+    TYPE: ClassVar[str] = "evaluation"
+    name: str
+    step: int
+    stage: int
+    questions: int
+    k: int
+    pass_at_1: float
+    pass_at_1_interval: tuple[float, float]
+    cons_at_k: float
+    cons_at_k_interval: tuple[float, float]
+    versions: tuple[int, int]
+    response_tokens: float
+    group_ids: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    created: float = 0.0
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "name": self.name, "step": self.step, "stage": self.stage, "questions": self.questions, "k": self.k,
+            "pass_at_1": self.pass_at_1, "pass_at_1_interval": list(self.pass_at_1_interval), "cons_at_k": self.cons_at_k,
+            "cons_at_k_interval": list(self.cons_at_k_interval), "versions": list(self.versions),
+            "response_tokens": self.response_tokens, "group_ids": list(self.group_ids),
+            "dropped": [list(d) for d in self.dropped], "metrics": dict(self.metrics), "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Evaluation:
+        low, high = wire["pass_at_1_interval"]
+        clow, chigh = wire["cons_at_k_interval"]
+        first, last = wire["versions"]
+        return cls(
+            name=text(wire["name"]),
+            step=integer(wire["step"]),
+            stage=integer(wire["stage"]),
+            questions=integer(wire["questions"]),
+            k=integer(wire["k"]),
+            pass_at_1=number(wire["pass_at_1"]),
+            pass_at_1_interval=(number(low), number(high)),
+            cons_at_k=number(wire["cons_at_k"]),
+            cons_at_k_interval=(number(clow), number(chigh)),
+            versions=(integer(first), integer(last)),
+            response_tokens=number(wire["response_tokens"]),
+            group_ids=strings(wire["group_ids"]),
+            dropped=tuple(Dropped(text(g), text(r), integer(t)) for g, r, t in wire["dropped"]),
+            metrics=numbers(wire["metrics"]),
+            created=number(wire["created"]),
+        )

@@ -1,0 +1,148 @@
+"""Reads a run file: one TOML table a package, unknown keys refused with the nearest right one.
+
+Each package brings the model of its own table; this module joins them, applies ``--set table.key=value`` and turns every
+mistake into one line that names table, key, value and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from broker.errors import RunFileError
+
+TABLES = ("run", "broker", "data", "actors", "rewarders", "learner", "stage", "monitoring")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Table(BaseModel):
+    """Base of every table: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunTable(Table):
+    """``[run]``: what the run is. ``rewards`` is the mix that every prompt carries: weight by rewarder name."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    model: str
+    seed: int = 0
+    rewards: dict[str, float] = {}
+
+
+class BrokerTable(Table):
+    """``[broker]``: the log. ``url`` empty means the embedded log in the run's own directory. ``control`` is where the
+    learner's control road listens (``tcp://host:port``; port 0 takes a free one, which daemons find through the log)."""
+
+    url: str = ""
+    partitions: int = Field(default=8, ge=1, le=4096)
+    retention_hours: float = Field(default=0.0, ge=0)
+    control: str = "tcp://127.0.0.1:0"
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, url: str) -> str:
+        if url and not url.startswith(("sqlite://", "kafka://")):
+            raise ValueError("use sqlite://DIRECTORY or kafka://HOST:PORT")
+        return url
+
+
+class RunFile:
+    """The raw tables of a run file with the overrides applied, and the directory that relative paths start from."""
+
+    def __init__(self, tables: Mapping[str, Any], base: Path, source: str) -> None:
+        self.tables = dict(tables)
+        self.base = base
+        self.source = source
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> RunFile:
+        """Raises RunFileError if the file is missing, is no TOML, has an unknown table, or an override is malformed."""
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFileError(f"run file {str(path)!r} does not exist") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RunFileError(f"run file {str(path)!r} cannot be read: {error}") from None
+        for name in tables:
+            if name not in TABLES:
+                raise RunFileError(f"{path}: unknown table [{name}]{nearest(name, TABLES)}")
+        for override in overrides:
+            apply_override(tables, override)
+        return cls(tables, path.resolve().parent, str(path))
+
+    def table(self, name: str, model: type[Model]) -> Model:
+        """Table ``name`` as ``model``; an absent table has all defaults. Raises RunFileError."""
+        return parse(self.tables.get(name, {}), model, f"[{name}]")
+
+    def resolve(self, path: str) -> Path:
+        """``path`` of the run file: relative ones start from the run file's own directory."""
+        return (self.base / path).resolve()
+
+
+def parse(raw: Any, model: type[Model], where: str) -> Model:
+    """``raw`` as ``model``. Raises RunFileError with one line on the first mistake; ``where`` names the table."""
+    if not isinstance(raw, dict):
+        raise RunFileError(f"{where} must be a table, not {raw!r}")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(p) for p in first["loc"]]
+        key = ".".join(place)
+        if first["type"] == "extra_forbidden":
+            known = _fields(model, place[:-1])
+            raise RunFileError(f"{where} unknown key {key!r}{nearest(place[-1], known)}") from None
+        if first["type"] == "missing":
+            raise RunFileError(f"{where} {key} is missing") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise RunFileError(f"{where} {key} = {first['input']!r}: {message[:1].lower()}{message[1:]}") from None
+
+
+def apply_override(tables: dict[str, Any], override: str) -> None:
+    """Apply ``table.key=value`` in place; the value is TOML, or a bare word. ``stage.NUMBER.key`` reaches a stage."""
+    path, sign, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not sign or len(keys) < 2 or not all(keys):
+        raise RunFileError(f"--set {override!r}: use table.key=value")
+    if keys[0] not in TABLES:
+        raise RunFileError(f"--set {override!r}: unknown table [{keys[0]}]{nearest(keys[0], TABLES)}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    here: Any = tables
+    for key in keys[:-1]:
+        if isinstance(here, list):
+            if not key.isdigit() or int(key) >= len(here):
+                raise RunFileError(f"--set {override!r}: stage {key!r} is not one of 0..{len(here) - 1}")
+            here = here[int(key)]
+        else:
+            here = here.setdefault(key, {})
+        if not isinstance(here, dict | list):
+            raise RunFileError(f"--set {override!r}: {key!r} is not a table")
+    if not isinstance(here, dict):
+        raise RunFileError(f"--set {override!r}: name a key of the stage")
+    here[keys[-1]] = value
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The hint behind an unknown word: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The field names of the model reached from ``model`` by ``path``, where it can be told."""
+    here: Any = model
+    for name in path:
+        field = here.model_fields.get(name) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        here = field.annotation if field else None
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []

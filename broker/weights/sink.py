@@ -1,0 +1,60 @@
+"""What receives weights at the far end: the seam between the weight road and an engine. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype (``float32``, ``bfloat16``...) and shape of one parameter, in broadcast order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One broadcast group of a membership epoch: the publisher is rank 0, this receiver is ``rank`` of ``world``."""
+
+    epoch: int
+    group: str
+    host: str
+    port: int
+    rank: int
+    world: int
+    backend: str
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One set of weights on its way: version, the tensors in order, how they are cut into buckets, and the checksum."""
+
+    version: int
+    specs: tuple[TensorSpec, ...]
+    bucket_bytes: int
+    checksum: str
+
+
+class WeightSink(Protocol):
+    """The receiving half of an engine. Called by the control client's thread, never by the sampling thread.
+
+    Every method raises WeightPushError if it fails; the engine then goes on with the weights it had, or stays paused
+    where it cannot know them to be whole.
+    """
+
+    def join(self, lane: Lane) -> None:
+        """Enter the broadcast group of a new epoch (leaving the old one). Blocks at most ``lane.timeout``."""
+
+    def receive(self, push: Push) -> str:
+        """Take part in one broadcast; returns the checksum of what arrived once the engine samples from it."""
+
+    def load(self, path: Path, version: int) -> None:
+        """Take the weights from a Hugging Face directory instead."""
+
+    def leave(self) -> None:
+        """Leave the broadcast group, if any."""

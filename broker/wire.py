@@ -1,0 +1,77 @@
+"""What every record on the wire is made of: checks at birth, and typed reading of msgpack values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from broker.errors import MessageError
+
+Json = Any  # what JSON can say: None, bool, int, float, str, list, dict with string keys
+
+
+class Position(NamedTuple):
+    """Where a record lies in its topic."""
+
+    partition: int
+    offset: int
+
+
+def require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise MessageError(f"{name} is {str(value)[:200]!r}; it must be {expected}")
+
+
+def text(value: Json) -> str:
+    if type(value) is not str:
+        raise TypeError(f"{type(value).__name__} where text is expected")
+    return value
+
+
+def optional_text(value: Json) -> str | None:
+    return None if value is None else text(value)
+
+
+def integer(value: Json) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{type(value).__name__} where an integer is expected")
+    return value
+
+
+def number(value: Json) -> float:
+    if type(value) is not float and type(value) is not int:
+        raise TypeError(f"{type(value).__name__} where a number is expected")
+    return float(value)
+
+
+def raw(value: Json) -> bytes:
+    if type(value) is not bytes:
+        raise TypeError(f"{type(value).__name__} where bytes are expected")
+    return value
+
+
+def mapping(value: Json) -> dict[str, Json]:
+    if not isinstance(value, dict) or not all(type(k) is str for k in value):
+        raise TypeError("a map with text keys is expected")
+    return value
+
+
+def strings(value: Json) -> tuple[str, ...]:
+    return tuple(text(v) for v in value)
+
+
+def numbers(value: Json) -> dict[str, float]:
+    return {text(k): number(v) for k, v in value.items()}
+
+
+def position(value: Json) -> Position:
+    partition, offset = value
+    return Position(integer(partition), integer(offset))
+
+
+def offsets(value: Json) -> dict[int, int]:
+    return {integer(p): integer(o) for p, o in value}
+
+
+def pairs(offsets: Mapping[int, int]) -> list[list[int]]:
+    return [[p, o] for p, o in offsets.items()]

@@ -1,0 +1,1 @@
+"""Where prompts and training documents come from."""

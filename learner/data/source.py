@@ -1,0 +1,64 @@
+"""What a data source is. Rows are addressed by number, so that a resumed run goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from broker.messages import ChatMessage
+from broker.wire import Json
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One question: the conversation so far, and what a rewarder needs to judge an answer to it."""
+
+    messages: tuple[ChatMessage, ...]
+    answer: str | None = None
+    kind: str = ""
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+
+
+class PromptSource(Protocol):
+    """Questions by row number. ``size`` is None for a synthetic source without end."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    def row(self, number: int) -> PromptRow:
+        """Row ``number`` (below ``size``), always the same one. Raises DataError that names the row and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a document: its text, whether it is trained on, and a tag by which accuracy is counted (may be empty).
+
+    ``special`` text is written with the tokenizer's control tokens recognised.
+    """
+
+    text: str
+    trained: bool
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One supervised example: raw spans, or a conversation whose last message (the reply) is trained on.
+
+    With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included.
+    """
+
+    spans: tuple[Span, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
+    tag: str = ""
+
+
+class DocumentSource(Protocol):
+    """Supervised documents by number. ``level`` in [0, 1] asks a source with a curriculum for easier or harder ones."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    def document(self, number: int, level: float) -> Document:
+        """Document ``number`` at difficulty ``level``, always the same one. Raises DataError."""

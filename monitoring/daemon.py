@@ -1,0 +1,104 @@
+"""What every daemon has: a stop flag, a death watch, a metrics port with /healthz, a log file, and a registration on disk.
+
+Linux only (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+PARENT = "HEADRACE_PARENT"
+"""Environment variable with the pid of the supervising process; a child that finds itself orphaned exits."""
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT; daemons look at it between two pieces of work and sleep on it."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.signal: int | None = None
+
+    def set(self) -> None:
+        self._event.set()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until the flag is set; returns whether it is."""
+        return self._event.wait(seconds)
+
+    def install(self) -> Stop:
+        """Catch SIGTERM and SIGINT from now on (main thread only). A second signal ends the process at once."""
+
+        def catch(number: int, frame: FrameType | None) -> None:
+            if self._event.is_set():
+                os._exit(128 + number)
+            self.signal = number
+            self._event.set()
+
+        signal.signal(signal.SIGTERM, catch)
+        signal.signal(signal.SIGINT, catch)
+        return self
+
+
+def die_with_parent(expected: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends, however that happens (no orphans after SIGKILL).
+
+    ``expected`` is the parent's pid, by default ``$HEADRACE_PARENT``; without either nothing is done (started by hand).
+    The kernel watches the parent's *thread* that started this process, so start children from a thread that lives on.
+    """
+    parent = expected if expected is not None else int(os.environ.get(PARENT, "0"))
+    if not parent:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(128 + signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """``RUN/daemons/NAME.json``: who runs, where its metrics are."""
+
+    name: str
+    role: str
+    pid: int
+    metrics: str
+    started: float
+
+
+@contextlib.contextmanager
+def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Registration]:
+    """Announce this daemon in the run's directory while the block runs; what a killed one left is overwritten."""
+    entry = Registration(name, role, os.getpid(), metrics, time.time())
+    path = run_dir / "daemons" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{entry.pid}")
+    temporary.write_text(json.dumps(asdict(entry)))
+    temporary.replace(path)
+    try:
+        yield entry
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def registrations(run_dir: Path) -> list[Registration]:
+    """All daemons that have announced themselves and are still alive on this machine."""
+    found = []
+    for path in sorted((run_dir / "daemons").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            entry = Registration(**json.loads(path.read_text()))
+            os.kill(entry.pid, 0)
+            found.append(entry)
+    return found

@@ -1,0 +1,28 @@
+"""What a rewarder is: a class with options as fields and a call. The same shape for the built-in ones and a user's own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from broker.errors import MessageError
+from broker.messages import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report)."""
+
+    value: float
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+            raise MessageError(f"reward value is {self.value!r}; it must be a finite number")
+
+
+class Rewarder(Protocol):
+    """Judges one sample: a Reward, or None to abstain. Whatever it raises is recorded as an error, never as a reward of 0."""
+
+    def __call__(self, sample: Trajectory) -> Reward | None: ...
