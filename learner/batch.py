@@ -1,0 +1,40 @@
+"""The tensors that travel from packing to loss: one packed chunk of sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunk:
+    """Sequences laid end to end. ``T`` tokens in all, ``N`` sequences.
+
+    ``tokens_T`` int64, ``positions_T`` int64 (from 0 in each sequence), ``lengths_N`` the length of each sequence, in order.
+    ``target_T`` int64: the token that position t predicts; ``mask_T`` bool: whether that prediction is trained (never at the
+    last token of a sequence). ``sequence_T`` int64: index in ``[0, N)`` of the sequence that the position belongs to.
+    ``behavior_T`` float32: behaviour log-probability of ``target_T`` (zero where not trained, and in supervised training);
+    ``version_T`` int64: policy version that sampled ``target_T`` (-1 where none did). ``rows_N``: which rows of the batch
+    the sequences are.
+    """
+
+    tokens_T: torch.Tensor
+    positions_T: torch.Tensor
+    lengths_N: tuple[int, ...]
+    target_T: torch.Tensor
+    mask_T: torch.Tensor
+    sequence_T: torch.Tensor
+    behavior_T: torch.Tensor
+    version_T: torch.Tensor
+    rows_N: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Of the ``M`` trained positions of a chunk (``mask_T``), in order: ``logprobs_M`` float32 (differentiable), ``entropy_M``
+    float32 and ``correct_M`` bool (the target was the most likely token), both without gradient."""
+
+    logprobs_M: torch.Tensor
+    entropy_M: torch.Tensor
+    correct_M: torch.Tensor

@@ -1,0 +1,218 @@
+"""The learner's tables of the run file: [data], [learner] and [[stage]]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+
+from broker.errors import RunFileError
+from broker.runfile import RunFile, Table, nearest, parse
+
+
+class SourceTable(Table):
+    """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str = ""
+    path: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class SamplingTable(Table):
+    """How prompts of this learner are sampled (lengths in tokens)."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    stop: tuple[str, ...] = ()
+
+
+class OptimizerTable(Table):
+    """AdamW, or Muon on the hidden matrices at ``muon`` times the learning rate and AdamW on the rest (``muon`` 0: AdamW alone)."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    muon: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr: float = Field(default=0.1, ge=0, le=1)
+    """Share of ``lr`` that a falling schedule ends at."""
+
+
+class ObjectiveTable(Table):
+    """What the loss is: a named objective, and values that replace its own defaults (see learner/losses)."""
+
+    name: Literal["async", "grpo", "dapo"] = "async"
+    advantage_std: Literal["population", "sample", "none"] | None = None
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
+    clip_low: float | None = Field(default=None, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    weight_cap: float | None = Field(default=None, gt=0)
+    trust: float | None = Field(default=None, gt=0)
+    """Largest change of a token's probability that still moves it further (the DPPO mask)."""
+    tau: float | None = Field(default=None, ge=0)
+    """Weight of the squared log-ratio to the behaviour policy."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the k3 divergence to the reference policy."""
+    ref_refresh: int = Field(default=400, ge=1)
+    constant_length: int = Field(default=1024, ge=1)
+    """Length that ``aggregation = "constant"`` divides by."""
+
+
+class LearnerTable(Table):
+    """``[learner]``: defaults of every RL stage; a stage's own ``learner`` table replaces single keys.
+
+    ``late``: what to do with a group that the next step would make too old: ``wait`` for it up to ``deadline`` seconds
+    after it was fed, or ``drop`` it at once.
+    """
+
+    objective: ObjectiveTable = ObjectiveTable()
+    optimizer: OptimizerTable = OptimizerTable()
+    sampling: SamplingTable = SamplingTable()
+    groups_per_step: int = Field(default=32, ge=1)
+    group_size: int = Field(default=16, ge=1)
+    max_lag: int = Field(default=8, ge=0)
+    late: Literal["wait", "drop"] = "wait"
+    deadline: float = Field(default=1800.0, gt=0)
+    drop_zero_variance: bool = True
+    pack_tokens: int = Field(default=4096, ge=16)
+    """Tokens of one packed chunk (a longer sequence gets a chunk of its own)."""
+    logprob_rows: int = Field(default=256, ge=1)
+    threads: int = Field(default=1, ge=1)
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: int = Field(default=50, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    publish_every: int = Field(default=1, ge=1)
+    lane: int = Field(default=8, ge=1)
+    """Receivers of one broadcast group."""
+    push_timeout: float = Field(default=60.0, gt=0)
+    bucket_mb: float = Field(default=64.0, gt=0)
+    deterministic: bool = False
+    """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class StageTable(Table):
+    """What every stage has. ``model``: begin from this directory or id instead of the stage before."""
+
+    name: str = ""
+    model: str = ""
+
+
+class SftStage(StageTable):
+    """Supervised training on ``data`` for ``steps``, or until the accuracy of the ``until_tag`` tokens is reached.
+
+    With ``until_accuracy`` the difficulty level rises by ``level_step`` whenever the accuracy (moving average) is above
+    ``level_up``; once it is above ``until_accuracy`` at the highest level, ``cooldown_steps`` more follow with a falling rate.
+    """
+
+    kind: Literal["sft"]
+    data: str = "documents"
+    init: Literal["pretrained", "random"] = "pretrained"
+    steps: int = Field(default=1000, ge=1)
+    documents_per_step: int = Field(default=32, ge=1)
+    optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
+    pack_tokens: int = Field(default=4096, ge=16)
+    threads: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    until_tag: str = ""
+    until_accuracy: float = Field(default=0.0, ge=0, le=1)
+    level_up: float = Field(default=0.93, ge=0, le=1)
+    level_step: float = Field(default=0.0625, gt=0, le=1)
+    cooldown_steps: int = Field(default=0, ge=0)
+
+
+class RlStage(StageTable):
+    """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked."""
+
+    kind: Literal["rl"]
+    data: str = "prompts"
+    steps: int = Field(default=100, ge=1)
+    eval_every: int = Field(default=0, ge=0)
+    eval_data: str = "heldout"
+    eval_questions: int = Field(default=200, ge=1)
+    eval_k: int = Field(default=1, ge=1)
+    learner: dict[str, Any] = {}
+
+
+class EvaluateStage(StageTable):
+    """pass@1 over ``k`` samples of each of ``questions`` rows of ``data``, and cons@k; correct is what ``rewarder`` gives >= 1."""
+
+    kind: Literal["evaluate"]
+    data: str = "heldout"
+    questions: int = Field(default=400, ge=1)
+    k: int = Field(default=1, ge=1)
+    rewarder: str = "accuracy"
+    sampling: SamplingTable | None = None
+
+
+Stage = SftStage | RlStage | EvaluateStage
+_STAGE: TypeAdapter[Stage] = TypeAdapter(Annotated[Stage, Field(discriminator="kind")])
+
+
+class LearnerConfig:
+    """All that the learner takes from the run file, checked. Raises RunFileError."""
+
+    def __init__(self, file: RunFile) -> None:
+        self.file = file
+        self.learner = file.table("learner", LearnerTable)
+        self.data = self._sources()
+        self.stages = self._stages()
+
+    def _sources(self) -> dict[str, SourceTable]:
+        raw = file_table(self.file.tables.get("data", {}), "[data]")
+        return {
+            name: parse({"path": value} if isinstance(value, str) else value, SourceTable, f"[data.{name}]")
+            for name, value in raw.items()
+        }
+
+    def _stages(self) -> list[Stage]:
+        raw = self.file.tables.get("stage", [])
+        kinds: dict[str, type[Table]] = {"sft": SftStage, "rl": RlStage, "evaluate": EvaluateStage}
+        stages: list[Stage] = []
+        for number, table in enumerate(raw if isinstance(raw, list) else [raw]):
+            where = f"[[stage]] {number}"
+            table = file_table(table, where)
+            kind = table.get("kind")
+            if kind not in kinds:
+                raise RunFileError(f"{where} kind = {kind!r}{nearest(str(kind), list(kinds))}")
+            stages.append(
+                _STAGE.validate_python(parse({"name": f"{number}-{kind}", **table}, kinds[kind], where).model_dump())
+            )
+        return stages
+
+    def rl(self, stage: RlStage) -> LearnerTable:
+        """``[learner]`` with the stage's own keys in place."""
+        return parse(
+            merge(self.file.tables.get("learner", {}), stage.learner), LearnerTable, f"[[stage]] {stage.name} learner"
+        )
+
+
+def file_table(raw: Any, where: str) -> dict[str, Any]:
+    """``raw`` if it is a table. Raises RunFileError."""
+
+    if not isinstance(raw, dict):
+        raise RunFileError(f"{where} must be a table, not {raw!r}")
+    return raw
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``over`` in place, table by table."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
