@@ -87,7 +87,8 @@ class Manifest:
     ``kind`` ``step``: train ``groups`` in this order; the result is policy version ``step``. ``weights``: version
     ``step`` is what lies in checkpoint directory ``weights`` (after supervised training, or another model).
     ``close``: no new version; groups left over at the end of a stage are dropped. ``dropped`` are all groups that ended
-    untrained since the manifest before. ``stage`` is the index of the run file's stage.
+    untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
+    were judged since the manifest before, dropped ones included.
     """
 
     TYPE: ClassVar[str] = "manifest"
@@ -98,6 +99,7 @@ class Manifest:
     dropped: tuple[Dropped, ...] = ()
     weights: str = ""
     state: PlannerState = PlannerState()
+    metrics: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class Manifest:
         return {
             "step": self.step, "stage": self.stage, "kind": self.kind,
             "groups": [[g.group_id, list(g.prompt), [[s.sample, list(s.position), [[v.rewarder, list(v.position)] for v in s.votes]] for s in g.samples]] for g in self.groups],
-            "dropped": [list(d) for d in self.dropped], "weights": self.weights, "state": self.state.pack(), "created": self.created,
+            "dropped": [list(d) for d in self.dropped], "weights": self.weights, "state": self.state.pack(), "metrics": dict(self.metrics), "created": self.created,
         }  # fmt: skip
 
     @classmethod
@@ -132,6 +134,7 @@ class Manifest:
             dropped=tuple(Dropped(text(g), text(r), integer(t)) for g, r, t in wire["dropped"]),
             weights=text(wire["weights"]),
             state=PlannerState.unpack(wire["state"]),
+            metrics=numbers(wire["metrics"]),
             created=number(wire["created"]),
         )
 

@@ -105,7 +105,8 @@ class Prompt:
 
     ``group_id`` is ``dataset-row@issue``, unique for ever. ``rewards`` is the mix: weight by rewarder name; every one
     named must vote on every sample. ``purpose`` is ``train`` or ``eval``; an ``eval`` prompt names its ``evaluation``.
-    ``min_version`` is the oldest policy version that may answer. ``created`` is in seconds since the epoch.
+    ``number`` counts the prompts of its data source, ``version`` is the policy version when it was fed, ``min_version`` the
+    oldest one that may answer. ``created`` is in seconds since the epoch.
     """
 
     TYPE: ClassVar[str] = "prompt"
@@ -119,6 +120,8 @@ class Prompt:
     sampling: Sampling = Sampling()
     purpose: str = "train"
     evaluation: str = ""
+    number: int = 0
+    version: int = 0
     min_version: int = 0
     created: float = 0.0
 
@@ -141,7 +144,7 @@ class Prompt:
             "group_id": self.group_id, "messages": [list(m) for m in self.messages], "group_size": self.group_size,
             "answer": self.answer, "kind": self.kind, "metadata": dict(self.metadata), "rewards": dict(self.rewards),
             "sampling": self.sampling.pack(), "purpose": self.purpose, "evaluation": self.evaluation,
-            "min_version": self.min_version, "created": self.created,
+            "number": self.number, "version": self.version, "min_version": self.min_version, "created": self.created,
         }  # fmt: skip
 
     @classmethod
@@ -157,6 +160,8 @@ class Prompt:
             sampling=Sampling.unpack(wire["sampling"]),
             purpose=text(wire["purpose"]),
             evaluation=text(wire["evaluation"]),
+            number=integer(wire["number"]),
+            version=integer(wire["version"]),
             min_version=integer(wire["min_version"]),
             created=number(wire["created"]),
         )
