@@ -1,0 +1,107 @@
+"""A group on its way from prompt to judgement, and the rule by which votes become a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from broker.messages import GroupRef, Position, Prompt, SampleRef, Trajectory, Vote, VoteRef
+
+
+class Judged(NamedTuple):
+    """One sample with its reward: what the executor trains on."""
+
+    trajectory: Trajectory
+    reward: float
+
+
+def reward_of(mix: Mapping[str, float], votes: Mapping[str, Vote]) -> float | None:
+    """Weighted sum over the rewarders of ``mix`` that gave a value, in the mix's order.
+
+    None where the sample cannot be judged: a rewarder of the mix has not voted or failed, or all of them abstained. A
+    failure is never a reward of 0.
+    """
+    total, values = 0.0, 0
+    for name, weight in mix.items():
+        vote = votes.get(name)
+        if vote is None or vote.outcome == "error":
+            return None
+        if vote.value is not None:
+            total += weight * vote.value
+            values += 1
+    return total if values else None
+
+
+@dataclass(slots=True)
+class Group:
+    """An outstanding group: its prompt, the samples that have come, and the votes on them. The first valid record of a
+    sample or vote holds; what a redelivery brings again is left aside."""
+
+    prompt: Prompt
+    position: Position
+    fed: float
+    samples: dict[int, tuple[Trajectory, Position]] = field(default_factory=dict)
+    votes: dict[int, dict[str, tuple[Vote, Position]]] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.prompt.group_id
+
+    def add_sample(self, trajectory: Trajectory, position: Position) -> bool:
+        """Returns whether it was the first of its index."""
+        return self.samples.setdefault(trajectory.index, (trajectory, position))[1] == position
+
+    def add_vote(self, vote: Vote, position: Position) -> bool:
+        """Returns whether it was the first of this rewarder on this sample."""
+        mine = self.votes.setdefault(vote.index, {})
+        return mine.setdefault(vote.rewarder, (vote, position))[1] == position
+
+    @property
+    def sampled(self) -> bool:
+        return len(self.samples) == self.prompt.group_size
+
+    @property
+    def complete(self) -> bool:
+        """All samples have come, and every rewarder of the mix has voted on each."""
+        if not self.sampled:
+            return False
+        names = self.prompt.rewards.keys()
+        empty: dict[str, tuple[Vote, Position]] = {}
+        return all(names <= self.votes.get(index, empty).keys() for index in self.samples)
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest policy version that sampled a token, as far as samples have come; else the one it was fed under."""
+        floor = max(self.prompt.version, self.prompt.min_version)
+        return min((t.oldest_version for t, _ in self.samples.values()), default=floor)
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens that have come."""
+        return sum(t.response_tokens for t, _ in self.samples.values())
+
+    def votes_on(self, index: int) -> dict[str, Vote]:
+        return {name: vote for name, (vote, _) in self.votes.get(index, {}).items()}
+
+    def judged(self) -> list[Judged]:
+        """The samples that have a reward, by index."""
+        out = []
+        for index in sorted(self.samples):
+            reward = reward_of(self.prompt.rewards, self.votes_on(index))
+            if reward is not None:
+                out.append(Judged(self.samples[index][0], reward))
+        return out
+
+    def ref(self, judged: list[Judged]) -> GroupRef:
+        """Where the samples in ``judged`` and their votes lie."""
+        samples = []
+        for trajectory, _ in judged:
+            votes = self.votes[trajectory.index]
+            refs = tuple(VoteRef(name, votes[name][1]) for name in self.prompt.rewards)
+            samples.append(SampleRef(trajectory.index, self.samples[trajectory.index][1], refs))
+        return GroupRef(self.id, self.position, tuple(samples))
+
+    def positions(self) -> tuple[list[Position], list[Position]]:
+        """Log positions of the samples and of the votes."""
+        return [p for _, p in self.samples.values()], [p for by in self.votes.values() for _, p in by.values()]

@@ -1,0 +1,95 @@
+"""The planner's thread: reads, joins, feeds and plans one manifest ahead while the main thread executes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from broker.errors import LogUnavailable
+from broker.messages import Evaluation
+from learner.evaluate import Evaluations
+from learner.planner import Planned, Planner, StagePlan
+
+T = TypeVar("T")
+
+
+class PlanningThread(threading.Thread):
+    """Owns the planner: every access to it runs on this thread, through ``call``."""
+
+    def __init__(self, planner: Planner, evaluations: Evaluations, on_evaluation: Callable[[Evaluation], None]) -> None:
+        super().__init__(name="planner", daemon=True)
+        self._planner, self._evaluations, self._on_evaluation = planner, evaluations, on_evaluation
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._planned: queue.Queue[Planned] = queue.Queue(maxsize=1)
+        self._stop_flag = threading.Event()
+        self._stage: StagePlan | None = None
+        self.failure: BaseException | None = None
+        self.waiting_for_log = False
+
+    def call(self, action: Callable[[Planner, Evaluations], T]) -> T:
+        """Run ``action`` on the planner's thread and return what it returns (or raise what it raises)."""
+        future: Future[T] = Future()
+        self._calls.put((lambda: action(self._planner, self._evaluations), future))
+        while True:
+            try:
+                return future.result(timeout=0.2)
+            except TimeoutError:
+                self.check()
+
+    def begin(self, stage: StagePlan | None) -> None:
+        """Plan steps of ``stage`` from now on (None: of no stage)."""
+        self.call(lambda planner, evaluations: setattr(self, "_stage", stage))
+
+    def next(self, timeout: float) -> Planned | None:
+        """The next planned step, or None if there is none within ``timeout`` seconds. Raises what stopped the planner."""
+        try:
+            return self._planned.get(timeout=timeout)
+        except queue.Empty:
+            self.check()
+            return None
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        self._stop_flag.set()
+        self.join(10)
+
+    def run(self) -> None:
+        try:
+            while not self._stop_flag.is_set():
+                try:
+                    self._turn()
+                    self.waiting_for_log = False
+                except LogUnavailable:
+                    self.waiting_for_log = True
+                    self._stop_flag.wait(1.0)
+        except BaseException as error:  # the main thread raises it: nothing is hidden here
+            self.failure = error
+
+    def _turn(self) -> None:
+        while not self._calls.empty():
+            action, future = self._calls.get()
+            try:
+                future.set_result(action())
+            except BaseException as error:  # it belongs to the caller
+                future.set_exception(error)
+        planner, now = self._planner, time.time()
+        planner.join.pump(timeout=0.02)
+        for result in self._evaluations.settle(now):
+            self._on_evaluation(result)
+        planner.bury()
+        stage = self._stage
+        if stage is None:
+            return
+        planner.expire(stage.table, now)
+        planner.refill(stage)
+        if planner.planned < stage.last_step and self._planned.empty():
+            planned = planner.plan(stage)
+            if planned is not None:
+                self._planned.put(planned)
