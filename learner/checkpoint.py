@@ -78,7 +78,14 @@ class Checkpoints:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def save(self, progress: Progress, state: Mapping[str, Any], save_model: Callable[[Path], None], keep: int = 2, name: str = "") -> Path:
+    def save(
+        self,
+        progress: Progress,
+        state: Mapping[str, Any],
+        save_model: Callable[[Path], None],
+        keep: int = 2,
+        name: str = "",
+    ) -> Path:
         """Write beside, fsync, rename. ``state`` is a tree of tensors and JSON; ``save_model`` writes the model's own files."""
         final = self.directory / (name or f"step-{progress.version:08d}-{progress.stage}-{progress.stage_step:08d}")
         beside = self.directory / f".{final.name}.{os.getpid()}"
@@ -124,13 +131,21 @@ class Checkpoints:
         return sorted(found, key=lambda item: (item[1].steps_offset, item[1].stage, item[1].closed, item[1].stage_step))
 
     def newest(self) -> tuple[Path, Progress] | None:
-        return (self.all() or [None])[-1]
+        found = self.all()
+        return found[-1] if found else None
 
 
 def read_progress(path: Path) -> Progress:
     """Raises CheckpointError if there is no checkpoint at ``path``."""
     header = _header(path)
-    return Progress(header["version"], header["stage"], header["stage_step"], header["closed"], header["steps_offset"], header["extra"])
+    return Progress(
+        header["version"],
+        header["stage"],
+        header["stage_step"],
+        header["closed"],
+        header["steps_offset"],
+        header["extra"],
+    )
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -89,7 +89,12 @@ class Join:
         if not isinstance(message, Vote):
             return self._bury(record, f"a {message.TYPE} in the rewards topic")
         group = self.groups.get(message.group_id)
-        if group is None or message.rewarder not in group.prompt.rewards or message.index >= group.prompt.group_size or not group.add_vote(message, record.position):
+        if (
+            group is None
+            or message.rewarder not in group.prompt.rewards
+            or message.index >= group.prompt.group_size
+            or not group.add_vote(message, record.position)
+        ):
             self.duplicates += 1
         return None
 
@@ -112,7 +117,15 @@ class Join:
         if where in self._buried:
             return
         self._buried.add(where)
-        letter = DeadLetter(*where, record.key, record.value, error, self._worker, group_id if group_id in self.groups else "", created=time.time())
+        letter = DeadLetter(
+            *where,
+            record.key,
+            record.value,
+            error,
+            self._worker,
+            group_id if group_id in self.groups else "",
+            created=time.time(),
+        )
         self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
         self._producer.flush()
 

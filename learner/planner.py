@@ -7,12 +7,12 @@ planned: step ``s`` is taken by version ``s - 1``. The planner decides; it never
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from broker.log import Producer
-from broker.messages import Dropped, GroupRef, Manifest, PlannerState, Prompt, encode
+from broker.messages import Dropped, Manifest, PlannerState, Prompt, encode
 from learner.config import LearnerTable
 from learner.feed import Ask, Feed, Schedule
 from learner.groups import Group, Judged
@@ -21,10 +21,11 @@ from learner.join import Join
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A manifest that is durable, with its records decoded: what the executor takes."""
+    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the one behind it."""
 
     manifest: Manifest
     groups: tuple[tuple[Judged, ...], ...]
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class StagePlan:
 class Planner:
     """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds."""
 
-    def __init__(self, join: Join, feed: Feed, steps: Producer, topic: str, planned: int, started: float, fed: dict[int, int]) -> None:
+    def __init__(
+        self, join: Join, feed: Feed, steps: Producer, topic: str, planned: int, started: float, fed: dict[int, int]
+    ) -> None:
         self.join, self.feed = join, feed
         self.planned = self.executed = planned
         self.published: Callable[[], int] = lambda: self.executed
@@ -138,9 +141,8 @@ class Planner:
         for group, _ in ready:
             self.join.remove(group.id)
         self._seen.extend(ready)
-        manifest = self._write(step, stage.index, "step", tuple(g.ref(j) for g, j in ready))
         self._in_training += len(ready)
-        return Planned(manifest, tuple(tuple(j) for _, j in ready))
+        return self._write(step, stage.index, "step", ready)
 
     def _must_wait(self, group: Group, table: LearnerTable, step: int) -> bool:
         """Whether training ``step`` without this incomplete group would make it too old. ``late = "drop"`` drops it then."""
@@ -151,13 +153,13 @@ class Planner:
             return False
         return True
 
-    def close(self, stage: int) -> Manifest:
+    def close(self, stage: int) -> Planned:
         """End a stage: training groups that are left over are dropped, and the next stage begins behind this manifest."""
         for group in self.training():
             self._drop(group, "stage_end")
         return self._write(self.planned, stage, "close")
 
-    def weights(self, stage: int, directory: str) -> Manifest:
+    def weights(self, stage: int, directory: str) -> Planned:
         """Order the next policy version to be the weights in ``directory``."""
         return self._write(self.planned + 1, stage, "weights", weights=directory)
 
@@ -166,12 +168,14 @@ class Planner:
         self.executed = manifest.step
         self._in_training -= len(manifest.groups)
 
-    def _write(self, step: int, stage: int, kind: str, groups: tuple[GroupRef, ...] = (), weights: str = "") -> Manifest:
+    def _write(
+        self, step: int, stage: int, kind: str, ready: Sequence[tuple[Group, list[Judged]]] = (), weights: str = ""
+    ) -> Planned:
         manifest = Manifest(
             step=step,
             stage=stage,
             kind=kind,
-            groups=groups,
+            groups=tuple(group.ref(judged) for group, judged in ready),
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
@@ -179,10 +183,10 @@ class Planner:
             created=time.time(),
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
-        self._steps.flush()
+        position = self._steps.flush()[-1]
         self._dropped, self._seen = [], []
         self.planned = step
-        return manifest
+        return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
 
     def state(self) -> PlannerState:
         trajectories, rewards, deadletters = self.join.low()
@@ -235,7 +239,9 @@ def summarise(seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped]) ->
     return metrics
 
 
-def recovered_numbers(prompts: Mapping[str, Prompt], cursor: Mapping[str, int]) -> tuple[dict[str, int], dict[str, list[int]]]:
+def recovered_numbers(
+    prompts: Mapping[str, Prompt], cursor: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, list[int]]]:
     """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest and its cursor."""
     found: dict[str, set[int]] = {}
     for prompt in prompts.values():

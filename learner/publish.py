@@ -1,0 +1,54 @@
+"""Hands each new policy to the publisher and training goes on; what was published is recorded in the ``policy`` topic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from broker.control.server import ControlServer
+from broker.weights.publisher import WeightPublisher
+
+from broker.messages import PolicyVersion, encode
+from broker.run import Run
+from learner.config import LearnerTable
+from learner.executor import Executor
+
+
+class Publishing:
+    """The learner's end of the weight road. ``published`` is the newest version that receivers can have."""
+
+    def __init__(self, run: Run, executor: Executor, table: LearnerTable, owner: str) -> None:
+        self._run, self._executor, self._owner = run, executor, owner
+        self.published = 0
+        self._newest = -1
+        self.control = ControlServer(run.broker.control)
+        self._publisher = WeightPublisher(
+            self.control,
+            run.directory / "weights",
+            template=Path(executor.model_path),
+            lane=table.lane,
+            timeout=table.push_timeout,
+            bucket_bytes=int(table.bucket_mb * 2**20),
+            backend="nccl" if executor.device == "cuda" else "gloo",
+            on_published=self._announce,
+        )
+
+    def publish(self, version: int) -> None:
+        """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""
+        if version != self._newest:
+            self._newest = version
+            self._publisher.publish(version, self._executor.tensors())
+
+    def _announce(self, version: int, path: Path, checksum: str) -> None:
+        """Called by the publisher's thread once ``version`` can be had."""
+        log = self._run.open_log()
+        producer = log.producer()
+        record = PolicyVersion(version, str(path), checksum, self.control.endpoint, self._owner)
+        producer.send(self._run.topics.policy, self._run.table.name.encode(), encode(record))
+        producer.flush()
+        producer.close()
+        log.close()
+        self.published = version
+
+    def close(self) -> None:
+        self._publisher.close()
+        self.control.close()

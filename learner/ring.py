@@ -1,0 +1,243 @@
+"""The learner's end of the ring, wired: log, planner, executor, publisher, control, metrics. The stages drive it.
+
+``open_learner`` recovers what a killed learner left: newest checkpoint, then the manifests behind it, executed again from
+the log; no sample is generated again and none is trained twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from broker.errors import HeldByAnother, RunFileError
+from broker.log import Log, Producer
+from broker.messages import Evaluation, Sampling, StepResult, encode
+from broker.run import Run
+from broker.runfile import nearest
+from broker.topics import STEPS_OWNER
+from learner.checkpoint import Checkpoints, Progress
+from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage, SamplingTable
+from learner.data.registry import open_documents, open_prompts
+from learner.data.source import DocumentSource
+from learner.evaluate import Evaluations, Request
+from learner.executor import Executor
+from learner.feed import Ask, Feed, Schedule
+from learner.join import Join
+from learner.planner import Planned, Planner, StagePlan
+from learner.planning import PlanningThread
+from learner.publish import Publishing
+from learner.records import ManifestReader
+from learner.recovery import Tail, read_outstanding, read_tail
+from learner.sft import SftReport
+from learner.telemetry import Telemetry
+from monitoring.daemon import Stop
+
+log_ = logging.getLogger("learner")
+SFT_RECORD_EVERY = 10  # steps of supervised training between two records in the log
+TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's steps for this long
+
+
+class Learner:
+    """What a stage can do: wait for planned steps, execute them, evaluate, save, close."""
+
+    def __init__(
+        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, stack: ExitStack, name: str
+    ) -> None:
+        self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
+        self.owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
+        self.log: Log = run.open_log()
+        stack.callback(self.log.close)
+        steps = exclusive_steps(self.log, run, self.owner, stop)
+        stack.callback(steps.close)
+        self._results = self.log.producer()
+        stack.callback(self._results.close)
+        self.checkpoints = Checkpoints(run.directory / "checkpoints")
+        self.executor = Executor(config, model_path(run), run.table.seed, run.directory)
+        self.evaluated: set[str] = set()
+        self._schedules: dict[tuple[str, bool], Schedule] = {}
+        self.extra: Mapping[str, Any] = {}
+        self.resumed_step = 0
+        tail = self._recover()
+        self.publishing = Publishing(run, self.executor, config.learner, self.owner)
+        stack.callback(self.publishing.close)
+        planner, evaluations = self._planner(steps, tail, stack)
+        self.planning = PlanningThread(planner, evaluations, self._evaluation_done)
+        self.planning.start()
+        stack.callback(self.planning.stop)
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> Tail:
+        """Load the newest checkpoint and execute the manifests that follow it."""
+        found = self.checkpoints.newest()
+        if found is not None:
+            path, progress = found
+            log_.info("resuming from checkpoint %s (version %d)", path.name, progress.version)
+            self.extra = self.executor.load(path)
+            self.resumed_step = 0 if progress.closed else progress.stage_step
+        else:
+            first = self.config.stages[0]
+            self.executor.start(getattr(first, "init", "pretrained"))
+        tail = read_tail(self.log, self.run.topics, self.progress.steps_offset)
+        self.evaluated = {e.name for e in tail.evaluations}
+        if tail.manifests:
+            log_.info("executing %d manifests again", len(tail.manifests))
+        reader = ManifestReader(self.log, self.run.topics)
+        for manifest, offset in tail.manifests:
+            result = self.executor.execute(manifest, reader.groups(manifest), offset)
+            if result is not None:
+                self.record(result)
+        reader.close()
+        return tail
+
+    def _planner(self, steps: Producer, tail: Tail, stack: ExitStack) -> tuple[Planner, Evaluations]:
+        topics = self.run.topics
+        found = read_outstanding(self.log, topics, tail)
+        join = Join(self.log, topics, self.executor.vocabulary, found.state, self.owner)
+        stack.callback(join.close)
+        join.add(found.groups)
+        prompts = self.log.producer()
+        stack.callback(prompts.close)
+        feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor)
+        feed.missing = found.missing
+        planner = Planner(join, feed, steps, topics.steps, self.progress.version, time.time(), found.fed)
+        planner.published = lambda: self.publishing.published
+        evaluations = Evaluations(join, steps, topics.steps)
+        return planner, evaluations
+
+    # -- what stages use -----------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        return self.executor.progress
+
+    def schedule(self, name: str, shuffle: bool) -> Schedule:
+        """The order of data source ``name``. Raises RunFileError if the run file has none of that name."""
+        key = (name, shuffle)
+        if key not in self._schedules:
+            table = self.config.data.get(name)
+            if table is None:
+                raise RunFileError(f"[data] has no {name!r}{nearest(name, list(self.config.data))}")
+            self._schedules[key] = Schedule(
+                name, open_prompts(name, table, self.run.file), self.run.table.seed, shuffle
+            )
+        return self._schedules[key]
+
+    def stage_plan(self, index: int, stage: RlStage) -> StagePlan:
+        table = self.config.rl(stage)
+        ask = Ask(table.group_size, self.run.table.rewards, sampling(table.sampling))
+        begun = self.progress.stage_step if self.progress.stage == index and not self.progress.closed else 0
+        last = self.progress.version + stage.steps - begun
+        return StagePlan(index, table, self.schedule(stage.data, True), ask, last)
+
+    def next(self) -> Planned | None:
+        """Wait for the next planned step; None when the learner is to stop."""
+        with self.telemetry.waiting("wait_data"):
+            while not self.stop:
+                planned = self.planning.next(timeout=0.2)
+                if planned is not None:
+                    return planned
+        return None
+
+    def take(self, planned: Planned) -> StepResult | None:
+        """Execute a planned manifest: the new version is recorded and published, its credits come back."""
+        result = self.executor.execute(planned.manifest, planned.groups, planned.offset)
+        self.planning.call(lambda planner, _: planner.executed_step(planned.manifest))
+        if result is not None:
+            table = self.config.learner
+            if self.progress.version % table.publish_every == 0:
+                self.publish()
+            result = self.telemetry.step(result)
+            self.record(result)
+        return result
+
+    def progress_in_stage(self, index: int, report: SftReport) -> None:
+        """Take in one step of supervised training: it makes no policy version, but it is recorded and counted."""
+        before = self.progress
+        self.executor.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
+        result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
+        self.telemetry.step(result)
+        if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
+            self.record(result)
+
+    def documents(self, name: str) -> DocumentSource:
+        table = self.config.data.get(name)
+        if table is None:
+            raise RunFileError(f"[data] has no {name!r}{nearest(name, list(self.config.data))}")
+        return open_documents(name, table, self.run.file)
+
+    def publish(self) -> None:
+        with self.telemetry.phase("publish"):
+            self.publishing.publish(self.progress.version)
+
+    def record(self, result: StepResult) -> None:
+        """Write what a step gave. Metrics may be written twice after a redo; the last holds."""
+        self._results.send(self.run.topics.steps, f"result/{result.step}".encode(), encode(result))
+        self._results.flush()
+
+    def save(self, table: LearnerTable, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
+        with self.telemetry.phase("checkpoint"):
+            return self.executor.save(self.checkpoints, table.keep_checkpoints, name, extra)
+
+    def close_stage(self, index: int) -> None:
+        """End the stage durably, in the log and in a checkpoint."""
+        self.planning.begin(None)
+        self.take(self.planning.call(lambda planner, _: planner.close(index)))
+        self.save(self.config.learner)
+
+    def replace_weights(self, index: int, where: str) -> None:
+        """Make the weights in ``where`` (a directory of the run, or a model id) the next policy version."""
+        self.take(self.planning.call(lambda planner, _: planner.weights(index, where)))
+        self.publish()
+
+    def ask(self, index: int, name: str, step: int, stage: EvaluateStage, table: LearnerTable) -> None:
+        """Begin evaluation ``name``, unless it has been made; what is already under way of it goes on."""
+        if name in self.evaluated:
+            return
+        schedule = self.schedule(stage.data, False)
+        ask = Ask(stage.k, self.run.table.rewards, sampling(stage.sampling or table.sampling), "eval", name)
+        request = Request(name, step, index, stage.k, stage.rewarder, table.deadline, time.time())
+
+        def begin(planner: Planner, evaluations: Evaluations) -> None:
+            planner.ask_evaluation(schedule, ask, stage.questions, self.progress.version)
+            evaluations.expect(request)
+
+        self.planning.call(begin)
+
+    def wait_evaluations(self) -> bool:
+        """Wait for all evaluations under way; False when the learner is to stop."""
+        while self.planning.call(lambda _, evaluations: evaluations.pending):
+            if self.stop.wait(0.1):
+                return False
+        return True
+
+    def _evaluation_done(self, result: Evaluation) -> None:
+        self.evaluated.add(result.name)
+        self.telemetry.evaluation(result)
+
+
+def exclusive_steps(log: Log, run: Run, owner: str, stop: Stop) -> Producer:
+    """The right to write the run's steps. Raises HeldByAnother if another learner lives on beyond a take-over's time."""
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    while True:
+        try:
+            return log.exclusive_producer(f"{run.table.name}.{STEPS_OWNER}", owner)
+        except HeldByAnother:
+            if time.monotonic() > deadline or stop.wait(0.5):
+                raise
+
+
+def model_path(run: Run) -> str:
+    """The run file's model: a directory beside the run file, one from the working directory, or a Hugging Face id."""
+    beside = run.file.resolve(run.table.model)
+    return str(beside) if beside.is_dir() else run.table.model
+
+
+def sampling(table: SamplingTable) -> Sampling:
+    return Sampling(table.temperature, table.top_p, table.max_new_tokens, table.stop)

@@ -1,0 +1,98 @@
+"""What the learner tells while it works: phases, metrics for Prometheus, log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+
+from monitoring.metrics import LearnerMetrics, SystemMetrics
+from prometheus_client import CollectorRegistry
+
+from broker.messages import Evaluation, StepResult
+from learner.config import Stage
+
+log_ = logging.getLogger("learner")
+GAUGES = {
+    "entropy": "entropy",
+    "grad_norm": "grad_norm",
+    "reward_mean": "reward_mean",
+    "ess_ratio": "ess_ratio",
+    "kl_behavior": "kl",
+}
+"""Which metric of a step sets which gauge."""
+
+
+class Telemetry:
+    """Collects the phases of the step under way, and exports each step's metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.metrics = LearnerMetrics(registry)
+        self.system = SystemMetrics(registry, "learner")
+        self._phases: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block to phase ``name`` of the step under way."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - start
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """As ``phase``, and counted as idle time."""
+        with self.phase(name), self.system.idle(name):
+            yield
+
+    def step(self, result: StepResult) -> StepResult:
+        """Export a step; returns it with the phases since the step before."""
+        now = time.monotonic()
+        phases = {**self._phases, **result.phases}
+        phases["other"] = max(0.0, now - self._last - sum(phases.values()))
+        metrics = {**result.metrics, "step_seconds": now - self._last}
+        self._last, self._phases = now, {}
+        self._export(result.step, metrics, phases)
+        return dataclasses.replace(result, metrics=metrics, phases=phases)
+
+    def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:
+        mine = self.metrics
+        mine.steps.inc()
+        mine.weight_version.set(step)
+        mine.tokens.inc(metrics.get("tokens_trained", 0.0))
+        for name, seconds in phases.items():
+            mine.step_phase(name).observe(seconds)
+        for name, gauge in GAUGES.items():
+            if name in metrics:
+                getattr(mine, gauge).set(metrics[name])
+        for side in ("low", "high"):
+            if f"clip_fraction_{side}" in metrics:
+                mine.clip_fraction(side).set(metrics[f"clip_fraction_{side}"])
+        if "importance_ratio_max" in metrics:
+            mine.importance_ratio_max.set(metrics["importance_ratio_max"])
+        if "zero_variance_group_ratio" in metrics:
+            mine.zero_variance_group_ratio.set(metrics["zero_variance_group_ratio"])
+        for name, value in metrics.items():
+            if name.startswith("dropped/"):
+                mine.dropped_groups(name.removeprefix("dropped/")).inc(value)
+
+    def begin_stage(self, index: int, stage: Stage) -> None:
+        self._last, self._phases = time.monotonic(), {}
+        log_.info("stage %d: %s (%s)", index, stage.name, stage.kind)
+
+    def evaluation(self, result: Evaluation) -> None:
+        low, high = result.pass_at_1_interval
+        log_.info(
+            "%s: pass@1 %.3f [%.3f, %.3f], cons@%d %.3f over %d questions",
+            result.name,
+            result.pass_at_1,
+            low,
+            high,
+            result.k,
+            result.cons_at_k,
+            result.questions,
+        )
