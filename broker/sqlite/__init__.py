@@ -1,0 +1,1 @@
+"""The embedded log's parts: one file per topic, and the consumer groups."""

@@ -1,0 +1,82 @@
+"""SQLite files shared by processes: connections, the write lock, and the meaning of SQLite's errors.
+
+SQLite before 3.51.3 can lose a commit when a checkpoint resets the write-ahead file beside another connection's commit. An
+flock around every write, and around every close (which checkpoints too), keeps the two apart. Local filesystems only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from broker.errors import LogError, LogFull, LogUnavailable
+
+BUSY_SECONDS = 30.0
+FREE_BYTES = 1 << 20  # an I/O error with less room than this on the disk is a full disk
+
+
+class LockedFile:
+    """One connection to one SQLite file. Opened by the process that uses it, never carried through a fork."""
+
+    def __init__(self, path: Path, durable: bool = False, max_pages: int = 0) -> None:
+        """``durable``: a commit survives a power cut too (fsync each); otherwise it survives the end of any process."""
+        self.path = path
+        self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with self.errors(), self.locked():
+                self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+                self.db.execute("PRAGMA journal_mode=WAL")
+                self.db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self.db.execute("PRAGMA journal_size_limit=67108864")
+                if max_pages:
+                    self.db.execute(f"PRAGMA max_page_count={max_pages}")
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of the block or nothing of it."""
+        with self.errors(), self.locked():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """SQLite's errors as the log's: a full disk, a log that is away for now, or one that is damaged."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            code = error.sqlite_errorcode & 0xFF
+            io_error = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+            if code == sqlite3.SQLITE_FULL or (io_error and shutil.disk_usage(self.path.parent).free < FREE_BYTES):
+                raise LogFull(f"no space for {self.path}: free some and start again ({error})") from error
+            raise LogUnavailable(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise LogError(f"{self.path} is damaged or no log: {error}") from error
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            with self.errors(), self.locked():
+                self.db.close()
+            os.close(self._lock)
+            self._lock = -1

@@ -1,0 +1,99 @@
+"""Consumer groups on the embedded log: members with leases, their share of the partitions, and committed offsets."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from broker.sqlite.files import LockedFile
+
+Part = tuple[str, int]
+
+
+class GroupsFile:
+    """A connection to the file that holds all groups of one log."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = LockedFile(directory / "_groups.sqlite")
+        with self._file.write() as db:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS members (grp TEXT, member TEXT, token TEXT, topics TEXT, until REAL, PRIMARY KEY (grp, member))"
+            )
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS offsets (grp TEXT, topic TEXT, partition INTEGER, next INTEGER, PRIMARY KEY (grp, topic, partition))"
+            )
+
+    def beat(self, group: str, member: str, token: str, topics: Sequence[str], lease: float) -> list[tuple[str, str]]:
+        """Renew (or take) a static member's place; returns the live members with their topics, in order.
+
+        The newest process of a static name owns the place: the older one finds its token gone and holds nothing.
+        """
+        now = time.time()
+        with self._file.write() as db:
+            db.execute("DELETE FROM members WHERE grp = ? AND until < ?", (group, now))
+            db.execute(
+                "INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)",
+                (group, member, token, json.dumps(list(topics)), now + lease),
+            )
+            return db.execute("SELECT member, topics FROM members WHERE grp = ? ORDER BY member", (group,)).fetchall()
+
+    def holds(self, group: str, member: str, token: str) -> bool:
+        with self._file.errors():
+            row = self._file.db.execute(
+                "SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)
+            ).fetchone()
+        return row is None or row[0] == token
+
+    def leave(self, group: str, member: str, token: str) -> None:
+        with self._file.write() as db:
+            db.execute("DELETE FROM members WHERE grp = ? AND member = ? AND token = ?", (group, member, token))
+
+    def commit(
+        self, group: str, member: str, token: str, offsets: Mapping[Part, int], partitions: Mapping[str, int]
+    ) -> None:
+        """Commit those offsets whose partitions this member holds at this moment."""
+        now = time.time()
+        with self._file.write() as db:
+            rows = db.execute(
+                "SELECT member, topics FROM members WHERE grp = ? AND until >= ? ORDER BY member", (group, now)
+            ).fetchall()
+            mine = db.execute("SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)).fetchone()
+            if mine is None or mine[0] != token:
+                return
+            held = share(rows, member, partitions)
+            db.executemany(
+                "INSERT INTO offsets VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = MAX(next, excluded.next)",
+                [(group, topic, p, offset) for (topic, p), offset in offsets.items() if (topic, p) in held],
+            )
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        with self._file.errors():
+            return dict(
+                self._file.db.execute(
+                    "SELECT partition, next FROM offsets WHERE grp = ? AND topic = ?", (group, topic)
+                ).fetchall()
+            )
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        with self._file.errors():
+            found: dict[str, set[str]] = {}
+            for group, topic in self._file.db.execute("SELECT DISTINCT grp, topic FROM offsets"):
+                found.setdefault(group, set()).add(topic)
+            for group, topics in self._file.db.execute("SELECT grp, topics FROM members"):
+                found.setdefault(group, set()).update(json.loads(topics))
+        return {group: tuple(sorted(topics)) for group, topics in sorted(found.items())}
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def share(members: Sequence[tuple[str, str]], member: str, partitions: Mapping[str, int]) -> frozenset[Part]:
+    """The partitions that ``member`` holds: each topic's are dealt in turn to the members that read it."""
+    held: set[Part] = set()
+    for topic, count in partitions.items():
+        readers = [name for name, topics in members if topic in json.loads(topics)]
+        if member in readers:
+            held.update((topic, p) for p in range(readers.index(member), count, len(readers)))
+    return frozenset(held)

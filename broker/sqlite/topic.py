@@ -1,0 +1,199 @@
+"""One topic: a SQLite file with its records, addressed by partition and offset."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from broker.errors import LogError, OffsetExpired
+from broker.log import Record, TopicSpec
+from broker.messages import Position
+from broker.sqlite.files import LockedFile
+
+SHIFT = 40  # a record's id is partition << 40 | offset: one clustered key, in order within a partition
+RETENTION_CHECK_SECONDS = 30.0
+Row = tuple[int, bytes, bytes]  # partition, key, value
+
+
+class TopicFile:
+    """A connection to one topic. ``spec`` creates it where it is missing."""
+
+    def __init__(self, directory: Path, name: str, durable: bool = False, max_pages: int = 0) -> None:
+        self.name = name
+        path = directory / f"{name}.sqlite"
+        if not path.exists():
+            raise LogError(f"topic {name!r} does not exist in {directory}")
+        self._file = LockedFile(path, durable, max_pages)
+        with self._file.errors():
+            row = self._file.db.execute("SELECT value FROM meta WHERE key = 'spec'").fetchone()
+        if row is None:
+            raise LogError(f"{path} holds no topic")
+        self.spec = TopicSpec(**json.loads(row[0]))
+        self._retention_due = 0.0
+
+    @staticmethod
+    def create(directory: Path, spec: TopicSpec) -> None:
+        """Make the topic, or check the one that is there. Raises LogError where its settings would lose data."""
+        file = LockedFile(directory / f"{spec.name}.sqlite")
+        try:
+            with file.write() as db:
+                db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT)")
+                db.execute("CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, key BLOB, value BLOB, at REAL)")
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS partitions (number INTEGER PRIMARY KEY, begin INTEGER, next INTEGER, bytes INTEGER)"
+                )
+                if spec.compacted:
+                    db.execute("CREATE INDEX IF NOT EXISTS by_key ON records (key)")
+                row = db.execute("SELECT value FROM meta WHERE key = 'spec'").fetchone()
+                if row is None:
+                    db.execute("INSERT INTO meta VALUES ('spec', ?)", (json.dumps(asdict(spec)),))
+                    db.executemany("INSERT INTO partitions VALUES (?, 0, 0, 0)", [(p,) for p in range(spec.partitions)])
+                else:
+                    _check(TopicSpec(**json.loads(row[0])), spec)
+        finally:
+            file.close()
+
+    def append(self, rows: Sequence[Row]) -> list[Position]:
+        """Append all rows in one transaction; returns their positions."""
+        now = time.time()
+        with self._file.write() as db:
+            ends = dict(db.execute("SELECT number, next FROM partitions").fetchall())
+            grown: dict[int, int] = {}
+            positions, values = [], []
+            for partition, key, value in rows:
+                offset = ends[partition]
+                ends[partition] = offset + 1
+                grown[partition] = grown.get(partition, 0) + len(value)
+                positions.append(Position(partition, offset))
+                values.append((partition << SHIFT | offset, key, value, now))
+            db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", values)
+            db.executemany(
+                "UPDATE partitions SET next = ?, bytes = bytes + ? WHERE number = ?",
+                [(ends[p], size, p) for p, size in grown.items()],
+            )
+            if self.spec.compacted:
+                for row_id, key, _, _ in values:
+                    db.execute(
+                        "DELETE FROM records WHERE key = ? AND id < ? AND id >= ?",
+                        (key, row_id, row_id >> SHIFT << SHIFT),
+                    )
+            if now >= self._retention_due:
+                self._retention_due = now + RETENTION_CHECK_SECONDS
+                self._retain(db, now)
+        return positions
+
+    def _retain(self, db: sqlite3.Connection, now: float) -> None:
+        seconds, limit = self.spec.retention_seconds, self.spec.retention_bytes
+        for partition, size in db.execute("SELECT number, bytes FROM partitions").fetchall():
+            low, high = partition << SHIFT, (partition + 1) << SHIFT
+            if seconds:
+                row = db.execute(
+                    "SELECT MAX(id) FROM records WHERE id >= ? AND id < ? AND at < ?", (low, high, now - seconds)
+                ).fetchone()
+                if row[0] is not None:
+                    _trim(db, partition, row[0] - low + 1)
+            if limit and size > limit:
+                over = size - limit
+                for row_id, length in db.execute(
+                    "SELECT id, LENGTH(value) FROM records WHERE id >= ? AND id < ? ORDER BY id", (low, high)
+                ):
+                    over -= length
+                    if over <= 0:
+                        _trim(db, partition, row_id - low + 1)
+                        break
+
+    def trim(self, offsets: Mapping[int, int]) -> None:
+        with self._file.write() as db:
+            for partition, offset in offsets.items():
+                _trim(db, partition, offset)
+
+    def version(self) -> int:
+        """Changes whenever another connection has committed."""
+        with self._file.errors():
+            return int(self._file.db.execute("PRAGMA data_version").fetchone()[0])
+
+    def read(self, partition: int, offset: int, limit: int, max_bytes: int) -> list[Record]:
+        """Records of one partition from ``offset`` on. Raises OffsetExpired if it is gone."""
+        low = partition << SHIFT
+        out: list[Record] = []
+        with self._file.errors():
+            rows = self._file.db.execute(
+                "SELECT id, key, value, at FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
+                (low + offset, low + (1 << SHIFT), limit),
+            )
+            size = 0
+            for row_id, key, value, at in rows:
+                out.append(Record(self.name, partition, row_id - low, key, value, at))
+                size += len(value)
+                if size >= max_bytes:
+                    rows.close()
+                    break
+        if not self.spec.compacted and (not out or out[0].offset != offset):
+            begin = self.begins().get(partition, 0)
+            if offset < begin:
+                raise OffsetExpired(self.name, partition, offset, begin)
+        return out
+
+    def get(self, positions: Sequence[Position]) -> list[Record]:
+        """The records at these positions. Raises OffsetExpired or LogError."""
+        out = []
+        with self._file.errors():
+            for partition, offset in positions:
+                row = self._file.db.execute(
+                    "SELECT key, value, at FROM records WHERE id = ?", (partition << SHIFT | offset,)
+                ).fetchone()
+                if row is None:
+                    begin = self.begins().get(partition, 0)
+                    if offset < begin:
+                        raise OffsetExpired(self.name, partition, offset, begin)
+                    raise LogError(f"{self.name}[{partition}] has no record at offset {offset}")
+                out.append(Record(self.name, partition, offset, *row))
+        return out
+
+    def begins(self) -> dict[int, int]:
+        with self._file.errors():
+            return dict(self._file.db.execute("SELECT number, begin FROM partitions").fetchall())
+
+    def ends(self) -> dict[int, int]:
+        with self._file.errors():
+            return dict(self._file.db.execute("SELECT number, next FROM partitions").fetchall())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _trim(db: sqlite3.Connection, partition: int, offset: int) -> None:
+    low = partition << SHIFT
+    row = db.execute("SELECT begin, next FROM partitions WHERE number = ?", (partition,)).fetchone()
+    if row is None or offset <= row[0]:
+        return
+    offset = min(offset, row[1])
+    size = db.execute(
+        "SELECT COALESCE(SUM(LENGTH(value)), 0) FROM records WHERE id >= ? AND id < ?", (low, low + offset)
+    ).fetchone()[0]
+    db.execute("DELETE FROM records WHERE id >= ? AND id < ?", (low, low + offset))
+    db.execute("UPDATE partitions SET begin = ?, bytes = bytes - ? WHERE number = ?", (offset, size, partition))
+
+
+def _check(found: TopicSpec, wanted: TopicSpec) -> None:
+    if found.partitions != wanted.partitions:
+        raise LogError(
+            f"topic {found.name!r} has {found.partitions} partitions, not {wanted.partitions}; set [broker] partitions = {found.partitions}"
+        )
+    if found.compacted != wanted.compacted:
+        raise LogError(
+            f"topic {found.name!r} is {'' if found.compacted else 'not '}compacted, which would lose or double records"
+        )
+    shorter = found.retention_seconds and (
+        not wanted.retention_seconds or found.retention_seconds < wanted.retention_seconds
+    )
+    if shorter or (
+        found.retention_bytes and (not wanted.retention_bytes or found.retention_bytes < wanted.retention_bytes)
+    ):
+        raise LogError(
+            f"topic {found.name!r} keeps records for {found.retention_seconds} s / {found.retention_bytes} bytes, less than this run asks for"
+        )

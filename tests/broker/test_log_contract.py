@@ -1,0 +1,274 @@
+"""One contract for every log engine: what holds here holds on all of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.errors import HeldByAnother, LogError, OffsetExpired
+from broker.log import Consumer, Log, Record, TopicSpec, open_log, partition_of
+from broker.messages import Position
+from broker.watermark import Watermark
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture(params=["sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    assert request.param == "sqlite"
+    return f"sqlite://{tmp_path / 'log'}"
+
+
+@pytest.fixture
+def log(url: str) -> Iterator[Log]:
+    log = open_log(url)
+    log.create([TopicSpec("t", 4), TopicSpec("one", 1), TopicSpec("newest", 1, compacted=True)])
+    yield log
+    log.close()
+
+
+def fill(log: Log, topic: str, count: int, partition: int | None = None, start: int = 0) -> list[Position]:
+    producer = log.producer()
+    for i in range(start, start + count):
+        producer.send(topic, f"k{i}".encode(), f"v{i}".encode(), partition)
+    positions = producer.flush()
+    producer.close()
+    return positions
+
+
+def drain(consumer: Consumer, count: int, seconds: float = 20.0) -> list[Record]:
+    out: list[Record] = []
+    deadline = time.monotonic() + seconds
+    while len(out) < count and time.monotonic() < deadline:
+        out.extend(consumer.poll(64, 0.05))
+    return out
+
+
+def test_positions_are_dense_and_in_order_of_sending(log: Log) -> None:
+    positions = fill(log, "t", 50)
+    for partition in range(4):
+        offsets = [p.offset for p in positions if p.partition == partition]
+        assert offsets == list(range(len(offsets)))
+    assert [p.partition for p in positions] == [partition_of(f"k{i}".encode(), 4) for i in range(50)]
+    assert sum(log.ends("t").values()) == 50
+    assert set(log.begins("t").values()) == {0}
+
+
+def test_reader_reads_in_order_from_its_positions(log: Log) -> None:
+    fill(log, "one", 20)
+    reader = log.reader("one", {0: 5})
+    records = reader.poll(100, 1.0)
+    assert [r.offset for r in records] == list(range(5, 20))
+    assert records[0].value == b"v5" and records[0].key == b"k5" and records[0].topic == "one"
+    assert reader.offsets() == {0: 20}
+    assert reader.poll(100, 0.0) == []
+    fill(log, "one", 1, start=20)
+    assert [r.value for r in reader.poll(100, 5.0)] == [b"v20"]
+    reader.seek({0: 19})
+    assert [r.offset for r in reader.poll(1, 1.0)] == [19]
+    reader.close()
+
+
+def test_get_returns_exactly_these_records_in_this_order(log: Log) -> None:
+    positions = fill(log, "t", 30)
+    reader = log.reader("t")
+    wanted = [positions[i] for i in (7, 3, 29, 3)]
+    assert [r.value for r in reader.get(wanted)] == [b"v7", b"v3", b"v29", b"v3"]
+    with pytest.raises(LogError):
+        reader.get([Position(0, 10_000)])
+    reader.close()
+
+
+def test_unflushed_records_are_not_there_and_a_second_flush_is_empty(log: Log) -> None:
+    producer = log.producer()
+    producer.send("one", b"k", b"v")
+    assert log.ends("one") == {0: 0}
+    assert producer.flush() == [Position(0, 0)]
+    assert producer.flush() == []
+    producer.close()
+
+
+def test_wrong_topic_partition_and_size_are_refused(log: Log) -> None:
+    producer = log.producer()
+    with pytest.raises(LogError, match="nowhere"):
+        producer.send("nowhere", b"", b"")
+    with pytest.raises(LogError, match="partition 9"):
+        producer.send("t", b"", b"", 9)
+    with pytest.raises(LogError, match="bytes"):
+        producer.send("t", b"", bytes(17 << 20))
+    producer.close()
+
+
+def test_members_share_the_partitions_and_take_over_what_a_leaver_had(log: Log) -> None:
+    fill(log, "t", 40)
+    first = log.consumer(["t"], "g", "a")
+    second = log.consumer(["t"], "g", "b")
+    deadline = time.monotonic() + 20
+    while len(first.assignment()) != 2 and time.monotonic() < deadline:
+        first.poll(0)
+        second.poll(0)
+        time.sleep(0.05)
+    assert len(first.assignment()) == len(second.assignment()) == 2
+    assert not first.assignment() & second.assignment()
+    second.close()
+    while len(first.assignment()) != 4 and time.monotonic() < deadline:
+        first.poll(0)
+        time.sleep(0.05)
+    assert len(drain(first, 40)) >= 40
+    first.close()
+
+
+def test_what_is_not_committed_comes_again_and_what_is_does_not(log: Log) -> None:
+    fill(log, "one", 10)
+    consumer = log.consumer(["one"], "g", "a")
+    records = drain(consumer, 10)
+    mark = Watermark()
+    for record in records:
+        mark.start(record)
+    for i in (0, 1, 2, 4, 5):
+        mark.done(records[i])
+    consumer.commit(mark.offsets())
+    consumer.close()
+    assert log.committed("g", "one") == {0: 3}
+    assert log.lag("g", "one") == 7
+    again = log.consumer(["one"], "g", "a")
+    assert [r.offset for r in drain(again, 7)] == list(range(3, 10))
+    again.close()
+    assert log.groups() == {"g": ("one",)}
+
+
+def test_groups_do_not_disturb_each_other(log: Log) -> None:
+    fill(log, "one", 5)
+    for group in ("g", "h"):
+        consumer = log.consumer(["one"], group, "a")
+        assert len(drain(consumer, 5)) == 5
+        consumer.close()
+
+
+def test_a_restarted_static_member_takes_its_place_and_the_older_one_cannot_commit(log: Log) -> None:
+    fill(log, "one", 10)
+    older = log.consumer(["one"], "g", "a")
+    assert len(drain(older, 10)) == 10
+    newer = log.consumer(["one"], "g", "a")
+    assert len(drain(newer, 10, 5)) == 10, "the place is taken at once, without waiting for a lease"
+    older.commit({("one", 0): 10})
+    assert log.committed("g", "one") == {}
+    newer.commit({("one", 0): 4})
+    assert log.committed("g", "one") == {0: 4}
+    newer.close()
+    older.close()
+
+
+def hold_partitions(url: str, ready: object) -> None:
+    consumer = open_log(url).consumer(["t"], "g", "dying")
+    consumer.poll(16, 1.0)
+    ready.set()  # type: ignore[attr-defined]
+    while True:
+        consumer.poll(0)
+        time.sleep(0.1)
+
+
+def test_a_killed_member_loses_its_partitions_to_the_others(log: Log, url: str) -> None:
+    fill(log, "t", 40)
+    ready = SPAWN.Event()
+    process = SPAWN.Process(target=hold_partitions, args=(url, ready), daemon=True)
+    process.start()
+    assert ready.wait(30)
+    survivor = log.consumer(["t"], "g", "survivor")
+    assert len(survivor.assignment()) == 2
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert len({r.value for r in drain(survivor, 40)}) == 40
+    survivor.close()
+
+
+def test_trimmed_positions_are_reported_by_name(log: Log) -> None:
+    fill(log, "one", 10)
+    reader = log.reader("one", {0: 0})
+    log.trim("one", {0: 6})
+    assert log.begins("one") == {0: 6}
+    with pytest.raises(OffsetExpired, match=r"one\[0\] offset 0"):
+        reader.poll(10, 1.0)
+    with pytest.raises(OffsetExpired):
+        reader.get([Position(0, 2)])
+    reader.seek({0: 6})
+    assert [r.offset for r in reader.poll(10, 1.0)] == [6, 7, 8, 9]
+    reader.close()
+
+
+def test_a_compacted_topic_keeps_the_newest_record_of_a_key(log: Log) -> None:
+    producer = log.producer()
+    for i in range(10):
+        producer.send("newest", b"ab"[i % 2 : i % 2 + 1], str(i).encode())
+        producer.flush()
+    producer.close()
+    reader = log.reader("newest")
+    newest = {r.key: r.value for r in reader.poll(100, 1.0)}
+    assert newest == {b"a": b"8", b"b": b"9"}
+    reader.close()
+
+
+def test_settings_that_would_lose_data_are_refused(log: Log) -> None:
+    log.create([TopicSpec("t", 4)])
+    with pytest.raises(LogError, match="partitions"):
+        log.create([TopicSpec("t", 5)])
+    with pytest.raises(LogError, match="compacted"):
+        log.create([TopicSpec("one", 1, compacted=True)])
+    assert log.topics()["t"] == TopicSpec("t", 4)
+
+
+def hold_name(url: str, ready: object) -> None:
+    producer = open_log(url).exclusive_producer("learner", "the first learner")
+    producer.send("one", b"k", b"v")
+    producer.flush()
+    ready.set()  # type: ignore[attr-defined]
+    time.sleep(60)
+
+
+def test_an_exclusive_producer_has_one_holder_until_it_dies(log: Log, url: str) -> None:
+    ready = SPAWN.Event()
+    process = SPAWN.Process(target=hold_name, args=(url, ready), daemon=True)
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(HeldByAnother, match="the first learner"):
+        log.exclusive_producer("learner", "the second learner")
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    producer = log.exclusive_producer("learner", "the second learner")
+    producer.send("one", b"k", b"w")
+    assert producer.flush() == [Position(0, 1)]
+    producer.close()
+
+
+def append_many(url: str, worker: int, count: int) -> None:
+    producer = open_log(url).producer()
+    for i in range(count):
+        producer.send("t", f"{worker}".encode(), f"{worker}/{i}".encode(), worker % 4)
+        if i % 10 == 9:
+            producer.flush()
+    producer.flush()
+
+
+def test_processes_that_append_at_once_lose_and_double_nothing(log: Log, url: str) -> None:
+    workers = [SPAWN.Process(target=append_many, args=(url, w, 200)) for w in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    reader = log.reader("t")
+    values: list[bytes] = []
+    while len(values) < 800:
+        records = reader.poll(100, 5.0)
+        assert records
+        values.extend(r.value for r in records)
+    reader.close()
+    assert len(set(values)) == len(values) == 800
+    for w in range(4):
+        assert [v for v in values if v.startswith(f"{w}/".encode())] == [f"{w}/{i}".encode() for i in range(200)]
