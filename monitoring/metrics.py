@@ -1,0 +1,169 @@
+"""Every metric of the project, declared once: name, type, buckets, units (base units; ``_total`` on counters).
+
+One registry a process. A class holds the metrics of one role, with their labels looked up already, so that a call site is
+one line. Labels are of low cardinality only: never a prompt's or a trajectory's id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+GENERATION_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
+REWARDER_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60)
+REWARD = (-1, -0.5, -0.1, 0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2)
+STALENESS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32)
+RATIO = (0.1, 0.5, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 2, 5, 10)
+LENGTH = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+PHASE_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class ActorMetrics:
+    """What one actor generates."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.generated_tokens = Counter("headrace_generated_tokens", "Response tokens generated", registry=registry)
+        self.inflight = Gauge("headrace_inflight_requests", "Samples being generated", registry=registry)
+        self.weight_version = Gauge(
+            "headrace_actor_weight_version", "Policy version that is sampled from", registry=registry
+        )
+        self.generation_seconds = Histogram(
+            "headrace_generation_seconds",
+            "From admission of a sample to its end",
+            buckets=GENERATION_SECONDS,
+            registry=registry,
+        )
+        self.update_seconds = Histogram(
+            "headrace_weight_update_seconds", "Taking in one set of weights", buckets=PHASE_SECONDS, registry=registry
+        )
+        aborted = Counter("headrace_aborted", "Samples that did not end by themselves", ["reason"], registry=registry)
+        self.aborted = lru_cache(maxsize=32)(lambda reason: aborted.labels(reason))
+
+
+class RewarderMetrics:
+    """What one rewarder judges."""
+
+    def __init__(self, registry: CollectorRegistry, rewarder: str) -> None:
+        label = ["rewarder"]
+        self.latency = Histogram(
+            "headrace_latency_seconds", "One judgement", label, buckets=REWARDER_SECONDS, registry=registry
+        ).labels(rewarder)
+        self.reward = Histogram("headrace_reward", "Values given", label, buckets=REWARD, registry=registry).labels(
+            rewarder
+        )
+        self.mean = Gauge(
+            "headrace_reward_recent_mean", "Moving mean of the values given", label, registry=registry
+        ).labels(rewarder)
+        results = Counter("headrace_results", "Verdicts", ["rewarder", "outcome"], registry=registry)
+        self.results = lru_cache(maxsize=8)(lambda outcome: results.labels(rewarder, outcome))
+        self.restarts = Counter(
+            "headrace_worker_restarts", "Judging processes ended and started again", label, registry=registry
+        ).labels(rewarder)
+        self.skipped = Counter(
+            "headrace_skipped_records", "Records that no verdict is due on", label, registry=registry
+        ).labels(rewarder)
+        self.degraded = Gauge(
+            "headrace_sandbox_degraded", "1 while the sandbox fails its self-test", label, registry=registry
+        ).labels(rewarder)
+
+
+class LearnerMetrics:
+    """What the learner trains."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"headrace_{name}", text, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"headrace_{name}", text, buckets=buckets, registry=registry)
+
+        phase = Histogram(
+            "headrace_step_phase_seconds", "Parts of a step", ["phase"], buckets=PHASE_SECONDS, registry=registry
+        )
+        self.step_phase = lru_cache(maxsize=32)(lambda name: phase.labels(name))
+        self.tokens = Counter("headrace_tokens", "Response tokens trained", registry=registry)
+        self.steps = Counter("headrace_steps", "Optimizer steps", registry=registry)
+        self.weight_version = gauge("weight_version", "Newest policy version")
+        self.staleness = histogram("staleness_versions", "Versions between sampling and training", STALENESS)
+        dropped = Counter("headrace_dropped_groups", "Groups that ended untrained", ["reason"], registry=registry)
+        self.dropped_groups = lru_cache(maxsize=32)(lambda reason: dropped.labels(reason))
+        self.importance_ratio = histogram("importance_ratio", "Mean of pi/mu of a step", RATIO)
+        self.importance_ratio_max = gauge("importance_ratio_max", "Largest pi/mu of the last step")
+        clip = Gauge("headrace_clip_fraction", "Share of tokens clipped or masked", ["side"], registry=registry)
+        self.clip_fraction = lru_cache(maxsize=8)(lambda side: clip.labels(side))
+        self.kl = gauge("kl", "k3 divergence between behaviour and policy")
+        self.entropy = gauge("entropy", "Entropy of the policy, nats a token")
+        self.reward_mean = gauge("reward_mean", "Mean reward of the groups judged for the last step")
+        self.grad_norm = gauge("grad_norm", "Gradient norm before clipping")
+        self.ess_ratio = gauge("ess_ratio", "Effective sample size over sample size")
+        self.zero_variance_group_ratio = gauge("zero_variance_group_ratio", "Share of groups without a gradient")
+        self.response_length = histogram("response_length_tokens", "Mean response length of a step", LENGTH)
+        self.broadcast_seconds = histogram(
+            "weight_broadcast_seconds", "One push of weights to all receivers", PHASE_SECONDS
+        )
+        self.checkpoint_seconds = histogram("checkpoint_seconds", "Writing one checkpoint", PHASE_SECONDS)
+        self.evictions = Counter(
+            "headrace_broadcast_evictions", "Receivers that did not answer a push", registry=registry
+        )
+        self.outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
+        self.pass_at_1 = gauge("pass_at_1", "Held-out pass@1 of the last evaluation")
+        memory = Gauge("headrace_gpu_memory_bytes", "Device memory", ["kind"], registry=registry)
+        self.gpu_memory = lru_cache(maxsize=4)(lambda kind: memory.labels(kind))
+
+
+class BrokerMetrics:
+    """What a process does with the log."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        lag = Gauge(
+            "headrace_consumer_lag_messages",
+            "Records behind a group's committed offsets",
+            ["group", "topic"],
+            registry=registry,
+        )
+        self.lag = lru_cache(maxsize=64)(lambda group, topic: lag.labels(group, topic))
+        age = Gauge(
+            "headrace_oldest_message_age_seconds",
+            "Age of the oldest record taken but not done",
+            ["topic"],
+            registry=registry,
+        )
+        self.oldest_age = lru_cache(maxsize=16)(lambda topic: age.labels(topic))
+        errors = Counter("headrace_produce_errors", "Appends that failed", ["topic", "reason"], registry=registry)
+        self.produce_errors = lru_cache(maxsize=64)(lambda topic, reason: errors.labels(topic, reason))
+        size = Counter("headrace_bytes", "Bytes of record values", ["direction"], registry=registry)
+        self.bytes_in, self.bytes_out = size.labels("in"), size.labels("out")
+        self.unavailable = Gauge("headrace_log_unavailable", "1 while the log cannot be reached", registry=registry)
+        self.dead_letters = Counter("headrace_dead_letters", "Records put into the dead letters", registry=registry)
+
+
+class SystemMetrics:
+    """How a daemon spends its time: what is not idle is busy, and the rate of idleness is the bubble."""
+
+    def __init__(self, registry: CollectorRegistry, role: str) -> None:
+        idle = Counter("headrace_idle_seconds", "Time spent waiting", ["role", "reason"], registry=registry)
+        self._busy = Counter("headrace_busy_seconds", "Time spent working", ["role"], registry=registry).labels(role)
+        self._idle = lru_cache(maxsize=32)(lambda reason: idle.labels(role, reason))
+        self._mark = time.monotonic()
+
+    @contextlib.contextmanager
+    def idle(self, reason: str) -> Iterator[None]:
+        """The block waits for ``reason``; the time since the last such block was work."""
+        start = time.monotonic()
+        self._busy.inc(start - self._mark)
+        try:
+            yield
+        finally:
+            self._mark = time.monotonic()
+            self._idle(reason).inc(self._mark - start)
+
+    def waited(self, reason: str, seconds: float) -> None:
+        """The last ``seconds`` were spent waiting for ``reason``."""
+        now = time.monotonic()
+        self._busy.inc(max(0.0, now - self._mark - seconds))
+        self._idle(reason).inc(seconds)
+        self._mark = now
