@@ -36,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(run: Run, config: object, stop: Stop, name: str) -> int:
     """Run all stages with metrics and registration around them."""
-    from monitoring.exporter import Exporter
-    from monitoring.logs import setup_logging
     from prometheus_client import CollectorRegistry
 
     from learner.config import LearnerConfig
@@ -45,6 +43,8 @@ def serve(run: Run, config: object, stop: Stop, name: str) -> int:
     from learner.stages import run_stages
     from learner.telemetry import Telemetry
     from monitoring.daemon import registered
+    from monitoring.exporter import Exporter
+    from monitoring.logs import setup_logging
 
     assert isinstance(config, LearnerConfig)
     setup_logging("learner", name, run.table.name, run.directory)

@@ -145,7 +145,7 @@ class RlStage(StageTable):
     eval_data: str = "heldout"
     eval_questions: int = Field(default=200, ge=1)
     eval_k: int = Field(default=1, ge=1)
-    learner: dict[str, Any] = {}
+    learner: dict[str, Any] = Field(default_factory=dict)
 
 
 class EvaluateStage(StageTable):

@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Iterator
 
-from monitoring.metrics import LearnerMetrics, SystemMetrics
 from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
 from learner.config import Stage
+from monitoring.metrics import LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
 GAUGES = {

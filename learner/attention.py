@@ -1,0 +1,98 @@
+"""Attention over packed segments: a token sees the earlier tokens of its own sequence and nothing else.
+
+Registered with transformers as ``headrace_segments``; the plan travels as the forward argument ``segments``. Segments of
+similar length are computed as one padded batch (causal, so padding on the right is never seen); no mask is ever made.
+Sliding windows and attention dropout are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from broker.errors import EngineError
+
+NAME = "headrace_segments"
+SPREAD = 1.25  # longest over shortest segment of one padded batch
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Segments of similar length as a padded batch: ``index_NL`` is each place's token, ``valid_NL`` whether it is one."""
+
+    index_NL: Tensor
+    valid_NL: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """How the ``T`` tokens of a chunk fall into segments. ``order_T`` maps each token to its place among the buckets' outputs."""
+
+    buckets: tuple[Bucket, ...]
+    order_T: Tensor
+
+
+def plan_segments(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> Segments:
+    """The plan for segments of these lengths, laid end to end in this order."""
+    starts, at = [], 0
+    for length in lengths:
+        starts.append(at)
+        at += length
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    groups: list[list[int]] = []
+    for i in by_length:
+        if groups and lengths[i] <= SPREAD * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    buckets, order = [], torch.empty(at, dtype=torch.long)
+    done = 0
+    for members in groups:
+        size = torch.tensor([lengths[i] for i in members])
+        first = torch.tensor([starts[i] for i in members])
+        place = torch.arange(int(size.max()))
+        valid = place < size[:, None]
+        index = torch.where(valid, first[:, None] + place, first[:, None])
+        count = int(size.sum())
+        order[index[valid]] = torch.arange(done, done + count)
+        done += count
+        buckets.append(Bucket(index.to(device), valid.to(device)))
+    return Segments(tuple(buckets), order.to(device))
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """``query`` ``[1, H, T, D]``, ``key`` and ``value`` ``[1, KV, T, D]`` -> ``[1, T, H, D]``. Raises EngineError without a plan."""
+    if segments is None or attention_mask is not None:
+        raise EngineError(f"attention {NAME!r} needs the argument 'segments' and no attention mask")
+    if dropout or sliding_window:
+        raise EngineError("packed training knows neither attention dropout nor sliding windows")
+    q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    grouped = q_THD.shape[1] != k_TKD.shape[1]
+    pieces = []
+    for bucket in segments.buckets:
+        q, k, v = (x[bucket.index_NL].transpose(1, 2) for x in (q_THD, k_TKD, v_TKD))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        pieces.append(out.transpose(1, 2)[bucket.valid_NL])
+    return torch.cat(pieces)[segments.order_T][None], None
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns its name."""
+    AttentionInterface.register(NAME, segment_attention)
+    return NAME

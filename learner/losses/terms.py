@@ -1,0 +1,78 @@
+"""The objectives' terms: pure functions of one token's numbers, of any shape; tensors in, tensors out.
+
+Notation (docs of each give the source): pi current policy, mu behaviour policy, ``w = pi / mu``, A advantage, sg stop-gradient.
+All take clean inputs (see ``guard``): finite where they count, zero elsewhere. Losses are minimised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+RATIO_LIMIT = 60.0  # |log w| beyond this is cut: exp(60) is still far from float32's end
+KL_LIMIT, KL_VALUE_LIMIT = 20.0, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``loss`` of each token, and ``flags``: which tokens something was done to (clipped, masked), by name."""
+
+    loss: Tensor
+    flags: dict[str, Tensor] = field(default_factory=dict)
+
+
+def log_ratio(logprobs: Tensor, behavior: Tensor) -> Tensor:
+    """``log pi - log mu``, cut to +-60."""
+    return (logprobs - behavior).clamp(-RATIO_LIMIT, RATIO_LIMIT)
+
+
+def ppo_clip(
+    logprobs: Tensor, behavior: Tensor, advantages: Tensor, low: float, high: float, dual: float | None = None
+) -> Term:
+    """``max(-A w, -A clip(w, 1 - low, 1 + high))`` (PPO, arXiv 1707.06347 eq. 7; GRPO, arXiv 2402.03300 eq. 3).
+
+    ``dual`` c: for A < 0 at most ``-c A`` (dual clip, arXiv 1912.09729). At the extremes: A > 0 gives no gradient above
+    ``1 + high``; A < 0 none below ``1 - low``, and without ``dual`` an unbounded one above.
+    """
+    ratio = log_ratio(logprobs, behavior).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high)
+    loss = torch.maximum(plain, clipped)
+    flags = {"clip_high": (advantages > 0) & (ratio > 1 + high), "clip_low": (advantages < 0) & (ratio < 1 - low)}
+    if dual is not None:
+        bound = -dual * advantages
+        flags["clip_dual"] = (advantages < 0) & (loss > bound)
+        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    return Term(loss, flags)
+
+
+def trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, trust: float, cap: float, tau: float) -> Term:
+    """``-K sg[min(w, C)] A log pi + tau (log w)^2``: the default for asynchronous training.
+
+    K leaves out a token that moved further than ``trust`` in probability already in the direction that its advantage
+    pushes (A > 0 and pi - mu > d, or A < 0 and pi - mu < -d: DPPO's mask). C caps the importance weight (truncated
+    importance sampling), so the gradient is bounded at any ratio. The square pulls pi back to mu.
+    """
+    log_w = log_ratio(logprobs, behavior)
+    with torch.no_grad():
+        moved = logprobs.exp() - behavior.exp()
+        high, low = (advantages > 0) & (moved > trust), (advantages < 0) & (moved < -trust)
+        ratio = log_w.exp()
+        weight = torch.where(high | low, 0.0, ratio.clamp(max=cap))
+    loss = -weight * advantages * logprobs + tau * log_w.square()
+    return Term(loss, {"clip_high": high, "clip_low": low, "capped": ratio > cap})
+
+
+def tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor) -> Term:
+    """TOPR (arXiv 2503.14286 eq. 8): ``-A log pi`` for A > 0, else ``-sg[clip(w, 0, 1)] A log pi``; always bounded."""
+    with torch.no_grad():
+        ratio = log_ratio(logprobs, behavior).exp()
+        weight = torch.where(advantages > 0, 1.0, ratio.clamp(max=1.0))
+    return Term(-weight * advantages * logprobs, {"capped": (advantages < 0) & (ratio > 1)})
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """``e^q - q - 1`` with ``q = log ref - log pi`` cut to +-20 and the value to 10 (J. Schulman, 2020): KL(pi || ref) >= 0."""
+    q = (reference - logprobs).clamp(-KL_LIMIT, KL_LIMIT)
+    return (q.exp() - q - 1).clamp(max=KL_VALUE_LIMIT)
