@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from learner.config import OptimizerTable
+from learner.muon import Muon
 
 MUON_MOMENTUM = 0.95
 
@@ -57,7 +58,7 @@ def build_optimizer(model: torch.nn.Module, table: OptimizerTable) -> Optimizers
     adamw = torch.optim.AdamW(rest, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay)
     parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, 1.0)]
     if hidden:
-        muon = torch.optim.Muon(
+        muon = Muon(
             hidden, lr=table.lr * table.muon, weight_decay=table.weight_decay, momentum=MUON_MOMENTUM
         )
         parts.append((muon, table.muon))

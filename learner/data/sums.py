@@ -1,0 +1,118 @@
+"""A task that a tiny model can learn to reason on: signed sums modulo a number, one operation at a time.
+
+``Compute 3+7-2+9 mod 10.`` is answered by the chain ``3+7=0,0-2=8,8+9=7`` and ``\\boxed{7}``. A guess is right once in
+``modulus`` times; more terms are harder.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from broker.errors import DataError
+from broker.messages import ChatMessage
+from learner.data.source import Document, PromptRow, Span
+
+Sum = tuple[int, tuple[tuple[str, int], ...]]  # first term, then sign and term
+
+
+@dataclass(frozen=True)
+class SignedSums:
+    """Questions without end; ``seed`` chooses the stream, so held-out questions take another one."""
+
+    min_terms: int = 4
+    max_terms: int = 6
+    modulus: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_terms <= self.max_terms <= self.modulus <= 10:
+            raise DataError(
+                f"needs 2 <= min_terms {self.min_terms} <= max_terms {self.max_terms} <= modulus {self.modulus} <= 10"
+            )
+
+    @property
+    def size(self) -> int | None:
+        return None
+
+    def row(self, number: int) -> PromptRow:
+        rng = random.Random(f"sums/{self.seed}/{number}")
+        problem = draw(rng, rng.randint(self.min_terms, self.max_terms), self.modulus)
+        answer = str(value(problem, self.modulus))
+        return PromptRow(
+            (ChatMessage("user", question(problem, self.modulus)),), answer, "sums", {"terms": 1 + len(problem[1])}
+        )
+
+
+@dataclass(frozen=True)
+class SumsCorpus:
+    """The text that a tiny base model is made from: worked problems, and conversations of mixed effort and form.
+
+    Raw documents hold three worked problems (trained on the chains, tag ``chain``); conversations hold two, of which a share
+    ``guesses`` answers at once with a guess and a share ``broken`` has a wrong form. ``level`` raises the number of terms.
+    """
+
+    max_terms: int = 6
+    modulus: int = 10
+    raw_share: float = 0.5
+    guesses: float = 0.8
+    broken: float = 0.2
+    seed: int = 0
+
+    @property
+    def size(self) -> int | None:
+        return None
+
+    def document(self, number: int, level: float) -> Document:
+        rng = random.Random(f"corpus/{self.seed}/{number}")
+        most = 2 + int(level * (self.max_terms - 2) + 1e-9)
+        if rng.random() < self.raw_share:
+            return Document(spans=tuple(span for _ in range(3) for span in self._worked(rng, most)))
+        return Document(messages=tuple(turn for _ in range(2) for turn in self._conversation(rng, most)), tag="reply")
+
+    def _worked(self, rng: random.Random, most: int) -> tuple[Span, Span]:
+        problem = draw(rng, rng.randint(2, most), self.modulus)
+        return Span(question(problem, self.modulus) + "\n", False), Span(
+            chain(problem, self.modulus) + "\n", True, "chain"
+        )
+
+    def _conversation(self, rng: random.Random, most: int) -> tuple[ChatMessage, ChatMessage]:
+        problem = draw(rng, rng.randint(2, most), self.modulus)
+        thought = "Easy." if rng.random() < self.guesses else chain(problem, self.modulus)
+        answer = value(problem, self.modulus)
+        reply = f"<think>{thought}</think><answer>\\boxed{{{answer}}}</answer>"
+        if rng.random() < self.broken:
+            reply = rng.choice(
+                (
+                    f"<think>{thought}</think>\\boxed{{{answer}}}",
+                    f"{thought}<answer>\\boxed{{{answer}}}</answer>",
+                    f"<think>{thought}</think><answer>{answer}</answer>",
+                )
+            )
+        return ChatMessage("user", question(problem, self.modulus)), ChatMessage("assistant", reply)
+
+
+def draw(rng: random.Random, terms: int, modulus: int) -> Sum:
+    """A sum of distinct digits: which term comes next is then never in doubt."""
+    digits = rng.sample(range(modulus), terms)
+    return digits[0], tuple((rng.choice("+-"), digit) for digit in digits[1:])
+
+
+def value(problem: Sum, modulus: int) -> int:
+    first, rest = problem
+    return (first + sum(d if sign == "+" else -d for sign, d in rest)) % modulus
+
+
+def question(problem: Sum, modulus: int) -> str:
+    first, rest = problem
+    return f"Compute {first}{''.join(sign + str(d) for sign, d in rest)} mod {modulus}."
+
+
+def chain(problem: Sum, modulus: int) -> str:
+    """The working, one operation after the other: ``3+7=0,0-2=8``."""
+    at, steps = problem[0], []
+    for sign, digit in problem[1]:
+        result = (at + digit if sign == "+" else at - digit) % modulus
+        steps.append(f"{at}{sign}{digit}={result}")
+        at = result
+    return ",".join(steps)

@@ -1,0 +1,168 @@
+"""Rows of JSON lines, Parquet, or a Hugging Face data set as prompts or documents. Columns may have other names.
+
+``prompt`` is text (one user turn) or ``messages`` a list of {role, content}; ``answer``, ``kind`` and ``metadata`` are optional.
+``system`` puts a system turn before each prompt; ``template`` wraps its text (``{prompt}`` stands for it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from broker.errors import DataError
+from broker.messages import ChatMessage
+from learner.data.source import Document, PromptRow, Span
+
+COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
+
+
+class Rows(Protocol):
+    """Rows by number, each a map of columns."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Mapping[str, Any]: ...
+
+
+class JsonLines:
+    """Rows of a JSON lines file; only their places are held, a row is parsed when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: list[tuple[int, int]] = []  # byte offset, line number
+        at = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    self._places.append((at, number))
+                at += len(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        at, line = self._places[number]
+        with self._path.open("rb") as file:
+            file.seek(at)
+            raw = file.readline()
+        try:
+            row = json.loads(raw)
+        except ValueError as error:
+            raise DataError(f"{self._path} line {line} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
+        return row
+
+
+def read_table(path: str, split: str = "train") -> Rows:
+    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, a directory of a saved data set, or a Hugging Face id. Raises DataError."""
+    place = Path(path)
+    if place.suffix in (".jsonl", ".json") and place.is_file():
+        return JsonLines(place)
+    import datasets
+
+    try:
+        if place.suffix == ".parquet" and place.is_file():
+            return datasets.Dataset.from_parquet(path)
+        if place.is_dir() and ((place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists()):
+            found = datasets.load_from_disk(path)
+        else:
+            found = datasets.load_dataset(path)
+    except Exception as error:  # the library raises errors of many kinds; each means that there is no such data
+        raise DataError(
+            f"data {path!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    if isinstance(found, dict):
+        if split not in found:
+            raise DataError(f"data {path!r} has no split {split!r}; it has {', '.join(found)}")
+        found = found[split]
+    return found
+
+
+@dataclass(frozen=True)
+class _Table:
+    rows: Rows
+    where: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our name of a column -> its name in the file."""
+    system: str = ""
+    template: str = "{prompt}"
+
+    def __post_init__(self) -> None:
+        for name in self.columns:
+            if name not in COLUMNS:
+                raise DataError(f"columns has {name!r}; it may rename {', '.join(COLUMNS)}")
+        if "{prompt}" not in self.template:
+            raise DataError(f"template = {self.template!r} must hold {{prompt}}")
+
+    @property
+    def size(self) -> int | None:
+        return len(self.rows)
+
+    def _cell(
+        self, row: Mapping[str, Any], number: int, name: str, kind: type | tuple[type, ...], needed: bool = False
+    ) -> Any:
+        column = self.columns.get(name, name)
+        value = row.get(column)
+        if value is None:
+            if needed:
+                raise DataError(f"{self.where} row {number} has no column {column!r}; it has {', '.join(row)}")
+            return None
+        if not isinstance(value, kind):
+            raise DataError(
+                f"{self.where} row {number} column {column!r} is a {type(value).__name__}: {str(value)[:80]!r}"
+            )
+        return value
+
+    def _messages(self, row: Mapping[str, Any], number: int) -> tuple[ChatMessage, ...]:
+        turns = self._cell(row, number, "messages", list)
+        if turns is None:
+            text = self._cell(row, number, "prompt", str, needed=True)
+            messages = [ChatMessage("user", self.template.replace("{prompt}", text))]
+        else:
+            messages = [self._turn(turn, number) for turn in turns]
+        return (ChatMessage("system", self.system), *messages) if self.system else tuple(messages)
+
+    def _turn(self, turn: Any, number: int) -> ChatMessage:
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("role"), str)
+            or not isinstance(turn.get("content"), str)
+        ):
+            raise DataError(f"{self.where} row {number}: a message must be {{role, content}}, not {str(turn)[:80]!r}")
+        return ChatMessage(turn["role"], turn["content"])
+
+
+@dataclass(frozen=True)
+class TablePrompts(_Table):
+    """Prompts from a table."""
+
+    def row(self, number: int) -> PromptRow:
+        row = self.rows[number]
+        answer = self._cell(row, number, "answer", (str, int, float))
+        metadata = self._cell(row, number, "metadata", dict) or {}
+        return PromptRow(
+            self._messages(row, number),
+            None if answer is None else str(answer),
+            self._cell(row, number, "kind", str) or "",
+            {key: value for key, value in metadata.items() if value is not None},
+        )
+
+
+@dataclass(frozen=True)
+class TableDocuments(_Table):
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``."""
+
+    def document(self, number: int, level: float) -> Document:
+        row = self.rows[number]
+        text = self._cell(row, number, "text", str)
+        if text is not None:
+            return Document(spans=(Span(text, True),))
+        messages = self._messages(row, number)
+        if messages[-1].role != "assistant":
+            response = self._cell(row, number, "response", str, needed=True)
+            messages = (*messages, ChatMessage("assistant", response))
+        return Document(messages=messages)
