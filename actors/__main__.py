@@ -1,0 +1,137 @@
+"""The actor daemon: ``python -m actors FILE``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from actors.config import ActorsTable
+from broker.errors import HeadraceError, RunFileError
+from broker.run import Run, arguments
+from monitoring.daemon import Stop, die_with_parent, registered
+
+log_ = logging.getLogger("actor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments("actor", __doc__ or "").parse_args(argv)
+    die_with_parent()
+    stop = Stop().install()
+    try:
+        run = Run.open(options.file, options.overrides, options.directory)
+        serve(run, run.file.table("actors", ActorsTable), stop, options.name)
+    except RunFileError as error:
+        print(f"actor: {error}", file=sys.stderr)
+        return 2
+    except HeadraceError as error:
+        print(f"fault: {error}", file=sys.stderr, flush=True)
+        return 3
+    return 0
+
+
+def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
+    """Wait for a first policy, then sample until ``stop``."""
+    from prometheus_client import CollectorRegistry
+
+    from actors.policy import PolicyFollower
+    from monitoring.exporter import Exporter
+    from monitoring.logs import setup_logging
+    from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
+
+    setup_logging("actor", name, run.table.name, run.directory)
+    registry = CollectorRegistry()
+    metrics, broker, system = ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor")
+    with ExitStack() as stack:
+        exporter = Exporter(registry)
+        stack.callback(exporter.close)
+        stack.enter_context(registered(run.directory, name, "actor", exporter.address))
+        log = run.open_log()
+        stack.callback(log.close)
+        follower = PolicyFollower(log, run.topics)
+        stack.callback(follower.close)
+        warm_up(table)
+        policy = None
+        while policy is None:
+            with system.idle("no_policy"):
+                policy = follower.poll(0.2)
+            if stop:
+                return
+        engine = open_engine(table, policy.path, run.table.seed, name)
+        stack.callback(engine.close)
+        from actors.worker import ActorWorker
+        from broker.weights.client import WeightClient
+
+        def status() -> dict[str, Any]:
+            return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address}
+
+        client = WeightClient(name, engine.sink, status)
+        stack.callback(client.close)
+        client.load(Path(policy.path), policy.version)
+        client.connect(policy.control)
+        threading.Thread(target=follow, args=(run, client, stop), name="policy", daemon=True).start()
+        worker = ActorWorker(name, log, run.topics, engine, engine.tokenizer, table, metrics, broker, system)
+        stack.callback(worker.close)
+        log_.info("sampling from version %d", engine.version)
+        worker.run(stop)
+
+
+def warm_up(table: ActorsTable) -> None:
+    """Import what sampling needs while the first policy is still being made."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(table.threads)
+    _ = transformers.AutoTokenizer
+
+
+def open_engine(table: ActorsTable, path: str, seed: int, name: str) -> Any:
+    """The engine that ``[actors] engine`` names. Raises EngineError."""
+    import torch
+
+    from actors.local.engine import LocalEngine
+
+    return LocalEngine(
+        path,
+        slots=table.slots,
+        context=table.context_length,
+        mode=table.update,
+        dtype=getattr(torch, table.dtype),
+        device=table.device,
+        seed=hash_seed(f"{seed}/{name}/{os.getpid()}"),
+    )
+
+
+def hash_seed(text: str) -> int:
+    """A 63-bit seed: a restarted actor must not draw the samples of its former life again."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def follow(run: Run, client: Any, stop: Stop) -> None:
+    """Keep the control client at the address of the newest learner."""
+    from actors.policy import PolicyFollower
+
+    log = run.open_log()
+    follower = PolicyFollower(log, run.topics)
+    while not stop:
+        try:
+            policy = follower.poll(1.0)
+        except HeadraceError as error:
+            log_.warning("following the policy: %s", error)
+            stop.wait(1.0)
+            continue
+        if policy is not None:
+            client.connect(policy.control)
+    follower.close()
+    log.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The forward pass of a Llama-like decoder on a static key-value cache: Llama, Qwen2, Qwen3.
+
+Fused projections, grouped queries as rows, no framework in the inner loop. Covers RMSNorm, rotary positions (default and
+those that transformers can compute beforehand), grouped-query attention, optional biases and query/key norms, SwiGLU, tied or
+untied heads. Sliding windows, experts and dynamic rotary scaling are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from broker.errors import EngineError
+
+SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass(slots=True)
+class Layer:
+    """One layer's weights, fused."""
+
+    norm1: Tensor
+    norm2: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    gate_up: Tensor
+    down: Tensor
+
+
+class Cache:
+    """Keys and values of ``rows`` sequences of up to ``length`` tokens: per layer ``[rows, KV, length, D]``."""
+
+    def __init__(self, decoder: Decoder, rows: int, length: int) -> None:
+        shape = (rows, decoder.kv_heads, length, decoder.head_dim)
+        self.keys = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(decoder.depth)]
+        self.values = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(decoder.depth)]
+
+    def copy(self, source: Cache, from_row: int, to_row: int, length: int) -> None:
+        """Copy the first ``length`` tokens of a row of ``source`` (which may be this cache)."""
+        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            for a, b in zip(mine, theirs, strict=True):
+                a[to_row, :, :length] = b[from_row, :, :length]
+
+
+class Decoder:
+    """A model's shape and its current weights."""
+
+    def __init__(self, config: Any, dtype: torch.dtype, device: str, context: int) -> None:
+        name = (config.architectures or ["?"])[0]
+        if name not in SUPPORTED:
+            raise EngineError(
+                f"the local engine cannot run {name}; it runs {', '.join(SUPPORTED)}. Use engine = 'sglang'"
+            )
+        if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
+            raise EngineError("the local engine has no sliding-window attention; use engine = 'sglang'")
+        self.config, self.dtype, self.device = config, dtype, device
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.depth, self.eps, self.hidden = config.num_hidden_layers, config.rms_norm_eps, config.hidden_size
+        self.vocabulary = int(config.vocab_size)
+        self.context = min(context, int(config.max_position_embeddings))
+        cos_sin = rotary(config, self.head_dim, self.context)
+        self.cos, self.sin = (x.to(device, dtype) for x in cos_sin)
+        self.layers: list[Layer] = []
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take these weights (Hugging Face names); they are copied. Raises EngineError if one is missing."""
+
+        def take(name: str) -> Tensor:
+            if name not in tensors:
+                raise EngineError(f"the weights lack {name!r}")
+            return tensors[name].detach().to(self.device, self.dtype)
+
+        def maybe(name: str) -> Tensor | None:
+            return take(name).clone() if name in tensors else None
+
+        layers = []
+        for i in range(self.depth):
+            at, attn = f"model.layers.{i}.", f"model.layers.{i}.self_attn."
+            biased = f"{attn}q_proj.bias" in tensors
+            layers.append(
+                Layer(
+                    norm1=take(f"{at}input_layernorm.weight").clone(),
+                    norm2=take(f"{at}post_attention_layernorm.weight").clone(),
+                    qkv=torch.cat([take(f"{attn}{x}_proj.weight") for x in "qkv"]),
+                    qkv_bias=torch.cat([take(f"{attn}{x}_proj.bias") for x in "qkv"]) if biased else None,
+                    out=take(f"{attn}o_proj.weight").clone(),
+                    query_norm=maybe(f"{attn}q_norm.weight"),
+                    key_norm=maybe(f"{attn}k_norm.weight"),
+                    gate_up=torch.cat([take(f"{at}mlp.gate_proj.weight"), take(f"{at}mlp.up_proj.weight")]),
+                    down=take(f"{at}mlp.down_proj.weight").clone(),
+                )
+            )
+        self.embedding = take("model.embed_tokens.weight").clone()
+        self.final_norm = take("model.norm.weight").clone()
+        untied = "lm_head.weight" in tensors and not self.config.tie_word_embeddings
+        self.head = take("lm_head.weight").clone() if untied else self.embedding
+        self.layers = layers
+
+    def prefill(self, tokens_BT: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
+        """Fill rows ``0..B`` of ``cache`` from their tokens (padded on the right); logits ``[B, V]`` behind the last token of each."""
+        rows, length = tokens_BT.shape
+        positions = torch.arange(length, device=tokens_BT.device).expand(rows, length)
+        hidden = self.embedding[tokens_BT]
+        for i, layer in enumerate(self.layers):
+            query, key, value = self._project(layer, hidden, positions)
+            key, value = key.transpose(1, 2), value.transpose(1, 2)
+            cache.keys[i][:rows, :, :length] = key
+            cache.values[i][:rows, :, :length] = value
+            grouped = self.heads != self.kv_heads
+            out = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, is_causal=True, enable_gqa=grouped)
+            hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
+        last = hidden[torch.arange(rows, device=hidden.device), lengths_B - 1]
+        return self._logits(last)
+
+    def decode(self, tokens_B: Tensor, positions_B: Tensor, longest: int, cache: Cache) -> Tensor:
+        """One token each for rows ``0..B``: written to the cache at its position; logits ``[B, V]`` behind it.
+
+        ``longest`` is at least the largest position + 1.
+        """
+        rows = tokens_B.shape[0]
+        which = torch.arange(rows, device=tokens_B.device)
+        mask = (torch.arange(longest, device=tokens_B.device) <= positions_B[:, None])[:, None, None]
+        hidden = self.embedding[tokens_B][:, None]
+        for i, layer in enumerate(self.layers):
+            query, key, value = self._project(layer, hidden, positions_B[:, None])
+            keys, values = cache.keys[i], cache.values[i]
+            keys[which, :, positions_B] = key[:, 0]
+            values[which, :, positions_B] = value[:, 0]
+            grouped = query.view(rows, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
+            out = F.scaled_dot_product_attention(
+                grouped, keys[:rows, :, :longest], values[:rows, :, :longest], attn_mask=mask
+            )
+            hidden = self._finish(layer, hidden, out.reshape(rows, 1, -1))
+        return self._logits(hidden[:, 0])
+
+    def _project(self, layer: Layer, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, length = positions.shape
+        normed = F.rms_norm(hidden, (self.hidden,), layer.norm1, self.eps)
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(
+            rows, length, self.heads + 2 * self.kv_heads, self.head_dim
+        )
+        query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query = F.rms_norm(query, (self.head_dim,), layer.query_norm, self.eps)
+            key = F.rms_norm(key, (self.head_dim,), layer.key_norm, self.eps)
+        cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+    def _finish(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + F.linear(attended, layer.out)
+        gate, up = F.linear(F.rms_norm(hidden, (self.hidden,), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
+        return hidden + F.linear(F.silu(gate) * up, layer.down)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(F.rms_norm(hidden, (self.hidden,), self.final_norm, self.eps), self.head).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, arXiv 2104.09864) in the half-split layout of the Hugging Face models."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def rotary(config: Any, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[length, head_dim]`` of the config's rotary parameters."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        theta = parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0
+        frequencies, factor = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim), 1.0
+    elif kind in ("linear", "llama3", "yarn"):
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    else:
+        raise EngineError(f"the local engine has no rotary scaling {kind!r}; use engine = 'sglang'")
+    angles = torch.outer(torch.arange(length).float(), frequencies)
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos() * factor, angles.sin() * factor

@@ -1,0 +1,349 @@
+"""The local engine: continuous batching on a static key-value cache; weights are swapped between two decode steps.
+
+A group's prompt is computed once and shared. Live samples are kept in the first rows, so a decode step costs what is live.
+One thread samples; weights come from another through ``sink`` and are taken over before the next step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.engine import Completion, Request, UpdateMode
+from actors.local.decoder import Cache, Decoder
+from actors.local.sampling import sample
+from broker.errors import EngineError
+from broker.messages import Sampling, VersionSpan
+from broker.weights.receiver import DistributedReceiver
+from broker.weights.sink import WeightSink
+
+PREFILL_TOKENS = 4096  # of one prefill batch
+
+
+@dataclass(slots=True)
+class _Group:
+    """A request whose prompt is in the cache ``row`` of the prompt cache, with the samples that have no slot yet."""
+
+    request: Request
+    waiting: deque[int]
+    row: int
+    logits: Tensor
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What is known of a live sample beside the tensors."""
+
+    request: Request
+    index: int
+    started: float
+    versions: list[VersionSpan] = field(default_factory=list)
+
+
+class LocalEngine:
+    """Implements ``actors.engine.Engine`` on the model shape at ``path``; its weights come through ``apply``."""
+
+    def __init__(
+        self, path: str, *, slots: int = 64, context: int = 1024, mode: UpdateMode = "retract", dtype: torch.dtype = torch.float32,
+        device: str = "cpu", seed: int = 0,
+    ) -> None:  # fmt: skip
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.name = "local/1"
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
+        self._decoder = Decoder(config, dtype, device, context)
+        self._ends = torch.tensor(sorted(end_tokens(path, config, self.tokenizer)), device=device)
+        self._mode, self._slots, self._device = mode, slots, device
+        self._cache = Cache(self._decoder, slots, self._decoder.context)
+        self._prompts = Cache(self._decoder, slots, self._decoder.context)
+        self._free_prompts = list(range(slots))
+        shape = (slots, self._decoder.context)
+        self._tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(shape, device=device)
+        self._length = torch.zeros(slots, dtype=torch.long, device=device)  # tokens in the sequence so far
+        self._prompt = torch.zeros(slots, dtype=torch.long, device=device)
+        self._limit = torch.zeros(slots, dtype=torch.long, device=device)
+        self._temperature, self._top_p = torch.ones(slots, device=device), torch.ones(slots, device=device)
+        self._live: list[_Slot] = []
+        self._queue: deque[Request] = deque()
+        self._ready: deque[_Group] = deque()
+        self._done: list[Completion] = []
+        self._generator = torch.Generator(device=device).manual_seed(seed)
+        self._updates: queue.SimpleQueue[tuple[int, Mapping[str, Tensor], Future[None]]] = queue.SimpleQueue()
+        self._version = -1
+        self._driver = threading.get_ident()
+        self._sink: WeightSink = DistributedReceiver(self.apply, device)
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def sink(self) -> WeightSink:
+        return self._sink
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def apply(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Sample from these weights; returns once that is so. Called from any thread."""
+        if threading.get_ident() == self._driver:
+            return self._take_over(version, tensors)
+        done: Future[None] = Future()
+        self._updates.put((version, tensors, done))
+        return done.result()
+
+    @torch.no_grad()
+    def _take_over(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        self._decoder.load(tensors)
+        self._version = version
+        if self._mode == "abort":
+            for row in range(len(self._live)):
+                self._finish(row, "abort")
+            self._live.clear()
+        elif self._mode == "retract" and self._live:
+            self._recompute()
+        lengths = (self._length - self._prompt)[: len(self._live)].tolist()
+        for slot, start in zip(self._live, lengths, strict=True):
+            if slot.versions[-1].start == start:  # nothing was drawn under the version before
+                slot.versions.pop()
+            slot.versions.append(VersionSpan(version, start))
+        while self._ready:  # prompts were computed with the old weights
+            group = self._ready.pop()
+            self._free_prompts.append(group.row)
+            self._queue.appendleft(replace(group.request, indices=tuple(group.waiting)))
+
+    def _recompute(self) -> None:
+        """Keys and values of all live samples with the weights as they are now; the newest token enters with the next step."""
+        count = len(self._live)
+        longest = int(self._length[:count].max()) - 1
+        self._decoder.prefill(self._tokens[:count, :longest], self._length[:count].clamp(max=longest), self._cache)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def check(self, sampling: Sampling) -> None:
+        if sampling.max_new_tokens >= self._decoder.context:
+            raise EngineError(
+                f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in a context of {self._decoder.context}"
+            )
+
+    def room(self) -> int:
+        waiting = sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
+        return self._slots - len(self._live) - waiting
+
+    def submit(self, request: Request) -> None:
+        count = len(request.tokens)
+        if count == 0 or count >= self._decoder.context:
+            raise EngineError(f"a prompt of {count} tokens does not fit a context of {self._decoder.context} tokens")
+        if int(request.tokens.max()) >= self._decoder.vocabulary or int(request.tokens.min()) < 0:
+            raise EngineError(
+                f"token {int(request.tokens.max())} is outside the vocabulary of {self._decoder.vocabulary}"
+            )
+        self._queue.append(request)
+
+    def cancel(self, group_id: str) -> None:
+        self._queue = deque(r for r in self._queue if r.group_id != group_id)
+        for group in [g for g in self._ready if g.request.group_id == group_id]:
+            self._ready.remove(group)
+            self._free_prompts.append(group.row)
+        for row in reversed([r for r, s in enumerate(self._live) if s.request.group_id == group_id]):
+            self._remove(row)
+        self._done = [c for c in self._done if c.group_id != group_id]
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def poll(self, timeout: float) -> list[Completion]:
+        self._driver = threading.get_ident()
+        deadline = time.monotonic() + timeout
+        while True:
+            self._update()
+            self._admit()
+            if self._live:
+                self._step()
+            if self._done:
+                done, self._done = self._done, []
+                return done
+            if time.monotonic() >= deadline:
+                return []
+            if not self._live:
+                time.sleep(min(0.005, max(0.0, deadline - time.monotonic())))
+
+    def _update(self) -> None:
+        while not self._updates.empty():
+            version, tensors, done = self._updates.get()
+            try:
+                self._take_over(version, tensors)
+                done.set_result(None)
+            except Exception as error:  # it belongs to the thread that brought the weights
+                done.set_exception(error)
+
+    def _admit(self) -> None:
+        """Give free slots to waiting samples; compute the prompts of the next requests when those have run out."""
+        if self._version < 0:
+            return
+        while len(self._live) < self._slots:
+            if not self._ready and not self._prefill():
+                return
+            group = self._ready[0]
+            count = min(self._slots - len(self._live), len(group.waiting))
+            self._start(group, [group.waiting.popleft() for _ in range(count)])
+            if not group.waiting:
+                self._ready.popleft()
+                self._free_prompts.append(group.row)
+
+    def _prefill(self) -> bool:
+        """Compute the prompts of requests at the head of the queue; False if there is none that may start."""
+        batch: list[Request] = []
+        skipped: deque[Request] = deque()
+        longest = 0
+        while self._queue and len(batch) < len(self._free_prompts):
+            request = self._queue.popleft()
+            if request.min_version > self._version:
+                skipped.append(request)
+                continue
+            longest = max(longest, len(request.tokens))
+            if batch and longest * (len(batch) + 1) > PREFILL_TOKENS:
+                self._queue.appendleft(request)
+                break
+            batch.append(request)
+        self._queue.extendleft(reversed(skipped))
+        if not batch:
+            return False
+        longest = max(len(r.tokens) for r in batch)
+        tokens = torch.zeros((len(batch), longest), dtype=torch.long)
+        for i, request in enumerate(batch):
+            tokens[i, : len(request.tokens)] = torch.from_numpy(request.tokens.astype(np.int64))
+        scratch = Cache(self._decoder, len(batch), longest)
+        lengths = torch.tensor([len(r.tokens) for r in batch], device=self._device)
+        logits = self._decoder.prefill(tokens.to(self._device), lengths, scratch)
+        for i, request in enumerate(batch):
+            row = self._free_prompts.pop()
+            self._prompts.copy(scratch, i, row, len(request.tokens))
+            self._ready.append(_Group(request, deque(request.indices), row, logits[i]))
+        return True
+
+    def _start(self, group: _Group, indices: list[int]) -> None:
+        """Put samples of a group into the next rows and draw the first token of each."""
+        request, first, now = group.request, len(self._live), time.time()
+        rows = slice(first, first + len(indices))
+        length, sampling = len(request.tokens), request.sampling
+        for mine, theirs in ((self._cache.keys, self._prompts.keys), (self._cache.values, self._prompts.values)):
+            for a, b in zip(mine, theirs, strict=True):
+                a[rows, :, :length] = b[group.row, :, :length]
+        self._tokens[rows, :length] = torch.from_numpy(request.tokens.astype(np.int64)).to(self._device)
+        self._prompt[rows] = self._length[rows] = length
+        self._limit[rows] = min(length + sampling.max_new_tokens, self._decoder.context)
+        self._temperature[rows], self._top_p[rows] = sampling.temperature, sampling.top_p
+        self._live.extend(_Slot(request, i, now, [VersionSpan(self._version, 0)]) for i in indices)
+        self._draw(group.logits.expand(len(indices), -1), first)
+
+    def _step(self) -> None:
+        """One decode step of all live samples."""
+        count = len(self._live)
+        positions = self._length[:count] - 1
+        tokens = self._tokens[:count].gather(1, positions[:, None])[:, 0]
+        self._draw(self._decoder.decode(tokens, positions, int(positions.max()) + 1, self._cache), 0)
+
+    def _draw(self, logits: Tensor, first: int) -> None:
+        """Draw the next token of the rows from ``first`` on, and end the samples that are complete with it."""
+        rows = slice(first, first + len(logits))
+        top_p = self._top_p[rows] if bool((self._top_p[rows] < 1).any()) else None
+        drawn, logprobs = sample(logits, self._temperature[rows], top_p, self._generator)
+        at = self._length[rows, None]
+        self._tokens[rows].scatter_(1, at, drawn[:, None])
+        self._logprobs[rows].scatter_(1, at, logprobs[:, None])
+        self._length[rows] += 1
+        ended = torch.isin(drawn, self._ends)
+        full = self._length[rows] >= self._limit[rows]
+        stopped = {
+            row
+            for row in range(first, first + len(logits))
+            if self._live[row].request.sampling.stop and self._hits_stop(row)
+        }
+        over = (ended | full).nonzero()[:, 0].tolist()
+        for row in sorted({first + i for i in over} | stopped, reverse=True):
+            self._finish(row, "stop" if row in stopped or bool(ended[row - first]) else "length")
+            self._remove(row)
+
+    def _hits_stop(self, row: int) -> bool:
+        return any(stop in self._text(row) for stop in self._live[row].request.sampling.stop)
+
+    def _text(self, row: int) -> str:
+        ids = self._tokens[row, self._prompt[row] : self._length[row]].tolist()
+        ends = set(self._ends.tolist())
+        if ids and ids[-1] in ends:
+            ids.pop()
+        return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _finish(self, row: int, reason: str) -> None:
+        slot, text = self._live[row], self._text(row)
+        cut = min((text.find(stop) for stop in slot.request.sampling.stop if stop in text), default=len(text))
+        part = slice(int(self._prompt[row]), int(self._length[row]))
+        versions, count = [], part.stop - part.start
+        for span in slot.versions:
+            if span.start < count:
+                versions.append(span)
+        self._done.append(
+            Completion(
+                group_id=slot.request.group_id,
+                index=slot.index,
+                tokens=self._tokens[row, part].to("cpu", torch.int32).numpy(),
+                logprobs=self._logprobs[row, part].to("cpu", torch.float32, copy=True).numpy(),
+                versions=tuple(versions),
+                finish_reason=reason,
+                text=text[:cut],
+                started=slot.started,
+            )
+        )
+
+    def _remove(self, row: int) -> None:
+        """Free a row: the last live one moves into it."""
+        last = len(self._live) - 1
+        if row != last:
+            length = int(self._length[last])
+            self._cache.copy(self._cache, last, row, length)
+            for state in (
+                self._tokens,
+                self._logprobs,
+                self._length,
+                self._prompt,
+                self._limit,
+                self._temperature,
+                self._top_p,
+            ):
+                state[row] = state[last]
+            self._live[row] = self._live[last]
+        self._live.pop()
+
+    def close(self) -> None:
+        self._sink.leave()
+        while not self._updates.empty():
+            self._updates.get()[2].set_exception(EngineError("the engine is closed"))
+
+
+def end_tokens(path: str, config: Any, tokenizer: Any) -> set[int]:
+    """The token ids that end a response: of the generation config, the config, and the tokenizer."""
+    from transformers import GenerationConfig
+
+    found: set[int] = set()
+    sources = [config, tokenizer]
+    if (Path(path) / "generation_config.json").exists():
+        sources.append(GenerationConfig.from_pretrained(path))
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    if not found:
+        raise EngineError(f"{path} names no end token; set eos_token_id in its generation_config.json")
+    return found

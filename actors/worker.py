@@ -1,0 +1,179 @@
+"""The actor: takes prompts from the log, samples them, and publishes each sample as soon as it is finished.
+
+At least once: a prompt is committed when all of its samples are durable. Actors go on sampling when the learner is away.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.config import ActorsTable
+from actors.engine import Completion, Engine, Request
+from actors.prompting import prompt_tokens, trajectory_of
+from broker.errors import DecodeError, EngineError, LogUnavailable, MessageError
+from broker.log import Consumer, Log, Producer, Record
+from broker.messages import DeadLetter, IntArray, Prompt, decode, encode
+from broker.topics import Topics
+from broker.watermark import Watermark
+from monitoring.daemon import Stop
+from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
+
+log_ = logging.getLogger("actor")
+GROUP = "actors"
+ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for
+FLUSH_SECONDS = 0.05
+POLL_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class _Work:
+    """A prompt under way."""
+
+    record: Record
+    prompt: Prompt
+    tokens: IntArray
+    missing: set[int]
+    attempts: dict[int, int] = field(default_factory=dict)
+
+
+class ActorWorker:
+    """Joins one engine to the log. Driven by ``run`` on the thread that samples."""
+
+    def __init__(
+        self, name: str, log: Log, topics: Topics, engine: Engine, tokenizer: Any, table: ActorsTable,
+        metrics: ActorMetrics, broker: BrokerMetrics, system: SystemMetrics,
+    ) -> None:  # fmt: skip
+        self._name, self._topics, self._engine, self._tokenizer = name, topics, engine, tokenizer
+        self._ahead = int(table.queue * table.slots)
+        self._consumer: Consumer = log.consumer([topics.prompts], GROUP, name)
+        self._producer: Producer = log.producer()
+        self._metrics, self._broker, self._system = metrics, broker, system
+        self._mark = Watermark()
+        self._work: dict[str, _Work] = {}
+        self._finished: list[Record] = []  # handled, but perhaps not durable yet
+        self._flushed = time.monotonic()
+
+    def run(self, stop: Stop) -> None:
+        """Sample until ``stop``; what is running then is left to the redelivery of its prompt."""
+        while not stop:
+            try:
+                self.turn()
+                self._broker.unavailable.set(0)
+            except LogUnavailable as error:
+                self._broker.unavailable.set(1)
+                log_.warning("waiting for the log: %s", error)
+                stop.wait(1.0)
+
+    def turn(self) -> None:
+        """One round: take prompts, sample a while, publish what is finished, commit."""
+        self._take()
+        started = time.monotonic()
+        done = self._engine.poll(POLL_SECONDS)
+        if not self._work:
+            self._system.waited("no_prompts", time.monotonic() - started)
+        for completion in done:
+            self._publish(completion)
+        self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
+        self._metrics.weight_version.set(self._engine.version)
+        if self._finished or done:
+            self._flush()
+
+    def _take(self) -> None:
+        """Take prompts while the engine has room, and keep the membership alive in any case."""
+        room = self._engine.room() + self._ahead
+        for record in self._consumer.poll(1 if room > 0 else 0, 0.0):
+            self._mark.start(record)
+            self._accept(record)
+
+    def _accept(self, record: Record) -> None:
+        try:
+            prompt = decode(record.value)
+            if not isinstance(prompt, Prompt):
+                raise DecodeError(f"a {prompt.TYPE} in the prompts topic", record.value)
+        except DecodeError as error:
+            return self._bury(record, record.key.decode("utf-8", "replace"), error.reason)
+        if prompt.group_id in self._work:  # redelivered while it is under way
+            self._finished.append(record)
+            return None
+        try:
+            self._engine.check(prompt.sampling)
+            tokens = prompt_tokens(self._tokenizer, prompt)
+            indices = tuple(range(prompt.group_size))
+            self._engine.submit(Request(prompt.group_id, indices, tokens, prompt.sampling, prompt.min_version))
+        except EngineError as error:
+            return self._bury(record, prompt.group_id, str(error))
+        self._work[prompt.group_id] = _Work(record, prompt, tokens, set(indices))
+        return None
+
+    def _publish(self, done: Completion) -> None:
+        work = self._work.get(done.group_id)
+        if work is None or done.index not in work.missing:
+            return
+        if done.finish_reason == "abort":
+            self._metrics.aborted("update").inc()
+            return self._again(work, done.index)
+        try:
+            trajectory = trajectory_of(work.prompt, work.tokens, done, self._engine.name, self._name)
+            data = encode(trajectory)
+        except MessageError as error:
+            work.attempts[done.index] = work.attempts.get(done.index, 0) + 1
+            self._metrics.aborted("invalid").inc()
+            if work.attempts[done.index] < ATTEMPTS:
+                return self._again(work, done.index)
+            self._engine.cancel(done.group_id)
+            del self._work[done.group_id]
+            return self._bury(work.record, done.group_id, f"sample {done.index}: {error}")
+        self._producer.send(self._topics.trajectories, done.group_id.encode(), data)
+        self._metrics.generated_tokens.inc(len(done.tokens))
+        self._metrics.generation_seconds.observe(time.time() - done.started)
+        self._broker.bytes_out.inc(len(data))
+        work.missing.discard(done.index)
+        if not work.missing:
+            del self._work[done.group_id]
+            self._finished.append(work.record)
+        return None
+
+    def _again(self, work: _Work, index: int) -> None:
+        prompt = work.prompt
+        self._engine.submit(Request(prompt.group_id, (index,), work.tokens, prompt.sampling, prompt.min_version))
+
+    def _bury(self, record: Record, group_id: str, error: str) -> None:
+        letter = DeadLetter(
+            record.topic,
+            record.partition,
+            record.offset,
+            record.key,
+            record.value,
+            error,
+            self._name,
+            group_id,
+            created=time.time(),
+        )
+        self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
+        self._broker.dead_letters.inc()
+        self._finished.append(record)
+        log_.warning("prompt %s: %s", group_id, error, extra={"group": group_id})
+
+    def _flush(self) -> None:
+        """Make durable what is finished, then commit it."""
+        now = time.monotonic()
+        if now - self._flushed < FLUSH_SECONDS and self._work:
+            return
+        self._flushed = now
+        self._producer.flush()
+        for record in self._finished:
+            self._mark.done(record)
+        if self._finished:
+            self._finished = []
+            self._mark.keep(self._consumer.assignment())
+            self._consumer.commit(self._mark.offsets())
+
+    def close(self) -> None:
+        """Publish and commit what is finished, and leave the group."""
+        self._flushed = 0.0
+        self._flush()
+        self._consumer.close()
+        self._producer.close()

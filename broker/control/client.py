@@ -1,0 +1,109 @@
+"""A daemon's end of the control road: says that it lives, hears the state, and hands orders to a handler.
+
+Goes on by itself when the learner restarts, at the same endpoint or (``connect``) at another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from broker.control.keys import Keys
+from broker.control.wire import Message, pack, unpack
+
+BEAT_SECONDS = 0.5
+
+
+class ControlClient:
+    """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread."""
+
+    def __init__(
+        self, name: str, role: str, *, receiver: bool = False, keys: Keys | None = None,
+        status: Callable[[], dict[str, Any]] = dict, handler: Callable[[Message], None] = lambda message: None,
+    ) -> None:  # fmt: skip
+        self._name, self._role, self._receiver, self._keys = name, role, receiver, keys
+        self._status, self._handler = status, handler
+        self._out: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._wanted = ""
+        self._endpoint = ""
+        self.joined = False
+        self.malformed = 0
+        self._stop = threading.Event()
+        self._context = zmq.Context()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def connect(self, endpoint: str) -> None:
+        """Talk to the learner at ``endpoint`` from now on; the same one again changes nothing."""
+        self._wanted = endpoint
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self._out.put(pack(kind, name=self._name, **fields))
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._context.destroy(linger=0)
+
+    def _run(self) -> None:
+        dealer: zmq.Socket[bytes] | None = None
+        sub: zmq.Socket[bytes] | None = None
+        due = 0.0
+        while not self._stop.is_set():
+            if self._wanted != self._endpoint:
+                for socket in (dealer, sub):
+                    if socket is not None:
+                        socket.close(0)
+                self._endpoint, self.joined, sub = self._wanted, False, None
+                dealer = self._socket(zmq.DEALER, self._endpoint)
+                dealer.send(self._join())
+            if dealer is None:
+                self._stop.wait(0.05)
+                continue
+            if time.monotonic() >= due:
+                due = time.monotonic() + BEAT_SECONDS
+                self._send(dealer, pack("beat", name=self._name, status=self._status()))
+            while not self._out.empty():
+                self._send(dealer, self._out.get())
+            for socket in (dealer, sub):
+                while socket is not None and socket.poll(5):
+                    message = unpack(socket.recv())
+                    if message is None:
+                        self.malformed += 1
+                    elif message["k"] == "welcome":
+                        if sub is not None:
+                            sub.close(0)
+                        sub = self._socket(zmq.SUB, str(message.get("pub")))
+                        sub.subscribe(b"")
+                        self.joined = True
+                        self._handler({"k": "state", **message.get("state", {})})
+                    elif message["k"] == "rejoin":
+                        self._send(dealer, self._join())
+                    else:
+                        self._handler(message)
+        if dealer is not None:
+            self._send(dealer, pack("leave", name=self._name))
+            dealer.close(200)
+        if sub is not None:
+            sub.close(0)
+
+    def _join(self) -> bytes:
+        return pack("join", name=self._name, role=self._role, receiver=self._receiver, status=self._status())
+
+    def _send(self, socket: zmq.Socket[bytes], data: bytes) -> None:
+        with contextlib.suppress(zmq.Again):  # nobody listens: the next beat says it again
+            socket.send(data, zmq.NOBLOCK)
+
+    def _socket(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        if self._keys is not None:
+            self._keys.call(socket)
+        socket.connect(endpoint)
+        return socket

@@ -1,0 +1,153 @@
+"""The learner's end of the control road: a ROUTER for members and a PUB that repeats the state, on a thread of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import zmq
+
+from broker.control.keys import Keys
+from broker.control.wire import Message, is_loopback, pack, unpack
+from broker.errors import ControlError
+
+LEASE_SECONDS = 5.0
+STATE_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Member:
+    """A daemon that is alive; ``receiver`` if it takes weights. ``seen`` is the monotonic time of its last word."""
+
+    identity: bytes
+    name: str
+    role: str
+    receiver: bool
+    status: Mapping[str, Any]
+    seen: float
+
+
+class ControlServer:
+    """``endpoint`` with port 0 takes a free one. Beyond the loopback it needs ``keys``. Raises ControlError."""
+
+    def __init__(
+        self, endpoint: str = "tcp://127.0.0.1:0", keys: Keys | None = None, lease: float = LEASE_SECONDS
+    ) -> None:
+        if keys is None and not is_loopback(endpoint):
+            raise ControlError(
+                f"[broker] control = {endpoint!r} can be reached from outside: give it keys ([broker] keys = FILE)"
+            )
+        self._lease = lease
+        self._lock = threading.Lock()
+        self._members: dict[str, Member] = {}
+        self._state: dict[str, Any] = {"version": -1, "path": "", "epoch": 0}
+        self._out: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
+        self.acks: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.malformed = 0
+        self._context = zmq.Context()
+        self._router, self._pub = self._context.socket(zmq.ROUTER), self._context.socket(zmq.PUB)
+        for socket in (self._router, self._pub):
+            socket.linger = 0
+            if keys is not None:
+                keys.serve(socket)
+        try:
+            self._router.bind(endpoint)
+            parts = urlsplit(endpoint)
+            self._pub.bind(f"tcp://{parts.hostname}:0" if parts.scheme == "tcp" else f"{endpoint}.state")
+        except zmq.ZMQError as error:
+            self._context.destroy()
+            raise ControlError(f"[broker] control = {endpoint!r} cannot be bound: {error}") from error
+        self.endpoint: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._pub_endpoint: str = self._pub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    # -- for the learner -----------------------------------------------------------------------------------------------
+
+    def members(self) -> list[Member]:
+        """Everyone who has spoken within the lease."""
+        now = time.monotonic()
+        with self._lock:
+            return [m for m in self._members.values() if now - m.seen <= self._lease]
+
+    def receivers(self) -> list[Member]:
+        return sorted((m for m in self.members() if m.receiver), key=lambda m: m.name)
+
+    def evict(self, name: str) -> None:
+        """Forget a member; if it lives, its next word is answered with an invitation to join again."""
+        with self._lock:
+            self._members.pop(name, None)
+
+    def tell(self, member: Member, kind: str, **fields: Any) -> None:
+        self._out.put((member.identity, pack(kind, **fields)))
+
+    def announce(self, **state: Any) -> None:
+        """Change the published state."""
+        with self._lock:
+            self._state.update(state)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._context.destroy(linger=0)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        due, told = 0.0, ""
+        while not self._stop.is_set():
+            while not self._out.empty():
+                self._router.send_multipart(list(self._out.get()))
+            with self._lock:
+                state = dict(self._state)
+            now = time.monotonic()
+            if now >= due or str(state) != told:
+                due, told = now + STATE_SECONDS, str(state)
+                self._pub.send(pack("state", **state))
+            if self._router.poll(10):
+                identity, *frames = self._router.recv_multipart()
+                message = unpack(frames[-1]) if frames else None
+                if message is None or not self._handle(identity, message):
+                    self.malformed += 1
+
+    def _handle(self, identity: bytes, message: Message) -> bool:
+        """Take in one message; False if it is malformed."""
+        kind, name = message["k"], message.get("name")
+        if not isinstance(name, str):
+            return False
+        with self._lock:
+            member = self._members.get(name)
+            if kind == "join":
+                self._members[name] = Member(
+                    identity,
+                    name,
+                    str(message.get("role", "")),
+                    bool(message.get("receiver")),
+                    _map(message.get("status")),
+                    time.monotonic(),
+                )
+                self._out.put((identity, pack("welcome", pub=self._pub_endpoint, state=dict(self._state))))
+            elif member is None or member.identity != identity:
+                if kind != "leave":
+                    self._out.put((identity, pack("rejoin")))
+            elif kind == "leave":
+                del self._members[name]
+            else:
+                member.seen = time.monotonic()
+                if kind == "beat":
+                    member.status = _map(message.get("status"))
+                elif kind == "ack":
+                    self.acks.put(message)
+                else:
+                    return False
+        return True
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,80 @@
+"""A receiver's end of the weight road: carries the learner's orders to a ``WeightSink``, off the control client's thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from broker.control.client import ControlClient
+from broker.control.keys import Keys
+from broker.control.wire import Message
+from broker.errors import HeadraceError
+from broker.weights.sink import Lane, Push, TensorSpec, WeightSink
+
+log = logging.getLogger("weights")
+
+
+class WeightClient:
+    """Joins as a receiver, takes pushes, and catches up from disk with what it has missed.
+
+    ``version`` is the newest that the sink has confirmed (-1: none).
+    """
+
+    def __init__(
+        self, name: str, sink: WeightSink, status: Callable[[], dict[str, Any]] = dict, keys: Keys | None = None
+    ) -> None:
+        self.version = -1
+        self._sink = sink
+        self._orders: queue.Queue[Message | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+        self._thread.start()
+        self._client = ControlClient(name, "actor", receiver=True, keys=keys, status=status, handler=self._orders.put)
+
+    def connect(self, endpoint: str) -> None:
+        self._client.connect(endpoint)
+
+    def load(self, path: Path, version: int) -> None:
+        """Take published weights from disk, unless they are no news. Raises WeightPushError."""
+        if version > self.version:
+            self._sink.load(path, version)
+            self.version = version
+
+    def close(self) -> None:
+        self._client.close()
+        self._orders.put(None)
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            try:
+                self._take(order)
+            except HeadraceError as error:
+                log.warning("%s: %s", order["k"], error)
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("malformed order %s: %s", order.get("k"), error)
+
+    def _take(self, order: Message) -> None:
+        kind = order.pop("k")
+        if kind == "lane":
+            self._sink.join(Lane(**order))
+        elif kind == "push":
+            self._push(order)
+        elif kind == "state" and order["version"] > self.version and order["path"] and self._orders.empty():
+            self.load(Path(order["path"]), order["version"])
+
+    def _push(self, order: Message) -> None:
+        epoch = order.pop("epoch")
+        specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in order.pop("specs"))
+        push = Push(specs=specs, **order)
+        try:
+            checksum = self._sink.receive(push)
+        except HeadraceError as error:
+            self._sink.leave()
+            self._client.send("ack", what="push", version=push.version, epoch=epoch, ok=False, error=str(error)[:500])
+            raise
+        self.version = push.version
+        self._client.send("ack", what="push", version=push.version, epoch=epoch, ok=True, checksum=checksum)

@@ -1,0 +1,50 @@
+"""One broadcast group outside of torch's default group, so that groups come and go with membership epochs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from broker.errors import WeightPushError
+from broker.weights.sink import Lane
+
+
+def serve_store(host: str, timeout: float) -> Any:
+    """The rendezvous of one lane on a free port (``.port``)."""
+    return dist.TCPStore(host, 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
+
+
+def join(lane: Lane, store: Any = None) -> Any:
+    """Enter the lane's group. Raises WeightPushError after ``lane.timeout``."""
+    limit = timedelta(seconds=lane.timeout)
+    try:
+        if store is None:
+            store = dist.TCPStore(lane.host, lane.port, None, False, limit, wait_for_workers=False)
+        inside = dist.PrefixStore(lane.group, store)
+        if lane.backend == "nccl":
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = limit
+            return dist.ProcessGroupNCCL(inside, lane.rank, lane.world, options)
+        gloo: Any = dist.ProcessGroupGloo
+        choice = gloo._Options()
+        choice._timeout = limit
+        loopback = lane.host.startswith("127.") or lane.host == "localhost"
+        choice._devices = [gloo.create_device(hostname=lane.host) if loopback else gloo.create_default_device()]
+        return gloo(inside, lane.rank, lane.world, choice)
+    except (RuntimeError, dist.DistError) as error:
+        raise WeightPushError(
+            f"lane {lane.group} did not form within {lane.timeout} s: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def broadcast(group: Any, piece: torch.Tensor, timeout: float) -> None:
+    """Broadcast from rank 0. Raises WeightPushError if a peer is lost or the time is over."""
+    options = dist.BroadcastOptions()
+    options.rootRank = 0
+    try:
+        group.broadcast([piece], options).wait(timedelta(seconds=timeout))
+    except (RuntimeError, dist.DistError) as error:
+        raise WeightPushError(f"broadcast broke: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,134 @@
+"""The publisher process: owns the learner's end of every broadcast group, so that killing it frees whoever waits in one.
+
+Orders come on stdin and answers go to stdout, as length-prefixed msgpack maps. The snapshots lie in memory files that the
+learner passes as descriptors.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+
+from monitoring.daemon import die_with_parent
+
+
+def write_frame(stream: BinaryIO, message: dict[str, Any]) -> None:
+    data = msgpack.packb(message)
+    stream.write(struct.pack("<I", len(data)) + data)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next message, or None at the end of the stream."""
+    head = stream.read(4)
+    if len(head) < 4:
+        return None
+    data = stream.read(struct.unpack("<I", head)[0])
+    return dict(msgpack.unpackb(data))
+
+
+class Publisher:
+    """Carries out the orders of ``broker.weights.publisher``."""
+
+    def __init__(self, buffers: list[int], size: int) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        maps = [mmap.mmap(fd, size) for fd in buffers]
+        self._flat = [torch.frombuffer(m, dtype=torch.uint8) for m in maps]
+        self._stores: list[Any] = []
+        self._groups: list[tuple[Any, float]] = []
+
+    def handle(self, order: dict[str, Any]) -> dict[str, Any]:
+        return dict(getattr(self, f"do_{order.pop('do')}")(**order))
+
+    def do_stores(self, host: str, count: int, timeout: float) -> dict[str, Any]:
+        """Open the rendezvous of ``count`` lanes."""
+        from broker.weights.group import serve_store
+
+        self._groups = []
+        self._stores = [serve_store(host, timeout) for _ in range(count)]
+        return {"ports": [store.port for store in self._stores]}
+
+    def do_join(self, lanes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Enter all lanes as rank 0, at once: each waits for its own members."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from broker.weights.group import join
+        from broker.weights.sink import Lane
+
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            asked = [Lane(**lane) for lane in lanes]
+            groups = pool.map(join, asked, self._stores)
+            self._groups = [(group, lane.timeout) for group, lane in zip(groups, asked, strict=True)]
+        return {"joined": len(self._groups)}
+
+    def do_push(self, buffer: int, size: int, bucket_bytes: int) -> dict[str, Any]:
+        """Broadcast one snapshot on every lane."""
+        from broker.weights.group import broadcast
+        from broker.weights.layout import buckets
+
+        for group, timeout in self._groups:
+            for piece in buckets(self._flat[buffer][:size], bucket_bytes):
+                broadcast(group, piece, timeout)
+        return {"pushed": True}
+
+    def do_save(
+        self, buffer: int, specs: list[list[Any]], template: str, directory: str, version: int, keep: int
+    ) -> dict[str, Any]:
+        """Write one snapshot as a Hugging Face directory: beside, fsynced, renamed."""
+        from safetensors.torch import save_file
+
+        from broker.weights.layout import views
+        from broker.weights.sink import TensorSpec
+
+        home = Path(directory)
+        final, beside = home / f"v-{version:08d}", home / f".v-{version:08d}.{os.getpid()}"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(template, beside)
+        tensors = views([TensorSpec(n, d, tuple(s)) for n, d, s in specs], self._flat[buffer])
+        save_file(
+            {name: t.clone() for name, t in tensors.items()}, beside / "model.safetensors", metadata={"format": "pt"}
+        )
+        for path in [*beside.iterdir(), beside]:
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        shutil.rmtree(final, ignore_errors=True)
+        beside.replace(final)
+        for old in sorted(home.glob("v-*"))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        for left in home.glob(".v-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        return {"path": str(final)}
+
+    def do_checksum(self, buffer: int, size: int) -> dict[str, Any]:
+        from broker.weights.layout import checksum
+
+        return {"checksum": checksum(self._flat[buffer][:size])}
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    size, *buffers = (int(a) for a in sys.argv[2:])
+    publisher = Publisher(buffers, size)
+    out, sys.stdout = sys.stdout.buffer, sys.stderr  # what libraries print must not come between the frames
+    write_frame(out, {"ready": True})
+    while (order := read_frame(sys.stdin.buffer)) is not None:
+        try:
+            answer = publisher.handle(order)
+        except Exception as error:  # every failure of an order is its answer; the learner decides
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        write_frame(out, answer)
+    os._exit(0)  # a group that never formed would keep the interpreter waiting
+
+
+if __name__ == "__main__":
+    main()

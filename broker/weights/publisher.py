@@ -1,0 +1,306 @@
+"""The learner's side of the weight road: snapshots, membership epochs, pushes, evictions. Training never waits for it.
+
+A thread drives the publisher process and kills it when a push does not finish in time: nothing else frees the receivers that
+are still in the collective. Who did not answer is evicted and may join again; the others get the version in a new epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from broker.control.server import ControlServer, Member
+from broker.errors import WeightPushError
+from broker.weights import layout
+from broker.weights.process import read_frame, write_frame
+from broker.weights.sink import Lane, Push, TensorSpec
+
+log = logging.getLogger("weights")
+START_SECONDS = 60.0  # a publisher process imports torch first
+ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
+
+
+@dataclass(slots=True)
+class PushStats:
+    """Counts since the start; ``blocked_seconds`` is what ``publish`` cost its caller."""
+
+    pushes: int = 0
+    evictions: int = 0
+    restarts: int = 0
+    bytes: int = 0
+    push_seconds: float = 0.0
+    blocked_seconds: float = 0.0
+
+
+class WeightPublisher:
+    """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``."""
+
+    def __init__(
+        self, control: ControlServer, directory: Path, *, template: Path, lane: int = 8, timeout: float = 60.0,
+        bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2,
+        on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None,
+    ) -> None:  # fmt: skip
+        self._control, self._directory, self._template = control, directory, template
+        self._lane_size, self._timeout, self._bucket_bytes, self._keep = lane, timeout, bucket_bytes, keep
+        self._backend, self._host, self._on_published = backend, host, on_published
+        self.stats = PushStats()
+        self.failure: BaseException | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self._changed = threading.Condition()
+        self._waiting: tuple[int, int] | None = None  # version and buffer
+        self._active: int | None = None  # buffer of the push under way
+        self._files: list[int] = []
+        self._flat: list[Tensor] = []
+        self._specs: tuple[TensorSpec, ...] = ()
+        self._size = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._epoch = 0
+        self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread.start()
+
+    # -- for the trainer -----------------------------------------------------------------------------------------------
+
+    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced."""
+        if self.failure is not None:
+            raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
+        started = time.monotonic()
+        if not self._flat:
+            self._allocate(tensors)
+        with self._changed:
+            buffer = 1 - self._active if self._active is not None else 0
+            self._waiting = None
+        layout.write(tensors, self._flat[buffer])
+        with self._changed:
+            self._waiting = (version, buffer)
+            self._changed.notify_all()
+        self.stats.blocked_seconds += time.monotonic() - started
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until nothing is waiting or under way; returns whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is None and self._active is None, timeout)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(self._timeout + 10)
+        self._kill()
+        for file in self._files:
+            os.close(file)
+        self._files = []
+
+    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
+        self._specs = layout.specs_of(tensors)
+        _, self._size = layout.places(self._specs)
+        for i in range(2):
+            file = os.memfd_create(f"headrace-weights-{i}")
+            os.ftruncate(file, max(1, self._size))
+            self._files.append(file)
+            self._flat.append(torch.frombuffer(mmap.mmap(file, max(1, self._size)), dtype=torch.uint8)[: self._size])
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting is not None or self._closing)
+                    if self._waiting is None:
+                        return
+                    (version, buffer), self._waiting = self._waiting, None
+                    self._active = buffer
+                try:
+                    self._publish(version, buffer)
+                finally:
+                    with self._changed:
+                        self._active = None
+                        self._changed.notify_all()
+        except BaseException as error:  # the trainer's next publish raises it
+            log.exception("the publisher has failed")
+            self.failure = error
+
+    def _publish(self, version: int, buffer: int) -> None:
+        started = time.monotonic()
+        for attempt in range(ATTEMPTS):
+            try:
+                saved = self._order("save", buffer=buffer, specs=[[s.name, s.dtype, list(s.shape)] for s in self._specs],
+                                    template=str(self._template), directory=str(self._directory), version=version, keep=self._keep)  # fmt: skip
+                break
+            except WeightPushError as error:
+                log.warning("version %d could not be saved: %s", version, error)
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self._kill()
+        path = Path(saved["path"])
+        checksum = layout.checksum(self._flat[buffer])
+        push = Push(version, self._specs, self._bucket_bytes, checksum)
+        for _ in range(ATTEMPTS):
+            if self._deliver(push, buffer):
+                break
+        self._control.announce(version=version, path=str(path), epoch=self._epoch)
+        self.stats.pushes += 1
+        self.stats.bytes += self._size
+        self.stats.push_seconds += time.monotonic() - started
+        self._on_published(version, path, checksum)
+
+    def _deliver(self, push: Push, buffer: int) -> bool:
+        """Bring ``push`` to all receivers; False if one failed and the others want a new epoch."""
+        members = self._control.receivers()
+        if not members:
+            self._members = ()
+            return True
+        try:
+            if tuple(m.identity for m in members) != self._members:
+                self._form(members)
+            self._drain()
+            wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
+                    "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
+            for member in members:
+                self._control.tell(member, "push", **wire)
+            self._order("push", buffer=buffer, size=self._size, bucket_bytes=push.bucket_bytes)
+            missing = self._acknowledged(members, "push", push.version)
+        except WeightPushError as error:
+            log.warning("version %d: %s", push.version, error)
+            missing = self._acknowledged(members, "push", push.version, 0.5)
+        if missing:
+            self._fail(missing)
+        return not missing
+
+    def _form(self, members: Sequence[Member]) -> None:
+        """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError."""
+        self._epoch += 1
+        self._members = ()
+        groups = [members[i : i + self._lane_size] for i in range(0, len(members), self._lane_size)]
+        ports = self._order("stores", host=self._host, count=len(groups), timeout=self._timeout)["ports"]
+        lanes = []
+        for number, (group, port) in enumerate(zip(groups, ports, strict=True)):
+            lane = Lane(
+                self._epoch,
+                f"epoch-{self._epoch}-{number}",
+                self._host,
+                port,
+                0,
+                len(group) + 1,
+                self._backend,
+                self._timeout,
+            )
+            lanes.append(lane)
+            for rank, member in enumerate(group, 1):
+                self._control.tell(member, "lane", **asdict(replace(lane, rank=rank)))
+        self._order("join", lanes=[asdict(lane) for lane in lanes])
+        self._members = tuple(m.identity for m in members)
+        log.info("epoch %d: %d receivers in %d lanes", self._epoch, len(members), len(lanes))
+
+    def _acknowledged(
+        self, members: Sequence[Member], what: str, version: int, limit: float | None = None
+    ) -> list[str]:
+        """Wait for every member's word on ``version``; returns the names of those who did not confirm it."""
+        missing = {m.name for m in members}
+        deadline = time.monotonic() + (self._timeout if limit is None else limit)
+        while missing and time.monotonic() < deadline:
+            try:
+                ack = self._control.acks.get(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
+            except queue.Empty:
+                continue
+            if (
+                ack.get("what") == what
+                and ack.get("version") == version
+                and ack.get("epoch") == self._epoch
+                and ack.get("ok")
+            ):
+                missing.discard(str(ack.get("name")))
+        return sorted(missing)
+
+    def _drain(self) -> None:
+        while not self._control.acks.empty():
+            self._control.acks.get()
+
+    def _fail(self, missing: Sequence[str]) -> None:
+        """Free the survivors by ending the publisher process, and evict who did not answer."""
+        self._members = ()
+        self._kill()
+        for name in missing:
+            log.warning("evicting %s", name)
+            self._control.evict(name)
+            self.stats.evictions += 1
+
+    # -- the process ---------------------------------------------------------------------------------------------------
+
+    def _order(self, do: str, **fields: Any) -> dict[str, Any]:
+        """Have the publisher process do something. Raises WeightPushError if it fails or does not finish in time."""
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            write_frame(process.stdin, {"do": do, **fields})  # type: ignore[arg-type]
+            answer = self._answer(process, self._timeout + 1.0)
+        except OSError as error:
+            self._kill()
+            raise WeightPushError(f"the publisher process has ended: {error}") from error
+        if "error" in answer:
+            raise WeightPushError(answer["error"])
+        return answer
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        if self._process is not None:
+            self.stats.restarts += 1
+            self._kill()
+        command = [
+            sys.executable,
+            "-m",
+            "broker.weights.process",
+            str(os.getpid()),
+            str(max(1, self._size)),
+            *map(str, self._files),
+        ]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._files, start_new_session=True
+        )
+        self._members = ()
+        self._answer(self._process, START_SECONDS)
+        return self._process
+
+    def _answer(self, process: subprocess.Popen[bytes], limit: float) -> dict[str, Any]:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], limit)
+        if not ready:
+            self._kill()
+            raise WeightPushError(f"the publisher process did not finish within {limit:.0f} s")
+        answer = read_frame(process.stdout)  # type: ignore[arg-type]
+        if answer is None:
+            self._kill()
+            raise WeightPushError("the publisher process has ended")
+        return answer
+
+    @property
+    def pid(self) -> int:
+        """The publisher process; 0 before the first push."""
+        return self._process.pid if self._process is not None else 0
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process = None

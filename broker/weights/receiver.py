@@ -1,0 +1,65 @@
+"""Receives weights by broadcast into a staging buffer; the engine gets them only whole and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from broker.errors import WeightPushError
+from broker.weights import group, layout
+from broker.weights.sink import Lane, Push
+
+Apply = Callable[[int, Mapping[str, Tensor]], None]
+
+
+class DistributedReceiver:
+    """Implements ``WeightSink`` for engines that take tensors. ``apply`` returns once the engine samples from them.
+
+    The engine goes on with its old weights until then, so a broken push changes nothing.
+    """
+
+    def __init__(self, apply: Apply, device: str = "cpu") -> None:
+        self._apply, self._device = apply, device
+        self._group: Any = None
+        self._lane: Lane | None = None
+        self._flat = torch.empty(0, dtype=torch.uint8)
+
+    def join(self, lane: Lane) -> None:
+        self.leave()
+        self._group, self._lane = group.join(lane), lane
+
+    def receive(self, push: Push) -> str:
+        if self._group is None or self._lane is None:
+            raise WeightPushError("a push without a lane")
+        _, size = layout.places(push.specs)
+        on = self._device if self._lane.backend == "nccl" else "cpu"
+        if self._flat.numel() != size:
+            self._flat = torch.empty(size, dtype=torch.uint8, device=on)
+        for piece in layout.buckets(self._flat, push.bucket_bytes):
+            group.broadcast(self._group, piece, self._lane.timeout)
+        found = layout.checksum(self._flat)
+        if found != push.checksum:
+            raise WeightPushError(f"version {push.version} arrived with checksum {found}, not {push.checksum}")
+        self._apply(push.version, layout.views(push.specs, self._flat))
+        return found
+
+    def load(self, path: Path, version: int) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors: dict[str, Tensor] = {}
+            for file in sorted(path.glob("*.safetensors")):
+                tensors.update(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise WeightPushError(f"weights of version {version} at {path} cannot be read: {error}") from error
+        if not tensors:
+            raise WeightPushError(f"no weights at {path}")
+        self._apply(version, tensors)
+
+    def leave(self) -> None:
+        self._group = self._lane = None
