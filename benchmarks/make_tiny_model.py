@@ -27,8 +27,33 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     core.decoder = decoders.ByteLevel()
-    words = "user assistant system Compute mod Check Wait was wrong Ok boxed so the answer".split()
-    corpus = ["Compute 1+2 mod 1.", "Check: ", "Wait, 3 was wrong.", "Ok.", "Easy.", "user\n", "assistant\n", "system\n", "\\boxed{"]
+    words = [
+        "user",
+        "assistant",
+        "system",
+        "Compute",
+        "mod",
+        "Check",
+        "Wait",
+        "was",
+        "wrong",
+        "Ok",
+        "boxed",
+        "so",
+        "the",
+        "answer",
+    ]
+    corpus = [
+        "Compute 1+2 mod 1.",
+        "Check: ",
+        "Wait, 3 was wrong.",
+        "Ok.",
+        "Easy.",
+        "user\n",
+        "assistant\n",
+        "system\n",
+        "\\boxed{",
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=310, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
     )
@@ -52,7 +77,9 @@ def main() -> None:
     )  # fmt: skip
     OUT.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(OUT)
-    GenerationConfig(eos_token_id=end, pad_token_id=pad, do_sample=True, temperature=1.0, top_k=0, top_p=1.0).save_pretrained(OUT)
+    GenerationConfig(
+        eos_token_id=end, pad_token_id=pad, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    ).save_pretrained(OUT)
     words.save_pretrained(OUT)
     settings = OUT / "tokenizer_config.json"
     values = json.loads(settings.read_text())

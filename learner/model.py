@@ -53,7 +53,21 @@ def load_tokenizer(path: str) -> Any:
 
 def save_model(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
     """Write the model and its tokenizer's files so that transformers and engines load ``directory`` as it is."""
-    model.save_pretrained(directory, safe_serialization=True)
+    model.save_pretrained(directory)
+    save_tokenizer(tokenizer_source, directory)
+
+
+def save_shape(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
+    """Write all of a model directory but the weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(directory)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(directory)
+    save_tokenizer(tokenizer_source, directory)
+
+
+def save_tokenizer(tokenizer_source: str, directory: Path) -> None:
+    """Copy the tokenizer's files from a directory, or write those of a Hugging Face id."""
     source = Path(tokenizer_source)
     if source.is_dir():
         for name in TOKENIZER_FILES:

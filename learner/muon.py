@@ -20,7 +20,9 @@ ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; the rate is scaled by ``sqrt(max(1, rows / columns))``. 2-D parameters only."""
 
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -58,9 +58,7 @@ def build_optimizer(model: torch.nn.Module, table: OptimizerTable) -> Optimizers
     adamw = torch.optim.AdamW(rest, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay)
     parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, 1.0)]
     if hidden:
-        muon = Muon(
-            hidden, lr=table.lr * table.muon, weight_decay=table.weight_decay, momentum=MUON_MOMENTUM
-        )
+        muon = Muon(hidden, lr=table.lr * table.muon, weight_decay=table.weight_decay, momentum=MUON_MOMENTUM)
         parts.append((muon, table.muon))
     return Optimizers(parts, everything, table.clip_norm)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.control.server import ControlServer
-from broker.weights.publisher import WeightPublisher
-
 from broker.messages import PolicyVersion, encode
 from broker.run import Run
+from broker.weights.publisher import WeightPublisher
 from learner.config import LearnerTable
 from learner.executor import Executor
+from learner.model import save_shape
 
 
 class Publishing:
@@ -21,10 +21,12 @@ class Publishing:
         self.published = 0
         self._newest = -1
         self.control = ControlServer(run.broker.control)
+        template = run.directory / "weights" / "template"
+        save_shape(executor.model, executor.model_path, template)
         self._publisher = WeightPublisher(
             self.control,
             run.directory / "weights",
-            template=Path(executor.model_path),
+            template=template,
             lane=table.lane,
             timeout=table.push_timeout,
             bucket_bytes=int(table.bucket_mb * 2**20),

@@ -56,12 +56,14 @@ def read_tail(log: Log, topics: Topics, offset: int) -> Tail:
 def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
     """The groups without an end: those the newest manifest names, and the prompts fed since it."""
     state = tail.newest.state if tail.newest is not None else PlannerState()
-    known, ended = set(state.outstanding), set()
+    known = set(state.outstanding)
+    ended: set[str] = set()
     for evaluation in tail.evaluations:
         ended.update(evaluation.group_ids)
         ended.update(d.group_id for d in evaluation.dropped)
     reader = log.reader(topics.prompts, state.prompts)
-    groups, since = {}, {}
+    groups: dict[str, Group] = {}
+    since: dict[str, Prompt] = {}
     try:
         for record in read_all(reader, log.ends(topics.prompts)):
             message = _decode(record)

@@ -96,13 +96,18 @@ class SftTrainer:
         first = self._at.step * per_step
         numbers = range(first, first + per_step)
         return [
-            self._tokenizer.tokenize(self._source.document(n if size is None else n % size, self._at.level)) for n in numbers
+            self._tokenizer.tokenize(self._source.document(n if size is None else n % size, self._at.level))
+            for n in numbers
         ]
 
     def _step(self) -> SftReport:
         started = time.monotonic()
         documents = self._documents()
-        chunks = pack([Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)], self._stage.pack_tokens, str(self._model.device))
+        chunks = pack(
+            [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
+            self._stage.pack_tokens,
+            str(self._model.device),
+        )
         trained = sum(int(d.trained[1:].sum()) for d in documents)
         packed = time.monotonic()
         loss, hits = 0.0, 0
@@ -113,7 +118,9 @@ class SftTrainer:
             part.backward()
             loss += float(part.detach())
             of_tag = np.concatenate([np.append(tagged[row][1:], False) for row in chunk.rows_N])
-            hits += int(scores.correct_M[torch.from_numpy(of_tag)[chunk.mask_T.cpu()].to(scores.correct_M.device)].sum())
+            hits += int(
+                scores.correct_M[torch.from_numpy(of_tag)[chunk.mask_T.cpu()].to(scores.correct_M.device)].sum()
+            )
         computed = time.monotonic()
         rate = self._at.rate(self._stage)
         self._optimizers.set_lr(rate)
@@ -125,5 +132,9 @@ class SftTrainer:
             "loss": loss, "accuracy": self._at.accuracy, "level": self._at.level, "grad_norm": norm, "lr": rate,
             "tokens_trained": float(trained),
         }  # fmt: skip
-        phases = {"pack": packed - started, "forward_backward": computed - packed, "optimizer": time.monotonic() - computed}
+        phases = {
+            "pack": packed - started,
+            "forward_backward": computed - packed,
+            "optimizer": time.monotonic() - computed,
+        }
         return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage))

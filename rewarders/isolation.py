@@ -1,0 +1,162 @@
+"""Runs a judge in a process of its own: a hang, a crash or a memory bomb ends that process and nothing else.
+
+The parent sets the deadline, kills, and starts again; the child bounds its own memory. Frames are length-prefixed msgpack.
+This isolates failures, not attacks: code from a model runs in a sandbox, not here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import select
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import msgpack
+
+from broker.errors import HeadraceError
+from monitoring.daemon import die_with_parent
+
+Handler = Callable[[bytes], Any]
+START_SECONDS = 60.0
+MAX_FRAME = 64 << 20
+
+
+class Failed(HeadraceError):
+    """One call failed: ``kind`` is ``timeout``, ``killed`` or ``error``."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(f"{kind}: {why}")
+        self.kind = kind
+
+
+class Isolated:
+    """``factory`` (``module:function``) is called in the child with ``options`` and gives the handler of all payloads."""
+
+    def __init__(self, factory: str, options: dict[str, Any], *, timeout: float = 10.0, memory_mb: int = 1024) -> None:
+        self._factory, self._options, self._timeout, self._memory = factory, options, timeout, memory_mb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self.restarts = -1  # the first start is none
+
+    def call(self, payloads: Sequence[bytes]) -> Iterator[tuple[int, Any]]:
+        """Judge all payloads in order; yields the place of each with its result, or with what ``Failed`` it.
+
+        After a time-out or a crash the child is started again and goes on with the payload behind.
+        """
+        first = 0
+        while first < len(payloads):
+            process = self._running()
+            try:
+                write_frame(process.stdin, list(payloads[first:]))
+            except OSError:
+                yield first, Failed("killed", "the judging process ended before it took the sample")
+                first += 1
+                self.stop()
+                continue
+            while first < len(payloads):
+                try:
+                    answer = self._read(self._timeout)
+                except Failed as failure:
+                    self.stop()
+                    yield first, failure
+                    first += 1
+                    break
+                yield first, answer["result"] if "result" in answer else Failed("error", str(answer.get("error")))
+                first += 1
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.stop()
+        self.restarts += 1
+        self._buffer = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rewarders.isolation", str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        write_frame(
+            self._process.stdin, {"factory": self._factory, "options": self._options, "memory_mb": self._memory}
+        )
+        answer = self._read(START_SECONDS)
+        if "error" in answer:
+            self.stop()
+            raise HeadraceError(f"{self._options.get('use', self._factory)} cannot be started: {answer['error']}")
+        return self._process
+
+    def _read(self, timeout: float) -> dict[str, Any]:
+        """The child's next frame. Raises Failed."""
+        assert self._process is not None and self._process.stdout is not None
+        file = self._process.stdout.fileno()
+        while True:
+            if len(self._buffer) >= 4:
+                size = struct.unpack("<I", self._buffer[:4])[0]
+                if size > MAX_FRAME:
+                    raise Failed("error", "the judging process wrote something that is no answer")
+                if len(self._buffer) >= 4 + size:
+                    data, self._buffer = self._buffer[4 : 4 + size], self._buffer[4 + size :]
+                    answer = msgpack.unpackb(data)
+                    return answer if isinstance(answer, dict) else {"error": "no answer"}
+            ready, _, _ = select.select([file], [], [], timeout)
+            if not ready:
+                raise Failed("timeout", f"no verdict within {timeout:g} s")
+            chunk = os.read(file, 1 << 16)
+            if not chunk:
+                status = self._process.wait(5)
+                raise Failed("killed", f"the judging process ended with status {status}")
+            self._buffer += chunk
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process = None
+
+
+def write_frame(stream: Any, message: Any) -> None:
+    data = msgpack.packb(message)
+    stream.write(struct.pack("<I", len(data)) + data)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> Any:
+    """The next frame, or None at the end."""
+    head = stream.read(4)
+    return msgpack.unpackb(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a judge prints must not come between the frames
+    start = read_frame(sys.stdin.buffer)
+    try:
+        module, _, name = start["factory"].partition(":")
+        handler: Handler = getattr(importlib.import_module(module), name)(start["options"])
+        limit = int(start["memory_mb"]) << 20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except Exception as error:  # a judge may fail to start in any way; the parent says which
+        return write_frame(out, {"error": f"{type(error).__name__}: {error}"})
+    write_frame(out, {"ready": True})
+    while (payloads := read_frame(sys.stdin.buffer)) is not None:
+        for payload in payloads:
+            try:
+                answer = {"result": handler(payload)}
+            except (
+                Exception,
+                SystemExit,
+            ) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
+                answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+            write_frame(out, answer)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The symbolic comparison of two answers with math-verify; runs in an isolated process only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+RELATIVE = 1e-8
+
+
+def factory(options: dict[str, Any]) -> Callable[[bytes], bool]:
+    """The handler: msgpack ``[found, reference]`` -> equal or not. No time-outs of math-verify's own: the parent has the deadline."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    extraction = [
+        LatexExtractionConfig(
+            normalization_config=NormalizationConfig(
+                basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+            )
+        )
+    ]
+
+    def read(text: str) -> list[Any]:
+        return list(
+            parse(
+                f"${text}$",
+                extraction_config=extraction,
+                fallback_mode="no_fallback",
+                parsing_timeout=0,
+                raise_on_error=False,
+            )
+        )
+
+    def equal(payload: bytes) -> bool:
+        found, reference = msgpack.unpackb(payload)
+        if found.count("=") > reference.count("=") + 1:  # 1=2=3=4 holds every answer
+            return False
+        if collection(found) != collection(reference) or subscripted(found) != subscripted(reference):
+            return False
+        left, right = read(found), read(reference)
+        if not left or not right:
+            return False
+        if not bool(
+            verify(
+                right,
+                left,
+                strict=True,
+                float_rounding=12,
+                numeric_precision=30,
+                timeout_seconds=0,
+                raise_on_error=False,
+            )
+        ):
+            return close(left[0], right[0])
+        return True
+
+    return equal
+
+
+def collection(text: str) -> tuple[int, str]:
+    """How many top-level commas the text has, and its outer brackets: [5,5] is not 5, (1,2] is not [1,2)."""
+    depth = commas = 0
+    for c in text:
+        depth += c in "([{"
+        depth -= c in ")]}"
+        commas += c == "," and depth <= 1
+    ends = (text[:1] + text[-1:]) if commas and text[:1] in "([" else ""
+    return commas, ends
+
+
+def subscripted(text: str) -> str:
+    """The base that a number is written in, if any: 10_2 is not 10."""
+    return text.partition("_")[2].strip("{} ") if "_" in text else ""
+
+
+def close(left: Any, right: Any) -> bool:
+    """Whether two numbers differ by rounding of decimals only, relative to their size."""
+    try:
+        a, b = complex(left.evalf(30)), complex(right.evalf(30))
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return abs(a - b) <= RELATIVE * max(abs(a), abs(b)) and not (left.is_Integer and right.is_Integer)
