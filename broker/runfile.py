@@ -74,7 +74,9 @@ class RunFile:
                 raise RunFileError(f"{path}: unknown table [{name}]{nearest(name, TABLES)}")
         for override in overrides:
             apply_override(tables, override)
-        return cls(tables, path.resolve().parent, str(path))
+        moved = path.with_suffix(".base")  # a run file that was copied into a run's directory says where it came from
+        base = Path(moved.read_text(encoding="utf-8")) if moved.is_file() else path.resolve().parent
+        return cls(tables, base, str(path))
 
     def table(self, name: str, model: type[Model]) -> Model:
         """Table ``name`` as ``model``; an absent table has all defaults. Raises RunFileError."""

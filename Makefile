@@ -1,0 +1,39 @@
+# Everything lives in .venv; a second call installs nothing.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+KILLS ?= 30
+SEED ?=
+
+.PHONY: setup run test lint bench chaos clean
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg constraints.txt
+	@test -n "$(PYTHON)" || { echo "headrace needs Python 3.11 or newer: apt install python3 python3-venv"; exit 1; }
+	@echo "headrace: setting up .venv (once; PyTorch is large, expect some minutes)"
+	@$(PYTHON) -m venv .venv || { echo "headrace needs venv: apt install python3-venv"; rm -rf .venv; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+run: $(STAMP)
+	@$(BIN)/headrace run recipes/tiny.toml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+chaos: $(STAMP)
+	HEADRACE_KILLS=$(KILLS) HEADRACE_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos -s
+
+bench: $(STAMP)
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

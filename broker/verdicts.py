@@ -1,0 +1,133 @@
+"""The smaller records: a rewarder's vote, the newest policy version, and a dead letter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from broker.wire import Json, integer, number, raw, require, text
+
+OUTCOMES = ("value", "abstain", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One rewarder's verdict on one sample: a value, an abstention, or an error; an error is never a reward of 0."""
+
+    TYPE: ClassVar[str] = "vote"
+    group_id: str
+    index: int
+    rewarder: str
+    outcome: str
+    value: float | None = None
+    why: str = ""
+    seconds: float = 0.0
+    attempts: int = 1
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
+        require(self.index >= 0, "index", self.index, "at least 0")
+        require(bool(self.rewarder), "rewarder", self.rewarder, "a non-empty name")
+        require(self.outcome in OUTCOMES, "outcome", self.outcome, f"one of {OUTCOMES}")
+        has_value = self.value is not None and math.isfinite(self.value)
+        require(
+            has_value == (self.outcome == "value") and (has_value or self.value is None),
+            "value",
+            self.value,
+            "finite with outcome 'value', else absent",
+        )
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "group_id": self.group_id, "index": self.index, "rewarder": self.rewarder, "outcome": self.outcome,
+            "value": self.value, "why": self.why, "seconds": self.seconds, "attempts": self.attempts, "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Vote:
+        value = wire["value"]
+        return cls(
+            group_id=text(wire["group_id"]),
+            index=integer(wire["index"]),
+            rewarder=text(wire["rewarder"]),
+            outcome=text(wire["outcome"]),
+            value=None if value is None else number(value),
+            why=text(wire["why"]),
+            seconds=number(wire["seconds"]),
+            attempts=integer(wire["attempts"]),
+            created=number(wire["created"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersion:
+    """The newest published policy: where its weights lie on disk, and where its learner listens (compacted topic)."""
+
+    TYPE: ClassVar[str] = "policy"
+    version: int
+    path: str
+    checksum: str = ""
+    control: str = ""
+    learner: str = ""
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.version >= 0, "version", self.version, "at least 0")
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "version": self.version, "path": self.path, "checksum": self.checksum, "control": self.control,
+            "learner": self.learner, "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> PolicyVersion:
+        return cls(
+            integer(wire["version"]),
+            text(wire["path"]),
+            text(wire["checksum"]),
+            text(wire["control"]),
+            text(wire["learner"]),
+            number(wire["created"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not be processed: the raw bytes, where they came from, the error, and how often it was tried."""
+
+    TYPE: ClassVar[str] = "deadletter"
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    error: str
+    worker: str
+    group_id: str = ""
+    attempts: int = 1
+    created: float = 0.0
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "topic": self.topic, "partition": self.partition, "offset": self.offset, "key": self.key, "value": self.value,
+            "error": self.error, "worker": self.worker, "group_id": self.group_id, "attempts": self.attempts, "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> DeadLetter:
+        return cls(
+            topic=text(wire["topic"]),
+            partition=integer(wire["partition"]),
+            offset=integer(wire["offset"]),
+            key=raw(wire["key"]),
+            value=raw(wire["value"]),
+            error=text(wire["error"]),
+            worker=text(wire["worker"]),
+            group_id=text(wire["group_id"]),
+            attempts=integer(wire["attempts"]),
+            created=number(wire["created"]),
+        )

@@ -1,0 +1,122 @@
+"""The command line. Exit status: 0 finished, 1 an audit failed, 2 bad input, 3 a fault, 130 stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from broker.errors import HeadraceError, RunFileError
+
+DAEMONS = {"learner": "learner.__main__", "actor": "actors.__main__", "rewarder": "rewarders.__main__"}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="headrace", description="Asynchronous reinforcement learning for reasoning models over a durable log."
+    )
+    top.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, text: str, **arguments: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        if "file" in arguments:
+            sub.add_argument("file", type=Path, help="run file (TOML)")
+            sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
+            sub.add_argument(
+                "--dir", dest="directory", type=Path, default=None, metavar="RUN", help="default: runs/NAME"
+            )
+        if "run" in arguments:
+            sub.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+        if "json" in arguments:
+            sub.add_argument("--json", action="store_true")
+        return sub
+
+    run = add("run", "everything on this machine, with a live view", file="")
+    run.add_argument("--plain", action="store_true", help="plain lines instead of the display")
+    add("plan", "check a run file and say what would run", file="")
+    for role in DAEMONS:
+        commands.add_parser(role, help=f"one {role} daemon by hand", add_help=False)
+    add("verify", "audit a run's log", run="", json="")
+    add("trace", "the lineage of one optimizer step", run="", json="").add_argument("step", type=int)
+    replay = add("replay", "train recorded steps again; prints the sha256 of the weights", run="")
+    replay.add_argument("--steps", required=True, metavar="A-B")
+    replay.add_argument("--out", required=True, type=Path)
+    replay.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    add("report", "write report.html and summary.json again", run="")
+    broker = add("broker", "look at a run's log", json="")
+    broker.add_argument("what", choices=("topics", "lag", "tail", "dlq"))
+    broker.add_argument("run", type=Path, metavar="RUN")
+    broker.add_argument(
+        "--topic", default="", help="for tail: prompts, trajectories, rewards, steps, policy or deadletters"
+    )
+    broker.add_argument("--count", type=int, default=10, help="for tail: how many records")
+    add("doctor", "what this machine has").add_argument("run", nargs="?", type=Path)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in DAEMONS:
+        daemon = importlib.import_module(DAEMONS[arguments[0]])
+        return int(daemon.main(arguments[1:]))
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.version:
+        from importlib import metadata
+
+        print(f"headrace {metadata.version('headrace')}")
+        return 0
+    if options.command is None:
+        top.print_help()
+        return 2
+    try:
+        return int(COMMANDS[options.command](options))
+    except RunFileError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 2
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 3
+
+
+def _run(options: argparse.Namespace) -> int:
+    from broker.run import Run
+    from broker.runfile import RunFile
+    from headrace.run import run_all
+    from headrace.runfile import check
+
+    check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
+    return run_all(Run.open(options.file, options.overrides, options.directory), options.plain)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from broker.runfile import RunFile
+    from headrace.runfile import check
+
+    whole = check(RunFile.read(options.file, options.overrides))
+    print(f"run {whole.run.name}: model {whole.run.model}, rewards {dict(whole.run.rewards)}")
+    for number, stage in enumerate(whole.learner.stages):
+        shown = {k: v for k, v in stage.model_dump(exclude_defaults=True).items() if k not in ("name", "kind")}
+        print(f"  stage {number} {stage.name} ({stage.kind}) {shown}")
+    print(f"  {whole.actors.count} actors ({whole.actors.engine}), rewarders {', '.join(whole.rewarders)}")
+    return 0
+
+
+def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
+    def command(options: argparse.Namespace) -> int:
+        module = importlib.import_module("headrace.inspect")
+        return int(getattr(module, f"{name}_command")(options))
+
+    return command
+
+
+COMMANDS = {"run": _run, "plan": _plan} | {
+    name: _inspect(name) for name in ("verify", "trace", "replay", "report", "broker", "doctor")
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What became of a run, computed from its log alone: summary.json and the report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from broker.log import Log
+from broker.messages import Evaluation, Manifest, StepResult, Trajectory
+from broker.run import Run
+from headrace.records import scan
+from headrace.verify import verify
+from monitoring.report import RunReport, Sample
+
+PACKAGES = ("headrace", "torch", "transformers", "numpy", "pyzmq", "msgpack", "math-verify")
+CLOCK = "seconds.json"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def add_wall_seconds(directory: Path, seconds: float) -> float:
+    """Add the wall time of one sitting; returns that of all."""
+    path = directory / CLOCK
+    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+    path.write_text(json.dumps({"seconds": before + seconds}))
+    return float(before + seconds)
+
+
+class History:
+    """The ``steps`` topic of a run: results by step of the RL stages, evaluations, and stages' starts."""
+
+    def __init__(self, log: Log, run: Run) -> None:
+        self.manifests: list[Manifest] = []
+        self.evaluations: list[Evaluation] = []
+        results: dict[tuple[int, int], StepResult] = {}
+        for _, message in scan(log, run.topics.steps):
+            if isinstance(message, Manifest):
+                self.manifests.append(message)
+            elif isinstance(message, Evaluation):
+                self.evaluations.append(message)
+            elif isinstance(message, StepResult):
+                results[message.stage, message.stage_step] = message  # after a redo the last one holds
+        stages = {m.stage for m in self.manifests if m.kind == "step"}
+        self.rl = [r for (stage, _), r in sorted(results.items()) if stage in stages]
+        self.sft = [r for (stage, _), r in sorted(results.items()) if stage not in stages]
+
+
+def summarise(log: Log, run: Run, wall_seconds: float) -> dict[str, Any]:
+    """The run in numbers."""
+    history, audit = History(log, run), verify(log, run.topics)
+    generated = sum(m.response_tokens for _, m in scan(log, run.topics.trajectories) if isinstance(m, Trajectory))
+    phases: dict[str, float] = defaultdict(float)
+    for result in history.rl:
+        for name, seconds in result.phases.items():
+            phases[name] += seconds
+    named = [e for e in history.evaluations if ":" not in e.name] or history.evaluations
+    stale = [r.metrics.get("staleness_mean", 0.0) for r in history.rl]
+    return {
+        "run": run.table.name,
+        "steps": len(history.rl),
+        "wall_seconds": round(wall_seconds, 1),
+        "pass_at_1": {
+            "before": named[0].pass_at_1 if named else None,
+            "after": named[-1].pass_at_1 if named else None,
+            "k": named[-1].k if named else None,
+            "questions": named[-1].questions if named else None,
+        },
+        "groups": {
+            "fed": audit.fed,
+            "trained": audit.trained,
+            "dropped": audit.dropped,
+            "dead_lettered": audit.dead_lettered,
+            "evaluated": audit.evaluated,
+            "outstanding": audit.outstanding,
+        },
+        "dropped": audit.dropped_by_reason,
+        "tokens": {
+            "generated": generated,
+            "trained": int(sum(r.metrics.get("tokens_trained", 0.0) for r in history.rl)),
+        },
+        "staleness": {
+            "mean": sum(stale) / len(stale) if stale else 0.0,
+            "max": max((r.metrics.get("staleness_max", 0.0) for r in history.rl), default=0.0),
+        },
+        "phases": {name: round(seconds, 3) for name, seconds in sorted(phases.items())},
+        "seed": run.table.seed,
+        "versions": versions(),
+    }
+
+
+def report_of(log: Log, run: Run, summary: Mapping[str, Any]) -> RunReport:
+    """The report's data."""
+    history = History(log, run)
+    names = sorted({name for r in history.rl for name in r.metrics})
+    phases = sorted({name for r in history.rl for name in r.phases})
+    return RunReport(
+        name=run.table.name,
+        summary=dict(summary),
+        config=Path(run.file.source).read_text(encoding="utf-8") if Path(run.file.source).is_file() else "",
+        steps=[float(r.step) for r in history.rl],
+        series={name: [r.metrics.get(name, float("nan")) for r in history.rl] for name in names},
+        evaluations=[(float(e.step), e.name, e.pass_at_1, *e.pass_at_1_interval) for e in history.evaluations],
+        phases={name: [r.phases.get(name, 0.0) for r in history.rl] for name in phases},
+        samples=samples_of(log, run, history),
+    )
+
+
+def samples_of(log: Log, run: Run, history: History, count: int = 3) -> list[Sample]:
+    """The best and the worst sample of the first and of the last step."""
+    from headrace.trace import trace
+
+    steps = [m.step for m in history.manifests if m.kind == "step"]
+    shown = []
+    for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
+        samples = []
+        for group in trace(log, run.topics, step)["groups"]:
+            for sample in group["samples"]:
+                votes = {v["rewarder"]: v for v in sample["votes"]}
+                reward = sum(w * (votes[n]["value"] or 0.0) for n, w in run.table.rewards.items() if n in votes)
+                told = {
+                    n: f"{v['value'] if v['outcome'] == 'value' else v['outcome']} {v['why']}" for n, v in votes.items()
+                }
+                samples.append(
+                    Sample(
+                        f"step {step}, {group['group_id']}#{sample['index']}",
+                        group["question"],
+                        sample["text"],
+                        reward,
+                        told,
+                    )
+                )
+        samples.sort(key=lambda s: -s.reward)
+        shown += samples[:count] + samples[-count:]
+    return shown

@@ -1,0 +1,150 @@
+"""The live view of a run: a rich display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from monitoring.view import RunView, clean_text, sparkline
+
+PLAIN_SECONDS = 10.0
+STATES = {"running": "green", "restarting": "yellow", "gone": "red"}
+
+
+class LiveView(Protocol):
+    """Shows a run while it goes on."""
+
+    def update(self, view: RunView) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PlainView:
+    """A line at every change of stage or evaluation, and otherwise every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._due = 0.0
+        self._shown: tuple[object, ...] = ()
+
+    def update(self, view: RunView) -> None:
+        now, what = time.monotonic(), (view.stage, len(view.evaluations))
+        if what == self._shown and now < self._due:
+            return
+        if view.evaluations and len(view.evaluations) != (self._shown[1] if self._shown else 0):
+            name, value, low, high = view.evaluations[-1]
+            self.note(f"held-out {name}: pass@1 {value:.3f} [{low:.3f}, {high:.3f}]")
+        self._shown, self._due = what, now + PLAIN_SECONDS
+        self.note(one_line(view))
+
+    def note(self, line: str) -> None:
+        self._console.print(clean_text(line), markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RichView:
+    """A display that is drawn anew in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, refresh_per_second=4, transient=False)
+        self._live.start()
+
+    def update(self, view: RunView) -> None:
+        self._live.update(render(view))
+
+    def note(self, line: str) -> None:
+        self._live.console.print(clean_text(line), markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def open_view(plain: bool, console: Console | None = None) -> LiveView:
+    """The view for this terminal; plain lines if asked for, or where there is no terminal."""
+    console = console or Console()
+    return PlainView(console) if plain or not console.is_terminal else RichView(console)
+
+
+def one_line(view: RunView) -> str:
+    """The state of a run in one line."""
+    parts = [f"[{clock(view.elapsed)}] stage {view.stage_number + 1}/{view.stages} {view.stage}"]
+    if view.steps:
+        parts.append(f"step {view.step}/{view.steps}")
+    parts += [f"{name} {value}" for name, value in facts(view)]
+    alive = sum(d.state == "running" for d in view.daemons)
+    parts.append(f"daemons {alive}/{len(view.daemons)}")
+    return "  ".join(parts)
+
+
+def facts(view: RunView) -> list[tuple[str, str]]:
+    """The numbers that matter now, named and formatted."""
+    wanted = (
+        ("reward", "reward_mean", "{:.3f}"),
+        ("loss", "loss", "{:.3f}"),
+        ("accuracy", "accuracy", "{:.3f}"),
+        ("level", "level", "{:.2f}"),
+        ("length", "response_length_mean", "{:.0f}"),
+        ("staleness", "staleness_mean", "{:.2f}"),
+        ("entropy", "entropy", "{:.3f}"),
+    )
+    out = [(name, form.format(view.metrics[key])) for name, key, form in wanted if key in view.metrics]
+    if view.evaluations:
+        out.append(("held-out pass@1", f"{view.evaluations[-1][1]:.3f}"))
+    if view.generated_per_second:
+        out.append(("generated", f"{view.generated_per_second:,.0f} tok/s"))
+    if view.trained_per_second:
+        out.append(("trained", f"{view.trained_per_second:,.0f} tok/s"))
+    return out
+
+
+def render(view: RunView) -> RenderableType:
+    """The whole display."""
+    head = Text.assemble(
+        (view.name, "bold"),
+        f"  stage {view.stage_number + 1}/{view.stages} ",
+        (view.stage, "cyan"),
+        f"  {clock(view.elapsed)}",
+    )
+    numbers = Table.grid(padding=(0, 2))
+    pairs = facts(view)
+    for i in range(0, len(pairs), 3):
+        cells = [Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in pairs[i : i + 3]]
+        numbers.add_row(*cells)
+    rows: list[RenderableType] = [head]
+    if view.steps:
+        rows.append(ProgressBar(total=view.steps, completed=view.step, width=50))
+    rows.append(numbers)
+    if view.rewards:
+        rows.append(Text.assemble(("reward  ", "dim"), sparkline(view.rewards)))
+    if view.evaluations:
+        shown = "  ".join(f"{name} {value:.3f}" for name, value, _, _ in view.evaluations[-5:])
+        rows.append(Text.assemble(("held-out  ", "dim"), shown))
+    if view.queues:
+        rows.append(
+            Text.assemble(("waiting  ", "dim"), "  ".join(f"{name} {count}" for name, count in view.queues.items()))
+        )
+    daemons = Text()
+    for daemon in view.daemons:
+        daemons.append("● ", style=STATES.get(daemon.state, "red"))
+        again = f" ({daemon.restarts} restarts)" if daemon.restarts else ""
+        daemons.append(f"{daemon.name}{again}  ")
+    rows.append(daemons)
+    rows += [Text(clean_text(note, 200), style="yellow") for note in view.notes[-3:]]
+    return Panel(Group(*rows), title="headrace", border_style="dim")
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,56 @@
+"""What people see of a run, as plain data: filled by whoever knows, drawn by ``live`` and ``report``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class DaemonView:
+    """One daemon: ``state`` is running, restarting or gone."""
+
+    name: str
+    role: str
+    pid: int
+    state: str
+    restarts: int = 0
+    version: int | None = None
+
+
+@dataclass(slots=True)
+class RunView:
+    """A run at one moment. Rates are per second over the last refresh; ``evaluations`` are (name, pass@1, low, high)."""
+
+    name: str
+    stage: str = "starting"
+    stage_number: int = 0
+    stages: int = 0
+    step: int = 0
+    steps: int = 0
+    version: int = 0
+    elapsed: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    evaluations: list[tuple[str, float, float, float]] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    generated_per_second: float = 0.0
+    trained_per_second: float = 0.0
+    queues: dict[str, int] = field(default_factory=dict)
+    daemons: list[DaemonView] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def clean_text(text: str, limit: int = 2000) -> str:
+    """``text`` without control characters (a model's text must not drive a terminal), and not longer than ``limit``."""
+    kept = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text[:limit])
+    return kept + ("…" if len(text) > limit else "")
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """The course of ``values`` in one line of block characters."""
+    if not values:
+        return ""
+    step = max(1, len(values) // width)
+    shown = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
+    low, high = min(shown), max(shown)
+    blocks = "▁▂▃▄▅▆▇█"
+    return "".join(blocks[round((v - low) / (high - low) * 7) if high > low else 0] for v in shown)
