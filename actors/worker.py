@@ -55,6 +55,7 @@ class ActorWorker:
         self._work: dict[str, _Work] = {}
         self._finished: list[Record] = []  # handled, but perhaps not durable yet
         self._flushed = time.monotonic()
+        self._group_size = 1  # of the newest prompt: what the next one will probably take
 
     def run(self, stop: Stop) -> None:
         """Sample until ``stop``; what is running then is left to the redelivery of its prompt."""
@@ -84,9 +85,14 @@ class ActorWorker:
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
         room = self._engine.room() + self._ahead
-        for record in self._consumer.poll(1 if room > 0 else 0, 0.0):
-            self._mark.start(record)
-            self._accept(record)
+        while True:
+            records = self._consumer.poll(max(1, room // self._group_size) if room > 0 else 0, 0.0)
+            for record in records:
+                self._mark.start(record)
+                self._accept(record)
+                room -= self._group_size
+            if not records or room <= 0:
+                return
 
     def _accept(self, record: Record) -> None:
         try:
@@ -105,6 +111,7 @@ class ActorWorker:
             self._engine.submit(Request(prompt.group_id, indices, tokens, prompt.sampling, prompt.min_version))
         except EngineError as error:
             return self._bury(record, prompt.group_id, str(error))
+        self._group_size = prompt.group_size
         self._work[prompt.group_id] = _Work(record, prompt, tokens, set(indices))
         return None
 

@@ -34,8 +34,9 @@ class _TokenLogprobs(torch.autograd.Function):
             chosen = logits.gather(1, target_M[part, None])[:, 0]
             logprobs[part] = chosen - norm
             correct[part] = logits.argmax(-1) == target_M[part]
-            probability = (logits - norm[:, None]).exp_()
-            entropy[part] = norm - (probability * torch.where(probability > 0, logits, 0.0)).sum(-1)
+            each = logits - norm[:, None]
+            probability = each.exp()
+            entropy[part] = -(probability * torch.where(probability > 0, each, 0.0)).sum(-1)
         ctx.save_for_backward(hidden_MD, weight_VD, target_M)
         ctx.scale, ctx.rows = scale, rows
         ctx.mark_non_differentiable(entropy, correct)

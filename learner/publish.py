@@ -33,6 +33,7 @@ class Publishing:
             backend="nccl" if executor.device == "cuda" else "gloo",
             on_published=self._announce,
         )
+        self._publisher.warm(executor.tensors())
 
     def publish(self, version: int) -> None:
         """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""

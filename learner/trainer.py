@@ -61,9 +61,7 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     objective = objective_of(table.objective)
     samples = [judged for group in groups for judged in group]
     advantages_N = torch.cat([_advantages(group, objective) for group in groups]).to(state.model.device)
-    chunks = pack(
-        [Sequenced.of(s.trajectory, row) for row, s in enumerate(samples)], table.pack_tokens, str(state.model.device)
-    )
+    chunks = pack(_sequences(samples, advantages_N, objective), table.pack_tokens, str(state.model.device))
     lengths_N = torch.tensor([float(s.trajectory.response_tokens) for s in samples], device=state.model.device)
     weights_N = AGGREGATIONS[objective.aggregation](lengths_N, objective.constant_length)
     packed = time.monotonic()
@@ -101,6 +99,14 @@ def _advantages(group: Sequence[Judged], objective: Objective) -> Tensor:
     return group_advantages(
         torch.tensor([s.reward for s in group], dtype=torch.float64), objective.advantage_std
     ).float()
+
+
+def _sequences(samples: Sequence[Judged], advantages_N: Tensor, objective: Objective) -> list[Sequenced]:
+    """The samples that a gradient can come from: an advantage of 0 gives none, unless the objective pulls on every token."""
+    silent = (advantages_N == 0).tolist()
+    return [
+        Sequenced.of(s.trajectory, row) for row, s in enumerate(samples) if objective.regularises or not silent[row]
+    ]
 
 
 def _backward(

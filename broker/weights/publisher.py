@@ -70,7 +70,7 @@ class WeightPublisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._epoch = 0
         self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
-        self._closing = False
+        self._closing = self._warm = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
@@ -91,6 +91,13 @@ class WeightPublisher:
             self._waiting = (version, buffer)
             self._changed.notify_all()
         self.stats.blocked_seconds += time.monotonic() - started
+
+    def warm(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for snapshots and start the publisher process, so that the first push does not wait for it."""
+        self._allocate(tensors)
+        with self._changed:
+            self._warm = True
+            self._changed.notify_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is waiting or under way; returns whether that is so."""
@@ -122,9 +129,15 @@ class WeightPublisher:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting is not None or self._closing)
-                    if self._waiting is None:
+                    self._changed.wait_for(lambda: self._waiting is not None or self._closing or self._warm)
+                    warm, self._warm = self._warm, False
+                    if self._waiting is None and self._closing:
                         return
+                if warm:
+                    self._running()
+                with self._changed:
+                    if self._waiting is None:
+                        continue
                     (version, buffer), self._waiting = self._waiting, None
                     self._active = buffer
                 try:

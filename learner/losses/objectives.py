@@ -30,6 +30,12 @@ class Objective:
     tau: float = 1e-3
     kl: float = 0.0
     constant_length: int = 1024
+    penalty: bool = False
+    """Whether the term has a part that does not depend on the advantage (weighted by ``tau``)."""
+
+    @property
+    def regularises(self) -> bool:
+        return self.kl > 0 or (self.penalty and self.tau > 0)
 
 
 def _ppo(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective) -> terms.Term:
@@ -43,7 +49,7 @@ def _trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Obj
 OBJECTIVES: dict[str, Objective] = {
     "grpo": Objective(_ppo, "population", "sequence_mean"),
     "dapo": Objective(_ppo, "population", "token_mean", clip_high=0.28),
-    "async": Objective(_trust_region, "none", "token_mean"),
+    "async": Objective(_trust_region, "none", "token_mean", penalty=True),
 }
 
 

@@ -1,0 +1,28 @@
+"""What tests share: the tiny model with weights, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "recipes" / "tiny_model"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with the tiny recipe's shape and tokenizer and random weights."""
+    import torch
+
+    from learner.model import load_model, save_model
+
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("tiny_model")
+    model = load_model(str(TINY), init="random", seed=7)
+    with torch.no_grad():  # the initial weights are so small that every distribution is nearly flat
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6)
+    save_model(model, str(TINY), directory)
+    return directory

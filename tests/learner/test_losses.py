@@ -1,0 +1,171 @@
+"""Every objective against a slow, obvious version in float64, over normal and extreme inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from learner.config import ObjectiveTable
+from learner.losses import async_objective, batch_loss, dapo, grpo
+from learner.losses.objectives import OBJECTIVES, Objective, objective_of
+
+INF, NAN = float("inf"), float("nan")
+
+
+def slow(o: Objective, logprobs: list[list[float]], behavior: list[list[float]], advantages: list[float], mask: list[list[bool]]) -> float:
+    """The objective by the book, token by token; a token with a non-finite number is left out, its weight is not given away."""
+    lengths = [sum(row) for row in mask]
+    total = 0.0
+    for i, row in enumerate(mask):
+        for t, counts in enumerate(row):
+            lp, mu, a = logprobs[i][t], behavior[i][t], advantages[i]
+            if not counts or not (math.isfinite(lp) and math.isfinite(mu)):
+                continue
+            log_w = max(-60.0, min(60.0, lp - mu))
+            w = math.exp(log_w)
+            if o.term.__name__ == "_ppo":
+                loss = max(-a * w, -a * min(max(w, 1 - o.clip_low), 1 + o.clip_high))
+                if o.dual_clip is not None and a < 0:
+                    loss = min(loss, -o.dual_clip * a)
+            else:
+                moved = math.exp(lp) - math.exp(mu)
+                gone = (a > 0 and moved > o.trust) or (a < 0 and moved < -o.trust)
+                loss = (0.0 if gone else -min(w, o.weight_cap) * a * lp) + o.tau * log_w**2
+            weight = {
+                "sequence_mean": 1 / (len(mask) * max(1, lengths[i])),
+                "token_mean": 1 / max(1, sum(lengths)),
+                "constant": 1 / (len(mask) * o.constant_length),
+            }[o.aggregation]
+            total += weight * loss
+    return total
+
+
+VARIANTS = [
+    *OBJECTIVES.values(),
+    replace(OBJECTIVES["grpo"], dual_clip=3.0),
+    replace(OBJECTIVES["grpo"], aggregation="constant", constant_length=77, advantage_std="none"),
+    replace(OBJECTIVES["async"], aggregation="sequence_mean", weight_cap=1.0, tau=0.1),
+]
+
+
+def batch(seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    logprobs = -torch.rand(6, 9, generator=g, dtype=torch.float64) * 4
+    behavior = (logprobs + torch.randn(6, 9, generator=g, dtype=torch.float64) * spread).clamp(max=0)
+    advantages = torch.randn(6, generator=g, dtype=torch.float64)
+    mask = torch.rand(6, 9, generator=g) < 0.7
+    mask[2] = False
+    return logprobs, behavior, advantages, mask
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+@pytest.mark.parametrize("spread", [0.0, 0.3, 20.0])
+def test_against_the_slow_version(objective: Objective, spread: float) -> None:
+    for seed in range(3):
+        logprobs, behavior, advantages, mask = batch(seed, spread)
+        loss, _ = batch_loss(objective, logprobs, behavior, advantages, mask)
+        assert loss.item() == pytest.approx(slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist()), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+def test_what_is_masked_or_not_finite_reaches_no_gradient(objective: Objective) -> None:
+    logprobs, behavior, advantages, mask = batch(1, 0.3)
+    reference, _ = batch_loss(objective, logprobs, behavior, advantages, mask)
+    bad = [NAN, INF, -INF]
+    for i, (r, c) in enumerate((~mask).nonzero().tolist()):
+        logprobs[r, c], behavior[r, c] = bad[i % 3], bad[(i + 1) % 3]
+    leaf = logprobs.clone().requires_grad_()
+    loss, metrics = batch_loss(objective, leaf, behavior, advantages, mask)
+    loss.backward()
+    assert leaf.grad is not None and torch.isfinite(leaf.grad).all() and (leaf.grad[~mask] == 0).all()
+    assert loss.item() == pytest.approx(reference.item())
+    assert metrics["tokens_invalid"] == 0
+    row, column = mask.nonzero()[0].tolist()
+    behavior[row, column] = NAN
+    leaf = logprobs.clone().requires_grad_()
+    loss, metrics = batch_loss(objective, leaf, behavior, advantages, mask)
+    loss.backward()
+    assert metrics["tokens_invalid"] == 1 and leaf.grad[row, column] == 0 and torch.isfinite(leaf.grad).all()
+    assert loss.item() == pytest.approx(slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist()))
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+def test_huge_ratios_stay_finite_and_the_asynchronous_default_bounded(objective: Objective) -> None:
+    logprobs = torch.tensor([[-0.1, -46.0], [-0.1, -46.0]], dtype=torch.float32, requires_grad=True)
+    behavior = torch.tensor([[-46.0, -0.1], [-46.0, -0.1]])
+    loss, _ = batch_loss(objective, logprobs, behavior, torch.tensor([1.0, -1.0]), torch.ones(2, 2, dtype=torch.bool))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logprobs.grad).all()
+    if objective.term is OBJECTIVES["async"].term:
+        assert logprobs.grad.abs().max() < 20
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+def test_an_empty_mask_gives_zero_with_a_gradient_of_zero(objective: Objective) -> None:
+    logprobs = torch.full((2, 3), NAN, requires_grad=True)
+    loss, metrics = batch_loss(objective, logprobs, torch.zeros(2, 3), torch.ones(2), torch.zeros(2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and (logprobs.grad == 0).all() and metrics["tokens_trained"] == 0
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+def test_gradients_by_finite_differences(objective: Objective) -> None:
+    logprobs, behavior, advantages, mask = batch(4, 0.05)
+    if objective.term is OBJECTIVES["async"].term:  # its weight is a constant to the gradient: differentiate at that constant
+        weight = (logprobs - behavior).exp().clamp(max=objective.weight_cap)
+        moved = logprobs.exp() - behavior.exp()
+        gone = ((advantages[:, None] > 0) & (moved > objective.trust)) | ((advantages[:, None] < 0) & (moved < -objective.trust))
+        weight = weight.masked_fill(gone, 0)
+        lengths = mask.sum(1)
+        share = {"token_mean": 1 / lengths.sum() * torch.ones(6), "sequence_mean": 1 / (6 * lengths.clamp(min=1))}[objective.aggregation]
+
+        def value(x: torch.Tensor) -> torch.Tensor:
+            return ((-weight * advantages[:, None] * x + objective.tau * (x - behavior) ** 2) * mask * share[:, None]).sum()
+    else:
+
+        def value(x: torch.Tensor) -> torch.Tensor:
+            return batch_loss(objective, x, behavior, advantages, mask)[0]
+
+    leaf = logprobs.clone().requires_grad_()
+    batch_loss(objective, leaf, behavior, advantages, mask)[0].backward()
+    step = 1e-6
+    for r, c in mask.nonzero()[::3].tolist():
+        up, down = logprobs.clone(), logprobs.clone()
+        up[r, c] += step
+        down[r, c] -= step
+        assert leaf.grad[r, c].item() == pytest.approx(((value(up) - value(down)) / (2 * step)).item(), abs=1e-7)
+
+
+def test_metrics_tell_what_was_clipped() -> None:
+    logprobs = torch.log(torch.tensor([[0.9, 0.1, 0.5]]))
+    behavior = torch.log(torch.tensor([[0.5, 0.1, 0.5]]))
+    _, metrics = grpo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3))
+    assert metrics["clip_fraction_high"] == pytest.approx(1 / 3) and metrics["clip_fraction_low"] == 0
+    assert metrics["importance_ratio_max"] == pytest.approx(1.8)
+    ratios = [1.8, 1.0, 1.0]
+    assert metrics["ess_ratio"] == pytest.approx(sum(ratios) ** 2 / (3 * sum(r * r for r in ratios)))
+    _, metrics = async_objective(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3), trust=0.3)
+    assert metrics["clip_fraction_high"] == pytest.approx(1 / 3)
+    assert dapo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3))[1]["clip_fraction_high"] == pytest.approx(1 / 3)
+
+
+def test_the_reference_divergence_is_clamped() -> None:
+    logprobs = torch.tensor([[-30.0, -0.5]], requires_grad=True)
+    loss, metrics = grpo(logprobs, logprobs.detach(), torch.tensor([0.0]), torch.ones(1, 2), kl=1.0, ref_logprobs_NT=torch.tensor([[-0.1, -0.5]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(10 / 2) and torch.isfinite(logprobs.grad).all()
+    assert metrics["kl_reference"] == pytest.approx(5.0)
+
+
+def test_shapes_that_do_not_agree_are_named() -> None:
+    with pytest.raises(ValueError, match=r"advantages \(3,\)"):
+        grpo(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3), torch.ones(2, 3))
+
+
+def test_the_run_file_replaces_single_values() -> None:
+    objective = objective_of(ObjectiveTable(name="dapo", clip_high=0.4, aggregation="constant", constant_length=9))
+    assert (objective.clip_low, objective.clip_high, objective.aggregation, objective.constant_length) == (0.2, 0.4, "constant", 9)
+    assert objective_of(ObjectiveTable(name="async", tau=0.0)).regularises is False
