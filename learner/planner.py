@@ -121,37 +121,47 @@ class Planner:
     def plan(self, stage: StagePlan) -> Planned | None:
         """The next step's manifest, durable; None while groups are missing for it, or while it waits for a late one."""
         table, step = stage.table, self.planned + 1
-        ready: list[tuple[Group, list[Judged]]] = []
-        for group in self.training():
-            if len(ready) == table.groups_per_step:
-                break
-            if not group.complete:
-                if self._must_wait(group, table, step):
-                    return None
-                continue
-            judged = group.judged()
-            reason = gate(group, judged, table, step)
-            if reason:
-                self._drop(group, reason)
-                self._seen.append((group, judged))
-            else:
-                ready.append((group, judged))
+        ready = self._judged(table, step)[: table.groups_per_step]
         if len(ready) < table.groups_per_step:
             return None
+        chosen = {group.id for group, _ in ready}
+        late = self._late([g for g in self.training() if g.id not in chosen], table, step)
+        if late and table.late == "wait":
+            return None
+        for group in late:
+            self._drop(group, "stale")
         for group, _ in ready:
             self.join.remove(group.id)
         self._seen.extend(ready)
         self._in_training += len(ready)
         return self._write(step, stage.index, "step", ready)
 
-    def _must_wait(self, group: Group, table: LearnerTable, step: int) -> bool:
-        """Whether training ``step`` without this incomplete group would make it too old. ``late = "drop"`` drops it then."""
-        if step - group.oldest_version <= table.max_lag:
-            return False
-        if table.late == "drop":
-            self._drop(group, "stale")
-            return False
-        return True
+    def _judged(self, table: LearnerTable, step: int) -> list[tuple[Group, list[Judged]]]:
+        """The complete groups that may be trained, the one that grows too old first in front; the others of them end here."""
+        ready = []
+        for group in self.training():
+            if group.complete:
+                judged = group.judged()
+                reason = gate(group, judged, table, step)
+                if reason:
+                    self._drop(group, reason)
+                    self._seen.append((group, judged))
+                else:
+                    ready.append((group, judged))
+        return sorted(ready, key=lambda item: item[0].oldest_version)
+
+    def _late(self, rest: list[Group], table: LearnerTable, step: int) -> list[Group]:
+        """The incomplete groups of ``rest`` for which there would be no place in time if ``step`` were taken without them.
+
+        A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps behind this one,
+        earliest deadline first; what is too old already cannot be helped by waiting.
+        """
+        last = [(g.oldest_version + table.max_lag + 1, g) for g in rest]
+        last = sorted((item for item in last if item[0] >= step), key=lambda item: item[0])
+        for place, (deadline, _) in enumerate(last):
+            if step + 1 + place // table.groups_per_step > deadline:
+                return [g for end, g in last if end <= deadline and not g.complete]
+        return []
 
     def close(self, stage: int) -> Planned:
         """End a stage: training groups that are left over are dropped, and the next stage begins behind this manifest."""

@@ -12,7 +12,10 @@ from learner.advantages import group_advantages, leave_one_out_advantages
 REWARDS = [0.2, 1.2, 0.0, 1.0, 1.2]
 
 
-@pytest.mark.parametrize(("std", "deviation"), [("population", statistics.pstdev(REWARDS)), ("sample", statistics.stdev(REWARDS)), ("none", 1.0)])
+@pytest.mark.parametrize(
+    ("std", "deviation"),
+    [("population", statistics.pstdev(REWARDS)), ("sample", statistics.stdev(REWARDS)), ("none", 1.0)],
+)
 def test_against_the_formula(std: str, deviation: float) -> None:
     found = group_advantages(torch.tensor(REWARDS, dtype=torch.float64), std, eps=0.0)  # type: ignore[arg-type]
     mean = statistics.fmean(REWARDS)

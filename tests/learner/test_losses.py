@@ -15,7 +15,13 @@ from learner.losses.objectives import OBJECTIVES, Objective, objective_of
 INF, NAN = float("inf"), float("nan")
 
 
-def slow(o: Objective, logprobs: list[list[float]], behavior: list[list[float]], advantages: list[float], mask: list[list[bool]]) -> float:
+def slow(
+    o: Objective,
+    logprobs: list[list[float]],
+    behavior: list[list[float]],
+    advantages: list[float],
+    mask: list[list[bool]],
+) -> float:
     """The objective by the book, token by token; a token with a non-finite number is left out, its weight is not given away."""
     lengths = [sum(row) for row in mask]
     total = 0.0
@@ -67,7 +73,11 @@ def test_against_the_slow_version(objective: Objective, spread: float) -> None:
     for seed in range(3):
         logprobs, behavior, advantages, mask = batch(seed, spread)
         loss, _ = batch_loss(objective, logprobs, behavior, advantages, mask)
-        assert loss.item() == pytest.approx(slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist()), rel=1e-9, abs=1e-12)
+        assert loss.item() == pytest.approx(
+            slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist()),
+            rel=1e-9,
+            abs=1e-12,
+        )
 
 
 @pytest.mark.parametrize("objective", VARIANTS)
@@ -89,7 +99,9 @@ def test_what_is_masked_or_not_finite_reaches_no_gradient(objective: Objective) 
     loss, metrics = batch_loss(objective, leaf, behavior, advantages, mask)
     loss.backward()
     assert metrics["tokens_invalid"] == 1 and leaf.grad[row, column] == 0 and torch.isfinite(leaf.grad).all()
-    assert loss.item() == pytest.approx(slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist()))
+    assert loss.item() == pytest.approx(
+        slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist())
+    )
 
 
 @pytest.mark.parametrize("objective", VARIANTS)
@@ -106,7 +118,9 @@ def test_huge_ratios_stay_finite_and_the_asynchronous_default_bounded(objective:
 @pytest.mark.parametrize("objective", VARIANTS)
 def test_an_empty_mask_gives_zero_with_a_gradient_of_zero(objective: Objective) -> None:
     logprobs = torch.full((2, 3), NAN, requires_grad=True)
-    loss, metrics = batch_loss(objective, logprobs, torch.zeros(2, 3), torch.ones(2), torch.zeros(2, 3, dtype=torch.bool))
+    loss, metrics = batch_loss(
+        objective, logprobs, torch.zeros(2, 3), torch.ones(2), torch.zeros(2, 3, dtype=torch.bool)
+    )
     loss.backward()
     assert loss.item() == 0 and (logprobs.grad == 0).all() and metrics["tokens_trained"] == 0
 
@@ -114,16 +128,24 @@ def test_an_empty_mask_gives_zero_with_a_gradient_of_zero(objective: Objective) 
 @pytest.mark.parametrize("objective", VARIANTS)
 def test_gradients_by_finite_differences(objective: Objective) -> None:
     logprobs, behavior, advantages, mask = batch(4, 0.05)
-    if objective.term is OBJECTIVES["async"].term:  # its weight is a constant to the gradient: differentiate at that constant
+    if (
+        objective.term is OBJECTIVES["async"].term
+    ):  # its weight is a constant to the gradient: differentiate at that constant
         weight = (logprobs - behavior).exp().clamp(max=objective.weight_cap)
         moved = logprobs.exp() - behavior.exp()
-        gone = ((advantages[:, None] > 0) & (moved > objective.trust)) | ((advantages[:, None] < 0) & (moved < -objective.trust))
+        gone = ((advantages[:, None] > 0) & (moved > objective.trust)) | (
+            (advantages[:, None] < 0) & (moved < -objective.trust)
+        )
         weight = weight.masked_fill(gone, 0)
         lengths = mask.sum(1)
-        share = {"token_mean": 1 / lengths.sum() * torch.ones(6), "sequence_mean": 1 / (6 * lengths.clamp(min=1))}[objective.aggregation]
+        share = {"token_mean": 1 / lengths.sum() * torch.ones(6), "sequence_mean": 1 / (6 * lengths.clamp(min=1))}[
+            objective.aggregation
+        ]
 
         def value(x: torch.Tensor) -> torch.Tensor:
-            return ((-weight * advantages[:, None] * x + objective.tau * (x - behavior) ** 2) * mask * share[:, None]).sum()
+            return (
+                (-weight * advantages[:, None] * x + objective.tau * (x - behavior) ** 2) * mask * share[:, None]
+            ).sum()
     else:
 
         def value(x: torch.Tensor) -> torch.Tensor:
@@ -149,12 +171,21 @@ def test_metrics_tell_what_was_clipped() -> None:
     assert metrics["ess_ratio"] == pytest.approx(sum(ratios) ** 2 / (3 * sum(r * r for r in ratios)))
     _, metrics = async_objective(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3), trust=0.3)
     assert metrics["clip_fraction_high"] == pytest.approx(1 / 3)
-    assert dapo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3))[1]["clip_fraction_high"] == pytest.approx(1 / 3)
+    assert dapo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3))[1]["clip_fraction_high"] == pytest.approx(
+        1 / 3
+    )
 
 
 def test_the_reference_divergence_is_clamped() -> None:
     logprobs = torch.tensor([[-30.0, -0.5]], requires_grad=True)
-    loss, metrics = grpo(logprobs, logprobs.detach(), torch.tensor([0.0]), torch.ones(1, 2), kl=1.0, ref_logprobs_NT=torch.tensor([[-0.1, -0.5]]))
+    loss, metrics = grpo(
+        logprobs,
+        logprobs.detach(),
+        torch.tensor([0.0]),
+        torch.ones(1, 2),
+        kl=1.0,
+        ref_logprobs_NT=torch.tensor([[-0.1, -0.5]]),
+    )
     loss.backward()
     assert loss.item() == pytest.approx(10 / 2) and torch.isfinite(logprobs.grad).all()
     assert metrics["kl_reference"] == pytest.approx(5.0)
@@ -167,5 +198,10 @@ def test_shapes_that_do_not_agree_are_named() -> None:
 
 def test_the_run_file_replaces_single_values() -> None:
     objective = objective_of(ObjectiveTable(name="dapo", clip_high=0.4, aggregation="constant", constant_length=9))
-    assert (objective.clip_low, objective.clip_high, objective.aggregation, objective.constant_length) == (0.2, 0.4, "constant", 9)
+    assert (objective.clip_low, objective.clip_high, objective.aggregation, objective.constant_length) == (
+        0.2,
+        0.4,
+        "constant",
+        9,
+    )
     assert objective_of(ObjectiveTable(name="async", tau=0.0)).regularises is False

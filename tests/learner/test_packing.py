@@ -13,7 +13,14 @@ from learner import attention
 from learner.logprobs import score, token_logprobs
 from learner.packing import Sequenced, assign, pack, packing_efficiency
 
-SHAPE = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 CONFIGS = [Qwen3Config(**SHAPE, head_dim=8), Qwen2Config(**SHAPE), LlamaConfig(**SHAPE, tie_word_embeddings=False)]
 
 
@@ -49,7 +56,12 @@ def test_packed_and_padded_agree_in_values_and_gradients(config: object) -> None
     for chunk in chunks:
         logprobs = score(packed, chunk, temperature=0.7, rows=4).logprobs_M
         logprobs.sum().backward()
-        for row, value, behavior in zip(chunk.sequence_T[chunk.mask_T].tolist(), logprobs.tolist(), chunk.behavior_T[chunk.mask_T].tolist(), strict=True):
+        for row, value, behavior in zip(
+            chunk.sequence_T[chunk.mask_T].tolist(),
+            logprobs.tolist(),
+            chunk.behavior_T[chunk.mask_T].tolist(),
+            strict=True,
+        ):
             found.setdefault(chunk.rows_N[row], []).append(value)
             assert behavior < 0
     for item in items:

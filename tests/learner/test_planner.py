@@ -1,0 +1,323 @@
+"""The planner over a real log: credits, gates, pacing, dead letters, and what a restart finds again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.log import Log, open_log
+from broker.messages import Prompt, Sampling, Segment, Trajectory, VersionSpan, Vote, decode, encode
+from broker.topics import Topics
+from headrace.verify import verify
+from learner.config import LearnerTable
+from learner.data.sums import SignedSums
+from learner.evaluate import Answers, Evaluations, Request, cons_at_k, final_answer, pass_at_1, wilson
+from learner.feed import Ask, Feed, Schedule
+from learner.join import Join, read_all
+from learner.planner import Planner, StagePlan
+from learner.records import ManifestReader
+from learner.recovery import read_outstanding, read_tail
+
+TOPICS = Topics("t", partitions=3)
+
+
+class Ring:
+    """A learner's planner with actors and rewarders that a test plays by hand, on a real log."""
+
+    def __init__(self, log: Log, **table: Any) -> None:
+        self.log, self.out = log, log.producer()
+        fields = {"groups_per_step": 2, "group_size": 2, "max_lag": 1, **table}
+        self.table = LearnerTable.model_validate(fields)
+        schedule = Schedule("sums", SignedSums(), 0)
+        ask = Ask(self.table.group_size, {"r": 1.0}, Sampling())
+        self.stage = StagePlan(0, self.table, schedule, ask, 1000)
+        self.prompts = log.reader(TOPICS.prompts)
+        self.version = 0
+        self.start()
+
+    def start(self) -> None:
+        """What a learner does when it starts: find the outstanding groups in the log."""
+        tail = read_tail(self.log, TOPICS, 0)
+        found = read_outstanding(self.log, TOPICS, tail)
+        self.join = Join(self.log, TOPICS, 320, found.state, "test")
+        self.join.add(found.groups)
+        feed = Feed(self.log.producer(), TOPICS.prompts, TOPICS.partitions, found.cursor)
+        feed.missing = found.missing
+        version = tail.newest.step if tail.newest else 0
+        self.planner = Planner(self.join, feed, self.log.producer(), TOPICS.steps, version, time.time(), found.fed)
+        self.evaluations = Evaluations(self.join, self.planner._steps, TOPICS.steps)
+
+    def fed(self) -> list[Prompt]:
+        """The prompts that are new to the actors."""
+        records = read_all(self.prompts, self.log.ends(TOPICS.prompts))
+        return sorted((m for m in (decode(r.value) for r in records) if isinstance(m, Prompt)), key=lambda p: p.number)
+
+    def answer(self, prompt: Prompt, rewards: list[float], version: int | None = None, length: int = 3) -> None:
+        for index, reward in enumerate(rewards):
+            self.sample(prompt, index, version, length)
+            self.vote(prompt, index, reward)
+        self.out.flush()
+
+    def sample(self, prompt: Prompt, index: int, version: int | None = None, length: int = 3, token: int = 5) -> None:
+        count = 2 + length
+        segments = (Segment("prompt", 0, 2, False), Segment("assistant", 2, count, True))
+        it = Trajectory(
+            prompt.group_id, index, prompt.group_size, prompt.messages, prompt.answer, prompt.kind, prompt.metadata, prompt.rewards,
+            prompt.purpose, r"\boxed{1}", np.full(count, token, np.int32), np.zeros(count, np.float32), segments,
+            (VersionSpan(self.version if version is None else version, 2),), "stop", prompt.sampling,
+        )  # fmt: skip
+        self.out.send(TOPICS.trajectories, prompt.group_id.encode(), encode(it))
+
+    def vote(self, prompt: Prompt, index: int, reward: float | None, outcome: str = "value") -> None:
+        self.out.send(
+            TOPICS.rewards, prompt.group_id.encode(), encode(Vote(prompt.group_id, index, "r", outcome, reward))
+        )
+
+    def pump(self) -> None:
+        while self.join.pump(0.0):
+            pass
+        self.planner.bury()
+
+    def plan(self) -> Any:
+        self.pump()
+        return self.planner.plan(self.stage)
+
+    def execute(self, planned: Any) -> None:
+        self.planner.executed_step(planned.manifest)
+        self.version = planned.manifest.step
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = open_log(f"sqlite://{tmp_path}")
+    log.create(TOPICS.specs())
+    yield log
+    log.close()
+
+
+def test_credits_bound_what_is_outstanding_and_come_back_with_execution(log: Log) -> None:
+    ring = Ring(log)
+    assert ring.planner.refill(ring.stage) == 4 and ring.planner.refill(ring.stage) == 0
+    first = ring.fed()
+    assert [p.min_version for p in first] == [0, 0, 0, 0]
+    for prompt in first:
+        ring.answer(prompt, [0, 1])
+    planned = ring.plan()
+    assert [g.group_id for g in planned.manifest.groups] == [p.group_id for p in first[:2]]
+    assert ring.planner.refill(ring.stage) == 0, "a planned group holds its credit until it is executed"
+    ring.execute(planned)
+    assert ring.planner.refill(ring.stage) == 2
+    assert [p.min_version for p in ring.fed()] == [1, 1], "their place in the line is two steps away"
+
+
+def test_prompts_go_to_the_partition_with_the_fewest_outstanding_groups(log: Log) -> None:
+    ring = Ring(log, groups_per_step=3)
+    ring.planner.refill(ring.stage)
+    assert list(log.ends(TOPICS.prompts).values()) == [2, 2, 2]
+
+
+def test_gates_drop_with_a_reason_and_give_the_credit_back(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=2)
+    ring.planner.refill(ring.stage)
+    a, b, c, d, *_ = ring.fed()
+    ring.answer(a, [1, 1])
+    ring.sample(b, 0)
+    ring.vote(b, 0, 1.0)
+    ring.sample(b, 1)
+    ring.vote(b, 1, None, "error")
+    ring.answer(c, [0, 1])
+    ring.answer(d, [1, 0])
+    planned = ring.plan()
+    assert [(x.group_id, x.reason) for x in planned.manifest.dropped] == [
+        (a.group_id, "zero_variance"),
+        (b.group_id, "unjudged"),
+    ]
+    assert [g.group_id for g in planned.manifest.groups] == [c.group_id, d.group_id]
+    assert planned.manifest.metrics["zero_variance_group_ratio"] == pytest.approx(1 / 4)
+    assert planned.manifest.metrics["reward_mean"] == pytest.approx((1 + 1 + 1 + 0 + 1 + 1 + 0) / 7)
+    assert ring.planner.refill(ring.stage) == 2
+
+
+def test_a_failed_vote_takes_its_sample_out_of_the_group_and_is_no_zero(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, group_size=3)
+    ring.planner.refill(ring.stage)
+    prompt = ring.fed()[0]
+    for index, (reward, outcome) in enumerate([(1.0, "value"), (None, "error"), (0.5, "value")]):
+        ring.sample(prompt, index)
+        ring.vote(prompt, index, reward, outcome)
+    ring.out.flush()
+    planned = ring.plan()
+    assert [(j.trajectory.index, j.reward) for j in planned.groups[0]] == [(0, 1.0), (2, 0.5)]
+    reader = ManifestReader(log, TOPICS)
+    assert reader.groups(planned.manifest) == planned.groups, "the log gives what the planner saw"
+    reader.close()
+
+
+def test_a_late_group_is_waited_for_and_then_trained(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=1)
+    ring.planner.refill(ring.stage)
+    slow, quick = ring.fed()
+    ring.sample(slow, 0, version=0)
+    ring.out.flush()
+    ring.answer(quick, [0, 1])
+    planned = ring.plan()
+    assert planned is not None and planned.manifest.groups[0].group_id == quick.group_id
+    ring.execute(planned)
+    ring.planner.refill(ring.stage)
+    ring.answer(ring.fed()[0], [0, 1])
+    assert ring.plan() is None, "step 2 without the slow group would make it too old"
+    ring.sample(slow, 1, version=1)
+    ring.vote(slow, 0, 1.0)
+    ring.vote(slow, 1, 0.0)
+    ring.out.flush()
+    planned = ring.plan()
+    assert planned.manifest.groups[0].group_id == slow.group_id
+    assert planned.manifest.step - 1 - min(s.trajectory.oldest_version for s in planned.groups[0]) == 1
+
+
+def test_what_is_incomplete_at_its_deadline_is_dropped(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=0, deadline=5.0)
+    ring.planner.refill(ring.stage)
+    ring.planner.expire(ring.table, time.time() + 1)
+    assert len(ring.join.groups) == 1
+    ring.planner.expire(ring.table, time.time() + 6)
+    assert not ring.join.groups and ring.planner.refill(ring.stage) == 1
+
+
+def test_under_heavy_tails_nothing_is_dropped_and_long_groups_are_trained(log: Log) -> None:
+    """A simulated ring: generation takes a log-normal time; every group that is fed is trained, however long it takes."""
+    ring = Ring(log, groups_per_step=4, group_size=2, max_lag=4)
+    rng = random.Random(0)
+    running: list[tuple[float, Prompt, int, int]] = []
+    trained: list[int] = []
+    lengths: dict[str, int] = {}
+    clock = 0.0
+    while len(trained) < 4 * 60:
+        ring.planner.refill(ring.stage)
+        for prompt in ring.fed():
+            length = max(1, int(rng.lognormvariate(2.0, 1.0)))
+            lengths[prompt.group_id] = length
+            assert prompt.min_version <= ring.version
+            running.append((clock + length / 8, prompt, ring.version, length))
+        clock += 0.25
+        for done in [r for r in running if r[0] <= clock]:
+            running.remove(done)
+            ring.answer(done[1], [0, 1], version=done[2], length=min(done[3], 200))
+        planned = ring.plan()
+        if planned is not None:
+            assert not planned.manifest.dropped
+            assert all(planned.manifest.step - 1 - s.trajectory.oldest_version <= 4 for g in planned.groups for s in g)
+            trained += [lengths[g.group_id] for g in planned.manifest.groups]
+            ring.execute(planned)
+    fed = [lengths[name] for name in list(lengths)[: len(trained)]]
+    assert np.mean(trained) == pytest.approx(np.mean(fed), rel=0.05)
+    assert np.percentile(trained, 99) == pytest.approx(np.percentile(fed, 99), rel=0.25)
+
+
+@pytest.mark.parametrize("poison", [b"\xff\xfe rubbish", b"", encode(Vote("x", 0, "r", "abstain"))])
+def test_a_poison_record_is_dead_lettered_once_and_ends_the_group_that_its_key_names(log: Log, poison: bytes) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=1)
+    ring.planner.refill(ring.stage)
+    victim, other = ring.fed()
+    ring.out.send(TOPICS.trajectories, victim.group_id.encode(), poison)
+    ring.out.send(TOPICS.trajectories, b"nobody", poison)
+    ring.sample(other, 0, token=319)
+    ring.sample(other, 1)
+    ring.out.flush()
+    ring.pump()
+    ring.pump()
+    assert sum(log.ends(TOPICS.deadletters).values()) == 2
+    assert list(ring.join.groups) == [other.group_id]
+    assert ring.planner.refill(ring.stage) == 1, "its credit has come back"
+    ring.vote(other, 0, 1.0)
+    ring.vote(other, 1, 0.0)
+    ring.out.flush()
+    assert [(d.group_id, d.reason) for d in ring.plan().manifest.dropped] == [(victim.group_id, "dead_letter")]
+    audit = verify(log, TOPICS)
+    assert (audit.trained, audit.dead_lettered, audit.outstanding, audit.problems) == (1, 1, 1, [])
+
+
+def test_tokens_outside_the_vocabulary_are_dead_lettered(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1)
+    ring.planner.refill(ring.stage)
+    prompt = ring.fed()[0]
+    ring.sample(prompt, 0, token=320)
+    ring.out.flush()
+    ring.pump()
+    assert prompt.group_id not in ring.join.groups and sum(log.ends(TOPICS.deadletters).values()) == 1
+
+
+def test_redelivered_samples_and_votes_are_left_aside(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1)
+    ring.planner.refill(ring.stage)
+    prompt = ring.fed()[0]
+    ring.answer(prompt, [0, 1])
+    ring.answer(prompt, [1, 1])
+    planned = ring.plan()
+    assert [j.reward for j in planned.groups[0]] == [0, 1] and ring.join.duplicates == 4
+    ring.answer(prompt, [1, 1])
+    ring.pump()
+    assert ring.join.duplicates == 8
+    audit = verify(log, TOPICS)
+    assert audit.duplicate_samples == 4 and audit.problems == []
+
+
+def test_a_restart_finds_every_outstanding_group_and_goes_on(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=2)
+    ring.planner.refill(ring.stage)
+    prompts = ring.fed()
+    for prompt in prompts[:3]:
+        ring.answer(prompt, [0, 1])
+    assert ring.plan() is not None
+    ring.sample(prompts[3], 0)
+    ring.out.flush()
+    before = list(ring.join.groups)
+    ring.start()
+    assert list(ring.join.groups) == before
+    ring.pump()
+    assert ring.join.groups[prompts[2].group_id].complete and len(ring.join.groups[prompts[3].group_id].samples) == 1
+    ring.planner._in_training = 0
+    assert ring.planner.refill(ring.stage) == 2
+    assert {p.number for p in ring.fed()} == {6, 7}
+    ring.start()
+    assert len(ring.join.groups) == 6, "prompts that were fed behind the last manifest are outstanding too"
+    audit = verify(log, TOPICS)
+    assert (audit.fed, audit.trained, audit.outstanding, audit.problems) == (8, 2, 6, [])
+
+
+def test_numbers_that_a_crash_kept_from_the_log_are_fed_first(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=3)
+    ring.planner.refill(ring.stage)
+    ring.planner.feed.missing = {"sums": [1]}
+    assert ring.planner.feed.next_numbers("sums", 3) == [1, 4, 5]
+
+
+def test_an_evaluation_counts_its_answers_and_ends_its_groups(log: Log) -> None:
+    ring = Ring(log)
+    schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
+    ask = Ask(2, {"r": 1.0}, Sampling(), "eval", "before")
+    assert ring.planner.ask_evaluation(schedule, ask, 3, 0) == 3
+    assert ring.planner.ask_evaluation(schedule, ask, 3, 0) == 0, "what was asked is not asked again"
+    ring.evaluations.expect(Request("before", 0, 0, 2, "r", 60.0, time.time()))
+    for prompt, rewards in zip(ring.fed(), ([1, 1], [1, 0], [0, 0]), strict=True):
+        ring.answer(prompt, rewards)
+    ring.pump()
+    (result,) = ring.evaluations.settle(time.time())
+    assert result.pass_at_1 == pytest.approx(0.5) and result.questions == 3 and not ring.join.groups
+    assert verify(log, TOPICS).evaluated == 3
+
+
+def test_statistics_of_evaluations() -> None:
+    ones = [Answers((True,), ("1",))] * 9 + [Answers((False,), ("2",))]
+    value, (low, high) = pass_at_1(ones)
+    assert value == 0.9 and (low, high) == wilson(0.9, 10) and 0.59 < low < 0.6 and 0.98 < high < 0.99
+    tied = Answers((False, True, True), ("2", "7", "7"))
+    assert cons_at_k([tied, Answers((False, False), ("2", "3"))])[0] == 0.5
+    assert final_answer(r"<think>\boxed{4}</think> so \boxed{5}") == "5"
+    assert final_answer("<think>x</think><answer> six  eggs </answer>") == "six eggs"
