@@ -1,0 +1,75 @@
+"""Starts whole runs for tests, and ends every process that they have started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+SMALL = Path(__file__).resolve().parent / "chaos" / "run.toml"
+
+
+def start_run(directory: Path, *arguments: str, file: Path = SMALL) -> subprocess.Popen[bytes]:
+    """``headrace run`` in a session of its own; its output is appended to ``directory/run.out``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "run.out").open("ab") as out:
+        command = [sys.executable, "-m", "headrace", "run", str(file), "--dir", str(directory), "--plain", *arguments]
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
+def headrace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "headrace", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def verify(directory: Path) -> dict[str, object]:
+    done = headrace("verify", str(directory), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def processes(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Every process below the supervisor."""
+    try:
+        return psutil.Process(run.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def by_role(run: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
+    """The processes of a role: ``learner``, ``actors``, ``rewarders``, ``publisher`` or ``judge``."""
+    words = {"publisher": "broker.weights.process", "judge": "rewarders.isolation"}
+    found = []
+    for process in processes(run):
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if words.get(role, role) in command:
+            found.append(process)
+    return found
+
+
+def wait_for(what: str, happened: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.1)
+
+
+def end_run(run: subprocess.Popen[bytes]) -> None:
+    """End a run and make sure that nothing of it is left."""
+    left = processes(run)
+    if run.poll() is None:
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    psutil.wait_procs(left, timeout=10)
+    assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "orphans"
