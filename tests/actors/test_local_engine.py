@@ -1,0 +1,208 @@
+"""The local engine against transformers: the same log-probabilities, whatever joins, leaves, or changes on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
+
+from actors.engine import Completion, Request
+from actors.local.engine import LocalEngine
+from actors.local.sampling import sample
+from broker.errors import EngineError
+from broker.messages import Sampling
+
+TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny_model"
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "eos_token_id": 302,
+}  # fmt: skip
+CONFIGS = {
+    "qwen3": Qwen3Config(**SHAPE, head_dim=16, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "llama": LlamaConfig(**SHAPE, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+}  # fmt: skip
+
+
+class Policy:
+    """A random model on disk, and what transformers says of it."""
+
+    def __init__(self, directory: Path, config: Any, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.path = directory
+        self.model = AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(8)
+        self.model.save_pretrained(directory)
+        AutoTokenizer.from_pretrained(TINY).save_pretrained(directory)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    def logprobs(
+        self, prompt: np.ndarray, tokens: np.ndarray, temperature: float = 1.0, top_p: float = 1.0
+    ) -> np.ndarray:
+        ids = torch.from_numpy(np.concatenate((prompt, tokens))).long()[None]
+        with torch.no_grad():
+            each = torch.log_softmax(self.model(ids).logits[0, len(prompt) - 1 : -1].float() / temperature, -1)
+        if top_p < 1:
+            ordered, index = each.exp().sort(-1, descending=True)
+            ordered[(ordered.cumsum(-1) - ordered) >= top_p] = 0
+            kept = torch.zeros_like(ordered).scatter(1, index, ordered)
+            each = (kept / kept.sum(-1, keepdim=True)).log()
+        return each.gather(1, torch.from_numpy(tokens).long()[:, None])[:, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    torch.set_num_threads(1)
+    return Policy(tmp_path_factory.mktemp("policy"), CONFIGS["qwen3"])
+
+
+def engine_of(policy: Policy, **options: Any) -> LocalEngine:
+    engine = LocalEngine(str(policy.path), **{"slots": 8, "context": 64, **options})
+    engine.apply(0, policy.weights())
+    return engine
+
+
+def request(name: str, prompt: Sequence[int], count: int = 1, **sampling: Any) -> Request:
+    return Request(
+        name, tuple(range(count)), np.array(prompt, np.int32), Sampling(**{"max_new_tokens": 12, **sampling})
+    )
+
+
+def drain(engine: LocalEngine, count: int) -> list[Completion]:
+    out: list[Completion] = []
+    deadline = time.monotonic() + 60
+    while len(out) < count:
+        out += engine.poll(0.05)
+        assert time.monotonic() < deadline
+    return out
+
+
+PROMPTS = {"a": [5, 9, 40], "b": [7], "c": [8, 3, 1, 99, 12, 250, 4, 4, 17], "d": [60, 61]}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8), (0.0, 1.0)])
+def test_log_probabilities_are_those_of_transformers(
+    tmp_path: Path, kind: str, temperature: float, top_p: float
+) -> None:
+    policy = Policy(tmp_path, CONFIGS[kind])
+    engine = engine_of(policy)
+    for name, prompt in PROMPTS.items():
+        engine.submit(request(name, prompt, 5, temperature=temperature, top_p=top_p))
+    done = drain(engine, 20)
+    assert sorted((c.group_id, c.index) for c in done) == [(g, i) for g in "abcd" for i in range(5)]
+    for c in done:
+        wanted = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, temperature or 1.0, top_p)
+        assert c.logprobs == pytest.approx(wanted, abs=1e-4)
+        assert [tuple(v) for v in c.versions] == [(0, 0)]
+        assert len(c.tokens) == 12 or c.tokens[-1] == 302
+    if temperature == 0:
+        assert len({tuple(c.tokens) for c in done if c.group_id == "a"}) == 1
+
+
+def test_groups_join_while_others_run_and_leave_when_cancelled(policy: Policy) -> None:
+    engine = engine_of(policy, slots=4)
+    assert engine.room() == 4
+    engine.submit(request("a", PROMPTS["a"], 6, max_new_tokens=30))
+    engine.poll(0.0)
+    engine.submit(request("b", PROMPTS["b"], 3))
+    engine.submit(request("c", PROMPTS["c"], 2))
+    engine.cancel("b")
+    done = drain(engine, 8)
+    assert sorted((c.group_id, c.index) for c in done) == [("a", i) for i in range(6)] + [("c", 0), ("c", 1)]
+    for c in done:
+        assert c.logprobs == pytest.approx(policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens), abs=1e-4)
+    assert engine.room() == 4 and engine.poll(0.0) == []
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+def test_weights_change_between_two_tokens(policy: Policy, tmp_path: Path, mode: str) -> None:
+    newer = Policy(tmp_path, CONFIGS["qwen3"], seed=1)
+    engine = engine_of(policy, mode=mode)
+    engine.submit(request("a", PROMPTS["a"], 3, max_new_tokens=40))
+    engine.submit(request("c", PROMPTS["c"], 3, max_new_tokens=40))
+    done: list[Completion] = []
+    for _ in range(6):
+        done += engine.poll(0.0)
+    engine.apply(1, newer.weights())
+    assert engine.version == 1
+    done += drain(engine, 6 - len(done))
+    crossed = 0
+    for c in done:
+        prompt = np.array(PROMPTS[c.group_id], np.int32)
+        if mode == "abort":
+            assert c.finish_reason in ("abort", "stop") and c.versions[-1].version == 0
+            crossed += c.finish_reason == "abort"
+        elif len(c.versions) == 2:
+            crossed += 1
+            (old, start), (new, change) = c.versions
+            assert (old, start, new) == (0, 0, 1) and 0 < change < len(c.tokens)
+            assert c.logprobs[:change] == pytest.approx(policy.logprobs(prompt, c.tokens)[:change], abs=1e-4)
+            after = newer.logprobs(prompt, c.tokens)[change:]
+            if mode == "retract":
+                assert c.logprobs[change:] == pytest.approx(after, abs=1e-4)
+            else:
+                assert np.abs(c.logprobs[change:] - after).max() > 1e-3, "the cache is of the old weights"
+    assert crossed > 0
+
+
+def test_weights_come_from_another_thread_and_a_request_waits_for_its_version(policy: Policy) -> None:
+    engine = engine_of(policy)
+    engine.submit(Request("a", (0,), np.array([5], np.int32), Sampling(max_new_tokens=2), min_version=3))
+    assert engine.poll(0.05) == []
+    thread = threading.Thread(target=engine.apply, args=(3, policy.weights()))
+    thread.start()
+    (done,) = drain(engine, 1)
+    thread.join()
+    assert done.versions[0].version == 3
+
+
+def test_stop_strings_end_tokens_and_the_context_end_a_sample(policy: Policy) -> None:
+    engine = engine_of(policy, context=16)
+    engine.submit(request("full", PROMPTS["c"], 1, max_new_tokens=15))
+    (done,) = drain(engine, 1)
+    assert done.finish_reason in ("length", "stop") and len(done.tokens) <= 16 - len(PROMPTS["c"])
+    engine = engine_of(policy)
+    engine.submit(request("free", PROMPTS["a"], 1, temperature=0.0, max_new_tokens=20))
+    (free,) = drain(engine, 1)
+    stop = free.text[4:6]
+    assert len(stop) == 2
+    engine.submit(request("stop", PROMPTS["a"], 1, temperature=0.0, max_new_tokens=20, stop=(stop,)))
+    (stopped,) = drain(engine, 1)
+    assert stopped.finish_reason == "stop" and stopped.text == free.text[: free.text.index(stop)]
+    assert len(stopped.tokens) < len(free.tokens)
+
+
+def test_what_can_never_be_served_is_refused(policy: Policy) -> None:
+    engine = engine_of(policy)
+    with pytest.raises(EngineError, match="context of 64"):
+        engine.submit(request("long", list(range(64))))
+    with pytest.raises(EngineError, match="vocabulary of 320"):
+        engine.submit(request("odd", [320]))
+    with pytest.raises(EngineError, match="max_new_tokens 64"):
+        engine.check(Sampling(max_new_tokens=64))
+    with pytest.raises(EngineError, match=r"lack 'model\.norm\.weight'"):
+        engine.apply(1, {k: v for k, v in policy.weights().items() if k != "model.norm.weight"})
+
+
+def test_sampling_follows_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5]).expand(20_000, 5)
+    drawn, logprobs = sample(logits, torch.full((20_000,), 0.8), None, generator)
+    wanted = torch.softmax(logits[0] / 0.8, -1)
+    counts = torch.bincount(drawn, minlength=5).double()
+    chi_square = float((((counts - wanted * 20_000) ** 2) / (wanted * 20_000)).sum())
+    assert chi_square < 18.5, "the 99.9% point of chi-square with 4 degrees of freedom"
+    assert torch.allclose(logprobs, wanted.log()[drawn], atol=1e-5)

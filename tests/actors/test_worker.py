@@ -1,0 +1,123 @@
+"""The actor over a real log: at least once, nothing lost, what cannot be served goes to the dead letters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from safetensors.torch import load_file
+
+from actors.config import ActorsTable
+from actors.local.engine import LocalEngine
+from actors.worker import ActorWorker
+from broker.log import Log, open_log
+from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
+from broker.topics import Topics
+from headrace.records import scan
+from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
+
+TOPICS = Topics("t", partitions=2)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = open_log(f"sqlite://{tmp_path}/log")
+    log.create(TOPICS.specs())
+    yield log
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> LocalEngine:
+    torch.set_num_threads(1)
+    engine = LocalEngine(str(tiny_model), slots=8, context=64)
+    engine.apply(0, load_file(tiny_model / "model.safetensors"))
+    return engine
+
+
+def worker_of(log: Log, engine: LocalEngine) -> ActorWorker:
+    registry = CollectorRegistry()
+    metrics: tuple[Any, ...] = (ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"))
+    return ActorWorker("actor-0", log, TOPICS, engine, engine.tokenizer, ActorsTable(slots=8), *metrics)
+
+
+def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
+    producer = log.producer()
+    prompts = []
+    for i in range(count):
+        messages = (ChatMessage("user", f"Compute {i}+2 mod 10."),)
+        prompts.append(
+            Prompt(
+                f"d-{i}@0",
+                messages,
+                3,
+                answer=str(i),
+                metadata={"row": i},
+                rewards={"r": 1.0},
+                sampling=Sampling(max_new_tokens=5),
+                **fields,
+            )
+        )
+        producer.send(TOPICS.prompts, prompts[-1].group_id.encode(), encode(prompts[-1]), i % 2)
+    producer.flush()
+    return prompts
+
+
+def turn_until(worker: ActorWorker, log: Log, committed: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(log.committed("actors", TOPICS.prompts).values()) < committed:
+        worker.turn()
+        assert time.monotonic() < deadline
+
+
+def samples(log: Log) -> list[Trajectory]:
+    return [m for _, m in scan(log, TOPICS.trajectories) if isinstance(m, Trajectory)]
+
+
+def test_every_sample_of_every_prompt_is_published_with_what_rewarders_need(log: Log, engine: LocalEngine) -> None:
+    prompts = feed(log, 5)
+    worker = worker_of(log, engine)
+    turn_until(worker, log, 5)
+    worker.close()
+    found = samples(log)
+    assert sorted(s.id for s in found) == sorted(f"{p.group_id}#{i}" for p in prompts for i in range(3))
+    for s in found:
+        prompt = prompts[int(s.kind or s.metadata["row"])]
+        assert (s.answer, s.messages, s.rewards, s.group_size) == (prompt.answer, prompt.messages, {"r": 1.0}, 3)
+        assert s.response_tokens <= 5 and s.versions[0].start == s.segments[1].start
+
+
+def test_what_an_actor_had_not_committed_is_sampled_again_by_the_next(log: Log, engine: LocalEngine) -> None:
+    feed(log, 4)
+    first = worker_of(log, engine)
+    first.turn()
+    for i in range(4):
+        engine.cancel(f"d-{i}@0")
+    second = worker_of(log, engine)  # the first one ends without a word
+    turn_until(second, log, 4)
+    second.close()
+    assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(4) for k in range(3)}
+
+
+def test_what_cannot_be_served_goes_to_the_dead_letters_and_the_rest_goes_on(log: Log, engine: LocalEngine) -> None:
+    producer = log.producer()
+    producer.send(TOPICS.prompts, b"broken", b"\xc1 no message")
+    long = Prompt("long-0@0", (ChatMessage("user", "x" * 500),), 2, sampling=Sampling(max_new_tokens=5))
+    greedy = Prompt("greedy-0@0", (ChatMessage("user", "hi"),), 2, sampling=Sampling(max_new_tokens=500))
+    for prompt in (long, greedy):
+        producer.send(TOPICS.prompts, prompt.group_id.encode(), encode(prompt))
+    producer.flush()
+    feed(log, 2)
+    worker = worker_of(log, engine)
+    turn_until(worker, log, 5)
+    worker.close()
+    letters = {m.group_id: m for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter)}
+    assert letters.keys() == {"broken", "long-0@0", "greedy-0@0"}
+    assert letters["broken"].value == b"\xc1 no message" and "context of 64" in letters["long-0@0"].error
+    assert decode(letters["greedy-0@0"].value) == greedy
+    assert len(samples(log)) == 6
