@@ -71,27 +71,36 @@ class ControlClient:
                 self._send(dealer, pack("beat", name=self._name, status=self._status()))
             while not self._out.empty():
                 self._send(dealer, self._out.get())
-            for socket in (dealer, sub):
-                while socket is not None and socket.poll(5):
-                    message = unpack(socket.recv())
-                    if message is None:
-                        self.malformed += 1
-                    elif message["k"] == "welcome":
-                        if sub is not None:
-                            sub.close(0)
-                        sub = self._socket(zmq.SUB, str(message.get("pub")))
-                        sub.subscribe(b"")
-                        self.joined = True
-                        self._handler({"k": "state", **message.get("state", {})})
-                    elif message["k"] == "rejoin":
-                        self._send(dealer, self._join())
-                    else:
-                        self._handler(message)
+            while dealer.poll(5):
+                message = self._read(dealer)
+                if message["k"] == "welcome":
+                    if sub is not None:
+                        sub.close(0)
+                    sub = self._socket(zmq.SUB, str(message.get("pub")))
+                    sub.subscribe(b"")
+                    self.joined = True
+                    self._handler({"k": "state", **message.get("state", {})})
+                elif message["k"] == "rejoin":
+                    self._send(dealer, self._join())
+                elif message["k"]:
+                    self._handler(message)
+            while sub is not None and sub.poll(5):
+                message = self._read(sub)
+                if message["k"]:
+                    self._handler(message)
         if dealer is not None:
             self._send(dealer, pack("leave", name=self._name))
             dealer.close(200)
         if sub is not None:
             sub.close(0)
+
+    def _read(self, socket: zmq.Socket[bytes]) -> Message:
+        """The next message; one of no kind if it is malformed."""
+        message = unpack(socket.recv())
+        if message is None:
+            self.malformed += 1
+            return {"k": ""}
+        return message
 
     def _join(self) -> bytes:
         return pack("join", name=self._name, role=self._role, receiver=self._receiver, status=self._status())

@@ -50,21 +50,28 @@ class WeightClient:
 
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:
+            kind = order.pop("k")
             try:
-                self._take(order)
+                self._take(kind, order)
             except HeadraceError as error:
-                log.warning("%s: %s", order["k"], error)
+                log.warning("%s: %s", kind, error)
             except (KeyError, TypeError, ValueError) as error:
-                log.warning("malformed order %s: %s", order.get("k"), error)
+                log.warning("malformed order %s: %s", kind, error)
 
-    def _take(self, order: Message) -> None:
-        kind = order.pop("k")
+    def _take(self, kind: str, order: Message) -> None:
         if kind == "lane":
-            self._sink.join(Lane(**order))
+            self._join(Lane(**order))
         elif kind == "push":
             self._push(order)
         elif kind == "state" and order["version"] > self.version and order["path"] and self._orders.empty():
             self.load(Path(order["path"]), order["version"])
+
+    def _join(self, lane: Lane) -> None:
+        try:
+            self._sink.join(lane)
+        except HeadraceError as error:
+            self._client.send("ack", what="lane", epoch=lane.epoch, ok=False, error=str(error)[:500])
+            raise
 
     def _push(self, order: Message) -> None:
         epoch = order.pop("epoch")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from broker.control.server import ControlServer, Member
+from broker.control.wire import Message
 from broker.errors import WeightPushError
 from broker.weights import layout
 from broker.weights.process import read_frame, write_frame
@@ -31,6 +32,7 @@ from broker.weights.sink import Lane, Push, TensorSpec
 
 log = logging.getLogger("weights")
 START_SECONDS = 60.0  # a publisher process imports torch first
+WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
 ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
 
 
@@ -181,20 +183,22 @@ class WeightPublisher:
             self._members = ()
             return True
         try:
+            self._drain()
             if tuple(m.identity for m in members) != self._members:
                 self._form(members)
-            self._drain()
             wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
                     "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
             for member in members:
                 self._control.tell(member, "push", **wire)
             self._order("push", buffer=buffer, size=self._size, bucket_bytes=push.bucket_bytes)
-            missing = self._acknowledged(members, "push", push.version)
+            missing = self._acknowledged(members, push.version)
         except WeightPushError as error:
             log.warning("version %d: %s", push.version, error)
-            missing = self._acknowledged(members, "push", push.version, 0.5)
-        if missing:
-            self._fail(missing)
+            self._kill()  # frees the survivors, who then say so
+            missing = self._silent(members)
+            self._evict(missing)
+            return False
+        self._evict(missing)
         return not missing
 
     def _form(self, members: Sequence[Member]) -> None:
@@ -222,38 +226,49 @@ class WeightPublisher:
         self._members = tuple(m.identity for m in members)
         log.info("epoch %d: %d receivers in %d lanes", self._epoch, len(members), len(lanes))
 
-    def _acknowledged(
-        self, members: Sequence[Member], what: str, version: int, limit: float | None = None
-    ) -> list[str]:
-        """Wait for every member's word on ``version``; returns the names of those who did not confirm it."""
+    def _acknowledged(self, members: Sequence[Member], version: int) -> list[str]:
+        """Wait for every member to confirm ``version``; returns the names of those who did not in time."""
         missing = {m.name for m in members}
-        deadline = time.monotonic() + (self._timeout if limit is None else limit)
-        while missing and time.monotonic() < deadline:
-            try:
-                ack = self._control.acks.get(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
-            except queue.Empty:
-                continue
-            if (
-                ack.get("what") == what
-                and ack.get("version") == version
-                and ack.get("epoch") == self._epoch
-                and ack.get("ok")
-            ):
+        for ack in self._acks(self._timeout):
+            if ack.get("what") == "push" and ack.get("version") == version:
+                if not ack.get("ok"):
+                    raise WeightPushError(f"{ack.get('name')}: {ack.get('error')}")
                 missing.discard(str(ack.get("name")))
+            if not missing:
+                break
         return sorted(missing)
+
+    def _silent(self, members: Sequence[Member]) -> list[str]:
+        """Of the members of an epoch that failed, those who say nothing at all."""
+        silent = {m.name for m in members}
+        for ack in self._acks(WORD_SECONDS):
+            silent.discard(str(ack.get("name")))
+            if not silent:
+                break
+        return sorted(silent)
+
+    def _acks(self, limit: float) -> Iterator[Message]:
+        """The members' words on this epoch as they come, for ``limit`` seconds."""
+        deadline = time.monotonic() + limit
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                ack = self._control.acks.get(timeout=left)
+            except queue.Empty:
+                return
+            if ack.get("epoch") == self._epoch:
+                yield ack
 
     def _drain(self) -> None:
         while not self._control.acks.empty():
             self._control.acks.get()
 
-    def _fail(self, missing: Sequence[str]) -> None:
-        """Free the survivors by ending the publisher process, and evict who did not answer."""
-        self._members = ()
-        self._kill()
-        for name in missing:
+    def _evict(self, names: Sequence[str]) -> None:
+        for name in names:
             log.warning("evicting %s", name)
             self._control.evict(name)
             self.stats.evictions += 1
+        if names:
+            self._members = ()
 
     # -- the process ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,195 @@
+"""The weight road with real processes: whatever happens to one receiver, the others get the newest version."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from broker.control.server import ControlServer
+from broker.errors import ControlError
+from broker.weights.publisher import WeightPublisher
+
+HERE = Path(__file__).resolve().parent
+TIMEOUT = 4.0
+
+
+class Remote:
+    """A receiver process and what it says."""
+
+    def __init__(self, name: str, endpoint: str, how: str) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "weights_receiver.py"), name, endpoint, how],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self.lines: queue.Queue[list[str]] = queue.Queue()
+        self.said: list[list[str]] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line.split())
+
+    def wait(self, *words: str, seconds: float = 40.0) -> list[str]:
+        """Wait until it says a line that begins with ``words``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for line in self.said:
+                if line[: len(words)] == list(words):
+                    self.said.remove(line)
+                    return line
+            left = deadline - time.monotonic()
+            assert left > 0, f"{self.name} did not say {words}; it said {self.said}"
+            try:
+                self.said.append(self.lines.get(timeout=left))
+            except queue.Empty:
+                continue
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Learner:
+    """Control, publisher and receivers of one test."""
+
+    def __init__(self, directory: Path, lane: int = 8) -> None:
+        template = directory / "template"
+        template.mkdir(parents=True)
+        (template / "config.json").write_text("{}")
+        self.published: list[int] = []
+        self.control = ControlServer(lease=3.0)
+        self.publisher = WeightPublisher(
+            self.control, directory / "weights", template=template, lane=lane, timeout=TIMEOUT, bucket_bytes=4096,
+            on_published=lambda version, path, checksum: self.published.append(version),
+        )  # fmt: skip
+        self.remotes: list[Remote] = []
+
+    def receiver(self, name: str, how: str = "good") -> Remote:
+        remote = Remote(name, self.control.endpoint, how)
+        self.remotes.append(remote)
+        return remote
+
+    def until(self, happened: Callable[[], bool], seconds: float = 40.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def push(self, version: int) -> None:
+        """Publish weights whose mean is the version."""
+        tensors = {
+            "w": torch.full((60, 80), float(version)),
+            "b": torch.full((7,), float(version), dtype=torch.bfloat16),
+        }
+        started = time.monotonic()
+        self.publisher.publish(version, tensors)
+        assert time.monotonic() - started < TIMEOUT / 2, "publishing waits for nobody"
+        assert self.publisher.wait(60)
+        assert self.published[-1] == version and self.published == sorted(self.published)
+
+    def close(self) -> None:
+        for remote in self.remotes:
+            remote.end()
+        self.publisher.close()
+        self.control.close()
+
+
+@pytest.fixture
+def learner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Learner]:
+    learner = Learner(tmp_path, getattr(request, "param", 8))
+    yield learner
+    learner.close()
+
+
+def together(learner: Learner, *hows: str) -> list[Remote]:
+    remotes = [learner.receiver(f"r{i}", how) for i, how in enumerate(hows)]
+    learner.until(lambda: len(learner.control.receivers()) == len(hows))
+    return remotes
+
+
+@pytest.mark.parametrize("learner", [2], indirect=True)
+def test_every_receiver_of_every_lane_gets_every_version_whole(learner: Learner, tmp_path: Path) -> None:
+    remotes = together(learner, "good", "good", "good")
+    for version in (1, 2):
+        learner.push(version)
+        for remote in remotes:
+            assert float(remote.wait("took", str(version))[2]) == version
+    assert learner.publisher.stats.evictions == 0
+    saved = load_file(tmp_path / "weights" / "v-00000002" / "model.safetensors")
+    assert saved["w"].mean() == 2 and saved["b"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("how", ["die", "stop"])
+def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_on(learner: Learner, how: str) -> None:
+    good, bad = together(learner, "good", how)
+    learner.push(1)
+    bad.wait("took", "1")
+    learner.push(2)
+    bad.wait("stopping")
+    assert float(good.wait("took", "2")[2]) == 2
+    assert learner.publisher.stats.evictions >= 1
+    learner.push(3)
+    assert float(good.wait("took", "3")[2]) == 3
+    if how == "stop":
+        os.kill(bad.process.pid, signal.SIGCONT)
+        learner.until(lambda: len(learner.control.receivers()) == 2)
+        bad.wait("took", "3")
+        learner.push(4)
+        assert float(bad.wait("took", "4")[2]) == 4 and float(good.wait("took", "4")[2]) == 4
+
+
+def test_a_member_that_never_joins_a_lane_is_evicted(learner: Learner) -> None:
+    good, _ = together(learner, "good", "deaf")
+    learner.push(1)
+    assert float(good.wait("took", "1")[2]) == 1
+    assert learner.publisher.stats.evictions >= 1
+
+
+def test_a_publisher_process_that_is_killed_is_replaced(learner: Learner) -> None:
+    (good,) = together(learner, "good")
+    learner.push(1)
+    good.wait("took", "1")
+    os.kill(learner.publisher.pid, signal.SIGKILL)
+    learner.push(2)
+    assert float(good.wait("took", "2")[2]) == 2
+    assert learner.publisher.stats.restarts == 1
+
+
+def test_a_late_joiner_loads_from_disk_and_gets_the_next_version_by_broadcast(learner: Learner) -> None:
+    learner.push(5)
+    (late,) = together(learner, "good")
+    late.wait("loaded", "5")
+    learner.push(6)
+    late.wait("joined")
+    assert float(late.wait("took", "6")[2]) == 6
+
+
+def test_the_newest_version_replaces_one_that_waits(learner: Learner) -> None:
+    learner.push(1)
+    for version in range(2, 30):
+        learner.publisher.publish(
+            version, {"w": torch.full((60, 80), float(version)), "b": torch.zeros(7, dtype=torch.bfloat16)}
+        )
+    assert learner.publisher.wait(60)
+    assert (
+        learner.published[-1] == 29 and len(learner.published) < 29 and learner.published == sorted(learner.published)
+    )
+
+
+def test_beyond_the_loopback_keys_are_needed() -> None:
+    with pytest.raises(ControlError, match="keys"):
+        ControlServer("tcp://0.0.0.0:0")
