@@ -49,7 +49,7 @@ class OptimizerTable(Table):
 class ObjectiveTable(Table):
     """What the loss is: a named objective, and values that replace its own defaults (see learner/losses)."""
 
-    name: Literal["async", "grpo", "dapo"] = "async"
+    name: Literal["async", "grpo", "dapo", "topr"] = "async"
     advantage_std: Literal["population", "sample", "none"] | None = None
     aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
     clip_low: float | None = Field(default=None, gt=0)

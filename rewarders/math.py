@@ -73,7 +73,7 @@ class MathAccuracy:
         """Whether two answers are the same. Raises Failed where no verdict can be had."""
         boxed = last_box(reference) if "\\boxed" in reference else None
         a, b = normal(found), normal(boxed if boxed is not None else reference)
-        if not a or not is_clean(found):
+        if not a or not is_clean(a):
             return False
         if a == b:
             return True

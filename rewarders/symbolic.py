@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Callable
 from typing import Any
 
@@ -81,5 +82,7 @@ def close(left: Any, right: Any) -> bool:
     try:
         a, b = complex(left.evalf(30)), complex(right.evalf(30))
     except (TypeError, ValueError, AttributeError):
+        return False
+    if not (cmath.isfinite(a) and cmath.isfinite(b)):  # infinity is within any share of infinity
         return False
     return abs(a - b) <= RELATIVE * max(abs(a), abs(b)) and not (left.is_Integer and right.is_Integer)

@@ -72,7 +72,7 @@ class WeightPublisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._epoch = 0
         self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
-        self._closing = self._warm = False
+        self._closing = self._warm = self._started = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
@@ -289,9 +289,9 @@ class WeightPublisher:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        if self._process is not None:
-            self.stats.restarts += 1
-            self._kill()
+        self._kill()
+        self.stats.restarts += self._started
+        self._started = True
         command = [
             sys.executable,
             "-m",

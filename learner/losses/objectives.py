@@ -46,9 +46,14 @@ def _trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Obj
     return terms.trust_region(logprobs, behavior, advantages, o.trust, o.weight_cap, o.tau)
 
 
+def _tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective) -> terms.Term:
+    return terms.tapered(logprobs, behavior, advantages)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "grpo": Objective(_ppo, "population", "sequence_mean"),
     "dapo": Objective(_ppo, "population", "token_mean", clip_high=0.28),
+    "topr": Objective(_tapered, "sample", "sequence_mean"),
     "async": Objective(_trust_region, "none", "token_mean", penalty=True),
 }
 

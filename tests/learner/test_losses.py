@@ -36,6 +36,8 @@ def slow(
                 loss = max(-a * w, -a * min(max(w, 1 - o.clip_low), 1 + o.clip_high))
                 if o.dual_clip is not None and a < 0:
                     loss = min(loss, -o.dual_clip * a)
+            elif o.term.__name__ == "_tapered":
+                loss = -(1.0 if a > 0 else min(w, 1.0)) * a * lp
             else:
                 moved = math.exp(lp) - math.exp(mu)
                 gone = (a > 0 and moved > o.trust) or (a < 0 and moved < -o.trust)
@@ -111,7 +113,7 @@ def test_huge_ratios_stay_finite_and_the_asynchronous_default_bounded(objective:
     loss, _ = batch_loss(objective, logprobs, behavior, torch.tensor([1.0, -1.0]), torch.ones(2, 2, dtype=torch.bool))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logprobs.grad).all()
-    if objective.term is OBJECTIVES["async"].term:
+    if objective.term.__name__ != "_ppo":
         assert logprobs.grad.abs().max() < 20
 
 
@@ -143,9 +145,7 @@ def test_gradients_by_finite_differences(objective: Objective) -> None:
         ]
 
         def value(x: torch.Tensor) -> torch.Tensor:
-            return (
-                (-weight * advantages[:, None] * x + objective.tau * (x - behavior) ** 2) * mask * share[:, None]
-            ).sum()
+            return ((-weight * advantages[:, None] * x + tau * (x - behavior) ** 2) * mask * share[:, None]).sum()
     else:
 
         def value(x: torch.Tensor) -> torch.Tensor:

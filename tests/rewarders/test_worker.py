@@ -1,0 +1,201 @@
+"""Isolation and the worker: a judge may hang, die or lie; every sample gets exactly one verdict."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry
+from test_math import sample
+
+from broker.errors import HeadraceError, RunFileError
+from broker.log import Log, open_log
+from broker.messages import Vote, encode
+from broker.runfile import RunFile
+from broker.topics import Topics
+from headrace.records import scan
+from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
+from rewarders.config import RewarderTable, rewarder_tables
+from rewarders.isolation import Failed, Isolated
+from rewarders.reasoning_gym import ReasoningGym
+from rewarders.registry import load_rewarder
+from rewarders.worker import RewarderWorker
+
+ROOT = Path(__file__).resolve().parents[2]
+TOPICS = Topics("t", partitions=2)
+ODD = '''
+"""Judges that misbehave, each when the text says so."""
+import os, sys, time
+from dataclasses import dataclass
+from rewarders.rewarder import Reward
+
+@dataclass(frozen=True)
+class Odd:
+    bonus: float = 0.0
+
+    def __call__(self, sample):
+        text = sample.text
+        if text == "hang": time.sleep(100)
+        if text == "die": os._exit(3)
+        if text == "exit": sys.exit(3)
+        if text == "raise": raise ValueError("no such thing")
+        if text == "memory": bytearray(4 << 30)
+        if text == "infinite": return Reward(float("1e400"))
+        if text == "string": return "five"
+        if text == "print": print("x" * 100000)
+        if text == "abstain": return None
+        return Reward(len(text) + self.bonus, "its length")
+'''
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = open_log(f"sqlite://{tmp_path}/log")
+    log.create(TOPICS.specs())
+    yield log
+    log.close()
+
+
+def worker_of(log: Log, base: Path, name: str = "odd-0", **table: Any) -> RewarderWorker:
+    (base / "odd.py").write_text(ODD)
+    registry = CollectorRegistry()
+    metrics: tuple[Any, ...] = (
+        RewarderMetrics(registry, "r"),
+        BrokerMetrics(registry),
+        SystemMetrics(registry, "rewarder"),
+    )
+    settings = RewarderTable.model_validate({"use": "odd.py:Odd", "timeout": 1.5, "attempts": 2, "bonus": 0.5, **table})
+    return RewarderWorker(name, "r", log, TOPICS, settings, base, *metrics)
+
+
+def publish(log: Log, texts: list[str], first: int = 0, mix: str = "r") -> None:
+    producer = log.producer()
+    for i, text in enumerate(texts, first):
+        it = sample(text)
+        object.__setattr__(it, "group_id", f"g-{i}@0")
+        object.__setattr__(it, "rewards", {mix: 1.0})
+        producer.send(TOPICS.trajectories, it.group_id.encode(), encode(it))
+    producer.flush()
+
+
+def turn_until(worker: RewarderWorker, log: Log, committed: int, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while sum(log.committed("rewarder.r", TOPICS.trajectories).values()) < committed:
+        worker.turn()
+        assert time.monotonic() < deadline
+
+
+def votes(log: Log, moved: bool = False) -> dict[str, Vote]:
+    """By group. Where partitions have ``moved`` a sample may be judged again (at least once), but never differently."""
+    found = [m for _, m in scan(log, TOPICS.rewards) if isinstance(m, Vote)]
+    distinct = {(v.group_id, v.index, v.outcome, v.value) for v in found}
+    assert len({(v.group_id, v.index) for v in found}) == (len(distinct) if moved else len(found))
+    return {v.group_id: v for v in found}
+
+
+def test_whatever_a_judge_does_every_sample_gets_one_verdict(log: Log, tmp_path: Path) -> None:
+    texts = ["four", "hang", "die", "exit", "raise", "memory", "infinite", "string", "print", "abstain", "seven77"]
+    publish(log, texts)
+    worker = worker_of(log, tmp_path)
+    turn_until(worker, log, len(texts))
+    worker.close()
+    found = {texts[int(g[2:-2])]: v for g, v in votes(log).items()}
+    assert found["four"].value == 4.5 and found["seven77"].value == 7.5 and found["print"].value == 5.5
+    assert found["abstain"].outcome == "abstain"
+    for text, why in {"hang": "timeout", "die": "killed", "exit": "SystemExit", "raise": "no such thing", "memory": "MemoryError", "infinite": "finite", "string": "str"}.items():  # fmt: skip
+        assert found[text].outcome == "error" and found[text].value is None and why in found[text].why, (
+            text,
+            found[text],
+        )
+    assert found["hang"].attempts == 2 and found["raise"].attempts == 1
+
+
+def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:
+    publish(log, ["a", "b"], mix="another")
+    producer = log.producer()
+    producer.send(TOPICS.trajectories, b"k", b"\xc1 poison")
+    producer.flush()
+    publish(log, ["ccc"], 5)
+    worker = worker_of(log, tmp_path)
+    turn_until(worker, log, 4)
+    worker.close()
+    assert {g: v.value for g, v in votes(log).items()} == {"g-5@0": 3.5}
+
+
+def test_two_workers_share_and_one_that_vanishes_leaves_its_samples_to_the_other(log: Log, tmp_path: Path) -> None:
+    one, two = worker_of(log, tmp_path, "odd-0"), worker_of(log, tmp_path, "odd-1")
+    publish(log, [f"text {i}" for i in range(40)])
+    deadline = time.monotonic() + 30
+    while sum(log.committed("rewarder.r", TOPICS.trajectories).values()) < 40:
+        one.turn()
+        two.turn()
+        assert time.monotonic() < deadline
+    assert len(votes(log, moved=True)) == 40
+    assert len(one._consumer.assignment()) == len(two._consumer.assignment()) == 1
+    two._judges.close()  # it is never asked again, and its lease runs out
+    publish(log, [f"more {i}" for i in range(20)], 100)
+    turn_until(one, log, 60)
+    one.close()
+    assert len(votes(log, moved=True)) == 60
+
+
+def test_a_judge_that_cannot_be_made_says_why(log: Log, tmp_path: Path) -> None:
+    worker = worker_of(log, tmp_path, use="odd.py:Missing")
+    publish(log, ["x"])
+    with pytest.raises(HeadraceError, match="Missing"):
+        turn_until(worker, log, 1)
+
+
+def test_isolation_goes_on_behind_a_failure() -> None:
+    isolated = Isolated("rewarders.symbolic:factory", {}, timeout=0.0001)
+    (place, answer) = next(iter(isolated.call([b"\x92\xa11\xa12"])))
+    assert place == 0 and isinstance(answer, Failed) and answer.kind == "timeout"
+    isolated.stop()
+
+
+@pytest.mark.parametrize("task", ["basic_arithmetic", "leg_counting", "number_sorting", "spell_backward"])
+def test_reasoning_gym_scores_by_the_tasks_own_rules(task: str) -> None:
+    from learner.data.reasoning_gym import ReasoningGymTasks
+
+    row = ReasoningGymTasks(tasks=[task], seed=3).row(4)
+    judge = ReasoningGym()
+    right = judge(sample(f"<think>x</think><answer>{row.answer}</answer>", row.answer, metadata=dict(row.metadata)))
+    wrong = judge(sample("<think>x</think><answer>zebra 99999</answer>", row.answer, metadata=dict(row.metadata)))
+    assert right is not None and wrong is not None and right.value == 1.0 and wrong.value < 0.5
+    assert judge(sample("no entry")) is None
+
+
+def test_tables_and_classes_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    assert load_rewarder("odd:Odd", {"bonus": 2.0}, tmp_path)(sample("abc")).value == 5.0  # type: ignore[union-attr]
+    with pytest.raises(RunFileError, match=r"'bonas'.*'bonus'"):
+        load_rewarder("odd.py:Odd", {"bonas": 2.0}, tmp_path)
+    with pytest.raises(RunFileError, match="cannot be loaded"):
+        load_rewarder("nowhere:Odd", {}, tmp_path)
+    with pytest.raises(RunFileError, match="module:Class"):
+        load_rewarder("odd", {}, tmp_path)
+    (tmp_path / "run.toml").write_text("[rewarders.a]\nexternal = true\nuse = 'x:Y'\n")
+    with pytest.raises(RunFileError, match=r"\[rewarders.a\] needs either"):
+        rewarder_tables(RunFile.read(tmp_path / "run.toml"))
+
+
+def test_a_rewarder_is_small(tmp_path: Path) -> None:
+    """The daemon's own process, ready to consume, takes less than 120 MB."""
+    (tmp_path / "run.toml").write_text(
+        "[run]\nname = 'x'\nmodel = 'm'\n[rewarders.f]\nuse = 'rewarders.format:Format'\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "rewarders", str(tmp_path / "run.toml"), "--dir", str(tmp_path / "run"), "--rewarder", "f"], cwd=ROOT, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert b"serving rewarders.format:Format" in process.stderr.readline()
+        assert psutil.Process(process.pid).memory_info().rss < 120 << 20
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+        process.stderr.close()
