@@ -46,10 +46,12 @@ def check(file: RunFile) -> WholeRun:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
             if stage.eval_every:
                 sources.append(("eval_data", stage.eval_data))
-        if isinstance(stage, EvaluateStage) and stage.rewarder not in run.rewards:
-            raise RunFileError(
-                f"[[stage]] {stage.name} rewarder = {stage.rewarder!r} is not in [run] rewards{nearest(stage.rewarder, list(run.rewards))}"
-            )
+        judge = stage.rewarder if isinstance(stage, EvaluateStage) else ""
+        if isinstance(stage, RlStage) and stage.eval_every:
+            judge = stage.eval_rewarder
+        if judge and judge not in run.rewards:
+            hint = nearest(judge, list(run.rewards))
+            raise RunFileError(f"[[stage]] {stage.name} is evaluated by {judge!r}, which is not in [run] rewards{hint}")
         for key, source in sources:
             if source not in learner.data:
                 raise RunFileError(

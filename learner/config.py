@@ -145,6 +145,7 @@ class RlStage(StageTable):
     eval_data: str = "heldout"
     eval_questions: int = Field(default=200, ge=1)
     eval_k: int = Field(default=1, ge=1)
+    eval_rewarder: str = "accuracy"
     learner: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -50,7 +50,13 @@ def ask_due(learner: Learner, index: int, stage: RlStage, redone: bool = False) 
     now = learner.progress.stage_step
     first = learner.resumed_step if redone else now
     begun = learner.progress.version - now
-    asked = EvaluateStage(kind="evaluate", data=stage.eval_data, questions=stage.eval_questions, k=stage.eval_k)
+    asked = EvaluateStage(
+        kind="evaluate",
+        data=stage.eval_data,
+        questions=stage.eval_questions,
+        k=stage.eval_k,
+        rewarder=stage.eval_rewarder,
+    )
     for step in range(max(1, first), now + 1):
         if step % stage.eval_every == 0:
             learner.ask(index, f"{stage.name}:{step}", begun + step, asked, learner.config.rl(stage))

@@ -130,15 +130,13 @@ def test_an_empty_mask_gives_zero_with_a_gradient_of_zero(objective: Objective) 
 @pytest.mark.parametrize("objective", VARIANTS)
 def test_gradients_by_finite_differences(objective: Objective) -> None:
     logprobs, behavior, advantages, mask = batch(4, 0.05)
-    if (
-        objective.term is OBJECTIVES["async"].term
-    ):  # its weight is a constant to the gradient: differentiate at that constant
-        weight = (logprobs - behavior).exp().clamp(max=objective.weight_cap)
+    if objective.term.__name__ != "_ppo":  # the weight is a constant to the gradient: differentiate at that constant
+        ratio, up = (logprobs - behavior).exp(), advantages[:, None] > 0
         moved = logprobs.exp() - behavior.exp()
-        gone = ((advantages[:, None] > 0) & (moved > objective.trust)) | (
-            (advantages[:, None] < 0) & (moved < -objective.trust)
-        )
-        weight = weight.masked_fill(gone, 0)
+        gone = (up & (moved > objective.trust)) | (~up & (moved < -objective.trust))
+        weight, tau = ratio.clamp(max=objective.weight_cap).masked_fill(gone, 0), objective.tau
+        if objective.term.__name__ == "_tapered":
+            weight, tau = torch.where(up, 1.0, ratio.clamp(max=1.0)), 0.0
         lengths = mask.sum(1)
         share = {"token_mean": 1 / lengths.sum() * torch.ones(6), "sequence_mean": 1 / (6 * lengths.clamp(min=1))}[
             objective.aggregation

@@ -132,7 +132,7 @@ def test_two_workers_share_and_one_that_vanishes_leaves_its_samples_to_the_other
     one, two = worker_of(log, tmp_path, "odd-0"), worker_of(log, tmp_path, "odd-1")
     publish(log, [f"text {i}" for i in range(40)])
     deadline = time.monotonic() + 30
-    while sum(log.committed("rewarder.r", TOPICS.trajectories).values()) < 40:
+    while sum(log.committed("rewarder.r", TOPICS.trajectories).values()) < 40 or len(one._consumer.assignment()) > 1:
         one.turn()
         two.turn()
         assert time.monotonic() < deadline
