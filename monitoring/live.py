@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from monitoring.view import RunView, clean_text, sparkline
@@ -116,11 +116,8 @@ def render(view: RunView) -> RenderableType:
         (view.stage, "cyan"),
         f"  {clock(view.elapsed)}",
     )
-    numbers = Table.grid(padding=(0, 2))
-    pairs = facts(view)
-    for i in range(0, len(pairs), 3):
-        cells = [Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in pairs[i : i + 3]]
-        numbers.add_row(*cells)
+    cells = [Text.assemble((f"{name} ", "dim"), (value, "bold"), no_wrap=True) for name, value in facts(view)]
+    numbers = Columns(cells, padding=(0, 3))
     rows: list[RenderableType] = [head]
     if view.steps:
         rows.append(ProgressBar(total=view.steps, completed=view.step, width=50))

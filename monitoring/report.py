@@ -158,7 +158,7 @@ def summary_table(summary: dict[str, Any]) -> Any:
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in flatten(summary):
-        table.add_row(f"[dim]{name}[/dim]", value.replace("[", "\\["))
+        table.add_row(f"[dim]{name}[/dim]", clean_text(value, 200).replace("[", "\\["))
     return table
 
 

@@ -1,0 +1,180 @@
+"""Data sources: rows by number, always the same; mistakes name file, row and column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from broker.errors import DataError, RunFileError
+from broker.runfile import RunFile
+from learner.config import SourceTable
+from learner.data.reasoning_gym import ReasoningGymDocuments, ReasoningGymTasks
+from learner.data.registry import open_documents, open_prompts
+from learner.data.source import Document, Span
+from learner.data.sums import SignedSums, SumsCorpus
+from learner.documents import DocumentTokenizer
+from learner.feed import Schedule
+from learner.model import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "recipes" / "tiny_model"
+ROWS = [
+    {"question": "1+1?", "answer": "2", "kind": "math", "metadata": {"level": 1}},
+    {"question": "2+2?", "answer": 4, "kind": "math", "metadata": {"level": 2}},
+]
+
+
+def file_in(directory: Path) -> RunFile:
+    return RunFile({}, directory, "run.toml")
+
+
+def source_of(path: str, directory: Path, **options: Any) -> Any:
+    return open_prompts("prompts", SourceTable.model_validate({"path": path, **options}), file_in(directory))
+
+
+def save(kind: str, directory: Path, rows: list[dict[str, Any]]) -> str:
+    """Write ``rows`` as a file or data set of ``kind``; returns its path from ``directory``."""
+    if kind == "jsonl":
+        (directory / "rows.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
+        return "rows.jsonl"
+    table = datasets.Dataset.from_list([{**r, "answer": str(r["answer"])} for r in rows])
+    if kind == "parquet":
+        table.to_parquet(str(directory / "rows.parquet"))
+        return "rows.parquet"
+    if kind == "directory":
+        table.save_to_disk(str(directory / "saved"))
+        return "saved"
+    datasets.DatasetDict({"train": table.select([1]), "test": table}).save_to_disk(str(directory / "splits"))
+    return "splits"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "directory", "splits"])
+def test_tables_of_every_kind(tmp_path: Path, kind: str) -> None:
+    options = {"split": "test"} if kind == "splits" else {}
+    source = source_of(
+        save(kind, tmp_path, ROWS),
+        tmp_path,
+        columns={"prompt": "question"},
+        system="Be brief.",
+        template="Q: {prompt}",
+        **options,
+    )
+    assert source.size == 2
+    row = source.row(1)
+    assert [tuple(m) for m in row.messages] == [("system", "Be brief."), ("user", "Q: 2+2?")]
+    assert (row.answer, row.kind, row.metadata) == ("4", "math", {"level": 2})
+
+
+def test_conversations_and_documents(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"prompt": "q", "response": "r"}) + "\n" + json.dumps({"text": "plain"}))  # fmt: skip
+    documents = open_documents("documents", SourceTable(path="a.jsonl"), file_in(tmp_path))
+    assert [tuple(m) for m in documents.document(0, 1.0).messages] == [("user", "hi"), ("assistant", "ho")]
+    assert [tuple(m) for m in documents.document(1, 1.0).messages] == [("user", "q"), ("assistant", "r")]
+    assert documents.document(2, 1.0).spans == (Span("plain", True),)
+
+
+MISTAKES = [
+    ("rows.jsonl", {}, "no column 'prompt'; it has question"),
+    ("bad.jsonl", {}, "line 1 is no JSON"),
+    ("list.jsonl", {}, "must be an object"),
+    ("typed.jsonl", {}, "column 'prompt' is a int"),
+    ("turns.jsonl", {}, r"must be \{role, content\}"),
+]
+
+
+@pytest.mark.parametrize(("path", "options", "message"), MISTAKES, ids=[p for p, _, _ in MISTAKES])
+def test_wrong_rows_are_named(tmp_path: Path, path: str, options: dict[str, Any], message: str) -> None:
+    save("jsonl", tmp_path, ROWS)
+    (tmp_path / "bad.jsonl").write_text("{]\n")
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "typed.jsonl").write_text('{"prompt": 3}\n')
+    (tmp_path / "turns.jsonl").write_text('{"messages": ["hi"]}\n')
+    with pytest.raises(DataError, match=message):
+        source_of(path, tmp_path, **options).row(0)
+
+
+def test_wrong_tables_are_named(tmp_path: Path) -> None:
+    save("jsonl", tmp_path, ROWS)
+    with pytest.raises(RunFileError, match=r"\[data.prompts\] unknown key 'colums'; did you mean 'columns'"):
+        source_of("rows.jsonl", tmp_path, colums={})
+    with pytest.raises(RunFileError, match="may rename"):
+        source_of("rows.jsonl", tmp_path, columns={"promt": "question"})
+    with pytest.raises(RunFileError, match="either use"):
+        open_prompts("prompts", SourceTable(), file_in(tmp_path))
+    with pytest.raises(RunFileError, match="cannot be loaded"):
+        open_prompts("prompts", SourceTable(use="nowhere:Rows"), file_in(tmp_path))
+    with pytest.raises(RunFileError, match="not documents"):
+        open_documents("documents", SourceTable(use="learner.data.sums:SignedSums"), file_in(tmp_path))
+    with pytest.raises(RunFileError, match="min_terms 9"):
+        open_prompts(
+            "prompts",
+            SourceTable.model_validate({"use": "learner.data.sums:SignedSums", "min_terms": 9}),
+            file_in(tmp_path),
+        )
+    with pytest.raises(DataError, match="cannot be read"):
+        source_of("nothing/here", tmp_path)
+
+
+def test_sums_are_right_and_the_same_every_time() -> None:
+    train, held = SignedSums(seed=1), SignedSums(seed=1_000_000)
+    for number in range(200):
+        row = train.row(number)
+        assert row == train.row(number)
+        expression = row.messages[0].content.removeprefix("Compute ").removesuffix(" mod 10.")
+        total, sign, digits = 0, 1, set()
+        for c in expression:
+            if c in "+-":
+                sign = 1 if c == "+" else -1
+            else:
+                total += sign * int(c)
+                digits.add(c)
+        assert row.answer == str(total % 10) and len(digits) == row.metadata["terms"]
+    assert [train.row(n) for n in range(20)] != [held.row(n) for n in range(20)]
+
+
+def test_the_corpus_grows_with_its_level_and_tokenizes_as_a_conversation() -> None:
+    tokenizer = load_tokenizer(str(TINY))
+    corpus, words = SumsCorpus(), DocumentTokenizer(tokenizer, "chain")
+    easy = sum(len(words.tokenize(corpus.document(n, 0.0)).tokens) for n in range(40))
+    hard = sum(len(words.tokenize(corpus.document(n, 1.0)).tokens) for n in range(40))
+    assert hard > 1.3 * easy
+    talk = next(d for n in range(40) if (d := corpus.document(n, 1.0)).messages)
+    found = words.tokenize(talk)
+    turns = [{"role": m.role, "content": m.content} for m in talk.messages]
+    assert found.tokens.tolist() == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    trained = tokenizer.decode(found.tokens[found.trained])
+    assert (
+        trained == "".join(m.content + "<|im_end|>" for m in talk.messages if m.role == "assistant")
+        and not found.tagged.any()
+    )
+    with pytest.raises(DataError, match="without text"):
+        words.tokenize(Document())
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "letter_counting", "simple_equations", "color_cube_rotation"])
+def test_any_task_of_reasoning_gym_by_its_name(task: str) -> None:
+    source = ReasoningGymTasks(tasks={task: {}}, seed=5)
+    assert source.row(3) == source.row(3) != source.row(4)
+    row = source.row(3)
+    assert row.kind == task and json.dumps(dict(row.metadata)) and row.metadata["reasoning_gym"]["dataset"] == task
+    with pytest.raises(DataError, match="did you mean 'chain_sum'"):
+        ReasoningGymTasks(tasks=["chain_sums"])
+    with pytest.raises(DataError, match="options of 'chain_sum'"):
+        ReasoningGymTasks(tasks={"chain_sum": {"max_termz": 3}})
+    documents = ReasoningGymDocuments(tasks=[task], right=1.0)
+    assert documents.document(2, 1.0).messages[1].content.endswith(f"<answer>{documents.row(2).answer}</answer>")
+
+
+def test_rows_come_in_a_new_order_in_every_epoch(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"prompt": str(i)}) for i in range(20)))
+    schedule = Schedule("rows", source_of("rows.jsonl", tmp_path), seed=4)
+    first, second = [schedule.row(n) for n in range(20)], [schedule.row(n) for n in range(20, 40)]
+    assert sorted(r for r, _ in first) == sorted(r for r, _ in second) == list(range(20))
+    assert {issue for _, issue in first} == {0} and {issue for _, issue in second} == {1}
+    assert [r for r, _ in first] != [r for r, _ in second]
+    assert Schedule("rows", source_of("rows.jsonl", tmp_path), seed=4).row(33) == schedule.row(33)
