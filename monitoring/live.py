@@ -9,7 +9,6 @@ from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from monitoring.view import RunView, clean_text, sparkline
@@ -120,7 +119,7 @@ def render(view: RunView) -> RenderableType:
     numbers = Columns(cells, padding=(0, 3))
     rows: list[RenderableType] = [head]
     if view.steps:
-        rows.append(ProgressBar(total=view.steps, completed=view.step, width=50))
+        rows.append(bar(view.step, view.steps))
     rows.append(numbers)
     if view.rewards:
         rows.append(Text.assemble(("reward  ", "dim"), sparkline(view.rewards)))
@@ -139,6 +138,12 @@ def render(view: RunView) -> RenderableType:
     rows.append(daemons)
     rows += [Text(clean_text(note, 200), style="yellow") for note in view.notes[-3:]]
     return Panel(Group(*rows), title="headrace", border_style="dim")
+
+
+def bar(done: int, total: int, width: int = 40) -> Text:
+    """Progress as a line of its own."""
+    filled = min(width, round(width * done / total))
+    return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "dim"), f" {done}/{total}")
 
 
 def clock(seconds: float) -> str:
