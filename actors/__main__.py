@@ -12,27 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import ActorsTable
-from broker.errors import HeadraceError, RunFileError
+from broker.daemon import run_daemon
+from broker.errors import HeadraceError
 from broker.run import Run, arguments
-from monitoring.daemon import Stop, die_with_parent, registered
+from monitoring.daemon import Stop, registered
 
 log_ = logging.getLogger("actor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments("actor", __doc__ or "").parse_args(argv)
-    die_with_parent()
-    stop = Stop().install()
-    try:
+
+    def work(stop: Stop) -> int:
         run = Run.open(options.file, options.overrides, options.directory)
         serve(run, run.file.table("actors", ActorsTable), stop, options.name)
-    except RunFileError as error:
-        print(f"actor: {error}", file=sys.stderr)
-        return 2
-    except HeadraceError as error:
-        print(f"fault: {error}", file=sys.stderr, flush=True)
-        return 3
-    return 0
+        return 0
+
+    return run_daemon("actor", work)
 
 
 def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from actors.config import ActorsTable
 from actors.engine import Completion, Engine, Request
 from actors.prompting import prompt_tokens, trajectory_of
-from broker.errors import DecodeError, EngineError, LogUnavailable, MessageError
+from broker.daemon import keep_turning
+from broker.errors import DecodeError, EngineError, MessageError
 from broker.log import Consumer, Log, Producer, Record
 from broker.messages import DeadLetter, IntArray, Prompt, decode, encode
 from broker.topics import Topics
@@ -59,14 +60,7 @@ class ActorWorker:
 
     def run(self, stop: Stop) -> None:
         """Sample until ``stop``; what is running then is left to the redelivery of its prompt."""
-        while not stop:
-            try:
-                self.turn()
-                self._broker.unavailable.set(0)
-            except LogUnavailable as error:
-                self._broker.unavailable.set(1)
-                log_.warning("waiting for the log: %s", error)
-                stop.wait(1.0)
+        keep_turning(self.turn, stop, self._broker.unavailable)
 
     def turn(self) -> None:
         """One round: take prompts, sample a while, publish what is finished, commit."""

@@ -7,38 +7,32 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from broker.errors import HeadraceError, RunFileError
+from broker.daemon import run_daemon
+from broker.errors import RunFileError
 from broker.run import Run, arguments
-from monitoring.daemon import Stop, die_with_parent
+from learner.config import LearnerConfig
+from monitoring.daemon import Stop
 
 STOPPED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments("learner", __doc__ or "").parse_args(argv)
-    die_with_parent()
-    stop = Stop().install()
-    try:
-        run = Run.open(options.file, options.overrides, options.directory)
-        from learner.config import LearnerConfig
 
+    def work(stop: Stop) -> int:
+        run = Run.open(options.file, options.overrides, options.directory)
         config = LearnerConfig(run.file)
         if not config.stages:
             raise RunFileError("the run file has no [[stage]]")
         return serve(run, config, stop, options.name)
-    except RunFileError as error:
-        print(f"learner: {error}", file=sys.stderr)
-        return 2
-    except HeadraceError as error:
-        print(f"fault: {error}", file=sys.stderr, flush=True)
-        return 3
+
+    return run_daemon("learner", work)
 
 
-def serve(run: Run, config: object, stop: Stop, name: str) -> int:
+def serve(run: Run, config: LearnerConfig, stop: Stop, name: str) -> int:
     """Run all stages with metrics and registration around them."""
     from prometheus_client import CollectorRegistry
 
-    from learner.config import LearnerConfig
     from learner.ring import Learner
     from learner.stages import run_stages
     from learner.telemetry import Telemetry
@@ -46,7 +40,6 @@ def serve(run: Run, config: object, stop: Stop, name: str) -> int:
     from monitoring.exporter import Exporter
     from monitoring.logs import setup_logging
 
-    assert isinstance(config, LearnerConfig)
     setup_logging("learner", name, run.table.name, run.directory)
     registry = CollectorRegistry()
     with ExitStack() as stack:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from broker.errors import HeadraceError, RunFileError
+from broker.daemon import run_daemon
+from broker.errors import RunFileError
 from broker.run import Run, arguments
-from monitoring.daemon import Stop, die_with_parent, registered
+from monitoring.daemon import Stop, registered
 from rewarders.config import RewarderTable, rewarder_table
 
 log_ = logging.getLogger("rewarder")
@@ -19,22 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("rewarder", __doc__ or "")
     parser.add_argument("--rewarder", required=True, metavar="NAME", help="which [rewarders.NAME] to serve")
     options = parser.parse_args(argv)
-    die_with_parent()
-    stop = Stop().install()
     name = options.name if options.name != "rewarder-0" else f"{options.rewarder}-0"
-    try:
+
+    def work(stop: Stop) -> int:
         run = Run.open(options.file, options.overrides, options.directory)
         table = rewarder_table(run.file, options.rewarder)
         if table.external:
             raise RunFileError(f"[rewarders.{options.rewarder}] is external: it is served by a program of yours")
         serve(run, options.rewarder, table, stop, name)
-    except RunFileError as error:
-        print(f"rewarder: {error}", file=sys.stderr)
-        return 2
-    except HeadraceError as error:
-        print(f"fault: {error}", file=sys.stderr, flush=True)
-        return 3
-    return 0
+        return 0
+
+    return run_daemon("rewarder", work)
 
 
 def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str) -> None:

@@ -14,11 +14,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgpack
 
 from broker.errors import HeadraceError
+from broker.frames import kill, read_frame, write_frame
 from monitoring.daemon import die_with_parent
 
 Handler = Callable[[bytes], Any]
@@ -112,24 +113,8 @@ class Isolated:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            kill(self._process)
             self._process = None
-
-
-def write_frame(stream: Any, message: Any) -> None:
-    data = msgpack.packb(message)
-    stream.write(struct.pack("<I", len(data)) + data)
-    stream.flush()
-
-
-def read_frame(stream: BinaryIO) -> Any:
-    """The next frame, or None at the end."""
-    head = stream.read(4)
-    return msgpack.unpackb(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
 
 
 def main() -> None:

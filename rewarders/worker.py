@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.errors import DecodeError, HeadraceError, LogUnavailable
+from broker.daemon import keep_turning
+from broker.errors import DecodeError, HeadraceError
 from broker.log import Log, Record
 from broker.messages import Trajectory, Vote, decode, encode
 from broker.topics import Topics
@@ -138,14 +139,7 @@ class RewarderWorker:
         self._restarts = 0
 
     def run(self, stop: Stop) -> None:
-        while not stop:
-            try:
-                self.turn()
-                self._broker.unavailable.set(0)
-            except LogUnavailable as error:
-                self._broker.unavailable.set(1)
-                log_.warning("waiting for the log: %s", error)
-                stop.wait(1.0)
+        keep_turning(self.turn, stop, self._broker.unavailable)
 
     def turn(self) -> None:
         """One round: take samples, publish verdicts, commit."""

@@ -9,29 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-import struct
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import msgpack
-
+from broker.frames import read_frame, write_frame
 from monitoring.daemon import die_with_parent
-
-
-def write_frame(stream: BinaryIO, message: dict[str, Any]) -> None:
-    data = msgpack.packb(message)
-    stream.write(struct.pack("<I", len(data)) + data)
-    stream.flush()
-
-
-def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next message, or None at the end of the stream."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    data = stream.read(struct.unpack("<I", head)[0])
-    return dict(msgpack.unpackb(data))
 
 
 class Publisher:

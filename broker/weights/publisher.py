@@ -26,8 +26,8 @@ from torch import Tensor
 from broker.control.server import ControlServer, Member
 from broker.control.wire import Message
 from broker.errors import WeightPushError
+from broker.frames import kill, read_frame, write_frame
 from broker.weights import layout
-from broker.weights.process import read_frame, write_frame
 from broker.weights.sink import Lane, Push, TensorSpec
 
 log = logging.getLogger("weights")
@@ -277,7 +277,7 @@ class WeightPublisher:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         try:
-            write_frame(process.stdin, {"do": do, **fields})  # type: ignore[arg-type]
+            write_frame(process.stdin, {"do": do, **fields})
             answer = self._answer(process, self._timeout + 1.0)
         except OSError as error:
             self._kill()
@@ -313,7 +313,7 @@ class WeightPublisher:
         if not ready:
             self._kill()
             raise WeightPushError(f"the publisher process did not finish within {limit:.0f} s")
-        answer = read_frame(process.stdout)  # type: ignore[arg-type]
+        answer = read_frame(process.stdout)
         if answer is None:
             self._kill()
             raise WeightPushError("the publisher process has ended")
@@ -326,9 +326,5 @@ class WeightPublisher:
 
     def _kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            kill(self._process)
             self._process = None

@@ -1,0 +1,46 @@
+"""What the daemons share around the log: exit statuses, and patience while the log is away."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+from broker.errors import HeadraceError, LogUnavailable, RunFileError
+from monitoring.daemon import Stop, die_with_parent
+
+RETRY_SECONDS = 1.0
+
+
+class Flag(Protocol):
+    """A gauge: 1 while something is so."""
+
+    def set(self, value: float, /) -> None: ...
+
+
+def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
+    """Run ``serve`` until it ends or is stopped. Returns its exit status, 2 for bad input, 3 for a fault (one line says which)."""
+    die_with_parent()
+    stop = Stop().install()
+    try:
+        return serve(stop)
+    except RunFileError as error:
+        print(f"{role}: {error}", file=sys.stderr)
+        return 2
+    except HeadraceError as error:
+        print(f"fault: {error}", file=sys.stderr, flush=True)
+        return 3
+
+
+def keep_turning(turn: Callable[[], None], stop: Stop, unavailable: Flag) -> None:
+    """Call ``turn`` until ``stop``; while the log cannot be reached, say so and try again."""
+    log = logging.getLogger("log")
+    while not stop:
+        try:
+            turn()
+            unavailable.set(0)
+        except LogUnavailable as error:
+            unavailable.set(1)
+            log.warning("waiting for the log: %s", error)
+            stop.wait(RETRY_SECONDS)

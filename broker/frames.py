@@ -1,0 +1,30 @@
+"""Length-prefixed msgpack frames over pipes: how a process talks to a child that it may have to kill."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from typing import Any
+
+import msgpack
+
+
+def write_frame(stream: Any, message: Any) -> None:
+    data = msgpack.packb(message)
+    stream.write(struct.pack("<I", len(data)) + data)
+    stream.flush()
+
+
+def read_frame(stream: Any) -> Any:
+    """The next message, or None at the end of the stream."""
+    head = stream.read(4)
+    return msgpack.unpackb(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child at once and close its pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
