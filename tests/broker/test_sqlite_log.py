@@ -1,0 +1,115 @@
+"""What is particular to the embedded log: kills in the middle of appends, a full disk, damage, retention."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.errors import LogError, LogFull, RunFileError
+from broker.log import TopicSpec, open_log
+from broker.sqlite_log import SqliteLog
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def append_for_ever(url: str, worker: int, acknowledged: str) -> None:
+    """Append in order; note each number in a file once the log has acknowledged it."""
+    producer = open_log(url).producer()
+    with Path(acknowledged).open("a", buffering=1) as done:
+        start = len(Path(acknowledged).read_text().split())
+        for i in range(start, 10**9):
+            producer.send("t", str(worker).encode(), f"{worker}/{i}".encode() + b"x" * 500, worker)
+            producer.flush()
+            done.write(f"{i}\n")
+
+
+def test_acknowledged_records_survive_kill_9_once_and_in_order(tmp_path: Path) -> None:
+    url, rng = f"sqlite://{tmp_path / 'log'}", random.Random(5)
+    log = open_log(url)
+    log.create([TopicSpec("t", 2)])
+    files = [str(tmp_path / f"done-{w}") for w in range(2)]
+    for file in files:
+        Path(file).touch()
+    for _ in range(4):
+        workers = [SPAWN.Process(target=append_for_ever, args=(url, w, files[w]), daemon=True) for w in range(2)]
+        for worker in workers:
+            worker.start()
+        time.sleep(rng.uniform(0.8, 1.2))
+        for worker in workers:
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            worker.join()
+    reader = log.reader("t")
+    values: dict[int, list[int]] = {0: [], 1: []}
+    while records := reader.poll(500, 0.2):
+        for record in records:
+            worker, number = record.value.rstrip(b"x").split(b"/")
+            values[int(worker)].append(int(number))
+    for worker, file in enumerate(files):
+        acknowledged = [int(line) for line in Path(file).read_text().split()]
+        assert len(acknowledged) > 10
+        found = sorted(set(values[worker]))
+        assert set(acknowledged) <= set(found)
+        again = len(values[worker]) - len(found)
+        assert again <= 4, "only what was durable but not yet acknowledged may come twice, once a kill"
+        assert values[worker] == sorted(values[worker])
+    reader.close()
+    log.close()
+
+
+def test_a_full_disk_is_a_clear_stop_and_room_heals_it(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path, max_pages=60)
+    log.create([TopicSpec("t", 1)])
+    producer = log.producer()
+    sent = 0
+    with pytest.raises(LogFull, match="free some"):
+        for _ in range(1000):
+            producer.send("t", b"k", bytes(4000))
+            producer.flush()
+            sent += 1
+    producer.close()
+    assert log.ends("t") == {0: sent} and sent > 10
+    roomy = SqliteLog(tmp_path)
+    producer = roomy.producer()
+    producer.send("t", b"k", b"after")
+    assert producer.flush()[0].offset == sent
+    producer.close()
+    roomy.close()
+    log.close()
+
+
+def test_a_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.sqlite").write_bytes(b"this is no database, whatever its name says" * 100)
+    log = SqliteLog(tmp_path)
+    with pytest.raises(LogError, match=r"t\.sqlite is damaged"):
+        log.create([TopicSpec("t", 1)])
+    with pytest.raises(LogError, match="does not exist"):
+        log.ends("other")
+    with pytest.raises(RunFileError, match="unknown scheme 'carrier'"):
+        open_log("carrier://pigeon")
+
+
+def test_retention_by_age_and_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.sqlite.topic.RETENTION_CHECK_SECONDS", 0.0)
+    log = SqliteLog(tmp_path)
+    log.create([TopicSpec("old", 1, retention_seconds=100.0), TopicSpec("big", 1, retention_bytes=5000)])
+    producer = log.producer()
+    now = time.time()
+    monkeypatch.setattr("broker.sqlite.topic.time.time", lambda: now - 200)
+    for _ in range(5):
+        producer.send("old", b"k", b"v")
+    producer.flush()
+    monkeypatch.setattr("broker.sqlite.topic.time.time", lambda: now)
+    producer.send("old", b"k", b"v")
+    for _ in range(10):
+        producer.send("big", b"k", bytes(1000))
+        producer.flush()
+    assert log.begins("old") == {0: 5} and log.ends("old") == {0: 6}
+    assert log.begins("big") == {0: 5}
+    producer.close()
+    log.close()
