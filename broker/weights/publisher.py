@@ -136,7 +136,7 @@ class WeightPublisher:
                     if self._waiting is None and self._closing:
                         return
                 if warm:
-                    self._running()
+                    self._start_early()
                 with self._changed:
                     if self._waiting is None:
                         continue
@@ -151,6 +151,12 @@ class WeightPublisher:
         except BaseException as error:  # the trainer's next publish raises it
             log.exception("the publisher has failed")
             self.failure = error
+
+    def _start_early(self) -> None:
+        try:
+            self._running()
+        except WeightPushError as error:  # the first push starts it again
+            log.warning("%s", error)
 
     def _publish(self, version: int, buffer: int) -> None:
         started = time.monotonic()
