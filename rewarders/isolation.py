@@ -24,6 +24,7 @@ from monitoring.daemon import die_with_parent
 
 Handler = Callable[[bytes], Any]
 START_SECONDS = 60.0
+START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 
 
@@ -51,11 +52,15 @@ class Isolated:
         """
         first = 0
         while first < len(payloads):
-            process = self._running()
             try:
-                write_frame(process.stdin, list(payloads[first:]))
-            except OSError:
-                yield first, Failed("killed", "the judging process ended before it took the sample")
+                write_frame(self._running().stdin, list(payloads[first:]))
+            except (Failed, OSError) as error:
+                yield (
+                    first,
+                    error
+                    if isinstance(error, Failed)
+                    else Failed("killed", "the judging process ended before it took the sample"),
+                )
                 first += 1
                 self.stop()
                 continue
@@ -71,9 +76,20 @@ class Isolated:
                 first += 1
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self.stop()
+        """The child, started if need be. Raises HeadraceError if it refuses to start, Failed if it dies at it every time."""
+        for attempt in range(START_ATTEMPTS):
+            if self._process is not None and self._process.poll() is None:
+                return self._process
+            self.stop()
+            try:
+                return self._start()
+            except (Failed, OSError) as error:
+                self.stop()
+                if attempt == START_ATTEMPTS - 1:
+                    raise Failed("killed", f"the judging process does not start: {error}") from error
+        raise AssertionError("unreachable")
+
+    def _start(self) -> subprocess.Popen[bytes]:
         self.restarts += 1
         self._buffer = b""
         self._process = subprocess.Popen(
