@@ -2,7 +2,8 @@
 
 Registered with transformers as ``headrace_segments``; the plan travels as the forward argument ``segments``. Segments of
 similar length are computed as one padded batch (causal, so padding on the right is never seen); no mask is ever made.
-Sliding windows and attention dropout are refused.
+What would change the result is refused: attention dropout, soft caps, sinks, biases, and a sliding window where a segment is
+longer than it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import AttentionInterface
 from broker.errors import EngineError
 
 NAME = "headrace_segments"
+FOREIGN = ("softcap", "s_aux", "position_bias")  # what other attentions of transformers know, and this one does not
 SPREAD = 1.25  # longest over shortest segment of one padded batch
 
 
@@ -75,13 +77,22 @@ def segment_attention(
     dropout: float = 0.0,
     segments: Segments | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """``query`` ``[1, H, T, D]``, ``key`` and ``value`` ``[1, KV, T, D]`` -> ``[1, T, H, D]``. Raises EngineError without a plan."""
+    """``query`` ``[1, H, T, D]``, ``key`` and ``value`` ``[1, KV, T, D]`` -> ``[1, T, H, D]``.
+
+    Raises EngineError without a plan, and where the model asks for what this attention does not know.
+    """
     if segments is None or attention_mask is not None:
         raise EngineError(f"attention {NAME!r} needs the argument 'segments' and no attention mask")
-    if dropout or sliding_window:
-        raise EngineError("packed training knows neither attention dropout nor sliding windows")
+    foreign = [name for name in FOREIGN if others.get(name) is not None] + ["dropout"] * bool(dropout)
+    if foreign:
+        raise EngineError(f"packed training does not know the {', '.join(foreign)} of this model's attention")
+    longest = max((bucket.index_NL.shape[1] for bucket in segments.buckets), default=0)
+    if sliding_window is not None and longest > sliding_window:
+        raise EngineError(
+            f"a sequence of {longest} tokens is longer than the model's sliding window of {sliding_window}"
+        )
     q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
     grouped = q_THD.shape[1] != k_TKD.shape[1]
     pieces = []

@@ -51,6 +51,8 @@ class ObjectiveTable(Table):
 
     name: Literal["async", "grpo", "dapo", "topr"] = "async"
     advantage_std: Literal["population", "sample", "none"] | None = None
+    advantage_baseline: Literal["mean", "leave_one_out"] | None = None
+    """What a reward is compared with: the mean of its group, or of the others in it (RLOO, usually without std)."""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
     clip_low: float | None = Field(default=None, gt=0)
     clip_high: float | None = Field(default=None, gt=0)

@@ -1,4 +1,7 @@
-"""Loads and saves the policy: Hugging Face directories or ids, with packed attention in place."""
+"""Loads and saves the policy: Hugging Face directories or ids, with packed attention in place.
+
+What packed training would compute wrongly is refused here, before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from broker.errors import CheckpointError, RunFileError
+from broker.errors import CheckpointError, EngineError, RunFileError
 from learner import attention
 
 TOKENIZER_FILES = (
@@ -21,10 +25,10 @@ TOKENIZER_FILES = (
 def load_model(
     path: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", init: str = "pretrained", seed: int = 0
 ) -> PreTrainedModel:
-    """The causal language model at ``path`` (a directory or a Hugging Face id).
+    """The causal language model at ``path`` (a directory or a Hugging Face id), in training mode.
 
     ``init = "random"`` takes its shape only, with weights that follow from ``seed``. Raises RunFileError if there is no such
-    model, CheckpointError if a directory has no weights.
+    model or packed training cannot compute it, CheckpointError if a directory's weights are missing or damaged.
     """
     name = attention.register()
     try:
@@ -33,14 +37,73 @@ def load_model(
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=name, dtype=dtype)
+            model = _pretrained(path, name, dtype)
     except (OSError, ValueError) as error:
         if Path(path).is_dir() and init != "random" and not any(Path(path).glob("*.safetensors")):
             raise CheckpointError(
                 f"{path} has no weights (*.safetensors); begin with a stage of init = 'random'"
             ) from None
-        raise RunFileError(f"[run] model = {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.to(device).train()
+        raise RunFileError(f"[run] model = {path!r} cannot be loaded: {_reason(path, error)}") from error
+    model = model.to(device).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the policy that is trained must be the one that was sampled from
+    _check(model, path)
+    return model
+
+
+def _pretrained(path: str, attention_name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Weights and all: what transformers would make up with a warning is an error here."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, attn_implementation=attention_name, dtype=dtype, output_loading_info=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"the weights in {path} are damaged: {str(error).splitlines()[0]}") from error
+    if found["missing_keys"]:
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        raise CheckpointError(f"the weights in {path} lack {len(found['missing_keys'])} tensors, among them {some}")
+    return model
+
+
+def _reason(path: str, error: Exception) -> str:
+    if (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).exists():
+        return "there is no such directory"
+    return str(error).splitlines()[0]
+
+
+@torch.no_grad()
+def _check(model: PreTrainedModel, path: str) -> None:
+    """Refuse a model that packed training would compute wrongly, by trying it on one sequence laid twice end to end.
+
+    Both copies must give what transformers' own attention and head give for the sequence alone. Layers with a state of their
+    own, attention with caps, sinks or biases, and heads that scale or cap their logits do not.
+    """
+    once = torch.arange(1, 5, device=model.device) % model.config.vocab_size
+    places = torch.arange(4, device=model.device)
+    try:
+        hidden = model.base_model(
+            input_ids=once.repeat(2)[None],
+            position_ids=places.repeat(2)[None],
+            attention_mask=None,
+            use_cache=False,
+            segments=attention.plan_segments((4, 4), model.device),
+        ).last_hidden_state[0]
+        model.set_attn_implementation("eager")
+        wanted = model(input_ids=once[None], position_ids=places[None], use_cache=False).logits[0]
+        model.set_attn_implementation(attention.NAME)
+    except (EngineError, TypeError, AttributeError) as error:
+        raise RunFileError(f"[run] model = {path!r} cannot be trained packed: {error}") from error
+    if not _close(wanted.repeat(2, 1), hidden @ model.get_output_embeddings().weight.T):
+        raise RunFileError(
+            f"[run] model = {path!r} cannot be trained packed: that would give other logits than its own"
+        )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for rounding; NaN (weights that diverged) is for the step's own guards to find."""
+    rounding = 1e-4 if a.dtype == torch.float32 else 2e-2
+    return not bool((a - b).abs().max() > rounding * a.abs().max())
 
 
 def load_tokenizer(path: str) -> Any:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from learner.advantages import group_advantages
+from learner.advantages import batch_advantages
 from learner.batch import PackedChunk
 from learner.config import LearnerTable
 from learner.groups import Judged
 from learner.logprobs import score
 from learner.losses.aggregate import AGGREGATIONS
-from learner.losses.guard import clean
 from learner.losses.objectives import Objective, objective_of
 from learner.losses.report import Tally
-from learner.losses.terms import k3
+from learner.losses.tokens import token_losses
 from learner.optimizer import Optimizers, learning_rate
 from learner.packing import Sequenced, pack, packing_efficiency
 
@@ -43,8 +43,7 @@ class TrainState:
     @classmethod
     def begin(cls, model: Any, optimizers: Optimizers, stage: int, table: LearnerTable) -> TrainState:
         """The state at the start of an RL stage; a reference policy is kept only where the objective asks for one."""
-        reference = copy.deepcopy(model).eval().requires_grad_(False) if table.objective.kl else None
-        return cls(model, optimizers, stage, reference=reference)
+        return cls(model, optimizers, stage, reference=_frozen(model) if table.objective.kl else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,45 +59,61 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     started = time.monotonic()
     objective = objective_of(table.objective)
     samples = [judged for group in groups for judged in group]
-    advantages_N = torch.cat([_advantages(group, objective) for group in groups]).to(state.model.device)
-    chunks = pack(_sequences(samples, advantages_N, objective), table.pack_tokens, str(state.model.device))
-    lengths_N = torch.tensor([float(s.trajectory.response_tokens) for s in samples], device=state.model.device)
-    weights_N = AGGREGATIONS[objective.aggregation](lengths_N, objective.constant_length)
+    if objective.kl and state.reference is None:  # a replay may ask for a divergence that the recorded run did without
+        state.reference = _frozen(state.model)
+    batch = _batch(groups, samples, objective, state.model.device)
+    chunks = pack(_sequences(samples, batch.advantages_N, objective), table.pack_tokens, str(state.model.device))
     packed = time.monotonic()
 
     tally, loss = Tally(), 0.0
     for chunk in chunks:
-        loss += _backward(state, chunk, advantages_N, weights_N, objective, table, tally)
+        loss += _backward(state, chunk, batch, objective, table, tally)
     computed = time.monotonic()
 
     rate = learning_rate(table.optimizer, state.stage_step, total_steps)
     state.optimizers.set_lr(rate)
     grad_norm = state.optimizers.step()
-    _refresh_reference(state, table)
-    state.step, state.stage_step = state.step + 1, state.stage_step + 1
-    stepped = time.monotonic()
-
-    rewards = [s.reward for s in samples]
+    if state.reference is not None and (state.stage_step + 1) % table.objective.ref_refresh == 0:
+        state.reference.load_state_dict(state.model.state_dict())
     metrics = {
         **tally.result(),
+        **_batch_metrics(state, samples, batch),
         "loss": loss,
         "grad_norm": grad_norm,
+        "step_skipped": float(not math.isfinite(grad_norm)),
         "lr": rate,
-        "trained_reward_mean": fmean(rewards),
-        "trained_length_mean": float(lengths_N.mean()),
-        "advantage_abs_mean": float(advantages_N.abs().mean()),
         "packing_efficiency": packing_efficiency(chunks, table.pack_tokens),
         "samples": float(len(samples)),
         "groups": float(len(groups)),
     }
+    state.step, state.stage_step = state.step + 1, state.stage_step + 1
+    stepped = time.monotonic()
     phases = {"pack": packed - started, "forward_backward": computed - packed, "optimizer": stepped - computed}
     return StepReport(metrics, phases)
 
 
-def _advantages(group: Sequence[Judged], objective: Objective) -> Tensor:
-    return group_advantages(
-        torch.tensor([s.reward for s in group], dtype=torch.float64), objective.advantage_std
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Of each of the ``N`` samples: advantage, the weight of each of its tokens in the loss, the temperature it was sampled at."""
+
+    advantages_N: Tensor
+    weights_N: Tensor
+    lengths_N: Tensor
+    temperatures_N: Tensor
+
+
+def _batch(groups: Groups, samples: Sequence[Judged], objective: Objective, device: torch.device) -> _Batch:
+    """All that hangs on the whole batch, so that no micro-batch, packing or order changes it."""
+    rewards_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+    group_N = torch.tensor([g for g, group in enumerate(groups) for _ in group], dtype=torch.long)
+    advantages_N = batch_advantages(
+        rewards_N, group_N, objective.advantage_std, baseline=objective.advantage_baseline
     ).float()
+    lengths_N = torch.tensor([float(s.trajectory.response_tokens) for s in samples])
+    weights_N = AGGREGATIONS[objective.aggregation](lengths_N, objective.constant_length)
+    # greedy samples carry log-probabilities of temperature 1
+    temperatures_N = torch.tensor([s.trajectory.sampling.temperature or 1.0 for s in samples])
+    return _Batch(*(t.to(device) for t in (advantages_N, weights_N, lengths_N, temperatures_N)))
 
 
 def _sequences(samples: Sequence[Judged], advantages_N: Tensor, objective: Objective) -> list[Sequenced]:
@@ -110,42 +125,46 @@ def _sequences(samples: Sequence[Judged], advantages_N: Tensor, objective: Objec
 
 
 def _backward(
-    state: TrainState,
-    chunk: PackedChunk,
-    advantages_N: Tensor,
-    weights_N: Tensor,
-    objective: Objective,
-    table: LearnerTable,
-    tally: Tally,
+    state: TrainState, chunk: PackedChunk, batch: _Batch, objective: Objective, table: LearnerTable, tally: Tally
 ) -> float:
     """Add one chunk's gradient; returns its part of the loss."""
-    rows_T = torch.tensor(chunk.rows_N, device=chunk.tokens_T.device)[chunk.sequence_T]
-    rows_M, temperature = rows_T[chunk.mask_T], table.sampling.temperature or 1.0
-    with torch.autocast(chunk.tokens_T.device.type, torch.bfloat16, enabled=table.dtype == "bfloat16"):
-        scores = score(state.model, chunk, temperature=temperature, rows=table.logprob_rows)
-    mask_M = torch.ones_like(rows_M, dtype=torch.bool)
-    (logprobs, behavior, advantages), used, invalid = clean(
-        mask_M, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages_N[rows_M]
+    device = chunk.tokens_T.device
+    row_M = torch.tensor(chunk.rows_N, device=device)[chunk.sequence_T[chunk.mask_T]]
+    how: dict[str, Any] = {"temperature": batch.temperatures_N[row_M], "rows": table.logprob_rows}
+    reference_M = None
+    with torch.autocast(device.type, torch.bfloat16, enabled=table.dtype == "bfloat16"):
+        scores = score(state.model, chunk, **how)
+        if objective.kl:
+            with torch.no_grad():
+                reference_M = score(state.reference, chunk, **how).logprobs_M
+    everything = torch.ones_like(row_M, dtype=torch.bool)
+    tokens = token_losses(
+        objective, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], batch.advantages_N[row_M], everything, reference_M
     )
-    term = objective.term(logprobs, behavior, advantages, objective)
-    loss_M = term.loss
-    if state.reference is not None:
-        with torch.no_grad():
-            reference = score(state.reference, chunk, temperature=temperature, rows=table.logprob_rows).logprobs_M
-        divergence = k3(logprobs, reference)
-        loss_M = loss_M + objective.kl * divergence
-        tally.count("kl_reference", float(divergence.detach()[used].sum()))
-    loss = (torch.where(used, loss_M, 0.0) * weights_N[rows_M]).sum()
+    loss = (tokens.loss * batch.weights_N[row_M]).sum()
     loss.backward()
-    staleness = state.step - chunk.version_T[chunk.mask_T]
-    tally.add(term, logprobs.detach(), behavior, staleness, scores.entropy_M, used)
-    tally.count("tokens_invalid", float(invalid))
+    tally.add(tokens, row_M, state.step - chunk.version_T[chunk.mask_T], scores.entropy_M)
     return float(loss.detach())
 
 
-def _refresh_reference(state: TrainState, table: LearnerTable) -> None:
-    if state.reference is not None and (state.stage_step + 1) % table.objective.ref_refresh == 0:
-        state.reference.load_state_dict(state.model.state_dict())
+def _batch_metrics(state: TrainState, samples: Sequence[Judged], batch: _Batch) -> dict[str, float]:
+    """What is known of whole samples. Staleness is split into what passed while sampling and what passed since."""
+    rewards, trajectories = [s.reward for s in samples], [s.trajectory for s in samples]
+    return {
+        "trained_reward_mean": fmean(rewards),
+        "trained_reward_std": pstdev(rewards),
+        "trained_length_mean": float(batch.lengths_N.mean()),
+        "advantage_abs_mean": float(batch.advantages_N.abs().mean()),
+        "advantage_abs_max": float(batch.advantages_N.abs().max()),
+        "staleness_sampling_mean": fmean(t.newest_version - t.oldest_version for t in trajectories),
+        "staleness_queue_mean": fmean(state.step - t.newest_version for t in trajectories),
+        "versions_per_sample": fmean(len(t.versions) for t in trajectories),
+    }
+
+
+def _frozen(model: Any) -> Any:
+    """A copy of the policy that is never trained."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def state_sha256(model: torch.nn.Module) -> str:

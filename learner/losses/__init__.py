@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from learner.losses.aggregate import AGGREGATIONS
-from learner.losses.guard import clean
 from learner.losses.objectives import OBJECTIVES, Objective
 from learner.losses.report import Tally
-from learner.losses.terms import k3
+from learner.losses.tokens import token_losses
 
-__all__ = ["async_objective", "batch_loss", "dapo", "grpo"]
+__all__ = ["async_objective", "batch_loss", "dapo", "grpo", "topr"]
 
 Result = tuple[Tensor, dict[str, float]]
 
@@ -33,50 +32,56 @@ def batch_loss(
     ref_logprobs_NT: Tensor | None = None,
 ) -> Result:
     """The loss of ``objective`` (a scalar) and its metrics. Raises ValueError if the shapes do not agree."""
-    if not logprobs_NT.shape == behavior_logprobs_NT.shape == mask_NT.shape or advantages_N.shape != mask_NT.shape[:1]:
+    reference = logprobs_NT if ref_logprobs_NT is None else ref_logprobs_NT
+    if (
+        not logprobs_NT.shape == behavior_logprobs_NT.shape == mask_NT.shape == reference.shape
+        or logprobs_NT.ndim != 2
+        or advantages_N.shape != mask_NT.shape[:1]
+    ):
         raise ValueError(
             f"shapes differ: logprobs {tuple(logprobs_NT.shape)}, behaviour {tuple(behavior_logprobs_NT.shape)}, "
-            f"mask {tuple(mask_NT.shape)}, advantages {tuple(advantages_N.shape)}"
+            f"mask {tuple(mask_NT.shape)}, advantages {tuple(advantages_N.shape)}, reference {tuple(reference.shape)}"
         )
     mask = mask_NT.bool()
-    weight_N = AGGREGATIONS[objective.aggregation](mask.sum(1).to(logprobs_NT.dtype), objective.constant_length)
     advantages_NT = advantages_N[:, None].expand_as(logprobs_NT)
-    (logprobs, behavior, advantages), used, invalid = clean(
-        mask, logprobs_NT, behavior_logprobs_NT.detach(), advantages_NT
-    )
-    term = objective.term(logprobs, behavior, advantages, objective)
-    loss_NT = term.loss
+    tokens = token_losses(objective, logprobs_NT, behavior_logprobs_NT, advantages_NT, mask, ref_logprobs_NT)
+    weight_N = AGGREGATIONS[objective.aggregation](mask.sum(1).to(tokens.loss.dtype), objective.constant_length)
     tally = Tally()
-    if objective.kl and ref_logprobs_NT is not None:
-        (reference,), has_ref, _ = clean(used, ref_logprobs_NT.detach())
-        divergence = torch.where(has_ref, k3(logprobs, reference), 0.0)
-        loss_NT = loss_NT + objective.kl * divergence
-        tally.count("kl_reference", float(divergence.detach().sum()))
-    loss = (torch.where(used, loss_NT, 0.0) * weight_N[:, None]).sum()
-    zeros = torch.zeros_like(logprobs)
-    tally.add(term, logprobs, behavior, zeros, zeros, used)
-    tally.count("tokens_invalid", float(invalid))
-    return loss, tally.result()
+    tally.add(tokens, torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask))
+    return (tokens.loss * weight_N[:, None]).sum(), tally.result()
 
 
 def grpo(
     logprobs_NT: Tensor, behavior_logprobs_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor, **settings: Any
 ) -> Result:
-    """GRPO with PPO clipping of pi/mu (arXiv 2402.03300 eq. 3). ``settings`` replace fields of ``Objective``."""
+    """GRPO with PPO clipping of pi/mu (arXiv 2402.03300 eq. 3).
+
+    ``settings`` replace fields of ``Objective``; with ``kl`` > 0 also ``ref_logprobs_NT``, of the reference policy.
+    """
     return _named("grpo", logprobs_NT, behavior_logprobs_NT, advantages_N, mask_NT, settings)
 
 
 def dapo(
     logprobs_NT: Tensor, behavior_logprobs_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor, **settings: Any
 ) -> Result:
-    """DAPO (arXiv 2503.14476 eq. 8): clip-higher and the mean over tokens."""
+    """DAPO (arXiv 2503.14476 eq. 8): clip-higher and the mean over tokens. ``settings`` as for ``grpo``."""
     return _named("dapo", logprobs_NT, behavior_logprobs_NT, advantages_N, mask_NT, settings)
+
+
+def topr(
+    logprobs_NT: Tensor, behavior_logprobs_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor, **settings: Any
+) -> Result:
+    """TOPR (arXiv 2503.14286 eq. 8): the negatives' importance weights tapered to at most 1. ``settings`` as for ``grpo``."""
+    return _named("topr", logprobs_NT, behavior_logprobs_NT, advantages_N, mask_NT, settings)
 
 
 def async_objective(
     logprobs_NT: Tensor, behavior_logprobs_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor, **settings: Any
 ) -> Result:
-    """The default for asynchronous training: trust-region mask, capped importance weight, and a pull towards mu."""
+    """The default for asynchronous training: trust-region mask, capped importance weight, and a pull towards mu.
+
+    ``settings`` as for ``grpo``.
+    """
     return _named("async", logprobs_NT, behavior_logprobs_NT, advantages_N, mask_NT, settings)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from learner.advantages import Std
+from learner.advantages import Baseline, Std
 from learner.config import ObjectiveTable
 from learner.losses import terms
 
@@ -22,6 +22,7 @@ class Objective:
     term: TokenTerm
     advantage_std: Std
     aggregation: str
+    advantage_baseline: Baseline = "mean"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None

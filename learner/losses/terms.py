@@ -17,9 +17,11 @@ KL_LIMIT, KL_VALUE_LIMIT = 20.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """``loss`` of each token, and ``flags``: which tokens something was done to (clipped, masked), by name."""
+    """``loss`` of each token; ``weight``, what its advantage's gradient is multiplied by after every clip, cap and mask; and
+    ``flags``: which tokens something was done to (clipped, capped), by name."""
 
     loss: Tensor
+    weight: Tensor
     flags: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -44,7 +46,8 @@ def ppo_clip(
         bound = -dual * advantages
         flags["clip_dual"] = (advantages < 0) & (loss > bound)
         loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
-    return Term(loss, flags)
+    silent = torch.stack(list(flags.values())).any(0)
+    return Term(loss, torch.where(silent, 0.0, ratio.detach()), flags)
 
 
 def trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, trust: float, cap: float, tau: float) -> Term:
@@ -61,7 +64,7 @@ def trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, trust: 
         ratio = log_w.exp()
         weight = torch.where(high | low, 0.0, ratio.clamp(max=cap))
     loss = -weight * advantages * logprobs + tau * log_w.square()
-    return Term(loss, {"clip_high": high, "clip_low": low, "capped": ratio > cap})
+    return Term(loss, weight, {"clip_high": high, "clip_low": low, "capped": ratio > cap})
 
 
 def tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor) -> Term:
@@ -69,7 +72,7 @@ def tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor) -> Term:
     with torch.no_grad():
         ratio = log_ratio(logprobs, behavior).exp()
         weight = torch.where(advantages > 0, 1.0, ratio.clamp(max=1.0))
-    return Term(-weight * advantages * logprobs, {"capped": (advantages < 0) & (ratio > 1)})
+    return Term(-weight * advantages * logprobs, weight, {"capped": (advantages < 0) & (ratio > 1)})
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:

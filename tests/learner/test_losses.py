@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from learner.config import ObjectiveTable
-from learner.losses import async_objective, batch_loss, dapo, grpo
+from learner.losses import async_objective, batch_loss, dapo, grpo, topr
+from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES, Objective, objective_of
+from learner.losses.report import Tally
+from learner.losses.tokens import token_losses
 
 INF, NAN = float("inf"), float("nan")
 
@@ -21,6 +24,7 @@ def slow(
     behavior: list[list[float]],
     advantages: list[float],
     mask: list[list[bool]],
+    reference: list[list[float]] | None = None,
 ) -> float:
     """The objective by the book, token by token; a token with a non-finite number is left out, its weight is not given away."""
     lengths = [sum(row) for row in mask]
@@ -28,7 +32,8 @@ def slow(
     for i, row in enumerate(mask):
         for t, counts in enumerate(row):
             lp, mu, a = logprobs[i][t], behavior[i][t], advantages[i]
-            if not counts or not (math.isfinite(lp) and math.isfinite(mu)):
+            numbers = (lp, mu, a) if reference is None else (lp, mu, a, reference[i][t])
+            if not counts or not all(map(math.isfinite, numbers)):
                 continue
             log_w = max(-60.0, min(60.0, lp - mu))
             w = math.exp(log_w)
@@ -42,6 +47,9 @@ def slow(
                 moved = math.exp(lp) - math.exp(mu)
                 gone = (a > 0 and moved > o.trust) or (a < 0 and moved < -o.trust)
                 loss = (0.0 if gone else -min(w, o.weight_cap) * a * lp) + o.tau * log_w**2
+            if reference is not None:
+                q = max(-20.0, min(20.0, reference[i][t] - lp))
+                loss += o.kl * min(10.0, math.exp(q) - q - 1)
             weight = {
                 "sequence_mean": 1 / (len(mask) * max(1, lengths[i])),
                 "token_mean": 1 / max(1, sum(lengths)),
@@ -80,6 +88,87 @@ def test_against_the_slow_version(objective: Objective, spread: float) -> None:
             rel=1e-9,
             abs=1e-12,
         )
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ratios_from_1e_minus_20_to_1e20(objective: Objective, dtype: torch.dtype) -> None:
+    log_w = torch.tensor([[-46.05, -20.0, -1.0, -1e-7, 0.0], [1e-7, 1.0, 20.0, 46.05, 80.0]], dtype=dtype)
+    behavior = torch.full_like(log_w, -0.25) - log_w.clamp(min=0)
+    logprobs = (behavior + log_w).requires_grad_()
+    for sign in (1.0, -1.0):
+        logprobs.grad = None
+        advantages, mask = torch.tensor([sign, 0.5 * sign], dtype=dtype), torch.ones(2, 5, dtype=torch.bool)
+        loss, metrics = batch_loss(objective, logprobs, behavior, advantages, mask)
+        loss.backward()
+        wanted = slow(objective, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist())
+        assert loss.item() == pytest.approx(wanted, rel=1e-4 if dtype == torch.float32 else 1e-9)
+        assert logprobs.grad is not None and torch.isfinite(logprobs.grad).all()
+        assert all(map(math.isfinite, metrics.values()))
+
+
+@pytest.mark.parametrize("objective", VARIANTS)
+def test_with_a_reference_policy(objective: Objective) -> None:
+    objective = replace(objective, kl=0.3)
+    for seed, spread in ((0, 0.3), (1, 30.0)):
+        logprobs, behavior, advantages, mask = batch(seed, 0.3)
+        reference = (
+            logprobs + torch.randn(6, 9, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * spread
+        )
+        reference[~mask] = NAN
+        row, column = mask.nonzero()[2].tolist()
+        reference[row, column] = -INF
+        leaf = logprobs.clone().requires_grad_()
+        loss, metrics = batch_loss(objective, leaf, behavior, advantages, mask, reference)
+        loss.backward()
+        lists = (x.tolist() for x in (logprobs, behavior, advantages, mask, reference))
+        assert loss.item() == pytest.approx(slow(objective, *lists), rel=1e-9)
+        assert leaf.grad is not None and torch.isfinite(leaf.grad).all() and leaf.grad[row, column] == 0
+        assert metrics["tokens_invalid"] == 1
+    with pytest.raises(ValueError, match=r"kl = 0\.3 needs .* reference"):
+        batch_loss(objective, logprobs, behavior, advantages, mask)
+
+
+@pytest.mark.parametrize("objective", [*VARIANTS, replace(OBJECTIVES["async"], kl=0.1)])
+def test_micro_batches_packing_and_order_change_nothing(objective: Objective) -> None:
+    """The same tokens, flat and shuffled, whole sequences a micro-batch: the same loss, gradients and metrics."""
+    logprobs, behavior, advantages, mask = batch(5, 0.4)
+    reference = logprobs.roll(1, 0) if objective.kl else None
+    whole = logprobs.clone().requires_grad_()
+    wanted, metrics = batch_loss(objective, whole, behavior, advantages, mask, reference)
+    wanted.backward()
+    weights = AGGREGATIONS[objective.aggregation](mask.sum(1).double(), objective.constant_length)
+    parts, total, tally = logprobs.clone().requires_grad_(), 0.0, Tally()
+    for rows in ([4], [5, 0], [2, 3, 1]):
+        where = torch.zeros_like(mask)
+        where[rows] = mask[rows]
+        index = where.nonzero()
+        r, c = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))].unbind(1)
+        tokens = token_losses(
+            objective,
+            parts[r, c],
+            behavior[r, c],
+            advantages[r],
+            r >= 0,
+            None if reference is None else reference[r, c],
+        )
+        loss = (tokens.loss * weights[r]).sum()
+        loss.backward()
+        total += loss.item()
+        tally.add(tokens, r)
+    assert total == pytest.approx(wanted.item(), abs=1e-12)
+    assert torch.allclose(parts.grad, whole.grad, atol=1e-12)
+    assert tally.result() == pytest.approx(metrics, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    """1,000 tokens: in half precision neither their count nor the ratio would be right."""
+    logprobs = (torch.linspace(-3, -0.01, 1000)[None].to(dtype)).requires_grad_()
+    behavior = (logprobs.detach().float() - 0.01).to(dtype)
+    half, _ = dapo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 1000))
+    exact, _ = dapo(logprobs.detach().float(), behavior.float(), torch.tensor([1.0]), torch.ones(1, 1000))
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", VARIANTS)
@@ -162,15 +251,57 @@ def test_gradients_by_finite_differences(objective: Objective) -> None:
 def test_metrics_tell_what_was_clipped() -> None:
     logprobs = torch.log(torch.tensor([[0.9, 0.1, 0.5]]))
     behavior = torch.log(torch.tensor([[0.5, 0.1, 0.5]]))
-    _, metrics = grpo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3))
+    up, down, every = torch.tensor([1.0]), torch.tensor([-1.0]), torch.ones(1, 3)
+    _, metrics = grpo(logprobs, behavior, up, every)
     assert metrics["clip_fraction_high"] == pytest.approx(1 / 3) and metrics["clip_fraction_low"] == 0
-    assert metrics["importance_ratio_max"] == pytest.approx(1.8)
-    ratios = [1.8, 1.0, 1.0]
-    assert metrics["ess_ratio"] == pytest.approx(sum(ratios) ** 2 / (3 * sum(r * r for r in ratios)))
-    _, metrics = async_objective(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3), trust=0.3)
-    assert metrics["clip_fraction_high"] == pytest.approx(1 / 3)
-    assert dapo(logprobs, behavior, torch.tensor([1.0]), torch.ones(1, 3))[1]["clip_fraction_high"] == pytest.approx(
-        1 / 3
+    assert metrics["masked_fraction"] == pytest.approx(1 / 3)
+    assert metrics["importance_ratio_max"] == pytest.approx(1.8) and metrics["importance_ratio_capped_max"] == 1.0
+    assert grpo(behavior, logprobs, down, every)[1]["clip_fraction_low"] == pytest.approx(1 / 3)
+    assert grpo(logprobs, behavior, down, every, dual_clip=1.5)[1]["clip_fraction_dual"] == pytest.approx(1 / 3)
+    assert async_objective(logprobs, behavior, up, every, trust=0.3)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
+    assert dapo(logprobs, behavior, up, every)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
+    _, metrics = topr(logprobs, behavior, down, every)
+    assert metrics["capped_fraction"] == pytest.approx(1 / 3) and metrics["importance_ratio_capped_mean"] == 1.0
+    assert topr(logprobs, behavior, up, every)[1]["capped_fraction"] == 0
+
+
+def test_metrics_against_their_definitions() -> None:
+    logprobs, behavior, advantages, mask = batch(7, 0.5)
+    _, metrics = grpo(logprobs, behavior, advantages, mask)
+    w = (logprobs - behavior).exp()
+    rows = [w[i][mask[i]] for i in range(6) if mask[i].any()]
+    every = torch.cat(rows)
+    products = torch.stack([row.prod() for row in rows])
+    clipped = ((advantages > 0)[:, None] & (w > 1.2)) | ((advantages < 0)[:, None] & (w < 0.8))
+    gone = [bool(clipped[i][mask[i]].all()) for i in range(6) if mask[i].any()]
+    wanted = {
+        "tokens_trained": len(every),
+        "importance_ratio_mean": every.mean(),
+        "importance_ratio_max": every.max(),
+        "importance_ratio_capped_mean": (w * ~clipped)[mask].mean(),
+        "kl_behavior": (every - 1 - every.log()).mean(),
+        "k1_behavior": -every.log().mean(),
+        "chi2": ((every - 1) ** 2).mean(),
+        "masked_fraction": clipped[mask].double().mean(),
+        "masked_sequence_fraction": sum(gone) / len(gone),
+        "ess_ratio": every.sum() ** 2 / (len(every) * (every**2).sum()),
+        "ess_ratio_sequence": products.sum() ** 2 / (len(rows) * (products**2).sum()),
+    }
+    assert {name: metrics[name] for name in wanted} == pytest.approx({k: float(v) for k, v in wanted.items()})
+    assert not {"entropy", "staleness_mean", "mismatch"} & metrics.keys(), "nothing is reported that is not known"
+
+
+def test_mismatch_is_of_fresh_tokens_alone() -> None:
+    logprobs, behavior, advantages, mask = batch(7, 0.5)
+    tokens = token_losses(OBJECTIVES["grpo"], logprobs, behavior, advantages[:, None].expand_as(mask), mask)
+    staleness = torch.arange(6)[:, None].expand_as(mask) - 1
+    tally = Tally()
+    tally.add(tokens, staleness, staleness, torch.full_like(logprobs, 0.5))
+    found = tally.result()
+    fresh = (logprobs - behavior).abs()[1][mask[1]]
+    assert found["mismatch"] == pytest.approx(float(fresh.mean())) and found["entropy"] == pytest.approx(0.5)
+    assert (
+        found["staleness_mean"] == pytest.approx(float(staleness[mask].double().mean())) and found["staleness_max"] == 4
     )
 
 

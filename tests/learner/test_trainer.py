@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionS
 from learner.config import LearnerTable
 from learner.groups import Judged
 from learner.model import load_model
-from learner.muon import orthogonalise
-from learner.optimizer import build_optimizer, learning_rate
+from learner.optimizer import build_optimizer
 from learner.trainer import TrainState, state_sha256, train_step
 
 
@@ -60,7 +60,7 @@ def model(tiny_model: Path) -> Any:
     return load_model(str(tiny_model))
 
 
-@pytest.mark.parametrize("objective", ["async", "grpo", "dapo"])
+@pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr"])
 def test_steps_repeat_bit_for_bit(model: Any, objective: str) -> None:
     config = table(objective=objective)
     first, metrics, _ = stepped(model, groups_of(3), config)
@@ -71,7 +71,7 @@ def test_steps_repeat_bit_for_bit(model: Any, objective: str) -> None:
     assert 0 < metrics["ess_ratio"] <= 1 and metrics["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("objective", ["async", "grpo", "dapo"])
+@pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr"])
 def test_the_step_does_not_depend_on_packing_or_order(model: Any, objective: str) -> None:
     groups = groups_of(4, 1)
     sgd = {"lr": 1e-3, "eps": 1.0}  # with a tiny eps Adam turns rounding into steps
@@ -104,25 +104,93 @@ def test_a_reference_policy_is_kept_and_refreshed(model: Any) -> None:
     assert state_sha256(state.reference) == state_sha256(clone)
 
 
-def test_a_gradient_that_is_not_finite_makes_no_step(model: Any) -> None:
-    clone = copy.deepcopy(model)
-    optimizers = build_optimizer(clone, table().optimizer)
-    for parameter in clone.parameters():
-        parameter.grad = torch.full_like(parameter, float("nan"))
+def test_a_divergence_asked_for_in_the_middle_of_a_run_starts_from_the_policy_of_that_step(model: Any) -> None:
+    clone, plain = copy.deepcopy(model), table(objective="grpo")
+    state = TrainState.begin(clone, build_optimizer(clone, plain.optimizer), 0, plain)
+    assert "kl_reference" not in train_step(state, groups_of(2), plain, 10).metrics
+    pulled = table(objective={"name": "grpo", "kl": 0.1})
     before = state_sha256(clone)
-    assert not np.isfinite(optimizers.step()) and state_sha256(clone) == before
+    assert train_step(state, groups_of(2), pulled, 10).metrics["kl_reference"] == pytest.approx(0, abs=1e-6)
+    assert state_sha256(state.reference) == before != state_sha256(clone)
+    assert train_step(state, groups_of(2), pulled, 10).metrics["kl_reference"] > 0
 
 
-def test_schedules() -> None:
-    of = lambda step, **t: learning_rate(table(optimizer={"lr": 1.0, **t}).optimizer, step, 10)  # noqa: E731
-    assert [of(s) for s in (0, 9)] == [1.0, 1.0]
-    assert [round(of(s, schedule="linear", final_lr=0.1), 3) for s in (0, 5, 10, 99)] == [1.0, 0.5, 0.1, 0.1]
-    assert of(5, schedule="cosine", final_lr=0.0) == pytest.approx(0.5)
-    assert [of(s, warmup_steps=4) for s in (0, 3, 8)] == [0.25, 1.0, 1.0]
+def test_weights_that_are_broken_make_no_step_and_are_told(model: Any) -> None:
+    clone, config = copy.deepcopy(model), table(objective="grpo")
+    with torch.no_grad():
+        clone.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    before = state_sha256(clone)
+    state = TrainState.begin(clone, build_optimizer(clone, config.optimizer), 0, config)
+    groups = groups_of(2)
+    metrics = train_step(state, groups, config, 10).metrics
+    assert metrics["step_skipped"] == 1 and state_sha256(clone) == before and state.step == 1
+    assert metrics["tokens_invalid"] == sum(s.trajectory.response_tokens for g in groups for s in g)
+    assert metrics["loss"] == 0 and metrics["tokens_trained"] == 0
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 8, 8)])
-def test_muon_moves_singular_values_to_about_one(shape: tuple[int, int, int]) -> None:
-    torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
-    assert values.min() > 0.4 and values.max() < 1.3
+def test_each_sample_is_scored_at_the_temperature_it_was_sampled_at(model: Any) -> None:
+    groups = groups_of(2)
+    warm = [[Judged(replace(s.trajectory, sampling=Sampling(temperature=2.0)), s.reward) for s in g] for g in groups]
+    # a model whose logits are halved is, at temperature 1, what the model is at temperature 2
+    halved = copy.deepcopy(model)
+    with torch.no_grad():
+        halved.model.norm.weight.mul_(0.5)
+    _, wanted, _ = stepped(halved, groups, table(objective="grpo"), 1)
+    _, found, _ = stepped(model, warm, table(objective="grpo"), 1)
+    assert found["entropy"] == pytest.approx(wanted["entropy"], rel=1e-5)
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+    assert found["entropy"] > stepped(model, groups, table(objective="grpo"), 1)[1]["entropy"]
+
+
+def test_staleness_is_split_into_sampling_and_waiting(model: Any) -> None:
+    clone, config = copy.deepcopy(model), table()
+    state = TrainState.begin(clone, build_optimizer(clone, config.optimizer), 0, config)
+    state.step = 7
+    groups = groups_of(1)
+    spans = [(VersionSpan(7, 4),), (VersionSpan(5, 4),), (VersionSpan(3, 4), VersionSpan(5, 6)), (VersionSpan(6, 4),)]
+    samples = [Judged(replace(s.trajectory, versions=v), s.reward) for s, v in zip(groups[0], spans, strict=True)]
+    metrics = train_step(state, [samples], config, 10).metrics
+    assert metrics["staleness_max"] == 4 and metrics["versions_per_sample"] == 1.25
+    assert metrics["staleness_sampling_mean"] == 2 / 4 and metrics["staleness_queue_mean"] == (0 + 2 + 2 + 1) / 4
+    lags = np.concatenate([7 - s.trajectory.versions_per_token()[4:] for s in samples])
+    assert metrics["staleness_mean"] == pytest.approx(lags.mean())
+    assert metrics["mismatch"] > 0
+
+
+def test_bfloat16_computes_near_float32_over_exact_weights(model: Any) -> None:
+    groups = groups_of(3)
+    _, exact, _ = stepped(model, groups, table(objective="grpo"), 1)
+    _, mixed, trained = stepped(model, groups, table(objective="grpo", dtype="bfloat16"), 1)
+    assert mixed["entropy"] == pytest.approx(exact["entropy"], rel=0.02)
+    assert mixed["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.2)
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("changes", [{"advantage_baseline": "leave_one_out"}, {"advantage_std": "none"}])
+def test_the_run_file_chooses_the_advantage(model: Any, changes: dict[str, str]) -> None:
+    _, plain, _ = stepped(model, groups_of(2), table(objective="grpo"), 1)
+    _, changed, _ = stepped(model, groups_of(2), table(objective={"name": "grpo", **changes}), 1)
+    assert changed["advantage_abs_mean"] != plain["advantage_abs_mean"]
+    if "advantage_baseline" in changes:
+        assert changed["advantage_abs_mean"] == pytest.approx(plain["advantage_abs_mean"] * 4 / 3, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_objective_by_hand(model: Any) -> None:
+    """One group, no packing, no custom backward: log_softmax, the formula, autograd."""
+    (group,) = groups_of(1)
+    hand = copy.deepcopy(model)
+    hand.set_attn_implementation("eager")
+    rewards = torch.tensor([s.reward for s in group], dtype=torch.float64)
+    advantages = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
+    loss = torch.zeros(())
+    for sample, advantage in zip(group, advantages.tolist(), strict=True):
+        ids = torch.from_numpy(sample.trajectory.tokens.astype(np.int64))[None]
+        logprobs = torch.log_softmax(hand(ids, use_cache=False).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[3:, 0]
+        w = (logprobs - torch.from_numpy(sample.trajectory.logprobs[4:])).exp()
+        loss = loss + torch.maximum(-advantage * w, -advantage * w.clamp(0.8, 1.2)).mean() / 4
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in hand.parameters()]).norm().item()
+    _, metrics, _ = stepped(model, [group], table(objective="grpo"), 1)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4) and metrics["grad_norm"] == pytest.approx(
+        norm, rel=1e-4
+    )
