@@ -32,7 +32,7 @@ class ReasoningGym:
         answer = answer_span(after_thinking(sample.text))
         if answer is None or len(answer) > self.max_length:
             return Reward(0.0, "no single answer of acceptable length")
-        score = float(self.scorer(carried["dataset"])(answer.strip(), carried["entry"]))
+        score = float(self.scorer(carried["dataset"])(answer.strip(), _with_tuples(carried)))
         return Reward(score, f"{carried['dataset']}: {answer.strip()[:60]!r}")
 
     def scorer(self, name: str) -> Callable[[str, dict[str, Any]], float]:
@@ -44,3 +44,14 @@ class ReasoningGym:
                 raise RunFileError("rewarders.reasoning_gym needs reasoning-gym: pip install 'headrace[gym]'") from None
             self._scorers[name] = reasoning_gym.get_score_answer_fn(name)
         return self._scorers[name]
+
+
+def _with_tuples(carried: dict[str, Any]) -> dict[str, Any]:
+    """The entry as its task made it: what the wire turned into lists, under the keys of ``tuples``, is tuples again."""
+    entry = carried["entry"]
+    again = {key: _tuples(entry["metadata"][key]) for key in carried.get("tuples", ())}
+    return {**entry, "metadata": {**entry["metadata"], **again}} if again else entry
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value

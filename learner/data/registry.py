@@ -38,10 +38,9 @@ def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
     beside = file.resolve(table.path)
     path = str(beside) if beside.exists() else table.path
     options = dict(table.options)
-    split = str(options.pop("split", "train"))
-    return _build(
-        of_table, {"rows": read_table(path, split), "where": path, **options}, where, hidden=("rows", "where")
-    )
+    split, config = str(options.pop("split", "train")), options.pop("config", None)
+    rows = read_table(path, split, None if config is None else str(config))
+    return _build(of_table, {"rows": rows, "where": path, **options}, where, hidden=("rows", "where"))
 
 
 def _load_class(use: str, where: str) -> type:

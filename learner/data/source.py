@@ -34,7 +34,7 @@ class PromptSource(Protocol):
 class Span:
     """A piece of a document: its text, whether it is trained on, and a tag by which accuracy is counted (may be empty).
 
-    ``special`` text is written with the tokenizer's control tokens recognised.
+    The text is written with the tokenizer's control tokens recognised.
     """
 
     text: str

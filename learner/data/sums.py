@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from broker.errors import DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
+from learner.data.split import is_held_out
 
+ATTEMPTS = 10_000  # draws before a side of the split counts as empty
 Sum = tuple[int, tuple[tuple[str, int], ...]]  # first term, then sign and term
 
 
 @dataclass(frozen=True)
 class SignedSums:
-    """Questions without end; ``seed`` chooses the stream, so held-out questions take another one."""
+    """Questions without end; ``seed`` chooses the stream. A source with ``held_out`` asks nothing that one without it asks."""
 
     min_terms: int = 4
     max_terms: int = 6
     modulus: int = 10
     seed: int = 0
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.max_terms <= self.modulus <= 10:
@@ -37,7 +40,7 @@ class SignedSums:
 
     def row(self, number: int) -> PromptRow:
         rng = random.Random(f"sums/{self.seed}/{number}")
-        problem = draw(rng, rng.randint(self.min_terms, self.max_terms), self.modulus)
+        problem = draw(rng, rng.randint(self.min_terms, self.max_terms), self.modulus, self.held_out)
         answer = str(value(problem, self.modulus))
         return PromptRow(
             (ChatMessage("user", question(problem, self.modulus)),), answer, "sums", {"terms": 1 + len(problem[1])}
@@ -50,6 +53,7 @@ class SumsCorpus:
 
     Raw documents hold three worked problems (trained on the chains, tag ``chain``); conversations hold two, of which a share
     ``guesses`` answers at once with a guess and a share ``broken`` has a wrong form. ``level`` raises the number of terms.
+    No question that ``SignedSums(held_out=True)`` may ask is among them.
     """
 
     max_terms: int = 6
@@ -92,10 +96,14 @@ class SumsCorpus:
         return ChatMessage("user", question(problem, self.modulus)), ChatMessage("assistant", reply)
 
 
-def draw(rng: random.Random, terms: int, modulus: int) -> Sum:
-    """A sum of distinct digits: which term comes next is then never in doubt."""
-    digits = rng.sample(range(modulus), terms)
-    return digits[0], tuple((rng.choice("+-"), digit) for digit in digits[1:])
+def draw(rng: random.Random, terms: int, modulus: int, held_out: bool = False) -> Sum:
+    """A sum of distinct digits (which term comes next is then never in doubt), from one side of the split. Raises DataError."""
+    for _ in range(ATTEMPTS):
+        digits = rng.sample(range(modulus), terms)
+        problem = digits[0], tuple((rng.choice("+-"), digit) for digit in digits[1:])
+        if is_held_out(question(problem, modulus)) == held_out:
+            return problem
+    raise DataError(f"no sums of {terms} terms mod {modulus} are held out; ask for more terms or a larger modulus")
 
 
 def value(problem: Sum, modulus: int) -> int:

@@ -16,6 +16,7 @@ from broker.errors import DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
+FILES = (".jsonl", ".json", ".parquet")
 COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
 
 
@@ -57,9 +58,14 @@ class JsonLines:
         return row
 
 
-def read_table(path: str, split: str = "train") -> Rows:
-    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, a directory of a saved data set, or a Hugging Face id. Raises DataError."""
+def read_table(path: str, split: str = "train", config: str | None = None) -> Rows:
+    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, a directory of a saved data set, or a Hugging Face id.
+
+    ``config`` is the configuration of a Hugging Face data set that has several (``main`` of ``openai/gsm8k``). Raises DataError.
+    """
     place = Path(path)
+    if not place.exists() and (place.suffix in FILES or path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise DataError(f"data {path!r} does not exist; relative paths start from the run file's directory")
     if place.suffix in (".jsonl", ".json") and place.is_file():
         return JsonLines(place)
     import datasets
@@ -70,7 +76,7 @@ def read_table(path: str, split: str = "train") -> Rows:
         if place.is_dir() and ((place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists()):
             found = datasets.load_from_disk(path)
         else:
-            found = datasets.load_dataset(path)
+            found = datasets.load_dataset(path, config)
     except Exception as error:  # the library raises errors of many kinds; each means that there is no such data
         raise DataError(
             f"data {path!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"

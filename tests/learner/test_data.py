@@ -22,6 +22,14 @@ from learner.model import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "tiny_model"
+CARD = """---
+configs:
+- config_name: main
+  data_files: [{split: test, path: main/test.parquet}]
+- config_name: socratic
+  data_files: [{split: test, path: socratic/test.parquet}]
+---
+"""
 ROWS = [
     {"question": "1+1?", "answer": "2", "kind": "math", "metadata": {"level": 1}},
     {"question": "2+2?", "answer": 4, "kind": "math", "metadata": {"level": 2}},
@@ -116,8 +124,35 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
             SourceTable.model_validate({"use": "learner.data.sums:SignedSums", "min_terms": 9}),
             file_in(tmp_path),
         )
+    for missing in ("rws.jsonl", "data/rows.parquet", "./rows", "/no/such/rows", "a/b/c"):
+        with pytest.raises(DataError, match="does not exist; relative paths"):
+            source_of(missing, tmp_path)
+
+
+def test_a_data_set_with_several_configurations(tmp_path: Path) -> None:
+    for config, answer in (("main", "1"), ("socratic", "2")):
+        (tmp_path / "set" / config).mkdir(parents=True)
+        datasets.Dataset.from_list([{"prompt": "q", "answer": answer}]).to_parquet(str(tmp_path / "set" / config / "test.parquet"))  # fmt: skip
+    (tmp_path / "set" / "README.md").write_text(CARD)
+    assert source_of("set", tmp_path, config="socratic", split="test").row(0).answer == "2"
+    assert source_of("set", tmp_path, config="main", split="test").row(0).answer == "1"
     with pytest.raises(DataError, match="cannot be read"):
-        source_of("nothing/here", tmp_path)
+        source_of("set", tmp_path, config="mian", split="test")
+    with pytest.raises(DataError, match="has no split 'train'; it has test"):
+        source_of("set", tmp_path, config="main")
+
+
+def test_what_is_held_out_is_asked_nowhere_else() -> None:
+    held = {SignedSums(held_out=True).row(n).messages[0].content for n in range(400)}
+    asked = {SignedSums(seed=seed).row(n).messages[0].content for seed in range(3) for n in range(1000)}
+    corpus = SumsCorpus()
+    for n in range(2000):
+        document = corpus.document(n, 1.0)
+        texts = [s.text.strip() for s in document.spans] + [m.content for m in document.messages]
+        asked.update(text for text in texts if text.startswith("Compute"))
+    assert len(held) > 390 and len(asked) > 5000 and not held & asked
+    with pytest.raises(DataError, match="no sums of 2 terms mod 4 are held out"):
+        SignedSums(min_terms=2, max_terms=2, modulus=4, held_out=True).row(0)
 
 
 def test_sums_are_right_and_the_same_every_time() -> None:
@@ -168,6 +203,37 @@ def test_any_task_of_reasoning_gym_by_its_name(task: str) -> None:
         ReasoningGymTasks(tasks={"chain_sum": {"max_termz": 3}})
     documents = ReasoningGymDocuments(tasks=[task], right=1.0)
     assert documents.document(2, 1.0).messages[1].content.endswith(f"<answer>{documents.row(2).answer}</answer>")
+
+
+def test_streams_of_reasoning_gym_do_not_meet() -> None:
+    """reasoning-gym draws entry i from seed + i: neighbouring seeds must not give the same rows one place on."""
+    wide = {"chain_sum": {"min_digits": 4, "max_digits": 4}}
+    streams = [{ReasoningGymTasks(tasks=wide, seed=s).row(n).messages[0].content for n in range(150)} for s in (1, 2)]
+    assert len(streams[0] | streams[1]) == 300
+    narrow = {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
+    held = ReasoningGymTasks(tasks=narrow, split="held_out")
+    train = ReasoningGymDocuments(tasks=narrow, split="train", seed=5)
+    questions = {held.row(n).messages[0].content for n in range(100)}
+    assert len(questions) > 10 and not questions & {train.document(n, 1.0).messages[0].content for n in range(1500)}
+    assert held.row(99) == ReasoningGymTasks(tasks=narrow, split="held_out").row(99)
+    with pytest.raises(DataError, match="may not set 'size'"):
+        ReasoningGymTasks(tasks={"chain_sum": {"size": 10}})
+    with pytest.raises(DataError, match="split = 'test' must be"):
+        ReasoningGymTasks(tasks=["chain_sum"], split="test")
+
+
+def test_rows_beyond_a_block_are_asked_too() -> None:
+    source = ReasoningGymTasks(tasks=["word_ladder"])  # refuses more than 20,000 entries of one seed
+    assert source.row(50_001) == source.row(50_001) != source.row(1)
+
+
+def test_documents_are_right_as_often_as_they_say() -> None:
+    source = ReasoningGymDocuments(tasks={"gcd": {"min_value": 1, "max_value": 9}}, right=0.5)
+    right = sum(
+        source.document(n, 1.0).messages[1].content.endswith(f"<answer>{source.row(n).answer}</answer>")
+        for n in range(400)
+    )
+    assert 160 <= right <= 240  # the rows are fixed; a wrong answer that is right by chance made it .59
 
 
 def test_rows_come_in_a_new_order_in_every_epoch(tmp_path: Path) -> None:

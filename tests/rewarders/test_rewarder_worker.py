@@ -159,7 +159,9 @@ def test_isolation_goes_on_behind_a_failure() -> None:
     isolated.stop()
 
 
-@pytest.mark.parametrize("task", ["basic_arithmetic", "leg_counting", "number_sorting", "spell_backward"])
+@pytest.mark.parametrize(
+    "task", ["basic_arithmetic", "leg_counting", "number_sorting", "spell_backward", "arc_agi", "rearc"]
+)
 def test_reasoning_gym_scores_by_the_tasks_own_rules(task: str) -> None:
     from learner.data.reasoning_gym import ReasoningGymTasks
 
