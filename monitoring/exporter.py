@@ -1,17 +1,41 @@
-"""Serves one process's metrics over HTTP: /metrics for Prometheus and /healthz for whoever asks if it lives."""
+"""Serves one process's metrics over HTTP: /metrics for Prometheus and /healthz for whoever asks if it lives.
+
+Loopback by default, without authentication: whoever reaches the port may read the metrics, and nothing else.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import socketserver
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+TEXT = "text/plain; charset=utf-8"
+CLIENT_SECONDS = 5.0
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server who we are, as HTTPServer does: that can take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
 
 class Exporter:
-    """``healthy`` returns an empty text, or why the daemon is not well (answered with status 503)."""
+    """``healthy`` returns an empty text, or why the daemon is not well (answered with status 503, as is its failure).
+
+    Raises OSError, naming the address, where it cannot listen. Adds the process's own metrics to ``registry``.
+    """
 
     def __init__(
         self,
@@ -20,18 +44,18 @@ class Exporter:
         port: int = 0,
         healthy: Callable[[], str] = lambda: "",
     ) -> None:
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-
         class Handler(BaseHTTPRequestHandler):
+            timeout = CLIENT_SECONDS
+
             def do_GET(self) -> None:
-                if self.path == "/metrics":
+                path = urlsplit(self.path).path
+                if path == "/metrics":
                     self.answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
-                elif self.path == "/healthz":
-                    reason = healthy()
-                    self.answer(503 if reason else 200, (reason or "ok").encode() + b"\n", "text/plain; charset=utf-8")
+                elif path == "/healthz":
+                    reason = _reason(healthy)
+                    self.answer(503 if reason else 200, (reason or "ok").encode("utf-8", "replace") + b"\n", TEXT)
                 else:
-                    self.answer(404, b"try /metrics or /healthz\n", "text/plain; charset=utf-8")
+                    self.answer(404, b"try /metrics or /healthz\n", TEXT)
 
             def answer(self, status: int, body: bytes, kind: str) -> None:
                 self.send_response(status)
@@ -43,8 +67,15 @@ class Exporter:
             def log_message(self, format: str, *args: object) -> None:
                 """Scrapes are no news."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        try:
+            self._server = _Server((host, port), Handler)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"metrics cannot be served on {host}:{port} ({error.strerror}); 0 takes any free port"
+            ) from error
+        for collector in (ProcessCollector, PlatformCollector):
+            with contextlib.suppress(ValueError):  # the registry has it from an exporter before
+                collector(registry=registry)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="exporter", daemon=True)
         self._thread.start()
 
@@ -54,6 +85,15 @@ class Exporter:
         return f"{host!s}:{port}"
 
     def close(self) -> None:
-        self._server.shutdown()
+        """Stop serving; a second call does nothing."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
-        self._thread.join()
+
+
+def _reason(healthy: Callable[[], str]) -> str:
+    try:
+        return healthy()
+    except Exception as error:  # the callback is the daemon's own; that it fails is the answer
+        return f"the health check failed: {type(error).__name__}: {error}"

@@ -1,12 +1,13 @@
 """Every metric of the project, declared once: name, type, buckets, units (base units; ``_total`` on counters).
 
-One registry a process. A class holds the metrics of one role, with their labels looked up already, so that a call site is
+One registry a process, one role a registry (an actor and a learner both have a ``weight_version``). A class holds the metrics of one role, with their labels looked up already, so that a call site is
 one line. Labels are of low cardinality only: never a prompt's or a trajectory's id.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -28,9 +29,7 @@ class ActorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.generated_tokens = Counter("headrace_generated_tokens", "Response tokens generated", registry=registry)
         self.inflight = Gauge("headrace_inflight_requests", "Samples being generated", registry=registry)
-        self.weight_version = Gauge(
-            "headrace_actor_weight_version", "Policy version that is sampled from", registry=registry
-        )
+        self.weight_version = Gauge("headrace_weight_version", "Policy version that is sampled from", registry=registry)
         self.generation_seconds = Histogram(
             "headrace_generation_seconds",
             "From admission of a sample to its end",
@@ -142,28 +141,47 @@ class BrokerMetrics:
 
 
 class SystemMetrics:
-    """How a daemon spends its time: what is not idle is busy, and the rate of idleness is the bubble."""
+    """How a daemon spends its time: what is not idle is busy, and the rate of idleness is the bubble.
+
+    Every second since birth is counted once: to the innermost wait that is open, or as busy. Safe from any thread.
+    """
 
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
         idle = Counter("headrace_idle_seconds", "Time spent waiting", ["role", "reason"], registry=registry)
         self._busy = Counter("headrace_busy_seconds", "Time spent working", ["role"], registry=registry).labels(role)
         self._idle = lru_cache(maxsize=32)(lambda reason: idle.labels(role, reason))
+        self._lock = threading.Lock()
+        self._waits: list[Counter] = []
         self._mark = time.monotonic()
 
     @contextlib.contextmanager
     def idle(self, reason: str) -> Iterator[None]:
         """The block waits for ``reason``; the time since the last such block was work."""
-        start = time.monotonic()
-        self._busy.inc(start - self._mark)
+        counter = self._idle(reason)
+        with self._lock:
+            self._count()
+            self._waits.append(counter)
         try:
             yield
         finally:
-            self._mark = time.monotonic()
-            self._idle(reason).inc(self._mark - start)
+            with self._lock:
+                self._count()
+                self._waits.remove(counter)
+
+    def busy(self) -> None:
+        """Count the time up to now; call it in long stretches of work, so that a scrape in between sees them."""
+        with self._lock:
+            self._count()
 
     def waited(self, reason: str, seconds: float) -> None:
-        """The last ``seconds`` were spent waiting for ``reason``."""
+        """The last ``seconds`` were spent waiting for ``reason`` (no more than have not been counted yet)."""
+        with self._lock:
+            seconds = min(max(0.0, seconds), time.monotonic() - self._mark)
+            self._idle(reason).inc(seconds)
+            self._mark += seconds
+            self._count()
+
+    def _count(self) -> None:
         now = time.monotonic()
-        self._busy.inc(max(0.0, now - self._mark - seconds))
-        self._idle(reason).inc(seconds)
+        (self._waits[-1] if self._waits else self._busy).inc(now - self._mark)
         self._mark = now
