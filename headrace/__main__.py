@@ -1,9 +1,13 @@
-"""The command line. Exit status: 0 finished, 1 an audit failed, 2 bad input, 3 a fault, 130 stopped by Ctrl-C."""
+"""The command line. Exit status: 0 finished, 1 an audit failed, 2 bad input, 3 a fault, 130 stopped by Ctrl-C.
+
+What a command needs is imported when it is called: ``headrace --help`` loads neither torch nor a log.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,12 +52,12 @@ def parser() -> argparse.ArgumentParser:
     add("report", "write report.html and summary.json again", run="")
     broker = add("broker", "look at a run's log", json="")
     broker.add_argument("what", choices=("topics", "lag", "tail", "dlq"))
-    broker.add_argument("run", type=Path, metavar="RUN")
+    broker.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
     broker.add_argument(
         "--topic", default="", help="for tail: prompts, trajectories, rewards, steps, policy or deadletters"
     )
     broker.add_argument("--count", type=int, default=10, help="for tail: how many records")
-    add("doctor", "what this machine has").add_argument("run", nargs="?", type=Path)
+    add("doctor", "whether this machine can run headrace").add_argument("--json", action="store_true")
     return top
 
 
@@ -74,10 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(COMMANDS[options.command](options))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of `headrace ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except RunFileError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 2
-    except HeadraceError as error:
+    except (HeadraceError, OSError) as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 3
 
@@ -97,12 +106,25 @@ def _plan(options: argparse.Namespace) -> int:
     from headrace.runfile import check
 
     whole = check(RunFile.read(options.file, options.overrides))
-    print(f"run {whole.run.name}: model {whole.run.model}, rewards {dict(whole.run.rewards)}")
+    home = (options.directory or Path("runs") / whole.run.name).resolve()
+    print(f"run {whole.run.name} in {home}: model {whole.run.model}, seed {whole.run.seed}")
+    print(f"  log {whole.broker.url or f'sqlite://{home}/log'}")
     for number, stage in enumerate(whole.learner.stages):
         shown = {k: v for k, v in stage.model_dump(exclude_defaults=True).items() if k not in ("name", "kind")}
         print(f"  stage {number} {stage.name} ({stage.kind}) {shown}")
-    print(f"  {whole.actors.count} actors ({whole.actors.engine}), rewarders {', '.join(whole.rewarders)}")
+    print(f"  1 learner, {whole.actors.count} actors ({whole.actors.engine}, {whole.actors.slots} slots each)")
+    for name, table in whole.rewarders.items():
+        weight = whole.run.rewards.get(name)
+        mix = "not in [run] rewards" if weight is None else f"weight {weight:g}"
+        started = "a program of yours" if table.external else f"{table.use}, {table.workers} workers"
+        print(f"  rewarder {name}: {started}, {mix}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from headrace.doctor import doctor_command
+
+    return doctor_command(options.json)
 
 
 def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
@@ -113,8 +135,8 @@ def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     return command
 
 
-COMMANDS = {"run": _run, "plan": _plan} | {
-    name: _inspect(name) for name in ("verify", "trace", "replay", "report", "broker", "doctor")
+COMMANDS = {"run": _run, "plan": _plan, "doctor": _doctor} | {
+    name: _inspect(name) for name in ("verify", "trace", "replay", "report", "broker")
 }
 
 

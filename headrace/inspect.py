@@ -1,4 +1,4 @@
-"""Commands that look at a run: verify, trace, replay, report, and the log itself."""
+"""Commands that look at a run: verify, trace, replay, report, and the log itself. None of them changes the log."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import argparse
 import dataclasses
 import json
 import time
+from collections import deque
+from contextlib import closing
 from typing import Any
 
-from broker.errors import DecodeError, RunFault, RunFileError
+from broker.errors import DecodeError, RunFileError
+from broker.log import Log
 from broker.messages import DeadLetter
 from broker.run import Run
+from broker.runfile import nearest
 from headrace.records import scan
-from headrace.rundir import reopen
+from headrace.rundir import find_run, reopen
 from monitoring.view import clean_text
+
+COUNTS = (
+    "fed", "trained", "dropped", "dead_lettered", "evaluated", "outstanding", "steps", "samples_trained", "dead_letters",
+    "duplicate_samples", "expired",
+)  # fmt: skip
 
 
 def verify_command(options: argparse.Namespace) -> int:
@@ -21,58 +30,74 @@ def verify_command(options: argparse.Namespace) -> int:
     from headrace.verify import verify
 
     run = reopen(options.run)
-    log = run.open_log()
-    audit = verify(log, run.topics)
-    log.close()
+    with closing(run.open_log()) as log:
+        audit = verify(log, run.topics)
     if options.json:
-        print(json.dumps({"ok": not audit.problems, **dataclasses.asdict(audit)}, indent=2))
-    else:
-        for name in (
-            "fed",
-            "trained",
-            "dropped",
-            "dead_lettered",
-            "evaluated",
-            "outstanding",
-            "steps",
-            "samples_trained",
-            "dead_letters",
-        ):
-            print(f"{name:16} {getattr(audit, name)}")
-        for problem in audit.problems:
-            print(f"PROBLEM: {problem}")
-        print("sound" if not audit.problems else "NOT SOUND")
-    return 1 if audit.problems else 0
+        print(json.dumps({"ok": not audit.problem_count, **dataclasses.asdict(audit)}, indent=2))
+        return 1 if audit.problem_count else 0
+    for name in COUNTS:
+        print(f"{name:18} {getattr(audit, name)}")
+    for reason, count in sorted(audit.dropped_by_reason.items()):
+        print(f"{'dropped, ' + reason:18} {count}")
+    for problem in audit.problems:
+        print(f"PROBLEM: {clean_text(problem, 400)}")
+    if audit.problem_count > len(audit.problems):
+        print(f"... and {audit.problem_count - len(audit.problems)} more")
+    print(f"NOT SOUND: {audit.problem_count} problems" if audit.problem_count else "sound")
+    return 1 if audit.problem_count else 0
 
 
 def trace_command(options: argparse.Namespace) -> int:
     from headrace.trace import trace
 
     run = reopen(options.run)
-    log = run.open_log()
-    lineage = trace(log, run.topics, options.step)
-    log.close()
+    with closing(run.open_log()) as log:
+        lineage = trace(log, run.topics, options.step)
     if options.json:
         print(json.dumps(lineage, indent=2))
         return 0
     print(f"step {lineage['step']} of stage {lineage['stage']}: {len(lineage['groups'])} groups")
+    numbers = {**lineage["metrics"], **{f"{k} (s)": v for k, v in lineage["phases"].items()}}
+    print("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()) or "not executed yet")
     for group in lineage["groups"]:
-        print(f"\n{group['group_id']}  prompts{group['prompt']}  {clean_text(group['question'], 100)}")
+        partition, offset = group["prompt"]
+        print(f"\n{group['group_id']}  prompts[{partition}] {offset}  {one_line(group['question'], 100)}")
         for sample in group["samples"]:
-            votes = "  ".join(
-                f"{v['rewarder']}={v['value'] if v['outcome'] == 'value' else v['outcome']}" for v in sample["votes"]
-            )
-            text = clean_text(sample["text"], 80).replace("\n", " ")
-            print(
-                f"  #{sample['index']:<3} at {sample['position']}  staleness {sample['staleness']}  {sample['tokens']} tokens  {votes}  {text}"
-            )
+            print(f"  {sample_line(sample)}")
+    for drop in lineage["dropped"]:
+        print(f"dropped {drop['group_id']}: {drop['reason']}")
     return 0
+
+
+def sample_line(sample: dict[str, Any]) -> str:
+    """One sample of a trace: where it lies, what sampled it, how it was judged and why, and how it reads."""
+    partition, offset = sample["position"]
+    head = f"#{sample['index']:<3} trajectories[{partition}] {offset}"
+    votes = "  ".join(vote_text(vote) for vote in sample["votes"])
+    if "unreadable" in sample:
+        return f"{head}  unreadable: {one_line(sample['unreadable'], 200)}  {votes}"
+    versions = "+".join(str(version) for version, _ in sample["versions"])
+    return (
+        f"{head}  version {versions}  staleness {sample['staleness']}  {sample['tokens']} tokens  "
+        f"reward {sample['reward']:.3g}  {votes}  {one_line(sample['text'], 80)}"
+    )
+
+
+def vote_text(vote: dict[str, Any]) -> str:
+    if "unreadable" in vote:
+        return f"{vote['rewarder']}=unreadable"
+    given = f"{vote['value']:.3g}" if vote["outcome"] == "value" else vote["outcome"]
+    return f"{vote['rewarder']}={given}" + (f" ({one_line(vote['why'], 60)})" if vote["why"] else "")
+
+
+def one_line(text: str, limit: int) -> str:
+    return clean_text(text, limit).replace("\n", " ")
 
 
 def replay_command(options: argparse.Namespace) -> int:
     first, sign, last = options.steps.partition("-")
-    if not first.isdigit() or (sign and not last.isdigit()):
-        raise RunFileError(f"--steps {options.steps!r}: write A-B")
+    if not first.isdigit() or (sign and not last.isdigit()) or int(last or first) < int(first) or int(first) < 1:
+        raise RunFileError(f"--steps {options.steps!r}: write A-B with 1 <= A <= B")
     run = reopen(options.run)
     changed = reopen(options.run, options.overrides) if options.overrides else None
     from learner.replay import replay
@@ -83,16 +108,17 @@ def replay_command(options: argparse.Namespace) -> int:
 
 def report_command(options: argparse.Namespace) -> int:
     from headrace.run import write_report
-    from headrace.summary import add_wall_seconds
+    from headrace.summary import WallClock
 
-    write_report(reopen(options.run), add_wall_seconds(options.run, 0.0))
+    write_report(reopen(options.run), WallClock(options.run).seconds)
     print(options.run / "report.html")
     return 0
 
 
 def broker_command(options: argparse.Namespace) -> int:
-    run = reopen(options.run)
-    answer = BROKER[options.what](run, options)
+    run = find_run(options.run)
+    with closing(run.open_log()) as log:
+        answer = BROKER[options.what](run, log, options)
     if options.json:
         print(json.dumps(answer, indent=2, default=str))
     else:
@@ -101,8 +127,7 @@ def broker_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _topics(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
-    log = run.open_log()
+def _topics(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, spec in log.topics().items():
         begins, ends = log.begins(name), log.ends(name)
@@ -114,29 +139,23 @@ def _topics(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "compacted": spec.compacted,
             }
         )
-    log.close()
     return rows
 
 
-def _lag(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
-    log = run.open_log()
-    rows = [
+def _lag(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [
         {"group": group, "topic": topic, "lag": log.lag(group, topic)}
         for group, topics in log.groups().items()
         for topic in topics
     ]
-    log.close()
-    return rows
 
 
-def _tail(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _tail(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
     name = options.topic or "steps"
-    topic = getattr(run.topics, name, None)
-    if not isinstance(topic, str) or name == "run":
-        raise RunFileError(f"topic {name!r} is none of prompts, trajectories, rewards, steps, policy, deadletters")
-    log = run.open_log()
+    if name not in TOPICS:
+        raise RunFileError(f"--topic {name!r} is no topic of a run{nearest(name, TOPICS)}")
     rows = []
-    for record, message in list(scan(log, topic))[-options.count :]:
+    for record, message in deque(scan(log, getattr(run.topics, name)), maxlen=max(1, options.count)):
         what = message.reason if isinstance(message, DecodeError) else clean_text(str(message), 300)
         rows.append(
             {
@@ -146,12 +165,10 @@ def _tail(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "what": what,
             }
         )
-    log.close()
     return rows
 
 
-def _dlq(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
-    log = run.open_log()
+def _dlq(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for record, letter in scan(log, run.topics.deadletters):
         if isinstance(letter, DeadLetter):
@@ -159,30 +176,8 @@ def _dlq(run: Run, options: argparse.Namespace) -> list[dict[str, Any]]:
                 {"offset": record.offset, "from": f"{letter.topic}[{letter.partition}] {letter.offset}", "group": letter.group_id,
                  "worker": letter.worker, "bytes": len(letter.value), "error": clean_text(letter.error, 200)}
             )  # fmt: skip
-    log.close()
     return rows
 
 
+TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
 BROKER = {"topics": _topics, "lag": _lag, "tail": _tail, "dlq": _dlq}
-
-
-def doctor_command(options: argparse.Namespace) -> int:
-    """What this machine has. 0 if a run can be started on it."""
-    import os
-    import platform
-    import shutil
-
-    from headrace.summary import versions
-
-    if options.run is not None:
-        raise RunFault("the doctor looks at the machine; for a run use `headrace verify` and `headrace broker lag`")
-    free = shutil.disk_usage(".").free
-    facts = {
-        **versions(),
-        "cores": os.cpu_count(),
-        "free disk (GB)": round(free / 1e9, 1),
-        "platform": platform.platform(),
-    }
-    for name, value in facts.items():
-        print(f"{name:16} {value}")
-    return 0 if free > 1 << 30 and "absent" not in facts.values() else 1

@@ -15,6 +15,7 @@ from monitoring.daemon import registrations
 from monitoring.scrape import scrape
 from monitoring.view import DaemonView, RunView
 
+SCRAPE_SECONDS = 1.0  # for all daemons together
 GENERATED, TRAINED = "headrace_generated_tokens_total", "headrace_tokens_total"
 
 
@@ -77,6 +78,8 @@ class Progress:
         for daemon in registrations(self._run.directory):
             if daemon.role == "rewarder":
                 continue
+            if time.monotonic() - now > SCRAPE_SECONDS:
+                break  # daemons that do not answer must not hold up the one that looks after them
             for name, value in scrape(daemon.metrics, 0.3).items():
                 if name in rates:
                     then, before = self._counts.get(f"{daemon.pid}/{name}", (now, value))

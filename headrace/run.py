@@ -3,61 +3,87 @@
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
-from typing import Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 from broker.errors import RunFault
+from broker.messages import Manifest
 from broker.run import Run
-from headrace.rundir import record
+from headrace.records import read
+from headrace.rundir import RUN_FILE, record, replace
 from headrace.runfile import WholeRun, check
 from headrace.supervisor import Command, Supervisor, sole_supervisor
 from monitoring.daemon import Stop
 from monitoring.live import LiveView, open_view
 
+if TYPE_CHECKING:
+    from headrace.summary import WallClock
+    from headrace.verify import Audit
+
 FINISHED, BAD_INPUT, FAULT, INTERRUPTED = 0, 2, 3, 130
+FINISHED_MARK = "finished"  # left once the learner has ended by itself, its last checkpoint behind it
+CLOCK_SECONDS = 5.0  # how much of the wall time a killed supervisor may lose
 
 
 def run_all(run: Run, plain: bool) -> int:
     """Run to the end. Returns the exit status; raises RunFileError for bad input, RunFault for a fault."""
+    from headrace.summary import WallClock
+
     whole = check(run.file)
     with sole_supervisor(run.directory):
-        path = record(run)
-        view = open_view(plain)
-        started = time.monotonic()
-        try:
-            for line in opening(run, whole):
-                view.note(line)
-            status = supervise(run, whole, path, view)
-        finally:
-            view.close()
-            from headrace.summary import add_wall_seconds
-
-            wall = add_wall_seconds(run.directory, time.monotonic() - started)
-        if status is None:
-            print(f"stopped; the same command resumes ({run.directory})", flush=True)
-            return INTERRUPTED
-        finish(run, wall)
+        changed = record(run)
+        clock = WallClock(run.directory)
+        if is_finished(run, whole):
+            print(
+                f"headrace: run {run.table.name!r} in {run.directory} is finished; remove it to run it anew", flush=True
+            )
+        else:
+            view = open_view(plain)
+            try:
+                for line in [*opening(run, whole), *(f"  changed  {change}" for change in changed)]:
+                    view.note(line)
+                status = supervise(run, whole, view, clock.start())
+            finally:
+                view.close()
+                clock.keep()
+            if status is None:
+                print(f"stopped; the same command resumes ({run.directory})", flush=True)
+                return INTERRUPTED
+            (run.directory / FINISHED_MARK).touch()
+        finish(run, clock.seconds)
     return FINISHED
+
+
+def is_finished(run: Run, whole: WholeRun) -> bool:
+    """Whether the learner has ended by itself, and the log says that it closed the last stage (there may be a new one)."""
+    if not (run.directory / FINISHED_MARK).exists():
+        return False
+    with closing(run.open_log()) as log:
+        end = log.ends(run.topics.steps).get(0, 0)
+        with closing(log.reader(run.topics.steps, {0: max(0, end - 1)})) as reader:
+            last = [read(r) for r in reader.poll(1)] if end else []
+    return bool(last) and (
+        isinstance(last[0], Manifest) and last[0].kind == "close" and last[0].stage >= len(whole.learner.stages) - 1
+    )
 
 
 def opening(run: Run, whole: WholeRun) -> list[str]:
     """What the run is about to do, in a few lines."""
     resumed = (run.directory / "checkpoints").is_dir() and any((run.directory / "checkpoints").iterdir())
-    daemons = ", ".join(c.name for c in commands(whole, Path("run.toml"), run))
+    daemons = ", ".join(c.name for c in commands(whole, run))
     stages = " -> ".join(f"{stage.name} ({stage.kind})" for stage in whole.learner.stages)
     return [
         f"headrace: {'resuming' if resumed else 'starting'} run {run.table.name!r} in {run.directory}",
         f"  stages   {stages}",
-        f"  daemons  {daemons}",
+        f"  daemons  {daemons}; what they say is in {run.directory / 'logs'}",
         f"  log      {run.url}",
         "  Ctrl-C stops it cleanly; the same command resumes. The first seconds go into loading torch.",
     ]
 
 
-def commands(whole: WholeRun, path: Path, run: Run) -> list[Command]:
+def commands(whole: WholeRun, run: Run) -> list[Command]:
     """The daemons of a run on one machine."""
-    common = (str(path), "--dir", str(run.directory), "--name")
+    common = (str(run.directory / RUN_FILE), "--dir", str(run.directory), "--name")
     out = [Command("learner-0", "learner", ("learner", *common, "learner-0"))]
     out += [Command(f"actor-{i}", "actor", ("actors", *common, f"actor-{i}")) for i in range(whole.actors.count)]
     for name, table in whole.rewarders.items():
@@ -67,13 +93,18 @@ def commands(whole: WholeRun, path: Path, run: Run) -> list[Command]:
     return out
 
 
-def supervise(run: Run, whole: WholeRun, path: Path, view: LiveView) -> int | None:
+def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock) -> int | None:
     from headrace.progress import Progress
 
-    supervisor = Supervisor(commands(whole, path, run), run.directory, "learner-0", view.note)
+    supervisor = Supervisor(commands(whole, run), run.directory / "logs", "learner-0", view.note)
     progress = Progress(run, whole.learner, supervisor.views)
+
+    def tick() -> None:
+        view.update(progress.refresh())
+        clock.keep(every=CLOCK_SECONDS)
+
     try:
-        status = supervisor.run(Stop().install(), lambda: view.update(progress.refresh()))
+        status = supervisor.run(Stop().install(), tick)
         view.update(progress.refresh())
         return status
     finally:
@@ -84,31 +115,26 @@ def finish(run: Run, wall_seconds: float) -> None:
     """Summary, report and plots, from the log. Raises RunFault if the audit of the log finds a fault."""
     from rich.console import Console
 
-    from headrace.verify import verify
     from monitoring.report import summary_table
 
-    summary = write_report(run, wall_seconds)
+    summary, audit = write_report(run, wall_seconds)
     Console().print(summary_table(summary))
     print(f"report: {run.directory / 'report.html'}", flush=True)
-    log = run.open_log()
-    audit = verify(log, run.topics)
-    log.close()
-    if audit.problems:
-        raise RunFault(f"the audit of the log found {len(audit.problems)} problems, first: {audit.problems[0]}")
+    if audit.problem_count:
+        raise RunFault(f"the audit of the log found {audit.problem_count} problems, first: {audit.problems[0]}")
 
 
-def write_report(run: Run, wall_seconds: float) -> dict[str, Any]:
-    """Write summary.json, report.html and plots/ into the run's directory; returns the summary."""
+def write_report(run: Run, wall_seconds: float) -> tuple[dict[str, Any], Audit]:
+    """Write summary.json, report.html and plots/ into the run's directory; returns the summary and the audit."""
     from headrace.summary import report_of, summarise
+    from headrace.verify import verify
     from monitoring.report import write_html, write_plots
 
-    log = run.open_log()
-    try:
-        summary = summarise(log, run, wall_seconds)
-        (run.directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with closing(run.open_log()) as log:
+        audit = verify(log, run.topics)
+        summary = summarise(log, run, audit, wall_seconds)
+        replace(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         report = report_of(log, run, summary)
         write_plots(report, run.directory / "plots")
         write_html(report, run.directory / "report.html")
-    finally:
-        log.close()
-    return summary
+    return summary, audit

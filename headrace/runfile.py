@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from actors.config import ActorsTable
 from broker.errors import RunFileError
 from broker.runfile import BrokerTable, RunFile, RunTable, nearest
+from headrace.pluggable import check_path, check_use
 from learner.config import EvaluateStage, LearnerConfig, RlStage
 from rewarders.config import RewarderTable, rewarder_tables
 
@@ -35,6 +36,30 @@ def check(file: RunFile) -> WholeRun:
             raise RunFileError(
                 f"[run] rewards names {name!r}, but there is no [rewarders.{name}]{nearest(name, list(rewarders))}"
             )
+    check_path(run.model, "[run]", "model", file)
+    for name, table in rewarders.items():
+        if not table.external:
+            check_use(table.use, f"[rewarders.{name}]", file.base)
+    _sources(learner, file)
+    _stages(learner, run)
+    return WholeRun(file, run, broker, actors, rewarders, learner)
+
+
+def _sources(learner: LearnerConfig, file: RunFile) -> None:
+    for name, source in learner.data.items():
+        where = f"[data.{name}]"
+        if bool(source.use) == bool(source.path):
+            raise RunFileError(
+                f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'"
+            )
+        if source.use:
+            check_use(source.use, where, None)
+        else:
+            check_path(source.path, where, "path", file)
+
+
+def _stages(learner: LearnerConfig, run: RunTable) -> None:
+    """Names of stages, of what they read, and of who judges."""
     names = [stage.name for stage in learner.stages]
     for index, stage in enumerate(learner.stages):
         if names.index(stage.name) != index:
@@ -57,4 +82,3 @@ def check(file: RunFile) -> WholeRun:
                 raise RunFileError(
                     f"[[stage]] {stage.name} {key} = {source!r} is not in [data]{nearest(source, list(learner.data))}"
                 )
-    return WholeRun(file, run, broker, actors, rewarders, learner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from importlib import metadata
@@ -14,7 +15,8 @@ from broker.log import Log
 from broker.messages import Evaluation, Manifest, StepResult, Trajectory
 from broker.run import Run
 from headrace.records import scan
-from headrace.verify import verify
+from headrace.rundir import replace
+from headrace.verify import Audit
 from monitoring.report import RunReport, Sample
 
 PACKAGES = ("headrace", "torch", "transformers", "numpy", "pyzmq", "msgpack", "math-verify")
@@ -31,12 +33,34 @@ def versions() -> dict[str, str]:
     return found
 
 
-def add_wall_seconds(directory: Path, seconds: float) -> float:
-    """Add the wall time of one sitting; returns that of all."""
-    path = directory / CLOCK
-    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-    path.write_text(json.dumps({"seconds": before + seconds}))
-    return float(before + seconds)
+class WallClock:
+    """The wall time of a run over all its sittings, kept in its directory; what a killed one leaves is a few seconds old."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / CLOCK
+        self._before = self._read()
+        self._started = self._kept = time.monotonic()
+        self.running = False
+
+    def _read(self) -> float:
+        try:
+            return float(json.loads(self._path.read_text())["seconds"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return 0.0
+
+    def start(self) -> WallClock:
+        self._started, self.running = time.monotonic(), True
+        return self
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (time.monotonic() - self._started if self.running else 0.0)
+
+    def keep(self, every: float = 0.0) -> None:
+        """Write the time down, unless that was done less than ``every`` seconds ago."""
+        if time.monotonic() - self._kept >= every:
+            self._kept = time.monotonic()
+            replace(self._path, json.dumps({"seconds": round(self.seconds, 3)}))
 
 
 class History:
@@ -58,9 +82,9 @@ class History:
         self.sft = [r for (stage, _), r in sorted(results.items()) if stage not in stages]
 
 
-def summarise(log: Log, run: Run, wall_seconds: float) -> dict[str, Any]:
-    """The run in numbers."""
-    history, audit = History(log, run), verify(log, run.topics)
+def summarise(log: Log, run: Run, audit: Audit, wall_seconds: float) -> dict[str, Any]:
+    """The run in numbers, from its log and the audit of it."""
+    history = History(log, run)
     generated = sum(m.response_tokens for _, m in scan(log, run.topics.trajectories) if isinstance(m, Trajectory))
     phases: dict[str, float] = defaultdict(float)
     for result in history.rl:
@@ -128,20 +152,24 @@ def samples_of(log: Log, run: Run, history: History, count: int = 3) -> list[Sam
         samples = []
         for group in trace(log, run.topics, step)["groups"]:
             for sample in group["samples"]:
-                votes = {v["rewarder"]: v for v in sample["votes"]}
-                reward = sum(w * (votes[n]["value"] or 0.0) for n, w in run.table.rewards.items() if n in votes)
-                told = {
-                    n: f"{v['value'] if v['outcome'] == 'value' else v['outcome']} {v['why']}" for n, v in votes.items()
-                }
+                if "unreadable" in sample:
+                    continue
+                told = {v["rewarder"]: vote_text(v) for v in sample["votes"]}
                 samples.append(
                     Sample(
                         f"step {step}, {group['group_id']}#{sample['index']}",
                         group["question"],
                         sample["text"],
-                        reward,
+                        sample["reward"],
                         told,
                     )
                 )
         samples.sort(key=lambda s: -s.reward)
         shown += samples[:count] + samples[-count:]
     return shown
+
+
+def vote_text(vote: Mapping[str, Any]) -> str:
+    if "unreadable" in vote:
+        return "unreadable"
+    return f"{vote['value'] if vote['outcome'] == 'value' else vote['outcome']} {vote['why']}".rstrip()

@@ -9,19 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from broker.errors import RunFault
+from broker.errors import RunFault, RunFileError
 from monitoring.daemon import PARENT, Stop
 from monitoring.view import DaemonView
 
 BACK_OFF = (0.2, 30.0)  # seconds before the first and at most before any restart
-LOOP = (5, 60.0)  # failures of its own within this many seconds make a crash loop
+HEALTHY_SECONDS = 60.0  # a daemon that has lived this long starts anew with its back-off and its failures
+LOOP = 5  # failures of its own in a row, without a healthy life between them, make a crash loop
 DRAIN_SECONDS = 10.0
+TICK_SECONDS = 1.0
+OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
+"""Ends that somebody else brought about (a person, the kernel short of memory): never a failure of the daemon's own."""
+OUTSIDE_BACK_OFF = 2.0  # longest delay after those
+QUICK_SECONDS = 10.0  # killed from outside after a life of this length, a daemon is started again at once
+BAD_INPUT, FAULT = 2, 3
+TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +47,22 @@ class _Daemon:
     output: IO[bytes] | None = None
     restarts: int = 0
     due: float = 0.0
-    failures: deque[float] = field(default_factory=lambda: deque(maxlen=LOOP[0]))
+    failures: int = 0
     delay: float = BACK_OFF[0]
     started: float = 0.0
+    said: int = 0
+    """Size of its output file when this process was started."""
 
 
 class Supervisor:
-    """``critical`` is the daemon whose end is the end of the run (the learner)."""
+    """``critical`` is the daemon whose end is the end of the run (the learner); ``logs`` takes what the daemons print.
 
-    def __init__(
-        self, commands: Sequence[Command], directory: Path, critical: str, note: Callable[[str], None]
-    ) -> None:
+    Start it from a thread that lives as long as the run: the kernel ends the daemons with it.
+    """
+
+    def __init__(self, commands: Sequence[Command], logs: Path, critical: str, note: Callable[[str], None]) -> None:
         self._daemons = [_Daemon(command) for command in commands]
-        self._logs, self._critical, self._note = directory / "logs", critical, note
+        self._logs, self._critical, self._note = logs, critical, note
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def views(self) -> list[DaemonView]:
@@ -68,9 +78,10 @@ class Supervisor:
         ]
 
     def run(self, stop: Stop, tick: Callable[[], None]) -> int | None:
-        """Supervise until the critical daemon has finished (0) or ``stop`` (None); ``tick`` is called about once a second.
+        """Supervise until the critical daemon has finished (0) or ``stop`` (None); ``tick`` is called about once a second, from this thread.
 
-        Raises RunFault where a daemon fails for good: bad input, a fault of its own, or a crash loop.
+        Raises RunFileError where a daemon refuses its input, RunFault where the critical one has a fault and where any is
+        in a crash loop. However it ends, no daemon is left.
         """
         try:
             ticked = 0.0
@@ -78,10 +89,11 @@ class Supervisor:
                 for daemon in self._daemons:
                     if self._look(daemon):
                         return 0
-                if time.monotonic() - ticked >= 1.0:
+                if time.monotonic() - ticked >= TICK_SECONDS:
                     ticked = time.monotonic()
                     tick()
                 stop.wait(0.05)
+            self._note(f"stopping; the daemons have {DRAIN_SECONDS:.0f} s to finish what they do")
             return None
         finally:
             self.stop()
@@ -100,24 +112,33 @@ class Supervisor:
         name = daemon.command.name
         if status == 0 and name == self._critical:
             return True
-        if status in (2, 3):
+        if status == BAD_INPUT:
+            raise RunFileError(f"{name}: {self._last_words(daemon)}")
+        if status == FAULT and name == self._critical:
             raise RunFault(f"{name}: {self._last_words(daemon)}")
-        by_itself = status >= 0
-        if by_itself:
-            daemon.failures.append(now)
-            if len(daemon.failures) == LOOP[0] and now - daemon.failures[0] < LOOP[1]:
-                raise RunFault(f"{name} has failed {LOOP[0]} times within {LOOP[1]:.0f} s: {self._last_words(daemon)}")
-        if now - daemon.started > LOOP[1]:
+        if now - daemon.started >= HEALTHY_SECONDS:
+            daemon.failures, daemon.delay = 0, BACK_OFF[0]
+        by_itself = status not in OUTSIDE
+        if not by_itself and now - daemon.started >= QUICK_SECONDS:
             daemon.delay = BACK_OFF[0]
-        reason = f"exit status {status}" if by_itself else signal.Signals(-status).name
-        self._note(f"{name} ended ({reason}); starting it again in {daemon.delay:.1f} s")
-        daemon.restarts += 1
-        daemon.due, daemon.delay = now + daemon.delay, min(daemon.delay * 2, BACK_OFF[1]) if by_itself else BACK_OFF[0]
+        daemon.failures += by_itself
+        if daemon.failures >= LOOP:
+            raise RunFault(f"{name} has failed {LOOP} times in a row: {self._last_words(daemon)}")
+        self._restart_later(daemon, status, BACK_OFF[1] if by_itself else OUTSIDE_BACK_OFF)
         return False
+
+    def _restart_later(self, daemon: _Daemon, status: int, longest: float) -> None:
+        delay = min(daemon.delay, longest)
+        reason = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        words = f": {self._last_words(daemon)}" if status > 0 else ""
+        self._note(f"{daemon.command.name} ended ({reason}); starting it again in {delay:.1f} s{words}")
+        daemon.restarts += 1
+        daemon.due, daemon.delay = time.monotonic() + delay, min(daemon.delay * 2, longest)
 
     def _start(self, daemon: _Daemon) -> None:
         if daemon.output is None:
             daemon.output = (self._logs / f"{daemon.command.name}.out").open("ab")
+        daemon.said = os.fstat(daemon.output.fileno()).st_size
         environment = {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         daemon.process = subprocess.Popen(
             [sys.executable, "-m", *daemon.command.arguments],
@@ -126,9 +147,11 @@ class Supervisor:
         daemon.started = time.monotonic()
 
     def _last_words(self, daemon: _Daemon) -> str:
-        """The last line that the daemon has written."""
+        """The line in which this process has told its fault, or else its last line."""
         path = self._logs / f"{daemon.command.name}.out"
-        lines = [line for line in path.read_text(errors="replace").splitlines()[-50:] if line.strip()]
+        with path.open("rb") as file:
+            file.seek(max(daemon.said, path.stat().st_size - TAIL_BYTES))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         faults = [line for line in lines if line.startswith("fault: ")]
         return (faults or lines or ["it said nothing"])[-1].removeprefix("fault: ")
 

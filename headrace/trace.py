@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from broker.errors import RunFault
-from broker.log import Log
-from broker.messages import Manifest, Prompt, StepResult, Trajectory, Vote
+from broker.errors import DecodeError, HeadraceError, RunFault
+from broker.log import Log, Reader
+from broker.messages import GroupRef, Manifest, Message, Position, Prompt, SampleRef, StepResult, Trajectory, Vote
 from broker.topics import Topics
 from headrace.records import read, scan
 
 
 def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
-    """Everything about ``step``, as JSON can say it. Raises RunFault if the log has no such step."""
-    manifest: Manifest | None = None
-    result: StepResult | None = None
-    for _, message in scan(log, topics.steps):
-        if isinstance(message, Manifest) and message.step == step and message.kind == "step":
-            manifest = message
-        elif (
-            isinstance(message, StepResult)
-            and manifest is not None
-            and message.step == step
-            and message.stage == manifest.stage
-        ):
-            result = message
-    if manifest is None:
-        raise RunFault(f"the log of {topics.run} has no step {step}")
-    readers = log.reader(topics.prompts), log.reader(topics.trajectories), log.reader(topics.rewards)
-    prompts, trajectories, rewards = readers
-    groups = []
-    for group in manifest.groups:
-        prompt = read(prompts.get([group.prompt])[0])
-        samples = []
-        for ref in group.samples:
-            sample = read(trajectories.get([ref.position])[0])
-            votes = [read(r) for r in rewards.get([v.position for v in ref.votes])]
-            assert isinstance(sample, Trajectory)
-            samples.append(
-                {
-                    "index": ref.sample,
-                    "position": list(ref.position),
-                    "versions": [list(v) for v in sample.versions],
-                    "staleness": manifest.step - 1 - sample.oldest_version,
-                    "tokens": sample.response_tokens,
-                    "finish_reason": sample.finish_reason,
-                    "actor": sample.actor,
-                    "text": sample.text,
-                    "votes": [_vote(v, list(p.position)) for v, p in zip(votes, ref.votes, strict=True)],
-                }
-            )
-        question = prompt.messages[-1].content if isinstance(prompt, Prompt) else ""
-        groups.append(
-            {"group_id": group.group_id, "prompt": list(group.prompt), "question": question, "samples": samples}
-        )
-    for reader in readers:
-        reader.close()
+    """Everything about ``step``, as JSON can say it. Raises RunFault if the log has no such step.
+
+    Where a record can no longer be read, ``unreadable`` says why in its place.
+    """
+    manifest, result = find(log, topics, step)
+    prompts, samples, votes = log.reader(topics.prompts), log.reader(topics.trajectories), log.reader(topics.rewards)
+    try:
+        groups = [_group(g, step, prompts, samples, votes) for g in manifest.groups]
+    finally:
+        for reader in (prompts, samples, votes):
+            reader.close()
     return {
         "step": step,
         "stage": manifest.stage,
@@ -67,12 +35,71 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
     }
 
 
-def _vote(vote: object, position: list[int]) -> dict[str, Any]:
-    assert isinstance(vote, Vote)
+def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None]:
+    """The manifest of ``step`` and what came out of it, if it has been executed (after a redo the last result holds)."""
+    manifest: Manifest | None = None
+    result: StepResult | None = None
+    trained: list[int] = []
+    for _, message in scan(log, topics.steps):
+        if isinstance(message, Manifest) and message.kind == "step":
+            trained.append(message.step)
+            if message.step == step:
+                manifest = message
+        elif isinstance(message, StepResult) and manifest and (message.step, message.stage) == (step, manifest.stage):
+            result = message
+    if manifest is None:
+        have = f"; it has {trained[0]}..{trained[-1]}" if trained else " and no other one"
+        raise RunFault(f"the log of {topics.run} has no step {step}{have}")
+    return manifest, result
+
+
+def _group(group: GroupRef, step: int, prompts: Reader, samples: Reader, votes: Reader) -> dict[str, Any]:
+    (prompt,) = _fetch(prompts, [group.prompt])
+    found = _fetch(samples, [s.position for s in group.samples])
+    question = prompt.messages[-1].content if isinstance(prompt, Prompt) else ""
     return {
-        "rewarder": vote.rewarder,
-        "outcome": vote.outcome,
-        "value": vote.value,
-        "why": vote.why,
-        "position": position,
+        "group_id": group.group_id,
+        "prompt": list(group.prompt),
+        "question": question,
+        "answer": prompt.answer if isinstance(prompt, Prompt) else None,
+        "samples": [_sample(ref, sample, step, votes) for ref, sample in zip(group.samples, found, strict=True)],
     }
+
+
+def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> dict[str, Any]:
+    cast = _fetch(votes, [v.position for v in ref.votes])
+    told = [_vote(v.rewarder, v.position, vote) for v, vote in zip(ref.votes, cast, strict=True)]
+    out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
+    if not isinstance(sample, Trajectory):
+        return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
+    values = {v.rewarder: v.value for v in cast if isinstance(v, Vote) and v.value is not None}
+    return out | {
+        "reward": sum(weight * values[name] for name, weight in sample.rewards.items() if name in values),
+        "versions": [list(v) for v in sample.versions],
+        "staleness": step - 1 - sample.oldest_version,
+        "tokens": sample.response_tokens,
+        "finish_reason": sample.finish_reason,
+        "actor": sample.actor,
+        "engine": sample.engine,
+        "text": sample.text,
+    }
+
+
+def _vote(rewarder: str, position: Position, vote: Message | str) -> dict[str, Any]:
+    out: dict[str, Any] = {"rewarder": rewarder, "position": list(position)}
+    if not isinstance(vote, Vote):
+        return out | {"unreadable": vote if isinstance(vote, str) else f"a {type(vote).__name__} lies there"}
+    return out | {"outcome": vote.outcome, "value": vote.value, "why": vote.why, "seconds": vote.seconds}
+
+
+def _fetch(reader: Reader, positions: Sequence[Position]) -> list[Message | str]:
+    """The message at each position, or why there is none."""
+    out: list[Message | str] = []
+    for position in positions:
+        try:
+            message = read(reader.get([position])[0])
+        except HeadraceError as error:
+            out.append(str(error))
+        else:
+            out.append(message.reason if isinstance(message, DecodeError) else message)
+    return out

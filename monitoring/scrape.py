@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 import urllib.request
 
@@ -13,7 +14,7 @@ def scrape(address: str, timeout: float = 0.5) -> dict[str, float]:
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=timeout) as answer:
             text = answer.read().decode()
-    except (urllib.error.URLError, OSError, ValueError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
         return {}
     out: dict[str, float] = {}
     for family in text_string_to_metric_families(text):

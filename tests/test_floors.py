@@ -57,6 +57,41 @@ def test_these_start_without_torch_and_sympy(module: str) -> None:
     assert out.strip() == "[]"
 
 
+def modules(floor: str) -> list[str]:
+    """Every module of a floor, by its dotted name."""
+    return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def test_a_whole_floor_starts_without_torch() -> None:
+    """Also what is imported late: a rewarder, the log and the command line never need torch."""
+    wanted = [m for m in modules("rewarders") + modules("monitoring") if not m.endswith("__main__")]
+    wanted += [m for m in modules("broker") if not m.startswith("broker.weights.")]
+    wanted += [m for m in modules("headrace") if not m.endswith("__main__")]
+    wanted += ["broker.weights.sink", "actors.__main__", "learner.__main__", "actors.config", "learner.config"]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {wanted}]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_floor_that_is_not_listed_is_not_ours() -> None:
+    """Every folder with code stands on a floor, or beside the house."""
+    beside = {"tests", "benchmarks", "recipes", "docs", "build", "dist", "runs"}
+    found = {p.parent.name for p in ROOT.glob("*/*.py")} - beside
+    assert found == ALLOWED.keys()
+
+
+def test_the_page_says_the_same_floors() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for floor, allowed in ALLOWED.items():
+        (said,) = [
+            line.split("->")[1] for line in text.splitlines() if line.startswith(f"    {floor}/ ") and "->" in line
+        ]
+        if floor == "headrace":
+            assert "everything below" in said
+        else:
+            assert {word for word in ALLOWED if word in said} == allowed, floor
+
+
 def test_modules_are_one_thought_long() -> None:
     long = {
         str(p.relative_to(ROOT)): n

@@ -1,0 +1,174 @@
+"""The supervisor over real processes: restarts, crash loops, faults, bad input, no orphans, one a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import headrace.supervisor
+from broker.errors import RunFault, RunFileError
+from headrace.supervisor import Command, Supervisor, sole_supervisor
+from monitoring.daemon import Stop
+
+BODIES = {
+    "sleeps": "time.sleep(600)",
+    "ends": "sys.exit(0)",
+    "ends_on_request": "[time.sleep(0.01) for _ in iter(lambda: Path('done').exists(), True)]",
+    "fails": "print('Traceback: no licence'); sys.exit(1)",
+    "faults": "print('fault: the disk is full'); print('a last line'); sys.exit(3)",
+    "refuses": "print('[learner] lr is wrong', file=sys.stderr); sys.exit(2)",
+    "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "is_deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); Path('deaf').touch(); time.sleep(600)",
+    "drains": "signal.signal(signal.SIGTERM, lambda *_: (Path('drained').touch(), sys.exit(0))); Path('up').touch(); time.sleep(600)",
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with one module for each kind of daemon; quick back-off."""
+    head = "import os, signal, sys, time\nfrom pathlib import Path\nfrom monitoring.daemon import die_with_parent\ndie_with_parent()\n"
+    for name, body in BODIES.items():
+        (tmp_path / f"{name}.py").write_text(head + body + "\n")
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(headrace.supervisor, "BACK_OFF", (0.01, 0.05))
+    monkeypatch.setattr(headrace.supervisor, "OUTSIDE_BACK_OFF", 0.05)
+    monkeypatch.setattr(headrace.supervisor, "TICK_SECONDS", 0.05)
+    return tmp_path
+
+
+class Turn:
+    """Supervises the modules named; the first is the critical one. ``tick`` is called with this at every turn."""
+
+    def __init__(self, house: Path, *modules: str) -> None:
+        self.notes: list[str] = []
+        self.stop = Stop()
+        commands = [Command(f"{m}-0", "role", (m,)) for m in modules]
+        self.supervisor = Supervisor(commands, house / "logs", f"{modules[0]}-0", self.notes.append)
+
+    def run(self, tick: Callable[[], None] = lambda: None) -> int | None:
+        return self.supervisor.run(self.stop, tick)
+
+    def pid(self, name: str) -> int:
+        return next(view.pid for view in self.supervisor.views() if view.name == f"{name}-0")
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_end_of_the_critical_daemon_is_the_end_of_the_run(house: Path) -> None:
+    turn, pids = Turn(house, "ends_on_request", "sleeps"), set()
+
+    def tick() -> None:
+        pids.add(turn.pid("sleeps"))
+        (house / "done").touch()
+
+    assert turn.run(tick) == 0
+    assert pids - {0} and all(gone(pid) for pid in pids - {0}), "the others are ended with it"
+
+
+def test_what_is_killed_from_outside_is_started_again_for_ever(house: Path) -> None:
+    turn, killed = Turn(house, "ends_on_request", "sleeps"), []
+
+    def tick() -> None:
+        pid = turn.pid("sleeps")
+        if pid and pid not in killed and len(killed) < 8:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+        elif pid and len(killed) == 8 and pid not in killed:
+            (house / "done").touch()
+
+    assert turn.run(tick) == 0
+    assert len(set(killed)) == 8 and sum("SIGKILL" in note for note in turn.notes) == 8
+
+
+@pytest.mark.parametrize(
+    ("module", "word"), [("fails", "no licence"), ("crashes", "said nothing"), ("faults", "disk is full")]
+)
+def test_a_crash_loop_stops_the_run_with_its_reason(house: Path, module: str, word: str) -> None:
+    turn = Turn(house, "sleeps", module)
+    with pytest.raises(RunFault, match=rf"{module}-0 has failed 5 times in a row: .*{word}"):
+        turn.run()
+    assert len(turn.notes) == 4 and "starting it again" in turn.notes[0]
+
+
+def test_a_healthy_life_forgives_the_failures_before_it(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headrace.supervisor, "HEALTHY_SECONDS", 0.0)
+    turn = Turn(house, "sleeps", "fails")
+
+    def tick() -> None:
+        if len(turn.notes) > 8:
+            turn.stop.set()
+
+    assert turn.run(tick) is None
+
+
+def test_a_fault_of_the_critical_daemon_stops_at_once(house: Path) -> None:
+    with pytest.raises(RunFault, match=r"^faults-0: the disk is full$"):
+        Turn(house, "faults", "sleeps").run()
+
+
+def test_bad_input_stops_at_once(house: Path) -> None:
+    with pytest.raises(RunFileError, match=r"refuses-0: \[learner\] lr is wrong"):
+        Turn(house, "sleeps", "refuses").run()
+
+
+def test_the_last_words_are_those_of_this_life(house: Path) -> None:
+    (house / "logs").mkdir()
+    (house / "logs" / "fails-0.out").write_text("fault: of yesterday\n")
+    with pytest.raises(RunFault, match="no licence"):
+        Turn(house, "fails").run()
+
+
+def test_a_stop_drains_and_then_kills(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headrace.supervisor, "DRAIN_SECONDS", 0.5)
+    turn, pids = Turn(house, "sleeps", "drains", "is_deaf"), {}
+
+    def tick() -> None:
+        pids.update({name: turn.pid(name) for name in ("sleeps", "drains", "is_deaf")})
+        if (house / "up").exists() and (house / "deaf").exists():
+            turn.stop.set()
+
+    assert turn.run(tick) is None
+    assert (house / "drained").exists() and all(gone(pid) for pid in pids.values())
+    assert "stopping" in turn.notes[-1]
+
+
+def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
+    script = house / "main.py"
+    script.write_text(
+        "from pathlib import Path\nfrom headrace.supervisor import Command, Supervisor\nfrom monitoring.daemon import Stop\n"
+        "s = Supervisor([Command('a', 'r', ('sleeps',)), Command('b', 'r', ('is_deaf',))], Path('logs'), 'a', print)\n"
+        "s.run(Stop(), lambda: Path('pids').write_text(' '.join(str(v.pid) for v in s.views())))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)])
+    try:
+        deadline = time.monotonic() + 60
+        while not (house / "deaf").exists() or "0" in (house / "pids").read_text().split():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    pids = [int(word) for word in (house / "pids").read_text().split()]
+    deadline = time.monotonic() + 30
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, "orphans"
+        time.sleep(0.05)
+
+
+def test_one_supervisor_a_run(tmp_path: Path) -> None:
+    with sole_supervisor(tmp_path), pytest.raises(RunFault, match=f"pid {os.getpid()}"), sole_supervisor(tmp_path):
+        raise AssertionError("two supervisors")
+    with sole_supervisor(tmp_path):
+        assert (tmp_path / "supervisor.lock").read_text() == str(os.getpid())

@@ -1,0 +1,233 @@
+"""The audit finds every kind of damage, names it, and finds none in a sound log."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from handmade import Handmade
+from ringtools import headrace
+
+from broker.messages import Dropped, GroupRef, Position, VoteRef
+from headrace.verify import SHOWN, verify
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Handmade]:
+    hand = Handmade(tmp_path / "log").whole()
+    yield hand
+    hand.close()
+
+
+def test_a_sound_log_is_counted(made: Handmade) -> None:
+    made.sample("p-0@0", 0)  # a redelivery: the first one holds
+    audit = verify(made.log, made.topics)
+    assert audit.problems == [] and audit.problem_count == 0
+    assert (audit.fed, audit.trained, audit.dropped, audit.dead_lettered) == (8, 4, 1, 1)
+    assert (audit.evaluated, audit.outstanding, audit.steps) == (1, 1, 2)
+    assert (audit.samples_trained, audit.duplicate_samples, audit.expired) == (8, 1, 0)
+    assert audit.dropped_by_reason == {"stale": 1, "dead_letter": 1}
+
+
+def test_an_empty_log_is_sound(tmp_path: Path) -> None:
+    hand = Handmade(tmp_path / "log")
+    assert verify(hand.log, hand.topics).problems == []
+    hand.close()
+
+
+def with_sample(group: GroupRef, **changes: object) -> GroupRef:
+    """``group`` with its first sample changed."""
+    first, *rest = group.samples
+    return group._replace(samples=(first._replace(**changes), *rest))
+
+
+def fed_twice(made: Handmade) -> str:
+    made.prompt("p-6@0", answer="5")
+    return "group p-6@0 was fed twice, with different content"
+
+
+def two_fates(made: Handmade) -> str:
+    made.manifest(4, made.group("p-7@0"), dropped=(Dropped("p-0@0", "stale", 0),), state=made.state("p-6@0"))
+    return r"group p-0@0 is trained and, by manifest step 4, dropped again"
+
+
+def evaluated_and_trained(made: Handmade) -> str:
+    made.evaluation("more", 0.5, "p-4@0")
+    return r"group p-4@0 is trained and, by evaluation more, evaluated again"
+
+
+def lost_group(made: Handmade) -> str:
+    made.manifest(4, made.group("p-7@0"), state=made.state())
+    return "group p-6@0 is lost"
+
+
+def never_fed(made: Handmade) -> str:
+    made.evaluation("more", 0.5, "ghost-0@0")
+    return "group ghost-0@0 is evaluated, but was never fed"
+
+
+def trained_twice(made: Handmade) -> str:
+    made.manifest(4, made.refs["p-0@0"], state=made.state("p-6@0"))
+    return r"sample p-0@0#1 was trained 2 times"
+
+
+def sample_twice_in_a_group(made: Handmade) -> str:
+    group = made.group("p-7@0")
+    made.manifest(4, group._replace(samples=(*group.samples, group.samples[0])), state=made.state("p-6@0"))
+    return r"sample p-7@0#0 was trained 2 times"
+
+
+def step_is_missing(made: Handmade) -> str:
+    made.manifest(5, made.group("p-7@0"), state=made.state("p-6@0"))
+    return "manifest step 5 stands where version 4 is due"
+
+
+def close_of_another_version(made: Handmade) -> str:
+    made.manifest(2, kind="close", state=made.state("p-6@0"))
+    return "manifest close 2 stands where version 3 is due"
+
+
+def step_with_other_content(made: Handmade) -> str:
+    made.manifest(3, made.group("p-7@0"), state=made.state("p-6@0"))
+    return "manifest step 3 is written twice, with different content"
+
+
+def step_written_again(made: Handmade) -> str:
+    again = made.manifest(4, made.group("p-7@0"), state=made.state("p-6@0"), created=1.0)
+    made.write(made.topics.steps, replace(again, created=2.0))
+    return "manifest step 4 is written twice"
+
+
+def rubbish_in_the_steps(made: Handmade) -> str:
+    made.write(made.topics.steps, b"\xc1 rubbish")
+    return "record 8 of the steps cannot be read"
+
+
+def sample_is_gone(made: Handmade) -> str:
+    group = with_sample(made.group("p-7@0"), position=Position(0, 999))
+    made.manifest(4, group, state=made.state("p-6@0"))
+    return r"group p-7@0 of step 4: small.trajectories\[0\] has no record at offset 999"
+
+
+def vote_is_gone(made: Handmade) -> str:
+    group = made.group("p-7@0")
+    votes = (VoteRef("accuracy", Position(1, 999)), group.samples[0].votes[1])
+    made.manifest(4, with_sample(group, votes=votes), state=made.state("p-6@0"))
+    return r"group p-7@0 of step 4: small.rewards\[1\] has no record at offset 999"
+
+
+def another_sample(made: Handmade) -> str:
+    group, other = made.group("p-7@0"), made.refs["p-0@0"].samples[0].position
+    made.manifest(4, with_sample(group, position=other), state=made.state("p-6@0"))
+    return "sample p-7@0#0 of step 4: another record lies at"
+
+
+def another_vote(made: Handmade) -> str:
+    group = made.group("p-7@0")
+    one, two = group.samples[0].votes
+    swapped = (VoteRef(one.rewarder, two.position), VoteRef(two.rewarder, one.position))
+    made.manifest(4, with_sample(group, votes=swapped), state=made.state("p-6@0"))
+    return "sample p-7@0#0 of step 4: accuracy's vote does not lie at"
+
+
+def another_prompt(made: Handmade) -> str:
+    group = made.group("p-7@0")._replace(prompt=made.prompts["p-6@0"])
+    made.manifest(4, group, state=made.state("p-6@0"))
+    return "group p-7@0 of step 4: its prompt does not lie at"
+
+
+def from_the_future(made: Handmade) -> str:
+    made.manifest(4, made.group("p-7@0", version=4), state=made.state("p-6@0"))
+    return "it was sampled by version 4, which was not made yet"
+
+
+def unjudged(made: Handmade, outcome: str, names: tuple[str, ...] = ("accuracy", "format")) -> None:
+    group = made.group("p-7@0")
+    votes = tuple(VoteRef(name, made.vote("p-7@0", 0, name, outcome)) for name in names)
+    made.manifest(4, with_sample(group, votes=votes), state=made.state("p-6@0"))
+
+
+def trained_on_an_error(made: Handmade) -> str:
+    unjudged(made, "error")
+    return "it was trained though accuracy could not judge it"
+
+
+def trained_on_abstentions(made: Handmade) -> str:
+    unjudged(made, "abstain")
+    return "it was trained though every rewarder abstained"
+
+
+def trained_without_votes(made: Handmade) -> str:
+    unjudged(made, "abstain", names=())
+    return "it was trained without a vote"
+
+
+def expired_unasked(made: Handmade) -> str:
+    partition, offset = made.refs["p-5@0"].samples[0].position
+    made.log.trim(made.topics.trajectories, {partition: offset + 1})
+    return r"small.trajectories.* has expired"
+
+
+DAMAGE: list[Callable[[Handmade], str]] = [
+    fed_twice, two_fates, evaluated_and_trained, lost_group, never_fed, trained_twice, sample_twice_in_a_group,
+    step_is_missing, close_of_another_version, step_with_other_content, step_written_again, rubbish_in_the_steps,
+    sample_is_gone, vote_is_gone, another_sample, another_vote, another_prompt, from_the_future, trained_on_an_error,
+    trained_on_abstentions, trained_without_votes, expired_unasked,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: d.__name__)
+def test_damage_is_found_and_named(made: Handmade, damage: Callable[[Handmade], str]) -> None:
+    wanted = damage(made)
+    problems = verify(made.log, made.topics).problems
+    assert any(re.search(wanted, problem) for problem in problems), problems
+
+
+def test_the_same_prompt_twice_is_one_prompt(made: Handmade) -> None:
+    made.prompt("p-6@0", version=3, created=9.0)
+    audit = verify(made.log, made.topics)
+    assert audit.problems == [] and audit.fed == 8
+
+
+def test_what_retention_was_asked_to_remove_is_no_problem(tmp_path: Path) -> None:
+    hand = Handmade(tmp_path / "log", retention=3600.0).whole()
+    for topic in (hand.topics.prompts, hand.topics.trajectories, hand.topics.rewards):
+        hand.log.trim(topic, hand.log.ends(topic))
+    audit = verify(hand.log, hand.topics)
+    assert audit.problems == [] and audit.expired == 4 + 8 + 16
+    assert (audit.trained, audit.dropped, audit.dead_lettered, audit.evaluated) == (4, 1, 1, 1)
+    hand.close()
+
+
+def test_bytes_that_were_damaged_on_disk_are_found(made: Handmade, tmp_path: Path) -> None:
+    made.close()
+    with sqlite3.connect(tmp_path / "log" / "small.trajectories.sqlite") as db:
+        db.execute("UPDATE records SET value = x'00ff' WHERE id = (SELECT MIN(id) FROM records)")
+    db.close()
+    again = Handmade(tmp_path / "log")
+    audit = verify(again.log, again.topics)
+    assert audit.problem_count == 1 and "another record lies at" in audit.problems[0]
+    again.close()
+
+
+def test_all_problems_are_counted_though_not_all_are_told(made: Handmade) -> None:
+    for number in range(SHOWN + 10):
+        made.evaluation("more", 0.5, f"ghost-{number}@0")
+    audit = verify(made.log, made.topics)
+    assert len(audit.problems) == SHOWN and audit.problem_count == SHOWN + 10
+
+
+def test_the_command_says_so_and_its_exit_status_too(made: Handmade, tmp_path: Path) -> None:
+    made.run(tmp_path)
+    sound = headrace("verify", str(tmp_path))
+    assert sound.returncode == 0 and sound.stdout.endswith("sound\n")
+    never_fed(made)
+    told, data = headrace("verify", str(tmp_path)), headrace("verify", str(tmp_path), "--json")
+    assert told.returncode == data.returncode == 1
+    assert "PROBLEM: group ghost-0@0 is evaluated" in told.stdout and "NOT SOUND: 1 problems" in told.stdout
+    assert json.loads(data.stdout)["ok"] is False and json.loads(data.stdout)["fed"] == 9
