@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.config import ActorsTable
 from broker.daemon import run_daemon
-from broker.errors import HeadraceError
+from broker.errors import HeadraceError, RunFault
 from broker.run import Run, arguments
 from monitoring.daemon import Stop, registered
 
@@ -66,7 +66,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
         def status() -> dict[str, Any]:
             return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address}
 
-        client = WeightClient(name, engine.sink, status)
+        client = WeightClient(name, engine.sink, status, run.control_keys())
         stack.callback(client.close)
         client.load(Path(policy.path), policy.version)
         client.connect(policy.control)
@@ -75,6 +75,8 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
         stack.callback(worker.close)
         log_.info("sampling from version %d", engine.version)
         worker.run(stop)
+        if client.refused:
+            raise RunFault(client.refused)
 
 
 def warm_up(table: ActorsTable) -> None:
@@ -111,7 +113,7 @@ def hash_seed(text: str) -> int:
 
 
 def follow(run: Run, client: Any, stop: Stop) -> None:
-    """Keep the control client at the address of the newest learner."""
+    """Keep the control client at the address of the newest learner; end the daemon if the learner refuses it."""
     from actors.policy import PolicyFollower
 
     log = run.open_log()
@@ -125,6 +127,8 @@ def follow(run: Run, client: Any, stop: Stop) -> None:
             continue
         if policy is not None:
             client.connect(policy.control)
+        if client.refused:
+            stop.set()
     follower.close()
     log.close()
 

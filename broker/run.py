@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from broker.log import Log, open_log
 from broker.runfile import BrokerTable, RunFile, RunTable
 from broker.topics import Topics
+
+if TYPE_CHECKING:
+    from broker.control.keys import Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,12 @@ class Run:
     @property
     def url(self) -> str:
         return self.broker.url or f"sqlite://{self.directory / 'log'}"
+
+    def control_keys(self) -> Keys | None:
+        """The keys of the control road, if the run file names some. Raises ControlError."""
+        from broker.control.keys import Keys
+
+        return Keys.read(self.file.resolve(self.broker.keys)) if self.broker.keys else None
 
     def open_log(self) -> Log:
         """The run's log, with its topics made. Raises LogError."""

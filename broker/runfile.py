@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -37,12 +38,25 @@ class RunTable(Table):
 
 class BrokerTable(Table):
     """``[broker]``: the log. ``url`` empty means the embedded log in the run's own directory. ``control`` is where the
-    learner's control road listens (``tcp://host:port``; port 0 takes a free one, which daemons find through the log)."""
+    learner's control road listens (``tcp://host:port``; port 0 takes a free one, which daemons find through the log): the
+    address under which actors reach the learner's machine. Beyond the loopback it needs ``keys``, the file that
+    ``headrace keys FILE`` makes, on every machine."""
 
     url: str = ""
     partitions: int = Field(default=8, ge=1, le=4096)
     retention_hours: float = Field(default=0.0, ge=0)
     control: str = "tcp://127.0.0.1:0"
+    keys: str = ""
+
+    @field_validator("control")
+    @classmethod
+    def _address(cls, control: str) -> str:
+        parts = urlsplit(control)
+        if parts.scheme != "tcp" or not parts.hostname or parts.port is None:
+            raise ValueError("use tcp://HOST:PORT (port 0 takes a free one)")
+        if parts.hostname in ("0.0.0.0", "::", "*"):
+            raise ValueError("name the one address under which the actors reach this machine")
+        return control
 
     @field_validator("url")
     @classmethod

@@ -57,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
         "--topic", default="", help="for tail: prompts, trajectories, rewards, steps, policy or deadletters"
     )
     broker.add_argument("--count", type=int, default=10, help="for tail: how many records")
+    add("keys", "make the keys of a control road that leaves this machine").add_argument(
+        "file", type=Path, metavar="FILE"
+    )
     add("doctor", "whether this machine can run headrace").add_argument("--json", action="store_true")
     return top
 
@@ -121,6 +124,14 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _keys(options: argparse.Namespace) -> int:
+    from broker.control.keys import Keys
+
+    Keys.make(options.file)
+    print(f"{options.file}: copy it to every machine of the run and name it in [broker] keys")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from headrace.doctor import doctor_command
 
@@ -135,7 +146,7 @@ def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     return command
 
 
-COMMANDS = {"run": _run, "plan": _plan, "doctor": _doctor} | {
+COMMANDS = {"run": _run, "plan": _plan, "keys": _keys, "doctor": _doctor} | {
     name: _inspect(name) for name in ("verify", "trace", "replay", "report", "broker")
 }
 

@@ -85,6 +85,8 @@ class LearnerTable(Table):
     late: Literal["wait", "drop"] = "wait"
     deadline: float = Field(default=1800.0, gt=0)
     drop_zero_variance: bool = True
+    max_resampling: float = Field(default=4.0, ge=0)
+    """A step drops at most this many times ``groups_per_step`` groups without variance; after that they take its places."""
     pack_tokens: int = Field(default=4096, ge=16)
     """Tokens of one packed chunk (a longer sequence gets a chunk of its own)."""
     logprob_rows: int = Field(default=256, ge=1)

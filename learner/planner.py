@@ -137,17 +137,27 @@ class Planner:
         return self._write(step, stage.index, "step", ready)
 
     def _judged(self, table: LearnerTable, step: int) -> list[tuple[Group, list[Judged]]]:
-        """The complete groups that may be trained, the one that grows too old first in front; the others of them end here."""
-        ready = []
+        """The complete groups that may be trained, the one that grows too old first in front; the others of them end here.
+
+        Once as many groups without variance were dropped for this step as ``max_resampling`` allows, they fill its places.
+        """
+        ready, flat = [], []
+        may_drop = table.max_resampling * table.groups_per_step - sum(
+            d.reason == "zero_variance" for d in self._dropped
+        )
         for group in self.training():
             if group.complete:
                 judged = group.judged()
                 reason = gate(group, judged, table, step)
-                if reason:
+                if not reason:
+                    ready.append((group, judged))
+                elif reason == "zero_variance" and may_drop < 1:
+                    flat.append((group, judged))
+                else:
+                    may_drop -= reason == "zero_variance"
                     self._drop(group, reason)
                     self._seen.append((group, judged))
-                else:
-                    ready.append((group, judged))
+        ready += flat[: max(0, table.groups_per_step - len(ready))]
         return sorted(ready, key=lambda item: item[0].oldest_version)
 
     def _late(self, rest: list[Group], table: LearnerTable, step: int) -> list[Group]:
@@ -221,10 +231,14 @@ def gate(group: Group, judged: list[Judged], table: LearnerTable, step: int) -> 
         return "unjudged"
     if step - 1 - group.oldest_version > table.max_lag:
         return "stale"
-    first = judged[0].reward
-    if table.drop_zero_variance and all(j.reward == first for j in judged):
+    if table.drop_zero_variance and is_flat(judged):
         return "zero_variance"
     return ""
+
+
+def is_flat(judged: Sequence[Judged]) -> bool:
+    """Whether all samples of a group have one reward: their advantages are zero."""
+    return len(judged) > 1 and all(j.reward == judged[0].reward for j in judged)
 
 
 def summarise(seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped]) -> dict[str, float]:
@@ -235,8 +249,7 @@ def summarise(seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped]) ->
         metrics["reward_mean"] = fmean(rewards)
         metrics["response_length_mean"] = fmean(j.trajectory.response_tokens for _, judged in seen for j in judged)
         metrics["groups_seen"] = float(len(seen))
-        zero = sum(d.reason == "zero_variance" for d in dropped)
-        metrics["zero_variance_group_ratio"] = zero / len(seen)
+        metrics["zero_variance_group_ratio"] = fmean(is_flat(judged) for _, judged in seen)
         by_rewarder: dict[str, list[float]] = {}
         for group, judged in seen:
             for trajectory, _ in judged:

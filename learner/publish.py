@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from broker.control.server import ControlServer
 from broker.messages import PolicyVersion, encode
@@ -20,7 +21,7 @@ class Publishing:
         self._run, self._executor, self._owner = run, executor, owner
         self.published = 0
         self._newest = -1
-        self.control = ControlServer(run.broker.control)
+        self.control = ControlServer(run.broker.control, run.control_keys())
         template = run.directory / "weights" / "template"
         save_shape(executor.model, executor.model_path, template)
         self._publisher = WeightPublisher(
@@ -31,6 +32,7 @@ class Publishing:
             timeout=table.push_timeout,
             bucket_bytes=int(table.bucket_mb * 2**20),
             backend="nccl" if executor.device == "cuda" else "gloo",
+            host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
         )
         self._publisher.warm(executor.tensors())

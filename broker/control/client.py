@@ -6,22 +6,32 @@ Goes on by itself when the learner restarts, at the same endpoint or (``connect`
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
 from broker.control.keys import Keys
+from broker.control.wake import Wake
 from broker.control.wire import Message, pack, unpack
 
+log = logging.getLogger("control")
 BEAT_SECONDS = 0.5
+TAKEN_SECONDS = (
+    15.0  # a killed daemon's name is free again after its lease; a name that is not by then has a living owner
+)
 
 
 class ControlClient:
-    """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread."""
+    """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread.
+
+    ``refused`` says why the learner will not have this daemon, once that is sure: another living one has its name.
+    """
 
     def __init__(
         self, name: str, role: str, *, receiver: bool = False, keys: Keys | None = None,
@@ -33,7 +43,11 @@ class ControlClient:
         self._wanted = ""
         self._endpoint = ""
         self.joined = False
+        self.refused = ""
         self.malformed = 0
+        self._instance = uuid.uuid4().hex
+        self._taken_since = 0.0
+        self._wake = Wake()
         self._stop = threading.Event()
         self._context = zmq.Context()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -42,49 +56,57 @@ class ControlClient:
     def connect(self, endpoint: str) -> None:
         """Talk to the learner at ``endpoint`` from now on; the same one again changes nothing."""
         self._wanted = endpoint
+        self._wake.set()
 
     def send(self, kind: str, **fields: Any) -> None:
         self._out.put(pack(kind, name=self._name, **fields))
+        self._wake.set()
 
     def close(self) -> None:
         self._stop.set()
+        self._wake.set()
         self._thread.join()
+        self._wake.close()
         self._context.destroy(linger=0)
 
     def _run(self) -> None:
         dealer: zmq.Socket[bytes] | None = None
         sub: zmq.Socket[bytes] | None = None
         due = 0.0
+        poller = zmq.Poller()
+        poller.register(self._wake.fileno(), zmq.POLLIN)
         while not self._stop.is_set():
+            self._wake.clear()
             if self._wanted != self._endpoint:
                 for socket in (dealer, sub):
-                    if socket is not None:
-                        socket.close(0)
+                    self._drop(poller, socket)
                 self._endpoint, self.joined, sub = self._wanted, False, None
-                dealer = self._socket(zmq.DEALER, self._endpoint)
+                dealer = self._socket(zmq.DEALER, self._endpoint, poller)
                 dealer.send(self._join())
             if dealer is None:
-                self._stop.wait(0.05)
+                poller.poll()
                 continue
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_SECONDS
                 self._send(dealer, pack("beat", name=self._name, status=self._status()))
             while not self._out.empty():
                 self._send(dealer, self._out.get())
-            while dealer.poll(5):
+            poller.poll(int(1000 * max(0.0, due - time.monotonic())) + 1)
+            while dealer.poll(0):
                 message = self._read(dealer)
                 if message["k"] == "welcome":
-                    if sub is not None:
-                        sub.close(0)
-                    sub = self._socket(zmq.SUB, str(message.get("pub")))
+                    self._drop(poller, sub)
+                    sub = self._socket(zmq.SUB, str(message.get("pub")), poller)
                     sub.subscribe(b"")
-                    self.joined = True
+                    self.joined, self._taken_since = True, 0.0
                     self._handler({"k": "state", **message.get("state", {})})
                 elif message["k"] == "rejoin":
                     self._send(dealer, self._join())
+                elif message["k"] == "taken":
+                    self._taken(message)
                 elif message["k"]:
                     self._handler(message)
-            while sub is not None and sub.poll(5):
+            while sub is not None and sub.poll(0):
                 message = self._read(sub)
                 if message["k"]:
                     self._handler(message)
@@ -93,6 +115,16 @@ class ControlClient:
             dealer.close(200)
         if sub is not None:
             sub.close(0)
+
+    def _taken(self, message: Message) -> None:
+        now = time.monotonic()
+        self._taken_since = self._taken_since or now
+        if now - self._taken_since > TAKEN_SECONDS and not self.refused:
+            self.refused = (
+                f"another {self._role} of this run lives under the name {self._name!r} ({message.get('by')}); "
+                "give each its own --name"
+            )
+            log.error("%s", self.refused)
 
     def _read(self, socket: zmq.Socket[bytes]) -> Message:
         """The next message; one of no kind if it is malformed."""
@@ -103,16 +135,24 @@ class ControlClient:
         return message
 
     def _join(self) -> bytes:
-        return pack("join", name=self._name, role=self._role, receiver=self._receiver, status=self._status())
+        return pack(
+            "join", name=self._name, instance=self._instance, role=self._role, receiver=self._receiver, status=self._status()
+        )  # fmt: skip
 
     def _send(self, socket: zmq.Socket[bytes], data: bytes) -> None:
         with contextlib.suppress(zmq.Again):  # nobody listens: the next beat says it again
             socket.send(data, zmq.NOBLOCK)
 
-    def _socket(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+    def _drop(self, poller: zmq.Poller, socket: zmq.Socket[bytes] | None) -> None:
+        if socket is not None:
+            poller.unregister(socket)
+            socket.close(0)
+
+    def _socket(self, kind: int, endpoint: str, poller: zmq.Poller) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.linger = 0
         if self._keys is not None:
             self._keys.call(socket)
         socket.connect(endpoint)
+        poller.register(socket, zmq.POLLIN)
         return socket

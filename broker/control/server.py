@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from broker.control.keys import Keys
+from broker.control.wake import Wake
 from broker.control.wire import Message, is_loopback, pack, unpack
 from broker.errors import ControlError
 
@@ -22,10 +23,14 @@ STATE_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Member:
-    """A daemon that is alive; ``receiver`` if it takes weights. ``seen`` is the monotonic time of its last word."""
+    """A daemon that is alive; ``receiver`` if it takes weights. ``seen`` is the monotonic time of its last word.
+
+    ``identity`` is that of its connection; ``instance`` is that of the process, and outlives a connection.
+    """
 
     identity: bytes
     name: str
+    instance: str
     role: str
     receiver: bool
     status: Mapping[str, Any]
@@ -64,6 +69,7 @@ class ControlServer:
             raise ControlError(f"[broker] control = {endpoint!r} cannot be bound: {error}") from error
         self.endpoint: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._pub_endpoint: str = self._pub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._wake = Wake()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
@@ -72,9 +78,11 @@ class ControlServer:
 
     def members(self) -> list[Member]:
         """Everyone who has spoken within the lease."""
-        now = time.monotonic()
         with self._lock:
-            return [m for m in self._members.values() if now - m.seen <= self._lease]
+            return [m for m in self._members.values() if self._alive(m)]
+
+    def _alive(self, member: Member) -> bool:
+        return time.monotonic() - member.seen <= self._lease
 
     def receivers(self) -> list[Member]:
         return sorted((m for m in self.members() if m.receiver), key=lambda m: m.name)
@@ -86,22 +94,30 @@ class ControlServer:
 
     def tell(self, member: Member, kind: str, **fields: Any) -> None:
         self._out.put((member.identity, pack(kind, **fields)))
+        self._wake.set()
 
     def announce(self, **state: Any) -> None:
         """Change the published state."""
         with self._lock:
             self._state.update(state)
+        self._wake.set()
 
     def close(self) -> None:
         self._stop.set()
+        self._wake.set()
         self._thread.join()
+        self._wake.close()
         self._context.destroy(linger=0)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         due, told = 0.0, ""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._wake.fileno(), zmq.POLLIN)
         while not self._stop.is_set():
+            self._wake.clear()
             while not self._out.empty():
                 self._router.send_multipart(list(self._out.get()))
             with self._lock:
@@ -110,7 +126,8 @@ class ControlServer:
             if now >= due or str(state) != told:
                 due, told = now + STATE_SECONDS, str(state)
                 self._pub.send(pack("state", **state))
-            if self._router.poll(10):
+            poller.poll(int(1000 * max(0.0, due - time.monotonic())) + 1 if self._out.empty() else 0)
+            while self._router.poll(0):
                 identity, *frames = self._router.recv_multipart()
                 message = unpack(frames[-1]) if frames else None
                 if message is None or not self._handle(identity, message):
@@ -124,9 +141,14 @@ class ControlServer:
         with self._lock:
             member = self._members.get(name)
             if kind == "join":
+                instance = str(message.get("instance", ""))
+                if member is not None and member.instance != instance and self._alive(member):
+                    self._out.put((identity, pack("taken", by=dict(member.status))))
+                    return True
                 self._members[name] = Member(
                     identity,
                     name,
+                    instance,
                     str(message.get("role", "")),
                     bool(message.get("receiver")),
                     _map(message.get("status")),

@@ -34,6 +34,11 @@ class WeightClient:
         self._thread.start()
         self._client = ControlClient(name, "actor", receiver=True, keys=keys, status=status, handler=self._orders.put)
 
+    @property
+    def refused(self) -> str:
+        """Why the learner will not have this daemon; empty while it may."""
+        return self._client.refused
+
     def connect(self, endpoint: str) -> None:
         self._client.connect(endpoint)
 
@@ -72,6 +77,7 @@ class WeightClient:
         except HeadraceError as error:
             self._client.send("ack", what="lane", epoch=lane.epoch, ok=False, error=str(error)[:500])
             raise
+        self._client.send("ack", what="lane", epoch=lane.epoch, ok=True)
 
     def _push(self, order: Message) -> None:
         epoch = order.pop("epoch")

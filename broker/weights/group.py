@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -13,8 +14,12 @@ from broker.weights.sink import Lane
 
 
 def serve_store(host: str, timeout: float) -> Any:
-    """The rendezvous of one lane on a free port (``.port``)."""
-    return dist.TCPStore(host, 0, None, True, timedelta(seconds=timeout), wait_for_workers=False)
+    """The rendezvous of one lane on a free port of ``host`` alone (``.port``); torch itself would open it to every network."""
+    listener = socket.create_server((host, 0), backlog=1024)
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host, port, None, True, timedelta(seconds=timeout), wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def join(lane: Lane, store: Any = None) -> Any:
@@ -31,13 +36,20 @@ def join(lane: Lane, store: Any = None) -> Any:
         gloo: Any = dist.ProcessGroupGloo
         choice = gloo._Options()
         choice._timeout = limit
-        loopback = lane.host.startswith("127.") or lane.host == "localhost"
-        choice._devices = [gloo.create_device(hostname=lane.host) if loopback else gloo.create_default_device()]
+        choice._devices = [gloo.create_device(hostname=_own_address(lane))]
         return gloo(inside, lane.rank, lane.world, choice)
     except (RuntimeError, dist.DistError) as error:
         raise WeightPushError(
             f"lane {lane.group} did not form within {lane.timeout} s: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _own_address(lane: Lane) -> str:
+    """The address of this machine on the way to the lane's rendezvous: the network that the lane is on, and no other."""
+    family, kind, protocol, _, where = socket.getaddrinfo(lane.host, lane.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(where)  # sends nothing; the kernel chooses the way
+        return str(probe.getsockname()[0])
 
 
 def broadcast(group: Any, piece: torch.Tensor, timeout: float) -> None:

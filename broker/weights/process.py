@@ -54,13 +54,20 @@ class Publisher:
         return {"joined": len(self._groups)}
 
     def do_push(self, buffer: int, size: int, bucket_bytes: int) -> dict[str, Any]:
-        """Broadcast one snapshot on every lane."""
+        """Broadcast one snapshot on all lanes at once."""
+        from concurrent.futures import ThreadPoolExecutor
+
         from broker.weights.group import broadcast
         from broker.weights.layout import buckets
 
-        for group, timeout in self._groups:
+        def push(group: Any, timeout: float) -> None:
             for piece in buckets(self._flat[buffer][:size], bucket_bytes):
                 broadcast(group, piece, timeout)
+
+        with ThreadPoolExecutor(max(1, len(self._groups))) as pool:
+            lanes = [pool.submit(push, *lane) for lane in self._groups]
+        for lane in lanes:
+            lane.result()
         return {"pushed": True}
 
     def do_save(
@@ -86,7 +93,10 @@ class Publisher:
             os.close(handle)
         shutil.rmtree(final, ignore_errors=True)
         beside.replace(final)
-        for old in sorted(home.glob("v-*"))[:-keep]:
+        others = (
+            path for path in home.glob("v-*") if path != final
+        )  # the newest by time: a rewind makes old versions anew
+        for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - keep or None]:
             shutil.rmtree(old, ignore_errors=True)
         for left in home.glob(".v-*"):
             shutil.rmtree(left, ignore_errors=True)

@@ -72,6 +72,7 @@ class WeightPublisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._epoch = 0
         self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
+        self._heard: set[str] = set()  # who has said a word in the epoch of the push under way
         self._closing = self._warm = self._started = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
@@ -188,6 +189,7 @@ class WeightPublisher:
         if not members:
             self._members = ()
             return True
+        self._heard.clear()
         try:
             self._drain()
             if tuple(m.identity for m in members) != self._members:
@@ -246,12 +248,12 @@ class WeightPublisher:
 
     def _silent(self, members: Sequence[Member]) -> list[str]:
         """Of the members of an epoch that failed, those who say nothing at all."""
-        silent = {m.name for m in members}
-        for ack in self._acks(WORD_SECONDS):
-            silent.discard(str(ack.get("name")))
-            if not silent:
-                break
-        return sorted(silent)
+        names = {m.name for m in members}
+        if names - self._heard:
+            for _ in self._acks(WORD_SECONDS):
+                if not names - self._heard:
+                    break
+        return sorted(names - self._heard)
 
     def _acks(self, limit: float) -> Iterator[Message]:
         """The members' words on this epoch as they come, for ``limit`` seconds."""
@@ -262,6 +264,7 @@ class WeightPublisher:
             except queue.Empty:
                 return
             if ack.get("epoch") == self._epoch:
+                self._heard.add(str(ack.get("name")))
                 yield ack
 
     def _drain(self) -> None:

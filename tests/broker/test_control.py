@@ -51,6 +51,27 @@ def test_who_is_evicted_comes_back_with_its_next_word() -> None:
     server.close()
 
 
+def test_a_name_belongs_to_the_daemon_that_lives_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.control.client.TAKEN_SECONDS", 0.5)
+    server = ControlServer(lease=2.0)
+    first = ControlClient("a", "actor", status=lambda: {"pid": 1})
+    first.connect(server.endpoint)
+    until(lambda: server.members())
+    second = ControlClient("a", "actor", status=lambda: {"pid": 2})
+    second.connect(server.endpoint)
+    until(lambda: second.refused)
+    assert "'a'" in second.refused and "--name" in second.refused and not first.refused
+    assert [m.status for m in server.members()] == [{"pid": 1}]
+    second.close()
+    first.close()
+    until(lambda: not server.members())
+    heir = ControlClient("a", "actor", status=lambda: {"pid": 3})
+    heir.connect(server.endpoint)
+    until(lambda: [m.status for m in server.members()] == [{"pid": 3}])
+    heir.close()
+    server.close()
+
+
 def test_silence_ends_a_membership() -> None:
     server = ControlServer(lease=0.3)
     context = zmq.Context()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from broker.control.server import ControlServer
 from broker.errors import ControlError
+from broker.weights.group import serve_store
 from broker.weights.publisher import WeightPublisher
 
 HERE = Path(__file__).resolve().parent
@@ -99,7 +101,7 @@ class Learner:
         self.publisher.publish(version, tensors)
         assert time.monotonic() - started < TIMEOUT / 2, "publishing waits for nobody"
         assert self.publisher.wait(60)
-        assert self.published[-1] == version and self.published == sorted(self.published)
+        assert self.published[-1] == version
 
     def close(self) -> None:
         for remote in self.remotes:
@@ -141,7 +143,7 @@ def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_o
     learner.push(2)
     bad.wait("stopping")
     assert float(good.wait("took", "2")[2]) == 2
-    assert learner.publisher.stats.evictions >= 1
+    assert learner.publisher.stats.evictions == 1, "only the one that broke off"
     learner.push(3)
     assert float(good.wait("took", "3")[2]) == 3
     if how == "stop":
@@ -156,7 +158,28 @@ def test_a_member_that_never_joins_a_lane_is_evicted(learner: Learner) -> None:
     good, _ = together(learner, "good", "deaf")
     learner.push(1)
     assert float(good.wait("took", "1")[2]) == 1
-    assert learner.publisher.stats.evictions >= 1
+    assert learner.publisher.stats.evictions == 1
+
+
+@pytest.mark.parametrize("learner", [1], indirect=True)
+def test_who_is_in_another_lane_than_the_broken_one_stays_a_member(learner: Learner) -> None:
+    other, _ = together(learner, "good", "deaf")
+    learner.push(1)
+    assert float(other.wait("took", "1")[2]) == 1
+    assert learner.publisher.stats.evictions == 1
+
+
+def test_the_rendezvous_listens_on_its_own_address_only() -> None:
+    store = serve_store("127.0.0.1", 5.0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", store.port), timeout=5)
+    socket.create_connection(("127.0.0.1", store.port), timeout=5).close()
+
+
+def test_the_version_just_written_stays_after_a_rewind(learner: Learner, tmp_path: Path) -> None:
+    for version in (7, 8, 3):
+        learner.push(version)
+    assert sorted(p.name for p in (tmp_path / "weights").glob("v-*")) == ["v-00000003", "v-00000008"]
 
 
 def test_a_publisher_process_that_is_killed_is_replaced(learner: Learner) -> None:

@@ -144,6 +144,24 @@ def test_gates_drop_with_a_reason_and_give_the_credit_back(log: Log) -> None:
     assert ring.planner.refill(ring.stage) == 2
 
 
+def test_groups_without_variance_fill_a_step_once_enough_were_dropped_for_it(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=2, max_resampling=1.0)
+    ring.planner.refill(ring.stage)
+    a, b, c, d, e, f = ring.fed()
+    for flat in (a, b, c):
+        ring.answer(flat, [1, 1])
+    assert ring.plan() is None
+    ring.answer(d, [0, 1])
+    planned = ring.plan()
+    assert [x.group_id for x in planned.manifest.dropped] == [a.group_id, b.group_id]
+    assert [g.group_id for g in planned.manifest.groups] == [d.group_id, c.group_id]
+    assert planned.manifest.metrics["zero_variance_group_ratio"] == pytest.approx(3 / 4)
+    ring.execute(planned)
+    for more in (e, f):
+        ring.answer(more, [0, 0])
+    assert ring.plan() is None, "the next step counts anew"
+
+
 def test_a_failed_vote_takes_its_sample_out_of_the_group_and_is_no_zero(log: Log) -> None:
     ring = Ring(log, groups_per_step=1, group_size=3)
     ring.planner.refill(ring.stage)
