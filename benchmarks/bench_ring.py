@@ -1,43 +1,49 @@
-"""How well a finished run overlapped: its step time against the larger of what its learner and its actors needed.
+"""The ring against the same parts one after another, against its own bound, and with judgements that take long.
 
-python benchmarks/bench_ring.py runs/tiny
+The parts run one after another where ``max_lag = 0``: the learner waits for samples of the weights that it has just published,
+and the actors wait for those weights. Everything else is the same.
 """
 
 from __future__ import annotations
 
-import sys
+import tempfile
 from pathlib import Path
-from statistics import median
 
-from broker.messages import StepResult, Trajectory
-from headrace.records import scan
-from headrace.rundir import reopen
+from ringbench import Measured, measure
+
+SYNCHRONOUS = ("learner.max_lag=0",)
 
 
-def main(directory: Path) -> None:
-    run = reopen(directory)
-    log = run.open_log()
-    steps = [m for _, m in scan(log, run.topics.steps) if isinstance(m, StepResult) and "staleness_mean" in m.metrics]
-    tokens = sum(
-        m.response_tokens
-        for _, m in scan(log, run.topics.trajectories)
-        if isinstance(m, Trajectory) and m.purpose == "train"
-    )
-    log.close()
-    if not steps:
-        sys.exit(f"{directory} has no reinforcement learning step")
-    seconds = [r.metrics["step_seconds"] for r in steps]
-    busy = [sum(v for k, v in r.phases.items() if k != "wait_data") for r in steps]
-    publish = sum(r.phases.get("publish", 0.0) for r in steps)
-    print("| of a step | seconds (median) |\n|---|---|")
-    print(f"| wall | {median(seconds):.3f} |\n| learner busy | {median(busy):.3f} |")
-    for name in ("wait_data", "pack", "forward_backward", "optimizer", "publish", "checkpoint"):
-        print(f"| {name} | {median(r.phases.get(name, 0.0) for r in steps):.3f} |")
-    print(f"\nlearner blocked by publishing: {100 * publish / sum(seconds):.2f}% of the time")
+def row(name: str, it: Measured, base: Measured) -> str:
+    busy = " | ".join(f"{100 * it.busy[role]:.0f}%" for role in ("learner", "actor"))
+    return f"| {name} | {it.step_seconds:.3f} | {busy} | {it.staleness:.2f} | {100 * base.step_seconds / it.step_seconds:.0f}% |"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        at_once = measure(Path(home) / "a")
+        in_turn = measure(Path(home) / "b", SYNCHRONOUS)
+        step = at_once.step_seconds
+        slow = measure(Path(home) / "c", median=0.3 * step, p99=2 * step)
+        slow_in_turn = measure(Path(home) / "d", SYNCHRONOUS, median=0.3 * step, p99=2 * step)
+    print("256 answers a step, heavy-tailed lengths; one learner thread, one actor thread.\n")
+    print("| ring | seconds a step | learner works | actor works | staleness | throughput |\n|---|---|---|---|---|---|")
+    print(row("`max_lag = 8`, rewards at once", at_once, at_once))
+    print(row("`max_lag = 8`, log-normal judgements: median 0.3 step, 99% 2 steps", slow, at_once))
+    print(row("one after another (`max_lag = 0`), rewards at once", in_turn, at_once))
+    print(row("one after another, log-normal judgements", slow_in_turn, at_once))
+    bound = max(at_once.busy.values())
     print(
-        f"learner busy: {100 * sum(busy) / sum(seconds):.0f}% of the time; {tokens} training tokens generated in {len(steps)} steps"
+        f"\nOf the bound max(learner, actor): {100 * bound:.0f}%. Against one after another: {in_turn.step_seconds / step:.2f} times as fast."
+    )
+    print("\n| phase of the learner | ms a step |\n|---|---|")
+    for name, seconds in sorted(at_once.phases.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {1000 * seconds:.1f} |")
+    publish = at_once.phases.get("publish", 0.0)
+    print(
+        f"\nBlocked by publishing: {100 * publish / step:.2f}% of the time. CPU: {at_once.cpu_seconds:.2f} s a step, {at_once.tokens:.0f} tokens."
     )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/tiny"))
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
         return 2
     except HeadraceError as error:
         print(f"fault: {error}", file=sys.stderr, flush=True)
+        return 3
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"fault: the disk is full: free some space and start again ({error})", file=sys.stderr, flush=True)
         return 3
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from broker.errors import RunFileError
 from broker.messages import Position
@@ -140,12 +140,20 @@ class Log(Protocol):
 
 
 def open_log(url: str) -> Log:
-    """The log at ``url``; its scheme chooses the engine. Raises RunFileError for a scheme nobody knows."""
+    """The log at ``url``; its scheme chooses the engine. Raises RunFileError for a scheme or an option nobody knows.
+
+    ``sqlite://DIRECTORY?max_mb=N`` lets no topic grow beyond N MiB: producers then raise LogFull, as on a full disk.
+    """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
-        from broker.sqlite_log import SqliteLog
+        from broker.sqlite_log import PAGE_BYTES, SqliteLog
 
-        return SqliteLog(url.removeprefix("sqlite://"))
+        directory, _, query = url.removeprefix("sqlite://").partition("?")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        limit = options.pop("max_mb", "0")
+        if options or not limit.isdigit():
+            raise RunFileError(f"[broker] url = {url!r}: behind '?' only max_mb=N is known")
+        return SqliteLog(directory, max_pages=int(limit) * 2**20 // PAGE_BYTES)
     raise RunFileError(f"[broker] url = {url!r}: unknown scheme {scheme!r}; use sqlite://DIRECTORY")
 
 

@@ -69,10 +69,12 @@ class BrokerTable(Table):
 class RunFile:
     """The raw tables of a run file with the overrides applied, and the directory that relative paths start from."""
 
-    def __init__(self, tables: Mapping[str, Any], base: Path, source: str) -> None:
+    def __init__(self, tables: Mapping[str, Any], base: Path, path: Path, overrides: Sequence[str] = ()) -> None:
         self.tables = dict(tables)
         self.base = base
-        self.source = source
+        self.path = path
+        self.overrides = tuple(overrides)
+        self._read_at = _stamp(path)
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> RunFile:
@@ -90,7 +92,15 @@ class RunFile:
             apply_override(tables, override)
         moved = path.with_suffix(".base")  # a run file that was copied into a run's directory says where it came from
         base = Path(moved.read_text(encoding="utf-8")) if moved.is_file() else path.resolve().parent
-        return cls(tables, base, str(path))
+        return cls(tables, base, path, overrides)
+
+    def reread(self) -> RunFile | None:
+        """The run file as it is now, if it was written since it was read; else None. Raises RunFileError, once an edit."""
+        stamp = _stamp(self.path)
+        if stamp == self._read_at:
+            return None
+        self._read_at = stamp
+        return RunFile.read(self.path, self.overrides)
 
     def table(self, name: str, model: type[Model]) -> Model:
         """Table ``name`` as ``model``; an absent table has all defaults. Raises RunFileError."""
@@ -99,6 +109,14 @@ class RunFile:
     def resolve(self, path: str) -> Path:
         """``path`` of the run file: relative ones start from the run file's own directory."""
         return (self.base / path).resolve()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
 
 
 def parse(raw: Any, model: type[Model], where: str) -> Model:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from broker.errors import RunFault
 from broker.messages import Manifest
 from broker.run import Run
+from headrace.edits import Edits, commands
 from headrace.records import read
-from headrace.rundir import RUN_FILE, record, replace
+from headrace.rundir import record, replace
 from headrace.runfile import WholeRun, check
-from headrace.supervisor import Command, Supervisor, sole_supervisor
+from headrace.supervisor import Supervisor, sole_supervisor
 from monitoring.daemon import Stop
 from monitoring.live import LiveView, open_view
 
@@ -81,25 +82,15 @@ def opening(run: Run, whole: WholeRun) -> list[str]:
     ]
 
 
-def commands(whole: WholeRun, run: Run) -> list[Command]:
-    """The daemons of a run on one machine."""
-    common = (str(run.directory / RUN_FILE), "--dir", str(run.directory), "--name")
-    out = [Command("learner-0", "learner", ("learner", *common, "learner-0"))]
-    out += [Command(f"actor-{i}", "actor", ("actors", *common, f"actor-{i}")) for i in range(whole.actors.count)]
-    for name, table in whole.rewarders.items():
-        for i in range(0 if table.external else table.workers):
-            daemon = f"{name}-{i}"
-            out.append(Command(daemon, "rewarder", ("rewarders", *common, daemon, "--rewarder", name)))
-    return out
-
-
 def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock) -> int | None:
     from headrace.progress import Progress
 
     supervisor = Supervisor(commands(whole, run), run.directory / "logs", "learner-0", view.note)
+    edits = Edits(run, whole, supervisor, view.note)
     progress = Progress(run, whole.learner, supervisor.views)
 
     def tick() -> None:
+        edits.follow()
         view.update(progress.refresh())
         clock.keep(every=CLOCK_SECONDS)
 

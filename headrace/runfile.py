@@ -30,7 +30,7 @@ def check(file: RunFile) -> WholeRun:
     actors, rewarders = file.table("actors", ActorsTable), rewarder_tables(file)
     learner = LearnerConfig(file)
     if not learner.stages:
-        raise RunFileError(f"{file.source}: there is no [[stage]]; add one of kind 'sft', 'rl' or 'evaluate'")
+        raise RunFileError(f"{file.path}: there is no [[stage]]; add one of kind 'sft', 'rl' or 'evaluate'")
     for name in run.rewards:
         if name not in rewarders:
             raise RunFileError(

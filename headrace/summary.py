@@ -133,7 +133,7 @@ def report_of(log: Log, run: Run, summary: Mapping[str, Any]) -> RunReport:
     return RunReport(
         name=run.table.name,
         summary=dict(summary),
-        config=Path(run.file.source).read_text(encoding="utf-8") if Path(run.file.source).is_file() else "",
+        config=run.file.path.read_text(encoding="utf-8") if run.file.path.is_file() else "",
         steps=[float(r.step) for r in history.rl],
         series={name: [r.metrics.get(name, float("nan")) for r in history.rl] for name in names},
         evaluations=[(float(e.step), e.name, e.pass_at_1, *e.pass_at_1_interval) for e in history.evaluations],

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,7 @@ from monitoring.view import DaemonView
 BACK_OFF = (0.2, 30.0)  # seconds before the first and at most before any restart
 HEALTHY_SECONDS = 60.0  # a daemon that has lived this long starts anew with its back-off and its failures
 LOOP = 5  # failures of its own in a row, without a healthy life between them, make a crash loop
+FAULT_LOOP = 3  # the same where it has said itself that it cannot go on
 DRAIN_SECONDS = 10.0
 TICK_SECONDS = 1.0
 OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
@@ -64,6 +65,16 @@ class Supervisor:
         self._daemons = [_Daemon(command) for command in commands]
         self._logs, self._critical, self._note = logs, critical, note
         self._logs.mkdir(parents=True, exist_ok=True)
+
+    def change(self, commands: Sequence[Command], restart: Collection[str]) -> None:
+        """Start the daemons that are new in ``commands``, and start those in ``restart`` anew; nobody is taken away."""
+        known = {d.command.name: d for d in self._daemons}
+        for command in commands:
+            daemon = known.get(command.name)
+            if daemon is None:
+                self._daemons.append(_Daemon(command))
+            elif command.name in restart and daemon.process is not None:
+                daemon.process.terminate()
 
     def views(self) -> list[DaemonView]:
         return [
@@ -122,8 +133,8 @@ class Supervisor:
         if not by_itself and now - daemon.started >= QUICK_SECONDS:
             daemon.delay = BACK_OFF[0]
         daemon.failures += by_itself
-        if daemon.failures >= LOOP:
-            raise RunFault(f"{name} has failed {LOOP} times in a row: {self._last_words(daemon)}")
+        if daemon.failures >= (FAULT_LOOP if status == FAULT else LOOP):
+            raise RunFault(f"{name} has failed {daemon.failures} times in a row: {self._last_words(daemon)}")
         self._restart_later(daemon, status, BACK_OFF[1] if by_itself else OUTSIDE_BACK_OFF)
         return False
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from broker.control.server import ControlServer
 from broker.messages import PolicyVersion, encode
 from broker.run import Run
-from broker.weights.publisher import WeightPublisher
+from broker.weights.publisher import PushStats, WeightPublisher
 from learner.config import LearnerTable
 from learner.executor import Executor
 from learner.model import save_shape
+from learner.telemetry import Telemetry
 
 
 class Publishing:
     """The learner's end of the weight road. ``published`` is the newest version that receivers can have."""
 
-    def __init__(self, run: Run, executor: Executor, table: LearnerTable, owner: str) -> None:
-        self._run, self._executor, self._owner = run, executor, owner
+    def __init__(self, run: Run, executor: Executor, table: LearnerTable, owner: str, telemetry: Telemetry) -> None:
+        self._run, self._executor, self._owner, self._telemetry = run, executor, owner, telemetry
+        self._told = PushStats()
         self.published = 0
         self._newest = -1
         self.control = ControlServer(run.broker.control, run.control_keys())
@@ -53,6 +56,9 @@ class Publishing:
         producer.close()
         log.close()
         self.published = version
+        now, before = self._publisher.stats, self._told
+        self._telemetry.pushed(now.push_seconds - before.push_seconds, now.evictions - before.evictions)
+        self._told = replace(now)
 
     def close(self) -> None:
         self._publisher.close()

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from broker.errors import HeldByAnother, RunFileError
 from broker.log import Log, Producer
 from broker.messages import Evaluation, Sampling, StepResult, encode
 from broker.run import Run
-from broker.runfile import nearest
+from broker.runfile import RunTable, nearest
 from broker.topics import STEPS_OWNER
 from learner.checkpoint import Checkpoints, Progress
 from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage, SamplingTable
@@ -61,13 +62,19 @@ class Learner:
         self.executor = Executor(config, model_path(run), run.table.seed, run.directory)
         self.evaluated: set[str] = set()
         self._schedules: dict[tuple[str, bool], Schedule] = {}
+        self._plan: StagePlan | None = None
+        self._mix = run.table.rewards
+        self._file = run.file
+        self.unfinished: set[str] = set()
+        """Evaluations that a learner before this one began and did not end."""
         self.extra: Mapping[str, Any] = {}
         self.resumed_step = 0
         tail = self._recover()
-        self.publishing = Publishing(run, self.executor, config.learner, self.owner)
+        self.publishing = Publishing(run, self.executor, config.learner, self.owner, telemetry)
         stack.callback(self.publishing.close)
         planner, evaluations = self._planner(steps, tail, stack)
         self.planning = PlanningThread(planner, evaluations, self._evaluation_done)
+        telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
         self.planning.start()
         stack.callback(self.planning.stop)
 
@@ -102,6 +109,7 @@ class Learner:
         join = Join(self.log, topics, self.executor.vocabulary, found.state, self.owner)
         stack.callback(join.close)
         join.add(found.groups)
+        self.unfinished = {g.prompt.evaluation for g in found.groups if g.prompt.purpose == "eval"}
         prompts = self.log.producer()
         stack.callback(prompts.close)
         feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor)
@@ -131,15 +139,37 @@ class Learner:
 
     def stage_plan(self, index: int, stage: RlStage) -> StagePlan:
         table = self.config.rl(stage)
-        ask = Ask(table.group_size, self.run.table.rewards, sampling(table.sampling))
+        ask = Ask(table.group_size, self._mix, sampling(table.sampling))
         begun = self.progress.stage_step if self.progress.stage == index and not self.progress.closed else 0
         last = self.progress.version + stage.steps - begun
         return StagePlan(index, table, self.schedule(stage.data, True), ask, last)
+
+    def begin(self, plan: StagePlan | None) -> None:
+        """Plan steps of an RL stage from now on (None: of no stage)."""
+        self._plan = plan
+        self.planning.begin(plan)
+
+    def _follow_mix(self) -> None:
+        """Take up the reward mix of an edited run file: the groups that are fed from now on carry it."""
+        try:
+            edited = self._file.reread()
+            if edited is None:
+                return
+            mix = edited.table("run", RunTable).rewards
+        except RunFileError as error:
+            log_.warning("the run file was edited, and the old mix stays: %s", error)
+            return
+        self._file = edited
+        if mix != self._mix and self._plan is not None:
+            log_.info("groups are from now on fed with the mix %s", mix)
+            self._mix = mix
+            self.begin(replace(self._plan, ask=replace(self._plan.ask, rewards=mix)))
 
     def next(self) -> Planned | None:
         """Wait for the next planned step; None when the learner is to stop."""
         with self.telemetry.waiting("wait_data"):
             while not self.stop:
+                self._follow_mix()
                 planned = self.planning.next(timeout=0.2)
                 if planned is not None:
                     return planned
@@ -154,6 +184,7 @@ class Learner:
             if self.progress.version % table.publish_every == 0:
                 self.publish()
             result = self.telemetry.step(result)
+            self.telemetry.trained(planned)
             self.record(result)
         return result
 
@@ -187,7 +218,7 @@ class Learner:
 
     def close_stage(self, index: int) -> None:
         """End the stage durably, in the log and in a checkpoint."""
-        self.planning.begin(None)
+        self.begin(None)
         self.take(self.planning.call(lambda planner, _: planner.close(index)))
         self.save(self.config.learner)
 
@@ -201,7 +232,7 @@ class Learner:
         if name in self.evaluated:
             return
         schedule = self.schedule(stage.data, False)
-        ask = Ask(stage.k, self.run.table.rewards, sampling(stage.sampling or table.sampling), "eval", name)
+        ask = Ask(stage.k, self._mix, sampling(stage.sampling or table.sampling), "eval", name)
         request = Request(name, step, index, stage.k, stage.rewarder, table.deadline, time.time())
 
         def begin(planner: Planner, evaluations: Evaluations) -> None:

@@ -30,7 +30,7 @@ def run_rl(learner: Learner, index: int, stage: RlStage) -> bool:
     plan = learner.stage_plan(index, stage)
     learner.publish()
     ask_due(learner, index, stage, redone=True)
-    learner.planning.begin(plan)
+    learner.begin(plan)
     while learner.progress.version < plan.last_step:
         planned = learner.next()
         if planned is None:
@@ -57,9 +57,10 @@ def ask_due(learner: Learner, index: int, stage: RlStage, redone: bool = False) 
         k=stage.eval_k,
         rewarder=stage.eval_rewarder,
     )
-    for step in range(max(1, first), now + 1):
-        if step % stage.eval_every == 0:
-            learner.ask(index, f"{stage.name}:{step}", begun + step, asked, learner.config.rl(stage))
+    for step in range(stage.eval_every, now + 1, stage.eval_every):
+        name = f"{stage.name}:{step}"
+        if step >= first or name in learner.unfinished:
+            learner.ask(index, name, begun + step, asked, learner.config.rl(stage))
 
 
 def run_evaluate(learner: Learner, index: int, stage: EvaluateStage) -> bool:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
 from learner.config import Stage
+from learner.planner import Planned
 from monitoring.metrics import LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
@@ -21,6 +22,8 @@ GAUGES = {
     "reward_mean": "reward_mean",
     "ess_ratio": "ess_ratio",
     "kl_behavior": "kl",
+    "importance_ratio_max": "importance_ratio_max",
+    "zero_variance_group_ratio": "zero_variance_group_ratio",
 }
 """Which metric of a step sets which gauge."""
 
@@ -41,7 +44,10 @@ class Telemetry:
         try:
             yield
         finally:
-            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - start
+            seconds = time.monotonic() - start
+            self._phases[name] = self._phases.get(name, 0.0) + seconds
+            if name == "checkpoint":
+                self.metrics.checkpoint_seconds.observe(seconds)
 
     @contextlib.contextmanager
     def waiting(self, name: str) -> Iterator[None]:
@@ -59,6 +65,18 @@ class Telemetry:
         self._export(result.step, metrics, phases)
         return dataclasses.replace(result, metrics=metrics, phases=phases)
 
+    def trained(self, planned: Planned) -> None:
+        """Export what a step was made of: age and length of each of its samples."""
+        for group in planned.groups:
+            for trajectory, _ in group:
+                self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
+                self.metrics.response_length.observe(trajectory.response_tokens)
+
+    def pushed(self, seconds: float, evictions: int) -> None:
+        """Export one push of weights; ``evictions`` since the push before."""
+        self.metrics.broadcast_seconds.observe(seconds)
+        self.metrics.evictions.inc(evictions)
+
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:
         mine = self.metrics
         mine.steps.inc()
@@ -72,10 +90,8 @@ class Telemetry:
         for side in ("low", "high"):
             if f"clip_fraction_{side}" in metrics:
                 mine.clip_fraction(side).set(metrics[f"clip_fraction_{side}"])
-        if "importance_ratio_max" in metrics:
-            mine.importance_ratio_max.set(metrics["importance_ratio_max"])
-        if "zero_variance_group_ratio" in metrics:
-            mine.zero_variance_group_ratio.set(metrics["zero_variance_group_ratio"])
+        if "importance_ratio_mean" in metrics:
+            mine.importance_ratio.observe(metrics["importance_ratio_mean"])
         for name, value in metrics.items():
             if name.startswith("dropped/"):
                 mine.dropped_groups(name.removeprefix("dropped/")).inc(value)
@@ -86,6 +102,7 @@ class Telemetry:
 
     def evaluation(self, result: Evaluation) -> None:
         low, high = result.pass_at_1_interval
+        self.metrics.pass_at_1.set(result.pass_at_1)
         log_.info(
             "%s: pass@1 %.3f [%.3f, %.3f], cons@%d %.3f over %d questions",
             result.name,

@@ -60,8 +60,10 @@ def judge_factory(options: dict[str, Any]) -> Any:
         verdict = rewarder(sample)
         if verdict is None:
             return [None, ""]
+        if isinstance(verdict, int | float):
+            verdict = Reward(float(verdict))
         if not isinstance(verdict, Reward):
-            raise MessageError(f"returned {type(verdict).__name__}; return Reward(value) or None")
+            raise MessageError(f"returned {type(verdict).__name__}; return a number, Reward(value, why) or None")
         return [float(verdict.value), str(verdict.why)[:500]]
 
     return judge

@@ -23,6 +23,6 @@ class Reward:
 
 
 class Rewarder(Protocol):
-    """Judges one sample: a Reward, or None to abstain. Whatever it raises is recorded as an error, never as a reward of 0."""
+    """Judges one sample: a Reward, a number, or None to abstain. Whatever it raises is an error, never a reward of 0."""
 
-    def __call__(self, sample: Trajectory) -> Reward | None: ...
+    def __call__(self, sample: Trajectory) -> Reward | float | None: ...

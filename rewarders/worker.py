@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker.daemon import keep_turning
-from broker.errors import DecodeError, HeadraceError
+from broker.errors import DecodeError, HeadraceError, RunFault
 from broker.log import Log, Record
 from broker.messages import Trajectory, Vote, decode, encode
 from broker.topics import Topics
@@ -28,6 +28,9 @@ log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
 BATCH = 32
 FLUSH_SECONDS = 0.05
+HOPELESS = (
+    256  # first verdicts of a worker, all errors: the rewarder is broken, and sampling for it would go on for ever
+)
 
 
 @dataclass(slots=True)
@@ -137,6 +140,7 @@ class RewarderWorker:
         self._flushed = time.monotonic()
         self._mean: float | None = None
         self._restarts = 0
+        self._errors_only = 0  # verdicts so far, while all are errors; -1 once one was not
 
     def run(self, stop: Stop) -> None:
         keep_turning(self.turn, stop, self._broker.unavailable)
@@ -189,6 +193,7 @@ class RewarderWorker:
             time.time(),
         )
         self._producer.send(self._topics.rewards, job.group_id.encode(), encode(vote))
+        self._hopeful(verdict)
         self._finished.append(job.record)
         self._metrics.results(verdict.outcome).inc()
         self._metrics.latency.observe(job.seconds)
@@ -196,6 +201,17 @@ class RewarderWorker:
             self._metrics.reward.observe(verdict.value)
             self._mean = verdict.value if self._mean is None else 0.99 * self._mean + 0.01 * verdict.value
             self._metrics.mean.set(self._mean)
+
+    def _hopeful(self, verdict: _Verdict) -> None:
+        """Raises RunFault where a rewarder has never judged anything and fails on all that it gets."""
+        if verdict.outcome != "error" or self._errors_only < 0:
+            self._errors_only = -1
+            return
+        self._errors_only += 1
+        if self._errors_only == HOPELESS:
+            raise RunFault(
+                f"rewarder {self._rewarder} failed on each of its first {HOPELESS} samples, the last time with: {verdict.why}"
+            )
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from ringtools import SMALL, by_role, end_run, headrace, start_run, verify, wait_for
 
 from broker.errors import DecodeError, HeldByAnother
-from broker.messages import Manifest, StepResult, decode, encode
+from broker.messages import Manifest, Prompt, StepResult, decode, encode
 from broker.run import Run
 from headrace.records import scan
 from headrace.rundir import reopen
+from headrace.verify import verify as verify_log
 from learner.ring import exclusive_steps
 from monitoring.daemon import Stop
 
@@ -176,3 +180,93 @@ def test_open_gives_the_run_as_it_was_started(tmp_path: Path) -> None:
     record(Run.open(SMALL, ["run.seed=9"], tmp_path))
     again = reopen(tmp_path)
     assert again.table.seed == 9 and again.file.resolve("vowels.py").is_file() and again.directory == tmp_path
+
+
+def small_copy(directory: Path) -> Path:
+    """The small ring's run file and rewarder in ``directory``, to be edited."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = SMALL.read_text().replace("../../recipes", str(SMALL.parents[2] / "recipes"))
+    (directory / "small.toml").write_text(text)
+    (directory / "vowels.py").write_text((SMALL.parent / "vowels.py").read_text())
+    return directory / "small.toml"
+
+
+def mixes(directory: Path) -> list[set[str]]:
+    """The names in the mix of each training prompt, in the order in which they were fed."""
+    run = reopen(directory)
+    log = run.open_log()
+    found = [m for _, m in scan(log, run.topics.prompts) if isinstance(m, Prompt) and m.purpose == "train"]
+    log.close()
+    return [set(m.rewards) for m in sorted(found, key=lambda m: m.number)]
+
+
+@pytest.mark.timeout(300)
+def test_a_rewarder_is_plugged_into_a_run_by_editing_its_file(tmp_path: Path) -> None:
+    file, home = small_copy(tmp_path), tmp_path / "run"
+    run = start_run(home, "--set", "stage.1.steps=40", file=file)
+    try:
+        wait_for("the second step", lambda: steps_of(home) >= 2 or run.poll() is not None, 120)
+        text = file.read_text()
+        file.write_text(text.replace("vowels = 1.0", "vowels = 1.0, nobody = 1.0"))
+        wait_for("a refusal", lambda: "nothing changed" in (home / "run.out").read_text(), 30)
+        (tmp_path / "brevity.py").write_text(
+            "class Brevity:\n    def __call__(self, sample):\n        return 1.0 / (1 + len(sample.text))\n"
+        )
+        plugged = text.replace("vowels = 1.0", "vowels = 1.0, brevity = 0.5")
+        file.write_text(plugged + '\n[rewarders.brevity]\nuse = "brevity.py:Brevity"\n')
+        assert run.wait(200) == 0, (home / "run.out").read_text()[-3000:]
+    finally:
+        end_run(run)
+    audit = verify(home)
+    assert (audit["trained"], audit["outstanding"], audit["dropped"]) == (160, 0, 0)
+    fed = mixes(home)
+    first = fed.index({"vowels", "brevity"})
+    assert 8 <= first < len(fed)
+    assert all(mix == {"vowels"} for mix in fed[:first]) and all(mix == {"vowels", "brevity"} for mix in fed[first:])
+    lineage = json.loads(headrace("trace", str(home), "40", "--json").stdout)
+    assert {v["rewarder"] for v in lineage["groups"][0]["samples"][0]["votes"]} == {"vowels", "brevity"}
+
+
+@pytest.mark.timeout(300)
+def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path: Path) -> None:
+    file, home = small_copy(tmp_path), tmp_path / "run"
+    options = ["--dir", str(home), "--set", "stage.1.steps=6", "--set", "stage.0.steps=1"]
+    orders = [["rewarder", str(file), *options, "--rewarder", "vowels"], ["actor", str(file), *options],
+              ["actor", str(file), *options, "--name", "actor-1"], ["learner", str(file), *options]]  # fmt: skip
+    daemons = []
+    try:
+        for order in orders:
+            with (tmp_path / f"{len(daemons)}.out").open("wb") as out:
+                daemons.append(subprocess.Popen([sys.executable, "-m", "headrace", *order], stdout=out, stderr=out))
+            time.sleep(1.0)
+        assert daemons[-1].wait(200) == 0, (tmp_path / "3.out").read_text()[-2000:]
+        for daemon in daemons[:-1]:
+            daemon.terminate()
+            assert daemon.wait(10) == 0, "SIGTERM drains"
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+            daemon.wait()
+    run = Run.open(file, options[3:4], home)
+    log = run.open_log()
+    audit = verify_log(log, run.topics)
+    log.close()
+    assert not audit.problems and (audit.steps, audit.trained) == (6, 24)
+
+
+@pytest.mark.timeout(300)
+def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Path) -> None:
+    """The log may not grow beyond one megabyte a topic; with room again the same command goes on."""
+    options = ("--set", "stage.1.steps=40", "--set", "learner.sampling.max_new_tokens=100")
+    small = ("--set", f"broker.url=sqlite://{tmp_path / 'log'}?max_mb=1")
+    run = start_run(tmp_path, *options, *small)
+    try:
+        assert run.wait(200) == 3, (tmp_path / "run.out").read_text()[-3000:]
+        last = (tmp_path / "run.out").read_text().splitlines()[-1]
+        assert "no space for" in last and "free some" in last, last
+        run = start_run(tmp_path, *options)
+        assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
+    finally:
+        end_run(run)
+    audit = verify(tmp_path)
+    assert (audit["steps"], audit["trained"], audit["outstanding"]) == (40, 160, 0)

@@ -37,7 +37,7 @@ ROWS = [
 
 
 def file_in(directory: Path) -> RunFile:
-    return RunFile({}, directory, "run.toml")
+    return RunFile({}, directory, directory / "run.toml")
 
 
 def source_of(path: str, directory: Path, **options: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from test_math import sample
 
-from broker.errors import HeadraceError, RunFileError
+from broker.errors import HeadraceError, RunFault, RunFileError
 from broker.log import Log, open_log
 from broker.messages import Vote, encode
 from broker.runfile import RunFile
@@ -24,8 +24,8 @@ from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable, rewarder_tables
 from rewarders.isolation import Failed, Isolated
 from rewarders.reasoning_gym import ReasoningGym
-from rewarders.registry import load_rewarder
-from rewarders.worker import RewarderWorker
+from rewarders.registry import judge_factory, load_rewarder
+from rewarders.worker import HOPELESS, RewarderWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPICS = Topics("t", partitions=2)
@@ -114,6 +114,30 @@ def test_whatever_a_judge_does_every_sample_gets_one_verdict(log: Log, tmp_path:
             found[text],
         )
     assert found["hang"].attempts == 2 and found["raise"].attempts == 1
+
+
+def test_a_rewarder_that_fails_on_all_it_gets_stops_with_its_reason(log: Log, tmp_path: Path) -> None:
+    publish(log, ["raise"] * HOPELESS)
+    worker = worker_of(log, tmp_path)
+    with pytest.raises(RunFault, match=f"first {HOPELESS} samples.*no such thing"):
+        turn_until(worker, log, HOPELESS)
+    worker.close()
+    assert len(votes(log)) == HOPELESS, "its verdicts are written all the same"
+
+
+def test_one_good_verdict_is_enough_to_go_on(log: Log, tmp_path: Path) -> None:
+    publish(log, ["four"] + ["raise"] * HOPELESS)
+    worker = worker_of(log, tmp_path)
+    turn_until(worker, log, HOPELESS + 1)
+    worker.close()
+
+
+def test_a_number_is_a_reward(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(
+        "class Plain:\n    def __call__(self, sample):\n        return {'a': 2, 'b': True, 'c': 0.25, 'd': None}[sample.text]\n"
+    )
+    judge = judge_factory({"use": "plain.py:Plain", "options": {}, "base": str(tmp_path)})
+    assert [judge(encode(sample(text)))[0] for text in "abcd"] == [2.0, 1.0, 0.25, None]
 
 
 def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:
