@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 KILLS ?= 30
 SEED ?=
 
-.PHONY: setup run test lint bench chaos clean
+.PHONY: setup setup-kafka run test test-kafka lint bench chaos kafka clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,21 @@ run: $(STAMP)
 	@$(BIN)/headrace run recipes/tiny.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not kafka"
+
+# Kafka's client; the broker itself is fetched by Maven on its first start, into the same .venv.
+KAFKA_STAMP := .venv/.installed-kafka
+setup-kafka: $(KAFKA_STAMP)
+
+$(KAFKA_STAMP): $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[kafka]'
+	@touch $(KAFKA_STAMP)
+
+kafka: $(KAFKA_STAMP)
+	@$(BIN)/headrace kafka
+
+test-kafka: $(KAFKA_STAMP)
+	$(BIN)/python -m pytest tests -m kafka
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ class ActorWorker:
     ) -> None:  # fmt: skip
         self._name, self._topics, self._engine, self._tokenizer = name, topics, engine, tokenizer
         self._ahead = int(table.queue * table.slots)
-        self._consumer: Consumer = log.consumer([topics.prompts], GROUP, name)
+        self._consumer: Consumer = log.consumer([topics.prompts], topics.group(GROUP), name)
         self._producer: Producer = log.producer()
         self._metrics, self._broker, self._system = metrics, broker, system
         self._mark = Watermark()

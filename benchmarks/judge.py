@@ -28,7 +28,10 @@ def main() -> None:
     options = parser.parse_args()
     run, stop, rng = reopen(options.run), Stop().install(), random.Random(0)
     log = run.open_log()
-    consumer, producer = log.consumer([run.topics.trajectories], "rewarder.judge", "judge-0"), log.producer()
+    consumer, producer = (
+        log.consumer([run.topics.trajectories], run.topics.group("rewarder.judge"), "judge-0"),
+        log.producer(),
+    )
     sigma = math.log(options.p99 / options.median) / Z99 if options.median else 0.0
     mark, due = Watermark(), []  # type: ignore[var-annotated]
     while not stop:

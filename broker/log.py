@@ -140,7 +140,8 @@ class Log(Protocol):
 
 
 def open_log(url: str) -> Log:
-    """The log at ``url``; its scheme chooses the engine. Raises RunFileError for a scheme or an option nobody knows.
+    """The log at ``url``; its scheme chooses the engine. Raises RunFileError for a scheme or an option nobody knows,
+    LogUnavailable if it cannot be reached.
 
     ``sqlite://DIRECTORY?max_mb=N`` lets no topic grow beyond N MiB: producers then raise LogFull, as on a full disk.
     """
@@ -154,7 +155,18 @@ def open_log(url: str) -> Log:
         if options or not limit.isdigit():
             raise RunFileError(f"[broker] url = {url!r}: behind '?' only max_mb=N is known")
         return SqliteLog(directory, max_pages=int(limit) * 2**20 // PAGE_BYTES)
-    raise RunFileError(f"[broker] url = {url!r}: unknown scheme {scheme!r}; use sqlite://DIRECTORY")
+    if scheme == "kafka":
+        try:
+            from broker.kafka.log import KafkaLog
+            from broker.kafka.settings import KafkaSettings
+        except ModuleNotFoundError as error:
+            raise RunFileError(
+                f"[broker] url = {url!r} needs {error.name}, which is not installed: pip install 'headrace[kafka]'"
+            ) from None
+        return KafkaLog(KafkaSettings.parse(url))
+    raise RunFileError(
+        f"[broker] url = {url!r}: unknown scheme {scheme!r}; use sqlite://DIRECTORY or kafka://HOST:PORT"
+    )
 
 
 def partition_of(key: bytes, partitions: int) -> int:

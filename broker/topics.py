@@ -41,6 +41,10 @@ class Topics:
     def deadletters(self) -> str:
         return f"{self.run}.deadletters"
 
+    def group(self, name: str) -> str:
+        """The consumer group ``name`` of this run: several runs may share a cluster."""
+        return f"{self.run}.{name}"
+
     def specs(self) -> list[TopicSpec]:
         """All six. Steps, policy and dead letters are one ordered partition each; steps and dead letters are kept for ever."""
         many, keep = self.partitions, self.retention_seconds

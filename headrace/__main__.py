@@ -15,6 +15,8 @@ from pathlib import Path
 from broker.errors import HeadraceError, RunFileError
 
 DAEMONS = {"learner": "learner.__main__", "actor": "actors.__main__", "rewarder": "rewarders.__main__"}
+ELSEWHERE = {**DAEMONS, "kafka": "broker.kafka.server"}
+"""Commands that read their own arguments, by the module that does."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("plan", "check a run file and say what would run", file="")
     for role in DAEMONS:
         commands.add_parser(role, help=f"one {role} daemon by hand", add_help=False)
+    commands.add_parser("kafka", help="a Kafka broker of your own, in the foreground", add_help=False)
     add("verify", "audit a run's log", run="", json="")
     add("trace", "the lineage of one optimizer step", run="", json="").add_argument("step", type=int)
     replay = add("replay", "train recorded steps again; prints the sha256 of the weights", run="")
@@ -66,9 +69,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in DAEMONS:
-        daemon = importlib.import_module(DAEMONS[arguments[0]])
-        return int(daemon.main(arguments[1:]))
+    if arguments and arguments[0] in ELSEWHERE:
+        module = importlib.import_module(ELSEWHERE[arguments[0]])
+        return int(module.main(arguments[1:]))
     top = parser()
     options = top.parse_args(arguments)
     if options.version:

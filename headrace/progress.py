@@ -66,10 +66,11 @@ class Progress:
 
     def _queues(self) -> None:
         topics, groups = self._run.topics, self._log.groups()
-        waiting = {"prompts": self._log.lag("actors", topics.prompts)} if "actors" in groups else {}
+        actors, rewarders = topics.group("actors"), topics.group("rewarder.")
+        waiting = {"prompts": self._log.lag(actors, topics.prompts)} if actors in groups else {}
         for group in groups:
-            if group.startswith("rewarder."):
-                waiting[f"for {group.removeprefix('rewarder.')}"] = self._log.lag(group, topics.trajectories)
+            if group.startswith(rewarders):
+                waiting[f"for {group.removeprefix(rewarders)}"] = self._log.lag(group, topics.trajectories)
         self.view.queues = waiting
 
     def _rates(self) -> None:

@@ -140,7 +140,10 @@ class SftStage(StageTable):
 
 
 class RlStage(StageTable):
-    """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked."""
+    """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked.
+
+    With ``until_pass_at_1`` the stage ends as soon as one of these evaluations has reached it.
+    """
 
     kind: Literal["rl"]
     data: str = "prompts"
@@ -150,6 +153,7 @@ class RlStage(StageTable):
     eval_questions: int = Field(default=200, ge=1)
     eval_k: int = Field(default=1, ge=1)
     eval_rewarder: str = "accuracy"
+    until_pass_at_1: float = Field(default=0.0, ge=0, le=1)
     learner: dict[str, Any] = Field(default_factory=dict)
 
 

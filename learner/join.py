@@ -44,12 +44,15 @@ class Join:
         letters = self._deadletters.poll(256, 0.0)
         for record in letters:
             self._letter(record)
-        votes = self._rewards.poll(2048, 0.0)
-        samples = self._trajectories.poll(256, 0.0 if letters or votes else timeout)
-        for record in samples:
-            self._sample(record)
-        for record in votes:
-            self._vote(record)
+        votes = self._rewards.poll(2048, 0.0)  # first, so that no vote is read before its sample
+        samples: list[Record] = []
+        try:
+            samples = self._trajectories.poll(256, 0.0 if letters or votes else timeout)
+        finally:  # a log that goes away in between loses nothing that was read
+            for record in samples:
+                self._sample(record)
+            for record in votes:
+                self._vote(record)
         return len(letters) + len(votes) + len(samples)
 
     def _sample(self, record: Record) -> None:

@@ -60,7 +60,8 @@ class Learner:
         stack.callback(self._results.close)
         self.checkpoints = Checkpoints(run.directory / "checkpoints")
         self.executor = Executor(config, model_path(run), run.table.seed, run.directory)
-        self.evaluated: set[str] = set()
+        self.evaluated: dict[str, float] = {}
+        """pass@1 by the name of each evaluation since the checkpoint that this learner began with."""
         self._schedules: dict[tuple[str, bool], Schedule] = {}
         self._plan: StagePlan | None = None
         self._mix = run.table.rewards
@@ -92,7 +93,7 @@ class Learner:
             first = self.config.stages[0]
             self.executor.start(getattr(first, "init", "pretrained"))
         tail = read_tail(self.log, self.run.topics, self.progress.steps_offset)
-        self.evaluated = {e.name for e in tail.evaluations}
+        self.evaluated = {e.name: e.pass_at_1 for e in tail.evaluations}
         if tail.manifests:
             log_.info("executing %d manifests again", len(tail.manifests))
         reader = ManifestReader(self.log, self.run.topics)
@@ -249,7 +250,7 @@ class Learner:
         return True
 
     def _evaluation_done(self, result: Evaluation) -> None:
-        self.evaluated.add(result.name)
+        self.evaluated[result.name] = result.pass_at_1
         self.telemetry.evaluation(result)
 
 

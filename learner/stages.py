@@ -31,7 +31,7 @@ def run_rl(learner: Learner, index: int, stage: RlStage) -> bool:
     learner.publish()
     ask_due(learner, index, stage, redone=True)
     learner.begin(plan)
-    while learner.progress.version < plan.last_step:
+    while learner.progress.version < plan.last_step and not is_reached(learner, stage):
         planned = learner.next()
         if planned is None:
             learner.save(plan.table)
@@ -41,6 +41,12 @@ def run_rl(learner: Learner, index: int, stage: RlStage) -> bool:
         if learner.progress.stage_step % plan.table.checkpoint_every == 0:
             learner.save(plan.table)
     return learner.wait_evaluations()
+
+
+def is_reached(learner: Learner, stage: RlStage) -> bool:
+    """Whether an evaluation of this stage was as good as the stage is to become."""
+    found = [value for name, value in list(learner.evaluated.items()) if name.rpartition(":")[0] == stage.name]
+    return stage.until_pass_at_1 > 0 and max(found, default=0.0) >= stage.until_pass_at_1
 
 
 def ask_due(learner: Learner, index: int, stage: RlStage, redone: bool = False) -> None:

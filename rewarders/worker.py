@@ -130,7 +130,7 @@ class RewarderWorker:
         metrics: RewarderMetrics, broker: BrokerMetrics, system: SystemMetrics,
     ) -> None:  # fmt: skip
         self._rewarder, self._topics = rewarder, topics
-        self._consumer = log.consumer([topics.trajectories], f"rewarder.{rewarder}", name)
+        self._consumer = log.consumer([topics.trajectories], topics.group(f"rewarder.{rewarder}"), name)
         self._producer = log.producer()
         self._judges = Judges(table, base)
         self._metrics, self._broker, self._system = metrics, broker, system

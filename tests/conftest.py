@@ -1,11 +1,16 @@
-"""What tests share: the tiny model with weights, made once."""
+"""What tests share: the tiny model with weights, made once; a Kafka broker, started once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from broker.kafka.server import KafkaServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network, and one asks for a data set that is nowhere
 
@@ -29,3 +34,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.mul_(6)
     save_model(model, str(TINY), directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A real broker, shared by the tests of one session."""
+    from broker.kafka.server import KafkaServer
+
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+    server.start()
+    yield server
+    server.stop()

@@ -70,7 +70,7 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
 
 def turn_until(worker: ActorWorker, log: Log, committed: int) -> None:
     deadline = time.monotonic() + 60
-    while sum(log.committed("actors", TOPICS.prompts).values()) < committed:
+    while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < committed:
         worker.turn()
         assert time.monotonic() < deadline
 

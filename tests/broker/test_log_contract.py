@@ -19,18 +19,42 @@ from broker.watermark import Watermark
 SPAWN = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    assert request.param == "sqlite"
-    return f"sqlite://{tmp_path / 'log'}"
+    if request.param == "sqlite":
+        return f"sqlite://{tmp_path / 'log'}"
+    server = request.getfixturevalue("kafka")
+    return f"{server.url}?replication=1"
 
 
 @pytest.fixture
 def log(url: str) -> Iterator[Log]:
     log = open_log(url)
+    if url.startswith("kafka"):
+        empty_cluster(url)
     log.create([TopicSpec("t", 4), TopicSpec("one", 1), TopicSpec("newest", 1, compacted=True)])
     yield log
     log.close()
+
+
+def empty_cluster(url: str) -> None:
+    """Remove what the test before has left."""
+    from kafka.admin import KafkaAdminClient
+
+    admin = KafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://").partition("?")[0])
+    deadline = time.monotonic() + 30
+    while True:
+        topics = [t for t in admin.list_topics() if not t.startswith("__")]
+        groups = [g["group_id"] for g in admin.list_groups()]
+        if not topics and not groups:
+            break
+        assert time.monotonic() < deadline, (topics, groups)
+        if topics:
+            admin.delete_topics(topics, raise_errors=False)
+        if groups:
+            admin.delete_groups(groups)
+        time.sleep(0.1)
+    admin.close()
 
 
 def fill(log: Log, topic: str, count: int, partition: int | None = None, start: int = 0) -> list[Position]:
@@ -242,7 +266,8 @@ def test_an_exclusive_producer_has_one_holder_until_it_dies(log: Log, url: str) 
     process.join()
     producer = log.exclusive_producer("learner", "the second learner")
     producer.send("one", b"k", b"w")
-    assert producer.flush() == [Position(0, 1)]
+    (position,) = producer.flush()
+    assert [r.value for r in log.reader("one").get([Position(0, 0), position])] == [b"v", b"w"]
     producer.close()
 
 

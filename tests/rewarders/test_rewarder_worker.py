@@ -86,7 +86,7 @@ def publish(log: Log, texts: list[str], first: int = 0, mix: str = "r") -> None:
 
 def turn_until(worker: RewarderWorker, log: Log, committed: int, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
-    while sum(log.committed("rewarder.r", TOPICS.trajectories).values()) < committed:
+    while sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < committed:
         worker.turn()
         assert time.monotonic() < deadline
 
@@ -156,7 +156,10 @@ def test_two_workers_share_and_one_that_vanishes_leaves_its_samples_to_the_other
     one, two = worker_of(log, tmp_path, "odd-0"), worker_of(log, tmp_path, "odd-1")
     publish(log, [f"text {i}" for i in range(40)])
     deadline = time.monotonic() + 30
-    while sum(log.committed("rewarder.r", TOPICS.trajectories).values()) < 40 or len(one._consumer.assignment()) > 1:
+    while (
+        sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < 40
+        or len(one._consumer.assignment()) > 1
+    ):
         one.turn()
         two.turn()
         assert time.monotonic() < deadline

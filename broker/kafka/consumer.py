@@ -1,0 +1,231 @@
+"""Members of consumer groups: static, cooperative, without automatic commits, on a thread of their own.
+
+The thread keeps the membership alive whatever its owner does meanwhile, reads a little ahead, and pauses when it is ahead enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from broker.errors import LogError, LogUnavailable, OffsetExpired
+from broker.kafka.faults import TOO_OLD, translated
+from broker.kafka.reader import Silence, consumer_settings, record_of
+from broker.kafka.settings import KafkaSettings
+from broker.log import Record
+
+log = logging.getLogger("log")
+SESSION_SECONDS = 6.0  # silence after which a member is gone: the least that brokers allow by default
+AHEAD_RECORDS, AHEAD_BYTES = 256, 16 << 20  # what the thread reads ahead of its owner
+SLICE_SECONDS = 0.05  # of the thread's polls: a commit waits for no more
+JOIN_SECONDS = 5.0  # that joining waits for a first assignment
+COMMIT_SECONDS = 10.0
+NAME = re.compile(r"[^A-Za-z0-9._-]")
+Part = tuple[str, int]
+
+
+class LogConsumer:
+    """Implements ``broker.log.Consumer``. A member whose name was taken by a newer process gets nothing more.
+
+    ``leave(group, instance)`` takes a static member out of its group: closing alone would keep its place.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[str], group: str, member: str,
+        begins: Callable[[str], dict[int, int]], leave: Callable[[str, str], None],
+    ) -> None:  # fmt: skip
+        self._group, self._instance, self._begins, self._leave = group, NAME.sub("_", member), begins, leave
+        self._silence = Silence(settings)
+        self._changed = threading.Condition()
+        self._records: deque[Record] = deque()
+        self._bytes = 0
+        self._held: frozenset[Part] = frozenset()
+        self._commit: dict[Part, int] | None = None
+        self._failure: BaseException | None = None
+        self._closing = self._fenced = self._joined = False
+        with translated(f"joining group {group}"):
+            self._consumer = KafkaConsumer(
+                **consumer_settings(settings), group_id=group, group_instance_id=self._instance,
+                partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
+                heartbeat_interval_ms=1500,
+            )  # fmt: skip
+            for topic in topics:  # a leader that does not know the partitions yet would assign none
+                self._consumer.partitions_for_topic(topic)
+            self._consumer.subscribe(list(topics), listener=_Moves(self))
+        self._thread = threading.Thread(target=self._run, name=f"member of {group}", daemon=True)
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._joined or self._failure is not None, JOIN_SECONDS)
+
+    # -- for the owner -------------------------------------------------------------------------------------------------
+
+    def poll(self, max_records: int = 64, timeout: float = 0.0) -> list[Record]:
+        with self._changed:
+            if max_records > 0 and not self._records and timeout > 0:
+                self._changed.wait_for(lambda: self._records or self._failure is not None, timeout)
+            self._raise()
+            taken = [self._records.popleft() for _ in range(min(max_records, len(self._records)))]
+            self._bytes -= sum(len(r.value) for r in taken)
+            return taken
+
+    def commit(self, offsets: Mapping[Part, int]) -> None:
+        with self._changed:
+            wanted = {part: offset for part, offset in offsets.items() if part in self._held}
+            if not wanted or self._fenced:
+                return
+            self._commit = wanted
+            if not self._changed.wait_for(lambda: self._commit is None or self._failure is not None, COMMIT_SECONDS):
+                self._commit = None
+                raise LogUnavailable(f"group {self._group} could not commit within {COMMIT_SECONDS:.0f} s")
+            self._raise()
+
+    def _raise(self) -> None:
+        """Raise, once, what the thread has met."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def assignment(self) -> frozenset[Part]:
+        with self._changed:
+            return frozenset() if self._fenced else self._held
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+        self._thread.join(10)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing and not self._fenced:
+            try:
+                with translated(f"reading as a member of {self._group}"):
+                    self._turn()
+            except (LogError, OSError) as error:
+                self._fail(error)
+                time.sleep(0.2)
+            except BaseException as error:
+                self._fail(error)
+                break
+        try:
+            with translated(f"leaving group {self._group}"):
+                if self._commit is not None:
+                    self._commit_now()
+                self._consumer.close(autocommit=False, timeout_ms=1000)
+                if not self._fenced:
+                    self._leave(self._group, self._instance)
+        except (LogError, RuntimeError) as error:  # the broker's session ends without it
+            log.info("%s", error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def _turn(self) -> None:
+        if self._commit is not None:
+            self._commit_now()
+        with self._changed:
+            enough = len(self._records) >= AHEAD_RECORDS or self._bytes >= AHEAD_BYTES
+        self._pause(enough)
+        try:
+            batches = self._consumer.poll(int(SLICE_SECONDS * 1000), AHEAD_RECORDS)
+        except errors.NoOffsetForPartitionError:
+            return self._from_the_beginning()
+        except errors.OffsetOutOfRangeError:
+            return self._expired()
+        except errors.FencedInstanceIdError:
+            self._fenced = True
+            return None
+        except TOO_OLD:  # it joins again with the next poll
+            return None
+        records = [record_of(r) for batch in batches.values() for r in batch]
+        if records:
+            self._silence.heard()
+            self._take(records)
+        elif not enough:
+            self._silence.check()
+        return None
+
+    def _take(self, records: list[Record]) -> None:
+        with self._changed:
+            self._records.extend(r for r in records if (r.topic, r.partition) in self._held)
+            self._bytes = sum(len(r.value) for r in self._records)
+            self._changed.notify_all()
+
+    def _pause(self, pause: bool) -> None:
+        """Paused partitions give no records, but the membership lives on; new ones are paused with the rest."""
+        paused = self._consumer.paused()
+        if pause:
+            self._consumer.pause(*(self._consumer.assignment() - paused))
+        elif paused:
+            self._consumer.resume(*paused)
+
+    def _commit_now(self) -> None:
+        with self._changed:
+            wanted, held = dict(self._commit or {}), self._held
+        offsets = {TopicPartition(*p): OffsetAndMetadata(o, "", -1) for p, o in wanted.items() if p in held}
+        try:
+            if offsets:
+                self._consumer.commit(offsets, timeout_ms=int(COMMIT_SECONDS * 1000))
+        except errors.FencedInstanceIdError:
+            self._fenced = True
+        except TOO_OLD:  # the place was lost: somebody else does this work again
+            pass
+        with self._changed:
+            self._commit = None
+            self._changed.notify_all()
+
+    def _from_the_beginning(self) -> None:
+        """Begin partitions without a committed offset at their oldest record."""
+        for part in self._consumer.assignment():
+            if self._consumer.committed(part) is None and self._unplaced(part):
+                self._consumer.seek(part, self._begins(part.topic)[part.partition])
+
+    def _unplaced(self, part: TopicPartition) -> bool:
+        try:
+            return self._consumer.position(part, 0) is None
+        except errors.NoOffsetForPartitionError:
+            return True
+
+    def _expired(self) -> None:
+        """Raises OffsetExpired where retention has overtaken what this group has yet to read."""
+        for part in self._consumer.assignment():
+            committed = self._consumer.committed(part)
+            begin = self._begins(part.topic)[part.partition]
+            if committed is not None and committed < begin:
+                raise OffsetExpired(part.topic, part.partition, committed, begin)
+        raise LogError(f"group {self._group} has a position that its topic does not have")
+
+    def _moved(self, gone: Iterable[Any], come: Iterable[Any]) -> None:
+        """Partitions were taken away or given: what was read ahead of the lost ones is somebody else's now."""
+        with self._changed:
+            lost = {(p.topic, p.partition) for p in gone}
+            self._held = (self._held - lost) | {(p.topic, p.partition) for p in come}
+            self._records = deque(r for r in self._records if (r.topic, r.partition) not in lost)
+            self._bytes = sum(len(r.value) for r in self._records)
+            self._joined = True
+            self._changed.notify_all()
+
+
+class _Moves(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, owner: LogConsumer) -> None:
+        self._owner = owner
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        self._owner._moved(revoked, ())
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        self._owner._moved((), assigned)
+
+    def on_partitions_lost(self, lost: Iterable[Any]) -> None:
+        self._owner._moved(lost, ())

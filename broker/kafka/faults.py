@@ -1,0 +1,48 @@
+"""Kafka's errors as the log's."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+
+from kafka import errors
+
+from broker.errors import LogError, LogFull, LogUnavailable
+
+AWAY = (
+    errors.RetriableError, errors.KafkaConnectionError, errors.BrokerNotAvailableError, errors.RequestTimedOutError,
+    errors.OutOfOrderSequenceNumberError, OSError,
+)  # fmt: skip
+TOO_OLD = (
+    errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError, errors.RebalanceInProgressError,
+    errors.FencedInstanceIdError, errors.FencedMemberEpochError, errors.StaleMemberEpochError,
+)  # fmt: skip
+"""What a member of a group meets that has lost its place: its commits are void, as they must be."""
+FENCED = (
+    errors.ProducerFencedError, errors.InvalidProducerEpochError, errors.TransactionCoordinatorFencedError,
+    errors.InvalidProducerIdMappingError,
+)  # fmt: skip
+CONNECT_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raises LogUnavailable for what passes, LogFull for a full disk, LogError for the rest; ``what`` is being done."""
+    try:
+        yield
+    except errors.KafkaStorageError as error:
+        raise LogFull(f"{what}: the broker's disk fails or is full; free some space and start it again") from error
+    except AWAY as error:
+        raise LogUnavailable(f"{what}: {error}") from error
+    except errors.KafkaError as error:
+        raise LogError(f"{what}: {error}") from error
+
+
+def reachable(servers: Sequence[str]) -> bool:
+    """Whether any of the brokers takes connections: the clients themselves wait in silence."""
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+            return True
+    return False

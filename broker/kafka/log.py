@@ -1,0 +1,122 @@
+"""``kafka://``: the distributed log. Every daemon opens it for itself; clients are never carried through a fork."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.admin import KafkaAdminClient, MemberToRemove
+
+from broker.errors import LogError
+from broker.kafka import topics as clustered
+from broker.kafka.consumer import LogConsumer
+from broker.kafka.faults import translated
+from broker.kafka.owner import Ownership
+from broker.kafka.producer import ExclusiveProducer, LogProducer
+from broker.kafka.reader import LogReader, consumer_settings
+from broker.kafka.settings import KafkaSettings
+from broker.log import TopicSpec
+
+OWNERS = "headrace.owners"
+"""A topic of one partition that nobody writes: to be given it is to own a name."""
+
+
+class KafkaLog:
+    """Implements ``broker.log.Log`` on an Apache Kafka cluster (brokers 3.0 and newer)."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        with translated(f"connecting to {', '.join(settings.servers)}"):
+            self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
+            self._asker = KafkaConsumer(**consumer_settings(settings))
+
+    def create(self, specs: Iterable[TopicSpec]) -> None:
+        with self._lock:
+            clustered.create(self._admin, self._settings, [*specs, TopicSpec(OWNERS)])
+
+    def topics(self) -> dict[str, TopicSpec]:
+        with self._lock, translated("listing topics"):
+            names = [n for n in self._admin.list_topics() if not n.startswith("__") and n != OWNERS]
+            return {name: spec for name, (spec, _) in sorted(clustered.described(self._admin, names).items())}
+
+    def _partitions(self, topic: str) -> int:
+        if topic not in self._counts:
+            with self._lock, translated(f"describing {topic}"):
+                try:
+                    (found,) = self._admin.describe_topics([topic])
+                except errors.UnknownTopicOrPartitionError:
+                    found = {"partitions": []}
+            if not found["partitions"]:
+                raise LogError(f"there is no topic {topic}")
+            self._counts[topic] = len(found["partitions"])
+        return self._counts[topic]
+
+    def _parts(self, topic: str) -> list[TopicPartition]:
+        return [TopicPartition(topic, p) for p in range(self._partitions(topic))]
+
+    def producer(self) -> LogProducer:
+        return LogProducer(self._settings, self._partitions)
+
+    def exclusive_producer(self, name: str, owner: str) -> ExclusiveProducer:
+        held = Ownership(self._settings, self._admin, OWNERS, name, owner)
+        try:
+            return ExclusiveProducer(self._settings, self._partitions, name, held.release)
+        except LogError:
+            held.release()
+            raise
+
+    def consumer(self, topics: Sequence[str], group: str, member: str) -> LogConsumer:
+        return LogConsumer(self._settings, topics, group, member, self.begins, self._leave)
+
+    def _leave(self, group: str, instance: str) -> None:
+        with self._lock:
+            self._admin.remove_group_members(group, [MemberToRemove(group_instance_id=instance)])
+
+    def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> LogReader:
+        return LogReader(self._settings, topic, offsets or {}, lambda: self.begins(topic), lambda: self.ends(topic))
+
+    def begins(self, topic: str) -> dict[int, int]:
+        parts = self._parts(topic)
+        with self._lock, translated(f"asking where {topic} begins"):
+            return {p.partition: o for p, o in self._asker.beginning_offsets(parts).items()}
+
+    def ends(self, topic: str) -> dict[int, int]:
+        parts = self._parts(topic)
+        with self._lock, translated(f"asking where {topic} ends"):
+            return {p.partition: o for p, o in self._asker.end_offsets(parts).items()}
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        with self._lock, translated(f"asking for the offsets of {group}"):
+            try:
+                found = self._admin.list_group_offsets(group)[group]
+            except errors.GroupIdNotFoundError:
+                return {}
+        return {p.partition: o.offset for p, o in found.items() if p.topic == topic and o.offset >= 0}
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        with self._lock, translated("listing groups"):
+            names = [g["group_id"] for g in self._admin.list_groups()]
+            if not names:
+                return {}
+            offsets = self._admin.list_group_offsets(names)
+        found = {name: tuple(sorted({p.topic for p in parts})) for name, parts in offsets.items()}
+        return {name: topics for name, topics in sorted(found.items()) if topics}
+
+    def lag(self, group: str, topic: str) -> int:
+        begins, committed = self.begins(topic), self.committed(group, topic)
+        return sum(end - max(committed.get(p, 0), begins[p]) for p, end in self.ends(topic).items())
+
+    def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
+        begins = self.begins(topic)
+        wanted = {TopicPartition(topic, p): o for p, o in offsets.items() if o > begins.get(p, 0)}
+        if wanted:
+            with self._lock, translated(f"trimming {topic}"):
+                self._admin.delete_records(wanted)
+
+    def close(self) -> None:
+        with self._lock, translated("closing the log"):
+            self._asker.close(timeout_ms=500)
+            self._admin.close()

@@ -1,0 +1,143 @@
+"""Producers: records are kept until ``flush`` and sent in one go, every acknowledgement is looked at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from kafka import KafkaProducer, errors
+
+from broker.errors import HeldByAnother, LogError, LogUnavailable
+from broker.kafka.faults import FENCED, reachable, translated
+from broker.kafka.settings import KafkaSettings
+from broker.log import partition_of
+from broker.messages import Position
+
+IN_FLIGHT_BYTES = 64 << 20  # what is kept before a send flushes by itself
+FLUSH_SECONDS = 20.0  # patience of one flush with a cluster that does not answer
+TRANSACTION_SECONDS = 900  # a broker may be away for so long in the middle of one
+Row = tuple[str, bytes, bytes, int]
+
+
+class LogProducer:
+    """Implements ``broker.log.Producer``. Idempotent: the client's own retries never write a record twice.
+
+    What a failed flush has not brought to the log is kept and sent with the next one: at least once.
+    """
+
+    def __init__(self, settings: KafkaSettings, partitions: Callable[[str], int], **more: Any) -> None:
+        self._settings, self._partitions, self._more = settings, partitions, more
+        self._rows: list[Row] = []
+        self._bytes = 0
+        self._early: list[Position] = []  # positions of what was flushed at the bound of bytes in flight
+        self._client: KafkaProducer | None = None
+
+    def _connected(self) -> KafkaProducer:
+        if self._client is None:
+            limit = self._settings.max_record_bytes
+            compression = self._settings.compression
+            with translated("connecting to Kafka"):
+                self._client = KafkaProducer(
+                    **self._settings.common, acks="all", enable_idempotence=True, metrics_enabled=False, max_request_size=limit + (1 << 16),
+                    batch_size=1 << 20, linger_ms=0, compression_type=None if compression == "none" else compression,
+                    delivery_timeout_ms=int(FLUSH_SECONDS * 1000), request_timeout_ms=int(FLUSH_SECONDS * 500),
+                    max_block_ms=int(FLUSH_SECONDS * 1000), allow_auto_create_topics=False, **self._more,
+                )  # fmt: skip
+        return self._client
+
+    def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
+        count = self._partitions(topic)
+        chosen = partition_of(key, count) if partition is None else partition
+        if not 0 <= chosen < count:
+            raise LogError(f"topic {topic} has no partition {chosen}: it has {count}")
+        if len(value) > self._settings.max_record_bytes:
+            raise LogError(f"a record of {len(value)} bytes is above the limit of {self._settings.max_record_bytes}")
+        self._rows.append((topic, key, value, chosen))
+        self._bytes += len(value)
+        if self._bytes >= IN_FLIGHT_BYTES:
+            self._early += self._flush()
+
+    def flush(self) -> list[Position]:
+        done, self._early = self._early + self._flush(), []
+        return done
+
+    def _flush(self) -> list[Position]:
+        if not self._rows:
+            return []
+        client = self._connected()
+        with translated("appending to the log"):
+            futures = [
+                client.send(topic, value, key, partition=partition) for topic, key, value, partition in self._rows
+            ]
+            with contextlib.suppress(errors.KafkaTimeoutError):  # the futures tell
+                client.flush(FLUSH_SECONDS + 5)
+        positions: list[Position] = []
+        left: list[Row] = []
+        failure: BaseException | None = None
+        for row, future in zip(self._rows, futures, strict=True):
+            if future.is_done and future.succeeded():
+                positions.append(Position(row[3], future.value.offset))
+            else:
+                left.append(row)
+                failure = future.exception if future.is_done else errors.KafkaTimeoutError("no acknowledgement")
+        self._keep(left)
+        if failure is not None:
+            self._early += positions
+            self._restart()
+            with translated("appending to the log"):
+                raise failure
+        return positions
+
+    def _keep(self, rows: list[Row]) -> None:
+        self._rows, self._bytes = rows, sum(len(row[2]) for row in rows)
+
+    def _restart(self) -> None:
+        """A client of its own for the next flush: one that has given up a batch leaves a gap in its sequence numbers."""
+        if self._client is not None:
+            self._client.close(timeout=0)
+            self._client = None
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close(timeout=2)
+            self._client = None
+
+
+class ExclusiveProducer(LogProducer):
+    """One transaction a flush, under the transactional id of ``name``: whoever opens it last fences all before it.
+
+    ``flush`` waits for a cluster that is away, however long: only the broker can say whether a commit took place.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, partitions: Callable[[str], int], name: str, release: Callable[[], None]
+    ) -> None:
+        super().__init__(settings, partitions, transactional_id=name, transaction_timeout_ms=TRANSACTION_SECONDS * 1000)
+        self._name, self._release = name, release
+        with translated(f"opening the transactions of {name}"):
+            self._connected().init_transactions()
+
+    def _flush(self) -> list[Position]:
+        if not self._rows:
+            return []
+        client = self._connected()
+        try:
+            while not reachable(self._settings.servers):  # nothing has begun: the caller may say that it waits
+                raise LogUnavailable("appending to the log: no broker can be reached")
+            client.begin_transaction()
+            futures = [client.send(topic, value, key, partition=p) for topic, key, value, p in self._rows]
+            client.commit_transaction()
+        except FENCED as error:
+            raise HeldByAnother(self._name, "a process that came later") from error
+        except errors.KafkaError as error:
+            raise LogError(
+                f"a transaction of {self._name} failed: {error}; start again, the log tells what took place"
+            ) from error
+        positions = [Position(row[3], future.value.offset) for row, future in zip(self._rows, futures, strict=True)]
+        self._keep([])
+        return positions
+
+    def close(self) -> None:
+        super().close()
+        self._release()

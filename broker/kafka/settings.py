@@ -1,0 +1,89 @@
+"""What ``kafka://HOST:PORT,HOST:PORT?option=value`` and the environment say about a cluster.
+
+Options: ``replication`` (copies of a record; by default 3 where there are three brokers), ``compression`` (``lz4``, ``zstd``,
+``gzip``, ``none``), ``max_record_mb``. TLS and SASL come from the environment, ``HEADRACE_KAFKA_`` and the name of the client's
+setting: ``HEADRACE_KAFKA_SECURITY_PROTOCOL=SASL_SSL``, ``HEADRACE_KAFKA_SASL_PLAIN_PASSWORD=...``. They stand in no file and no log.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from broker.errors import RunFileError
+from broker.runfile import nearest
+
+PREFIX = "HEADRACE_KAFKA_"
+SECURITY = (
+    "security_protocol", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_check_hostname", "ssl_crlfile",
+    "ssl_ciphers", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password", "sasl_kerberos_service_name",
+)  # fmt: skip
+COMPRESSIONS = ("none", "lz4", "zstd", "gzip")
+OPTIONS = ("replication", "compression", "max_record_mb")
+
+
+@dataclass(frozen=True)
+class KafkaSettings:
+    """``servers`` are ``host:port``; ``security`` holds secrets and is not shown."""
+
+    servers: tuple[str, ...]
+    replication: int = 0
+    compression: str = "none"
+    max_record_bytes: int = 16 << 20
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> KafkaSettings:
+        """Raises RunFileError where ``url`` or the environment is not understood."""
+        where, _, query = url.removeprefix("kafka://").partition("?")
+        servers = tuple(s for s in where.rstrip("/").split(",") if s)
+        for server in servers or ("",):
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit():
+                raise RunFileError(f"[broker] url = {url!r}: use kafka://HOST:PORT,HOST:PORT")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        for name in options:
+            if name not in OPTIONS:
+                raise RunFileError(f"[broker] url = {url!r}: unknown option {name!r}{nearest(name, OPTIONS)}")
+        compression = options.get("compression", "none")
+        if compression not in COMPRESSIONS:
+            raise RunFileError(f"[broker] url: compression = {compression!r}{nearest(compression, COMPRESSIONS)}")
+        numbers = {
+            name: options.get(name, default) for name, default in (("replication", "0"), ("max_record_mb", "16"))
+        }
+        for name, text in numbers.items():
+            if not text.isdigit():
+                raise RunFileError(f"[broker] url: {name} = {text!r} must be a whole number")
+        return cls(
+            servers,
+            int(numbers["replication"]),
+            compression,
+            int(numbers["max_record_mb"]) << 20,
+            security_from(os.environ if environment is None else environment),
+        )
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every client of the cluster is given."""
+        return {
+            "bootstrap_servers": list(self.servers),
+            "reconnect_backoff_max_ms": 2000,
+            "bootstrap_timeout_ms": 10_000,
+            **self.security,
+        }
+
+
+def security_from(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The client's settings among the environment variables. Raises RunFileError for one that nobody knows."""
+    found: dict[str, Any] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in SECURITY:
+            raise RunFileError(f"environment variable {variable} is not known{nearest(name, SECURITY)}")
+        found[name] = value.lower() in ("1", "true", "yes") if name == "ssl_check_hostname" else value
+    return found
