@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 
-from broker.errors import DecodeError
+from broker.errors import DecodeError, LogUnavailable
 from broker.log import Log, Record
 from broker.messages import Message, decode
+
+PATIENCE_SECONDS = 15.0
 
 
 def scan(log: Log, topic: str) -> Iterator[tuple[Record, Message | DecodeError]]:
     """Every record of ``topic`` that is there now, partition by partition in order, decoded or with the error."""
-    reader = log.reader(topic)
-    ends = log.ends(topic)
-    try:
+    yield from _between(log, topic, {}, log.ends(topic))
+
+
+def newest(log: Log, topic: str) -> Message | DecodeError | None:
+    """The last record of a topic of one partition; None if it is empty."""
+    end, begin = log.ends(topic)[0], log.begins(topic)[0]
+    start, step = end, 8  # the last offsets may hold no record: a distributed log marks its transactions there
+    while start > begin:
+        start, step = max(begin, start - step), step * 8
+        found = [message for _, message in _between(log, topic, {0: start}, {0: end})]
+        if found:
+            return found[-1]
+    return None
+
+
+def _between(
+    log: Log, topic: str, starts: Mapping[int, int], ends: Mapping[int, int]
+) -> Iterator[tuple[Record, Message | DecodeError]]:
+    with closing(log.reader(topic, starts)) as reader:
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while any(offset < ends[p] for p, offset in reader.offsets().items()):
             records = reader.poll(1024, 0.2)
-            if not records:
-                return
+            if records:
+                deadline = time.monotonic() + PATIENCE_SECONDS
+            elif time.monotonic() > deadline:
+                raise LogUnavailable(f"{topic} gave nothing for {PATIENCE_SECONDS:.0f} s though there is more")
             for record in records:
                 if record.offset < ends[record.partition]:
                     yield record, read(record)
-    finally:
-        reader.close()
 
 
 def read(record: Record) -> Message | DecodeError:

@@ -10,7 +10,7 @@ from broker.errors import RunFault
 from broker.messages import Manifest
 from broker.run import Run
 from headrace.edits import Edits, commands
-from headrace.records import read
+from headrace.records import newest
 from headrace.rundir import record, replace
 from headrace.runfile import WholeRun, check
 from headrace.supervisor import Supervisor, sole_supervisor
@@ -60,12 +60,8 @@ def is_finished(run: Run, whole: WholeRun) -> bool:
     if not (run.directory / FINISHED_MARK).exists():
         return False
     with closing(run.open_log()) as log:
-        end = log.ends(run.topics.steps).get(0, 0)
-        with closing(log.reader(run.topics.steps, {0: max(0, end - 1)})) as reader:
-            last = [read(r) for r in reader.poll(1)] if end else []
-    return bool(last) and (
-        isinstance(last[0], Manifest) and last[0].kind == "close" and last[0].stage >= len(whole.learner.stages) - 1
-    )
+        last = newest(log, run.topics.steps)
+    return isinstance(last, Manifest) and last.kind == "close" and last.stage >= len(whole.learner.stages) - 1
 
 
 def opening(run: Run, whole: WholeRun) -> list[str]:

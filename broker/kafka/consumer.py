@@ -217,7 +217,7 @@ class LogConsumer:
             self._changed.notify_all()
 
 
-class _Moves(ConsumerRebalanceListener):  # type: ignore[misc]
+class _Moves(ConsumerRebalanceListener):
     def __init__(self, owner: LogConsumer) -> None:
         self._owner = owner
 
