@@ -47,7 +47,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
         exporter = Exporter(registry)
         stack.callback(exporter.close)
         stack.enter_context(registered(run.directory, name, "actor", exporter.address))
-        log = run.open_log()
+        log = run.open_log(stop)
         stack.callback(log.close)
         follower = PolicyFollower(log, run.topics)
         stack.callback(follower.close)
@@ -116,7 +116,7 @@ def follow(run: Run, client: Any, stop: Stop) -> None:
     """Keep the control client at the address of the newest learner; end the daemon if the learner refuses it."""
     from actors.policy import PolicyFollower
 
-    log = run.open_log()
+    log = run.open_log(stop)
     follower = PolicyFollower(log, run.topics)
     while not stop:
         try:

@@ -27,7 +27,7 @@ from broker.manifests import (
     StepResult,
     VoteRef,
 )
-from broker.verdicts import OUTCOMES, DeadLetter, PolicyVersion, Vote
+from broker.verdicts import OUTCOMES, DeadLetter, PolicyVersion, Settled, Trimmed, Vote
 from broker.wire import Json, Position, integer, mapping, number, numbers, optional_text, raw, require, strings, text
 
 __all__ = [
@@ -316,10 +316,12 @@ class Trajectory:
 FINISH_REASONS = ("stop", "length", "abort")
 
 
-Message = Prompt | Trajectory | Vote | Manifest | StepResult | Evaluation | PolicyVersion | DeadLetter
+Message = (
+    Prompt | Trajectory | Vote | Manifest | StepResult | Evaluation | PolicyVersion | DeadLetter | Settled | Trimmed
+)
 _UNPACK: dict[str, Callable[[Mapping[str, Json]], Message]] = {
     cls.TYPE: cls.unpack
-    for cls in (Prompt, Trajectory, Vote, Manifest, StepResult, Evaluation, PolicyVersion, DeadLetter)
+    for cls in (Prompt, Trajectory, Vote, Manifest, StepResult, Evaluation, PolicyVersion, DeadLetter, Settled, Trimmed)
 }
 
 

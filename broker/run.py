@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from broker.errors import LogError
 from broker.log import Log, open_log
+from broker.patience import wait_for_log
 from broker.runfile import BrokerTable, RunFile, RunTable
 from broker.topics import Topics
+from monitoring.daemon import Stop
 
 if TYPE_CHECKING:
     from broker.control.keys import Keys
@@ -44,10 +47,16 @@ class Run:
 
         return Keys.read(self.file.resolve(self.broker.keys)) if self.broker.keys else None
 
-    def open_log(self) -> Log:
-        """The run's log, with its topics made. Raises LogError."""
+    def open_log(self, stop: Stop | None = None) -> Log:
+        """The run's log, with its topics made. With ``stop``, as daemons do, waits for one that is away. Raises LogError."""
+        if stop is not None:
+            return wait_for_log(self.open_log, stop)
         log = open_log(self.url)
-        log.create(self.topics.specs())
+        try:
+            log.create(self.topics.specs())
+        except LogError:
+            log.close()
+            raise
         return log
 
 

@@ -1,4 +1,4 @@
-"""The smaller records: a rewarder's vote, the newest policy version, and a dead letter."""
+"""The smaller records: a rewarder's vote, the newest policy version, a dead letter and what became of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from broker.wire import Json, integer, number, raw, require, text
+from broker.wire import Json, integer, number, offsets, pairs, raw, require, text
 
 OUTCOMES = ("value", "abstain", "error")
 
@@ -55,10 +55,10 @@ class Vote:
             rewarder=text(wire["rewarder"]),
             outcome=text(wire["outcome"]),
             value=None if value is None else number(value),
-            why=text(wire["why"]),
-            seconds=number(wire["seconds"]),
-            attempts=integer(wire["attempts"]),
-            created=number(wire["created"]),
+            why=text(wire.get("why", "")),
+            seconds=number(wire.get("seconds", 0.0)),
+            attempts=integer(wire.get("attempts", 1)),
+            created=number(wire.get("created", 0.0)),
         )
 
 
@@ -131,3 +131,41 @@ class DeadLetter:
             attempts=integer(wire["attempts"]),
             created=number(wire["created"]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Somebody has dealt with the dead letter at ``offset``: its record was ``replayed``, or is ``dropped`` for good."""
+
+    TYPE: ClassVar[str] = "settled"
+    offset: int
+    action: str
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.offset >= 0, "offset", self.offset, "at least 0")
+        require(self.action in ("replayed", "dropped"), "action", self.action, "'replayed' or 'dropped'")
+
+    def pack(self) -> dict[str, Json]:
+        return {"offset": self.offset, "action": self.action, "created": self.created}
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Settled:
+        return cls(integer(wire["offset"]), text(wire["action"]), number(wire["created"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """Somebody has removed the records of ``topic`` below these offsets, knowing that nobody needs them."""
+
+    TYPE: ClassVar[str] = "trimmed"
+    topic: str
+    offsets: Mapping[int, int]
+    created: float = 0.0
+
+    def pack(self) -> dict[str, Json]:
+        return {"topic": self.topic, "offsets": pairs(self.offsets), "created": self.created}
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Trimmed:
+        return cls(text(wire["topic"]), offsets(wire["offsets"]), number(wire["created"]))

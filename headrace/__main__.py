@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.errors import HeadraceError, RunFileError
+from headrace import logargs
 
 DAEMONS = {"learner": "learner.__main__", "actor": "actors.__main__", "rewarder": "rewarders.__main__"}
 ELSEWHERE = {**DAEMONS, "kafka": "broker.kafka.server"}
@@ -53,13 +54,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--out", required=True, type=Path)
     replay.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
     add("report", "write report.html and summary.json again", run="")
-    broker = add("broker", "look at a run's log", json="")
-    broker.add_argument("what", choices=("topics", "lag", "tail", "dlq"))
-    broker.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
-    broker.add_argument(
-        "--topic", default="", help="for tail: prompts, trajectories, rewards, steps, policy or deadletters"
-    )
-    broker.add_argument("--count", type=int, default=10, help="for tail: how many records")
+    logargs.arguments(add("broker", "make, look at and tidy a run's log"))
     add("keys", "make the keys of a control road that leaves this machine").add_argument(
         "file", type=Path, metavar="FILE"
     )
@@ -135,6 +130,12 @@ def _keys(options: argparse.Namespace) -> int:
     return 0
 
 
+def _broker(options: argparse.Namespace) -> int:
+    from headrace.logtool import broker_command
+
+    return broker_command(options)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from headrace.doctor import doctor_command
 
@@ -149,8 +150,8 @@ def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     return command
 
 
-COMMANDS = {"run": _run, "plan": _plan, "keys": _keys, "doctor": _doctor} | {
-    name: _inspect(name) for name in ("verify", "trace", "replay", "report", "broker")
+COMMANDS = {"run": _run, "plan": _plan, "keys": _keys, "doctor": _doctor, "broker": _broker} | {
+    name: _inspect(name) for name in ("verify", "trace", "replay", "report")
 }
 
 

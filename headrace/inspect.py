@@ -1,22 +1,15 @@
-"""Commands that look at a run: verify, trace, replay, report, and the log itself. None of them changes the log."""
+"""Commands that look at a run: verify, trace, replay, report. None of them changes the log."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import time
-from collections import deque
 from contextlib import closing
 from typing import Any
 
-from broker.errors import DecodeError, RunFileError
-from broker.log import Log
-from broker.messages import DeadLetter
-from broker.run import Run
-from broker.runfile import nearest
-from headrace.records import scan
-from headrace.rundir import find_run, reopen
+from broker.errors import RunFileError
+from headrace.rundir import reopen
 from monitoring.view import clean_text
 
 COUNTS = (
@@ -113,71 +106,3 @@ def report_command(options: argparse.Namespace) -> int:
     write_report(reopen(options.run), WallClock(options.run).seconds)
     print(options.run / "report.html")
     return 0
-
-
-def broker_command(options: argparse.Namespace) -> int:
-    run = find_run(options.run)
-    with closing(run.open_log()) as log:
-        answer = BROKER[options.what](run, log, options)
-    if options.json:
-        print(json.dumps(answer, indent=2, default=str))
-    else:
-        for row in answer:
-            print("  ".join(f"{k} {v}" for k, v in row.items()))
-    return 0
-
-
-def _topics(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for name, spec in log.topics().items():
-        begins, ends = log.begins(name), log.ends(name)
-        rows.append(
-            {
-                "topic": name,
-                "partitions": spec.partitions,
-                "records": sum(ends[p] - begins[p] for p in ends),
-                "compacted": spec.compacted,
-            }
-        )
-    return rows
-
-
-def _lag(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return [
-        {"group": group, "topic": topic, "lag": log.lag(group, topic)}
-        for group, topics in log.groups().items()
-        for topic in topics
-    ]
-
-
-def _tail(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
-    name = options.topic or "steps"
-    if name not in TOPICS:
-        raise RunFileError(f"--topic {name!r} is no topic of a run{nearest(name, TOPICS)}")
-    rows = []
-    for record, message in deque(scan(log, getattr(run.topics, name)), maxlen=max(1, options.count)):
-        what = message.reason if isinstance(message, DecodeError) else clean_text(str(message), 300)
-        rows.append(
-            {
-                "partition": record.partition,
-                "offset": record.offset,
-                "at": time.strftime("%H:%M:%S", time.localtime(record.timestamp)),
-                "what": what,
-            }
-        )
-    return rows
-
-
-def _dlq(run: Run, log: Log, options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for record, letter in scan(log, run.topics.deadletters):
-        if isinstance(letter, DeadLetter):
-            rows.append(
-                {"offset": record.offset, "from": f"{letter.topic}[{letter.partition}] {letter.offset}", "group": letter.group_id,
-                 "worker": letter.worker, "bytes": len(letter.value), "error": clean_text(letter.error, 200)}
-            )  # fmt: skip
-    return rows
-
-
-TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
-BROKER = {"topics": _topics, "lag": _lag, "tail": _tail, "dlq": _dlq}

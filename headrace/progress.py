@@ -38,8 +38,9 @@ class Progress:
                 for record in records:
                     self._take(read(record))
             self._queues()
+            view.notes = []
         except HeadraceError as error:
-            view.notes = [f"the log cannot be read: {error}"]
+            view.notes = [f"waiting for the log: {error}"]
         view.elapsed = time.monotonic() - self._started
         view.daemons = self._daemons()
         self._rates()

@@ -7,7 +7,7 @@ not held against the run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from broker.errors import DecodeError, HeadraceError, OffsetExpired
@@ -23,6 +23,7 @@ from broker.messages import (
     Prompt,
     SampleRef,
     Trajectory,
+    Trimmed,
     Vote,
 )
 from broker.topics import Topics
@@ -171,10 +172,7 @@ def _lost(audit: Audit, steps: _Steps, prompts: dict[str, tuple[Prompt, Position
 def _samples(log: Log, topics: Topics, audit: Audit, manifests: Sequence[Manifest]) -> None:
     """Every record that a manifest names is readable and is what it is said to be; each sample is trained once."""
     readers = tuple(log.reader(t) for t in (topics.prompts, topics.trajectories, topics.rewards))
-    asked_for = tuple(
-        bool(log.topics()[t].retention_seconds) for t in (topics.prompts, topics.trajectories, topics.rewards)
-    )
-    fetch = _Fetch(readers, asked_for, audit)
+    fetch = _Fetch(readers, _asked_for(log, topics), audit)
     trained: Counter[tuple[str, int]] = Counter()
     for manifest in manifests:
         for group in manifest.groups:
@@ -188,11 +186,27 @@ def _samples(log: Log, topics: Topics, audit: Audit, manifests: Sequence[Manifes
         reader.close()
 
 
+def _asked_for(log: Log, topics: Topics) -> Callable[[int, Position], bool]:
+    """Whether somebody wanted the record at a position of a topic (0, 1, 2) removed: by retention, or by a trim."""
+    names, specs = (topics.prompts, topics.trajectories, topics.rewards), log.topics()
+    below: dict[tuple[str, int], int] = {}
+    for _, message in scan(log, topics.deadletters):
+        if isinstance(message, Trimmed):
+            for partition, offset in message.offsets.items():
+                below[message.topic, partition] = max(offset, below.get((message.topic, partition), 0))
+
+    def asked(topic: int, position: Position) -> bool:
+        name = names[topic]
+        return specs[name].retention_seconds > 0 or position.offset < below.get((name, position.partition), 0)
+
+    return asked
+
+
 class _Fetch:
     """Reads the records of a group: prompts, trajectories, votes (topics 0, 1, 2)."""
 
-    def __init__(self, readers: tuple[Reader, ...], expires: tuple[bool, ...], audit: Audit) -> None:
-        self._readers, self._expires, self._audit = readers, expires, audit
+    def __init__(self, readers: tuple[Reader, ...], asked: Callable[[int, Position], bool], audit: Audit) -> None:
+        self._readers, self._asked, self._audit = readers, asked, audit
 
     def __call__(self, topic: int, positions: Sequence[Position], name: str) -> list[Message | DecodeError | None]:
         """The records at ``positions``; None for one that is not there (and the audit knows it)."""
@@ -205,7 +219,7 @@ class _Fetch:
         try:
             return read(self._readers[topic].get([position])[0])
         except OffsetExpired as error:
-            if self._expires[topic]:
+            if self._asked(topic, position):
                 self._audit.expired += 1
             else:
                 self._audit.problem(f"{name}: {error}")

@@ -21,7 +21,10 @@ Offsets = dict[int, int]
 class Join:
     """The outstanding groups, in the order in which they were fed, and the readers that complete them."""
 
-    def __init__(self, log: Log, topics: Topics, vocabulary: int, state: PlannerState, worker: str) -> None:
+    def __init__(
+        self, log: Log, topics: Topics, vocabulary: int, state: PlannerState, worker: str,
+        letters: Producer | None = None,
+    ) -> None:  # fmt: skip
         self.groups: dict[str, Group] = {}
         self.dead: dict[str, str] = {}
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
@@ -30,7 +33,7 @@ class Join:
         self._trajectories = log.reader(topics.trajectories, state.trajectories)
         self._rewards = log.reader(topics.rewards, state.rewards)
         self._deadletters = log.reader(topics.deadletters, state.deadletters)
-        self._producer: Producer = log.producer()
+        self._producer: Producer = letters or log.producer()
         self._buried: set[tuple[str, int, int]] = set()
 
     def add(self, groups: Iterable[Group]) -> None:

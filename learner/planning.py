@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -14,13 +15,20 @@ from broker.messages import Evaluation
 from learner.evaluate import Evaluations
 from learner.planner import Planned, Planner, StagePlan
 
+log = logging.getLogger("log")
 T = TypeVar("T")
 
 
 class PlanningThread(threading.Thread):
     """Owns the planner: every access to it runs on this thread, through ``call``."""
 
-    def __init__(self, planner: Planner, evaluations: Evaluations, on_evaluation: Callable[[Evaluation], None]) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        evaluations: Evaluations,
+        on_evaluation: Callable[[Evaluation], None],
+        log_away: Callable[[bool], None] = lambda away: None,
+    ) -> None:
         super().__init__(name="planner", daemon=True)
         self._planner, self._evaluations, self._on_evaluation = planner, evaluations, on_evaluation
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
@@ -28,7 +36,7 @@ class PlanningThread(threading.Thread):
         self._stop_flag = threading.Event()
         self._stage: StagePlan | None = None
         self.failure: BaseException | None = None
-        self.waiting_for_log = False
+        self._log_away = log_away
 
     def call(self, action: Callable[[Planner, Evaluations], T]) -> T:
         """Run ``action`` on the planner's thread and return what it returns (or raise what it raises)."""
@@ -65,9 +73,10 @@ class PlanningThread(threading.Thread):
             while not self._stop_flag.is_set():
                 try:
                     self._turn()
-                    self.waiting_for_log = False
-                except LogUnavailable:
-                    self.waiting_for_log = True
+                    self._log_away(False)
+                except LogUnavailable as error:
+                    self._log_away(True)
+                    log.warning("waiting for the log: %s", error)
                     self._stop_flag.wait(1.0)
         except BaseException as error:  # the main thread raises it: nothing is hidden here
             self.failure = error

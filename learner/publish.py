@@ -8,20 +8,26 @@ from urllib.parse import urlsplit
 
 from broker.control.server import ControlServer
 from broker.messages import PolicyVersion, encode
+from broker.patience import PatientProducer
 from broker.run import Run
 from broker.weights.publisher import PushStats, WeightPublisher
 from learner.config import LearnerTable
 from learner.executor import Executor
 from learner.model import save_shape
 from learner.telemetry import Telemetry
+from monitoring.daemon import Stop
 
 
 class Publishing:
     """The learner's end of the weight road. ``published`` is the newest version that receivers can have."""
 
-    def __init__(self, run: Run, executor: Executor, table: LearnerTable, owner: str, telemetry: Telemetry) -> None:
+    def __init__(
+        self, run: Run, executor: Executor, table: LearnerTable, owner: str, telemetry: Telemetry, stop: Stop
+    ) -> None:
         self._run, self._executor, self._owner, self._telemetry = run, executor, owner, telemetry
         self._told = PushStats()
+        self._log = run.open_log(stop)  # of the publisher's thread
+        self._announcements = PatientProducer(self._log.producer(), stop, telemetry.log_away)
         self.published = 0
         self._newest = -1
         self.control = ControlServer(run.broker.control, run.control_keys())
@@ -48,13 +54,9 @@ class Publishing:
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:
         """Called by the publisher's thread once ``version`` can be had."""
-        log = self._run.open_log()
-        producer = log.producer()
         record = PolicyVersion(version, str(path), checksum, self.control.endpoint, self._owner)
-        producer.send(self._run.topics.policy, self._run.table.name.encode(), encode(record))
-        producer.flush()
-        producer.close()
-        log.close()
+        self._announcements.send(self._run.topics.policy, self._run.table.name.encode(), encode(record))
+        self._announcements.flush()
         self.published = version
         now, before = self._publisher.stats, self._told
         self._telemetry.pushed(now.push_seconds - before.push_seconds, now.evictions - before.evictions)
@@ -63,3 +65,5 @@ class Publishing:
     def close(self) -> None:
         self._publisher.close()
         self.control.close()
+        self._announcements.close()
+        self._log.close()

@@ -19,6 +19,7 @@ from typing import Any
 from broker.errors import HeldByAnother, RunFileError
 from broker.log import Log, Producer
 from broker.messages import Evaluation, Sampling, StepResult, encode
+from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.runfile import RunTable, nearest
 from broker.topics import STEPS_OWNER
@@ -52,11 +53,11 @@ class Learner:
     ) -> None:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
-        self.log: Log = run.open_log()
+        self.log: Log = run.open_log(stop)
         stack.callback(self.log.close)
-        steps = exclusive_steps(self.log, run, self.owner, stop)
+        steps = self._patient(exclusive_steps(self.log, run, self.owner, stop))
         stack.callback(steps.close)
-        self._results = self.log.producer()
+        self._results = self._patient(self.log.producer())
         stack.callback(self._results.close)
         self.checkpoints = Checkpoints(run.directory / "checkpoints")
         self.executor = Executor(config, model_path(run), run.table.seed, run.directory)
@@ -71,13 +72,16 @@ class Learner:
         self.extra: Mapping[str, Any] = {}
         self.resumed_step = 0
         tail = self._recover()
-        self.publishing = Publishing(run, self.executor, config.learner, self.owner, telemetry)
+        self.publishing = Publishing(run, self.executor, config.learner, self.owner, telemetry, stop)
         stack.callback(self.publishing.close)
         planner, evaluations = self._planner(steps, tail, stack)
-        self.planning = PlanningThread(planner, evaluations, self._evaluation_done)
+        self.planning = PlanningThread(planner, evaluations, self._evaluation_done, self.telemetry.log_away)
         telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
         self.planning.start()
         stack.callback(self.planning.stop)
+
+    def _patient(self, producer: Producer) -> Producer:
+        return PatientProducer(producer, self.stop, self.telemetry.log_away)
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -107,11 +111,12 @@ class Learner:
     def _planner(self, steps: Producer, tail: Tail, stack: ExitStack) -> tuple[Planner, Evaluations]:
         topics = self.run.topics
         found = read_outstanding(self.log, topics, tail)
-        join = Join(self.log, topics, self.executor.vocabulary, found.state, self.owner)
+        letters = self._patient(self.log.producer())
+        join = Join(self.log, topics, self.executor.vocabulary, found.state, self.owner, letters)
         stack.callback(join.close)
         join.add(found.groups)
         self.unfinished = {g.prompt.evaluation for g in found.groups if g.prompt.purpose == "eval"}
-        prompts = self.log.producer()
+        prompts = self._patient(self.log.producer())
         stack.callback(prompts.close)
         feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor)
         feed.missing = found.missing
@@ -257,9 +262,10 @@ class Learner:
 def exclusive_steps(log: Log, run: Run, owner: str, stop: Stop) -> Producer:
     """The right to write the run's steps. Raises HeldByAnother if another learner lives on beyond a take-over's time."""
     deadline = time.monotonic() + TAKEOVER_SECONDS
+    name = f"{run.table.name}.{STEPS_OWNER}"
     while True:
         try:
-            return log.exclusive_producer(f"{run.table.name}.{STEPS_OWNER}", owner)
+            return wait_for_log(lambda: log.exclusive_producer(name, owner), stop)
         except HeldByAnother:
             if time.monotonic() > deadline or stop.wait(0.5):
                 raise

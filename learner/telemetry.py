@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from broker.messages import Evaluation, StepResult
 from learner.config import Stage
 from learner.planner import Planned
-from monitoring.metrics import LearnerMetrics, SystemMetrics
+from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
 GAUGES = {
@@ -34,6 +34,7 @@ class Telemetry:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.metrics = LearnerMetrics(registry)
         self.system = SystemMetrics(registry, "learner")
+        self.broker = BrokerMetrics(registry)
         self._phases: dict[str, float] = {}
         self._last = time.monotonic()
 
@@ -64,6 +65,10 @@ class Telemetry:
         self._last, self._phases = now, {}
         self._export(result.step, metrics, phases)
         return dataclasses.replace(result, metrics=metrics, phases=phases)
+
+    def log_away(self, away: bool) -> None:
+        """Export whether the learner waits for the log."""
+        self.broker.unavailable.set(away)
 
     def trained(self, planned: Planned) -> None:
         """Export what a step was made of: age and length of each of its samples."""

@@ -42,6 +42,8 @@ class PlainView:
         if view.evaluations and len(view.evaluations) != (self._shown[1] if self._shown else 0):
             name, value, low, high = view.evaluations[-1]
             self.note(f"held-out {name}: pass@1 {value:.3f} [{low:.3f}, {high:.3f}]")
+        for note in view.notes:
+            self.note(note)
         self._shown, self._due = what, now + PLAIN_SECONDS
         self.note(one_line(view))
 

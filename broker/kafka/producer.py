@@ -17,7 +17,7 @@ from broker.messages import Position
 IN_FLIGHT_BYTES = 64 << 20  # what is kept before a send flushes by itself
 FLUSH_SECONDS = 20.0  # patience of one flush with a cluster that does not answer
 TRANSACTION_SECONDS = 900  # a broker may be away for so long in the middle of one
-Row = tuple[str, bytes, bytes, int]
+Row = tuple[int, str, bytes, bytes, int]  # place in the order of sending, topic, key, value, partition
 
 
 class LogProducer:
@@ -30,7 +30,7 @@ class LogProducer:
         self._settings, self._partitions, self._more = settings, partitions, more
         self._rows: list[Row] = []
         self._bytes = 0
-        self._early: list[Position] = []  # positions of what was flushed at the bound of bytes in flight
+        self._positions: list[Position | None] = []  # since the last flush, in the order of sending
         self._client: KafkaProducer | None = None
 
     def _connected(self) -> KafkaProducer:
@@ -53,44 +53,41 @@ class LogProducer:
             raise LogError(f"topic {topic} has no partition {chosen}: it has {count}")
         if len(value) > self._settings.max_record_bytes:
             raise LogError(f"a record of {len(value)} bytes is above the limit of {self._settings.max_record_bytes}")
-        self._rows.append((topic, key, value, chosen))
-        self._bytes += len(value)
         if self._bytes >= IN_FLIGHT_BYTES:
-            self._early += self._flush()
+            self._flush()
+        self._rows.append((len(self._positions), topic, key, value, chosen))
+        self._positions.append(None)
+        self._bytes += len(value)
 
     def flush(self) -> list[Position]:
-        done, self._early = self._early + self._flush(), []
-        return done
+        self._flush()
+        done, self._positions = self._positions, []
+        return [p for p in done if p is not None]
 
-    def _flush(self) -> list[Position]:
+    def _flush(self) -> None:
         if not self._rows:
-            return []
+            return
         client = self._connected()
         with translated("appending to the log"):
-            futures = [
-                client.send(topic, value, key, partition=partition) for topic, key, value, partition in self._rows
-            ]
+            futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
             with contextlib.suppress(errors.KafkaTimeoutError):  # the futures tell
                 client.flush(FLUSH_SECONDS + 5)
-        positions: list[Position] = []
         left: list[Row] = []
         failure: BaseException | None = None
         for row, future in zip(self._rows, futures, strict=True):
             if future.is_done and future.succeeded():
-                positions.append(Position(row[3], future.value.offset))
+                self._positions[row[0]] = Position(row[4], future.value.offset)
             else:
                 left.append(row)
                 failure = future.exception if future.is_done else errors.KafkaTimeoutError("no acknowledgement")
         self._keep(left)
         if failure is not None:
-            self._early += positions
             self._restart()
             with translated("appending to the log"):
                 raise failure
-        return positions
 
     def _keep(self, rows: list[Row]) -> None:
-        self._rows, self._bytes = rows, sum(len(row[2]) for row in rows)
+        self._rows, self._bytes = rows, sum(len(row[3]) for row in rows)
 
     def _restart(self) -> None:
         """A client of its own for the next flush: one that has given up a batch leaves a gap in its sequence numbers."""
@@ -118,15 +115,15 @@ class ExclusiveProducer(LogProducer):
         with translated(f"opening the transactions of {name}"):
             self._connected().init_transactions()
 
-    def _flush(self) -> list[Position]:
+    def _flush(self) -> None:
         if not self._rows:
-            return []
+            return
+        if not reachable(self._settings.servers):  # nothing has begun: the caller may say that it waits
+            raise LogUnavailable("appending to the log: no broker can be reached")
         client = self._connected()
         try:
-            while not reachable(self._settings.servers):  # nothing has begun: the caller may say that it waits
-                raise LogUnavailable("appending to the log: no broker can be reached")
             client.begin_transaction()
-            futures = [client.send(topic, value, key, partition=p) for topic, key, value, p in self._rows]
+            futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
             client.commit_transaction()
         except FENCED as error:
             raise HeldByAnother(self._name, "a process that came later") from error
@@ -134,9 +131,9 @@ class ExclusiveProducer(LogProducer):
             raise LogError(
                 f"a transaction of {self._name} failed: {error}; start again, the log tells what took place"
             ) from error
-        positions = [Position(row[3], future.value.offset) for row, future in zip(self._rows, futures, strict=True)]
+        for row, future in zip(self._rows, futures, strict=True):
+            self._positions[row[0]] = Position(row[4], future.value.offset)
         self._keep([])
-        return positions
 
     def close(self) -> None:
         super().close()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition, errors
+from kafka import KafkaConsumer, TopicPartition
 
 from broker.errors import LogError, LogUnavailable, OffsetExpired
 from broker.kafka.faults import reachable, translated
@@ -72,6 +72,7 @@ class LogReader:
         self._next = first
         self._consumer = self._open(first)
         self._exact: KafkaConsumer | None = None
+        self._known_ends: dict[int, int] = {}
 
     def _open(self, offsets: Mapping[int, int]) -> KafkaConsumer:
         with translated(f"reading {self._topic}"):
@@ -116,11 +117,10 @@ class LogReader:
         wanted: dict[int, set[int]] = {}
         for partition, offset in positions:
             wanted.setdefault(partition, set()).add(offset)
-        begins, ends = self._begins(), self._ends()
+        if any(max(offsets) >= self._known_ends.get(p, 0) for p, offsets in wanted.items()):
+            self._known_ends = self._ends()
         for partition, offsets in wanted.items():
-            if min(offsets) < begins.get(partition, 0):
-                raise OffsetExpired(self._topic, partition, min(offsets), begins[partition])
-            if max(offsets) >= ends.get(partition, 0):
+            if max(offsets) >= self._known_ends.get(partition, 0):
                 raise LogError(f"{self._topic}[{partition}] has no offset {max(offsets)}")
         if self._exact is None:
             self._exact = self._open({})
@@ -141,8 +141,11 @@ class LogReader:
             if left[-1] > at + SKIP:
                 at = left[-1]
                 consumer.seek(part, at)
-            with translated(f"reading {self._topic}[{partition}]"):
-                batch = consumer.poll(500, 500).get(part, [])
+            try:
+                with translated(f"reading {self._topic}[{partition}]"):
+                    batch = consumer.poll(500, 500).get(part, [])
+            except LogError as error:
+                raise self._expired({partition: left[-1]}) or error from error
             for it in batch:
                 at = it.offset + 1
                 if left and it.offset == left[-1]:
@@ -167,6 +170,3 @@ class LogReader:
             if consumer is not None:
                 with translated("closing a reader"):
                     consumer.close(timeout_ms=500)
-
-
-NO_OFFSET = errors.NoOffsetForPartitionError

@@ -68,7 +68,7 @@ def test_a_run_from_random_weights_to_its_report(tmp_path: Path) -> None:
     assert lineage["groups"][0]["samples"][0]["votes"][0]["why"] == "share of vowels"
     assert headrace("trace", str(tmp_path), "99").returncode == 3
     assert any(
-        t["topic"] == "small.steps" for t in json.loads(headrace("broker", "--json", "topics", str(tmp_path)).stdout)
+        t["topic"] == "small.steps" for t in json.loads(headrace("broker", "topics", str(tmp_path), "--json").stdout)
     )
 
     from transformers import AutoModelForCausalLM

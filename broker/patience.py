@@ -1,0 +1,51 @@
+"""Patience with a log that is away: who must not lose its place waits for it, and says so."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from broker.errors import LogUnavailable
+from broker.log import Producer
+from broker.messages import Position
+from monitoring.daemon import Stop
+
+log_ = logging.getLogger("log")
+RETRY_SECONDS = 1.0
+SAY_SECONDS = 10.0
+T = TypeVar("T")
+
+
+def wait_for_log(action: Callable[[], T], stop: Stop, away: Callable[[bool], None] = lambda away: None) -> T:
+    """Call ``action`` until the log answers. Raises LogUnavailable once ``stop`` is set; ``away`` hears how it stands."""
+    said = 0.0
+    while True:
+        try:
+            done = action()
+            away(False)
+            return done
+        except LogUnavailable as error:
+            away(True)
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                log_.warning("waiting for the log: %s", error)
+            if stop.wait(RETRY_SECONDS):
+                raise
+
+
+class PatientProducer:
+    """A ``Producer`` whose ``flush`` waits for a log that is away: its caller's state and the log never differ."""
+
+    def __init__(self, producer: Producer, stop: Stop, away: Callable[[bool], None]) -> None:
+        self._producer, self._stop, self._away = producer, stop, away
+
+    def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
+        wait_for_log(lambda: self._producer.send(topic, key, value, partition), self._stop, self._away)
+
+    def flush(self) -> list[Position]:
+        return wait_for_log(self._producer.flush, self._stop, self._away)
+
+    def close(self) -> None:
+        self._producer.close()

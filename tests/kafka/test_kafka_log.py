@@ -1,0 +1,160 @@
+"""What is particular to the distributed log: settings, secrets, long work, retention, three brokers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.errors import LogError, LogUnavailable, OffsetExpired, RunFileError
+from broker.kafka.server import KafkaServer, cluster, free_ports
+from broker.kafka.settings import KafkaSettings
+from broker.log import Log, TopicSpec, open_log
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def log(kafka: KafkaServer) -> Iterator[Log]:
+    log = open_log(f"{kafka.url}?replication=1")
+    yield log
+    log.close()
+
+
+def fill(log: Log, topic: str, count: int, partition: int = 0) -> None:
+    producer = log.producer()
+    for i in range(count):
+        producer.send(topic, b"k", f"v{i}".encode(), partition)
+    producer.flush()
+    producer.close()
+
+
+def test_urls_and_the_environment_are_read_and_secrets_not_shown() -> None:
+    found = KafkaSettings.parse(
+        "kafka://a:9092,b:9093?replication=3&compression=lz4",
+        {"HEADRACE_KAFKA_SASL_PLAIN_PASSWORD": "tip-top-secret", "HEADRACE_KAFKA_SECURITY_PROTOCOL": "SASL_SSL"},
+    )
+    assert found.servers == ("a:9092", "b:9093") and found.replication == 3 and found.compression == "lz4"
+    assert found.common["sasl_plain_password"] == "tip-top-secret" and "tip-top" not in repr(found)
+    for url, why in {
+        "kafka://": "HOST:PORT",
+        "kafka://a": "HOST:PORT",
+        "kafka://a:1?replicaton=3": "did you mean 'replication'",
+        "kafka://a:1?compression=lz5": "did you mean 'lz4'",
+        "kafka://a:1?replication=x": "whole number",
+    }.items():
+        with pytest.raises(RunFileError, match=why):
+            KafkaSettings.parse(url, {})
+    with pytest.raises(RunFileError, match="HEADRACE_KAFKA_SASL_PASSWORD is not known"):
+        KafkaSettings.parse("kafka://a:1", {"HEADRACE_KAFKA_SASL_PASSWORD": "x"})
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port}"):
+        open_log(f"kafka://127.0.0.1:{port}")
+
+
+def test_a_topic_that_would_lose_records_is_refused(kafka: KafkaServer, log: Log) -> None:
+    from kafka.admin import KafkaAdminClient
+
+    admin = KafkaAdminClient(bootstrap_servers=kafka.address)
+    made = {
+        "short": {"retention.ms": "60000"},
+        "small": {"retention.ms": "-1", "max.message.bytes": "1000000"},
+        "compact": {"cleanup.policy": "compact"},
+    }
+    admin.create_topics(
+        {f"refused.{n}": {"num_partitions": 2, "replication_factor": 1, "configs": c} for n, c in made.items()},
+        wait_for_metadata=True,
+    )
+    admin.close()
+    for name, why in (("short", "retention.ms = 60000"), ("small", "max.message.bytes"), ("compact", "compacted")):
+        with pytest.raises(LogError, match=why):
+            log.create([TopicSpec(f"refused.{name}", 2)])
+    log.create([TopicSpec("refused.short", 2, retention_seconds=60)])
+
+
+@pytest.mark.timeout(90)
+def test_long_work_on_a_record_costs_no_partition(log: Log) -> None:
+    """A member that does not poll for longer than its session keeps its place; its commit counts."""
+    log.create([TopicSpec("long.t", 2)])
+    fill(log, "long.t", 4)
+    worker, other = log.consumer(["long.t"], "long.g", "worker"), log.consumer(["long.t"], "long.g", "other")
+    deadline = time.monotonic() + 30
+    while len(worker.assignment()) != 1 or len(other.assignment()) != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (held,) = worker.assignment()
+    time.sleep(15)  # the session is 6 seconds
+    assert worker.assignment() == {held}
+    worker.commit({held: 1})
+    assert log.committed("long.g", "long.t") == {held[1]: 1}
+    worker.close()
+    other.close()
+
+
+def test_retention_that_has_overtaken_a_group_is_an_error_that_names_it(log: Log) -> None:
+    log.create([TopicSpec("expired.t", 1)])
+    fill(log, "expired.t", 20)
+    consumer = log.consumer(["expired.t"], "expired.g", "a")
+    while not consumer.poll(5, 1.0):
+        pass
+    consumer.commit({("expired.t", 0): 5})
+    consumer.close()
+    log.trim("expired.t", {0: 10})
+    again = log.consumer(["expired.t"], "expired.g", "a")
+    with pytest.raises(OffsetExpired, match=r"expired.t\[0\] offset 5"):
+        for _ in range(50):
+            again.poll(5, 0.2)
+    again.close()
+
+
+def test_compressed_records_and_the_largest_come_back_as_they_were(kafka: KafkaServer) -> None:
+    for compression in ("lz4", "zstd"):
+        log = open_log(f"{kafka.url}?replication=1&compression={compression}")
+        topic = f"packed.{compression}"
+        log.create([TopicSpec(topic, 1)])
+        values = [b"x" * 1000, bytes(16 << 20), b"end"]
+        producer = log.producer()
+        for value in values:
+            producer.send(topic, b"k", value)
+        positions = producer.flush()
+        assert [r.value for r in log.reader(topic).get(positions)] == values
+        producer.close()
+        log.close()
+
+
+@pytest.mark.timeout(180)
+def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
+    servers = cluster(tmp_path)
+    log = open_log("kafka://" + ",".join(s.address for s in servers))
+    try:
+        log.create([TopicSpec("three.t", 3)])
+        written = 0
+        producer, consumer = log.producer(), log.consumer(["three.t"], "three.g", "a")
+        got: list[bytes] = []
+        for i in range(60):
+            if i == 20:
+                servers[0].kill()
+            for partition in range(3):
+                producer.send("three.t", b"k", f"{partition}/{i}".encode(), partition)
+                written += 1
+            while True:
+                try:
+                    assert len(producer.flush()) == 3
+                    break
+                except LogUnavailable:
+                    time.sleep(0.5)
+        deadline = time.monotonic() + 60
+        while len(set(got)) < written and time.monotonic() < deadline:
+            got += [r.value for r in consumer.poll(64, 0.5)]
+        assert len(set(got)) == written == 180
+        for thing in (producer, consumer):
+            thing.close()
+    finally:
+        log.close()
+        for server in servers:
+            server.kill()

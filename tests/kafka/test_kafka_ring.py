@@ -1,0 +1,188 @@
+"""Whole runs on a real Kafka: a broker that may die, redo from its log, fencing, exact counts."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from ringtools import by_role, end_run, headrace, start_run, verify, wait_for
+
+from broker.errors import HeldByAnother
+from broker.kafka.server import KafkaServer
+from broker.log import open_log
+from broker.messages import Manifest, encode
+from headrace.records import scan
+from headrace.rundir import reopen
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
+KILLS = int(os.environ.get("HEADRACE_KILLS") or 10)
+SEED = int(os.environ.get("HEADRACE_SEED") or 0) or random.randrange(1, 10**6)
+
+
+def options(name: str, url: str, *more: str) -> list[str]:
+    settings = [f"run.name={name}", f"broker.url={url}", *more]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def steps_of(directory: Path) -> int:
+    if not (directory / "run.toml").exists():
+        return 0
+    run = reopen(directory)
+    log = run.open_log()
+    found = sum(isinstance(m, Manifest) and m.kind == "step" for _, m in scan(log, run.topics.steps))
+    log.close()
+    return found
+
+
+def sha256_of(checkpoint: Path) -> str:
+    from learner.model import load_model
+    from learner.trainer import state_sha256
+
+    return state_sha256(load_model(str(checkpoint)))
+
+
+def said(directory: Path) -> str:
+    return (directory / "run.out").read_text()[-3000:]
+
+
+def test_killed_and_redone_from_kafka_gives_the_same_weights_bit_for_bit(kafka: KafkaServer, tmp_path: Path) -> None:
+    settings = options("redo", kafka.url, "stage.1.steps=16", "learner.checkpoint_every=1000")
+    run = start_run(tmp_path, *settings)
+    try:
+        wait_for("the third step", lambda: run.poll() is not None or steps_of(tmp_path) >= 3, 120)
+        by_role(run, "learner")[0].kill()  # every step is redone: there is no checkpoint since the first stage
+        seen = steps_of(tmp_path)
+        poison(tmp_path)
+        wait_for("more steps", lambda: run.poll() is not None or steps_of(tmp_path) >= seen + 3, 120)
+        assert run.wait(200) == 0, said(tmp_path)
+    finally:
+        end_run(run)
+    audit = verify(tmp_path)
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dead_letters"]) == (16, 64, 0, 3)
+    last = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    replayed = headrace("replay", str(tmp_path), "--steps", "2-17", "--out", str(tmp_path / "replay"))
+    assert replayed.stdout.strip() == sha256_of(last), replayed.stderr
+
+
+def poison(directory: Path) -> None:
+    """What another client of the cluster might write, past our own producer's checks."""
+    from kafka import KafkaProducer
+
+    run = reopen(directory)
+    client = KafkaProducer(bootstrap_servers=run.url.removeprefix("kafka://"))
+    client.send(run.topics.prompts, b"\xc1 rubbish", b"nobody", partition=0)
+    client.send(run.topics.trajectories, b"\xc1 rubbish", None, partition=1)
+    client.send(run.topics.rewards, encode(Manifest(0, 0, "close")), b"nobody", partition=2)
+    client.flush(20)
+    client.close()
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    server = KafkaServer(tmp_path / "kafka")
+    server.start()
+    home = tmp_path / "run"
+    run = start_run(home, *options("outage", server.url, "stage.1.steps=40"))
+    try:
+        wait_for("the third step", lambda: run.poll() is not None or steps_of(home) >= 3, 120)
+        server.kill()
+        wait_for("the view to say so", lambda: run.poll() is not None or "waiting for the log" in said(home), 60)
+        assert run.poll() is None, said(home)
+        wait_for("the metric to say so", lambda: away(home) > 0, 30)
+        time.sleep(30)
+        assert run.poll() is None, said(home)
+        server.start()
+        assert run.wait(200) == 0, said(home)
+        audit = verify(home)
+        assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dropped"]) == (40, 160, 0, 0)
+    finally:
+        end_run(run)
+        server.stop()
+
+
+def away(directory: Path) -> int:
+    """How many daemons say in their metrics that they wait for the log."""
+    from monitoring.daemon import registrations
+    from monitoring.scrape import scrape
+
+    return sum(scrape(d.metrics).get("headrace_log_unavailable", 0.0) > 0 for d in registrations(directory))
+
+
+def test_a_storm_of_kills_over_daemons_and_broker_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    print(f"\nchaos on Kafka: {KILLS} kills, seed {SEED} (again: HEADRACE_SEED={SEED})")
+    rng = random.Random(SEED)
+    server = KafkaServer(tmp_path / "kafka")
+    server.start()
+    home = tmp_path / "run"
+    steps = max(30, 5 * KILLS)
+    settings = options("storm", server.url, f"stage.1.steps={steps}")
+    run = start_run(home, *settings)
+    try:
+        killed, deadline = 0, time.monotonic() + 120 + 25 * KILLS
+        while run.poll() is None or run.returncode == -signal.SIGKILL:
+            if run.poll() is not None:  # the supervisor was killed: the same command resumes
+                run = start_run(home, *settings)
+            assert time.monotonic() < deadline, said(home)
+            time.sleep(rng.uniform(1.0, 6.0) if killed < KILLS else 0.5)
+            if killed < KILLS and run.poll() is None:
+                killed += kill_one(rng, run, server)
+        assert run.returncode == 0, said(home)
+        audit = verify(home)
+        assert audit["problems"] == [] and audit["outstanding"] == 0
+        assert (audit["steps"], audit["samples_trained"]) == (steps, 16 * steps)
+    finally:
+        end_run(run)
+        server.stop()
+
+
+def kill_one(rng: random.Random, run: subprocess.Popen[bytes], server: KafkaServer) -> bool:
+    role = rng.choice(("learner", "publisher", "actors", "rewarders", "judge", "supervisor", "broker"))
+    print(f"  kill {role}", flush=True)
+    if role == "broker":
+        server.kill()
+        time.sleep(rng.uniform(0.0, 4.0))
+        server.start()
+    elif role == "supervisor":
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        time.sleep(0.5)
+    else:
+        found = by_role(run, role)
+        if not found:
+            return False
+        rng.choice(found).kill()
+    return True
+
+
+def test_who_was_superseded_can_write_no_more(kafka: KafkaServer) -> None:
+    """The transactional id fences a learner that was cut off; the one that holds the name goes on."""
+    from broker.kafka.producer import ExclusiveProducer
+    from broker.log import TopicSpec
+
+    log = open_log(f"{kafka.url}?replication=1")
+    log.create([TopicSpec("fenced.steps", 1)])
+    zombie = log.exclusive_producer("fenced.learner", "the first learner")
+    zombie.send("fenced.steps", b"k", b"first")
+    zombie.flush()
+    with pytest.raises(HeldByAnother, match="the first learner"):
+        log.exclusive_producer("fenced.learner", "the second learner")
+    zombie.send("fenced.steps", b"k", b"still here")
+    assert len(zombie.flush()) == 1, "a refused one disturbs nobody"
+    heir = ExclusiveProducer(log._settings, log._partitions, "fenced.learner", lambda: None)  # type: ignore[attr-defined]
+    zombie.send("fenced.steps", b"k", b"too late")
+    with pytest.raises(HeldByAnother):
+        zombie.flush()
+    heir.send("fenced.steps", b"k", b"second")
+    heir.flush()
+    end = log.ends("fenced.steps")
+    reader = log.reader("fenced.steps")
+    values: list[bytes] = []
+    while any(offset < end[p] for p, offset in reader.offsets().items()):
+        values += [r.value for r in reader.poll(16, 1.0)]
+    assert values == [b"first", b"still here", b"second"]
+    for thing in (zombie, heir, reader, log):
+        thing.close()
