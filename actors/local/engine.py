@@ -23,6 +23,7 @@ from torch import Tensor
 from actors.engine import Completion, Request, UpdateMode
 from actors.local.decoder import Cache, Decoder
 from actors.local.sampling import sample
+from actors.local.stops import StopFinder
 from broker.errors import EngineError
 from broker.messages import Sampling, VersionSpan
 from broker.weights.receiver import DistributedReceiver
@@ -64,7 +65,9 @@ class LocalEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
         self._decoder = Decoder(config, dtype, device, context)
-        self._ends = torch.tensor(sorted(end_tokens(path, config, self.tokenizer)), device=device)
+        self._end_ids = end_tokens(path, config, self.tokenizer)
+        self._ends = torch.tensor(sorted(self._end_ids), device=device)
+        self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
         self._mode, self._slots, self._device = mode, slots, device
         self._cache = Cache(self._decoder, slots, self._decoder.context)
         self._prompts = Cache(self._decoder, slots, self._decoder.context)
@@ -267,25 +270,32 @@ class LocalEngine:
         self._length[rows] += 1
         ended = torch.isin(drawn, self._ends)
         full = self._length[rows] >= self._limit[rows]
-        stopped = {
-            row
-            for row in range(first, first + len(logits))
-            if self._live[row].request.sampling.stop and self._hits_stop(row)
-        }
+        stopped = self._stopped(drawn, first)
         over = (ended | full).nonzero()[:, 0].tolist()
         for row in sorted({first + i for i in over} | stopped, reverse=True):
             self._finish(row, "stop" if row in stopped or bool(ended[row - first]) else "length")
             self._remove(row)
 
-    def _hits_stop(self, row: int) -> bool:
-        return any(stop in self._text(row) for stop in self._live[row].request.sampling.stop)
+    def _stopped(self, drawn: Tensor, first: int) -> set[int]:
+        """The rows whose newest token has completed a stop string."""
+        stops = [slot.request.sampling.stop for slot in self._live[first : first + len(drawn)]]
+        found: set[int] = set()
+        for stop in {s for s in stops if s}:
+            for i in self._stops.candidates(stop)[drawn.cpu()].nonzero()[:, 0].tolist():
+                row = first + i
+                if stops[i] == stop and self._stops.hit(self._response(row), stop):
+                    found.add(row)
+        return found
+
+    def _response(self, row: int) -> list[int]:
+        """The sampled tokens, without the end token."""
+        ids: list[int] = self._tokens[row, self._prompt[row] : self._length[row]].tolist()
+        if ids and ids[-1] in self._end_ids:
+            ids.pop()
+        return ids
 
     def _text(self, row: int) -> str:
-        ids = self._tokens[row, self._prompt[row] : self._length[row]].tolist()
-        ends = set(self._ends.tolist())
-        if ids and ids[-1] in ends:
-            ids.pop()
-        return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
+        return str(self.tokenizer.backend_tokenizer.decode(self._response(row), skip_special_tokens=False))
 
     def _finish(self, row: int, reason: str) -> None:
         slot, text = self._live[row], self._text(row)

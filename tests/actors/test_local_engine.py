@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2
 from actors.engine import Completion, Request
 from actors.local.engine import LocalEngine
 from actors.local.sampling import sample
+from actors.local.stops import StopFinder
 from broker.errors import EngineError
 from broker.messages import Sampling
 
@@ -206,3 +207,20 @@ def test_sampling_follows_the_distribution() -> None:
     chi_square = float((((counts - wanted * 20_000) ** 2) / (wanted * 20_000)).sum())
     assert chi_square < 18.5, "the 99.9% point of chi-square with 4 degrees of freedom"
     assert torch.allclose(logprobs, wanted.log()[drawn], atol=1e-5)
+
+
+def test_stop_strings_are_found_over_token_borders_by_the_tokens_that_can_end_them(policy: Policy) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(policy.path).backend_tokenizer
+    finder = StopFinder(tokenizer, 301)
+    for text, stops in (
+        ("a+b=12, so", ("=12",)),
+        ("one\n\ntwo", ("\n\n",)),
+        ("<answer>7</answer>", ("</ans", "zzz")),
+        ("é∑ü", ("∑",)),
+    ):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        first = next(i for i in range(1, len(ids) + 1) if any(s in tokenizer.decode(ids[:i]) for s in stops))
+        for i in range(1, first + 1):
+            hit = bool(finder.candidates(stops)[ids[i - 1]]) and finder.hit(ids[:i], stops)
+            assert hit == (i == first), (text, i)
+    assert int(finder.candidates(("=12",)).sum()) < 30, "few tokens can end it"
