@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
+from operator import itemgetter
 from typing import ClassVar, NamedTuple
 
 import msgpack
@@ -28,12 +31,12 @@ from broker.manifests import (
     VoteRef,
 )
 from broker.verdicts import OUTCOMES, DeadLetter, PolicyVersion, Settled, Trimmed, Vote
-from broker.wire import Json, Position, integer, mapping, number, numbers, optional_text, raw, require, strings, text
+from broker.wire import Json, Position, integer, mapping, number, numbers, optional_text, require, strings, text
 
 __all__ = [
     "FINISH_REASONS", "OUTCOMES", "SCHEMA", "ChatMessage", "DeadLetter", "Dropped", "Evaluation", "FloatArray", "GroupRef",
     "IntArray", "Manifest", "Message", "PlannerState", "PolicyVersion", "Position", "Prompt", "SampleRef", "Sampling",
-    "Segment", "StepResult", "Trajectory", "VersionSpan", "Vote", "VoteRef", "decode", "encode", "trajectory_id",
+    "Segment", "Settled", "StepResult", "Trajectory", "Trimmed", "VersionSpan", "Vote", "VoteRef", "decode", "encode", "trajectory_id",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -95,9 +98,15 @@ class Sampling:
 
     @classmethod
     def unpack(cls, wire: Mapping[str, Json]) -> Sampling:
-        return cls(
+        return _sampling(
             float(wire["temperature"]), float(wire["top_p"]), integer(wire["max_new_tokens"]), strings(wire["stop"])
         )
+
+
+@lru_cache(maxsize=256)
+def _sampling(temperature: float, top_p: float, max_new_tokens: int, stop: tuple[str, ...]) -> Sampling:
+    """A run has few of them, and each comes with every record."""
+    return Sampling(temperature, top_p, max_new_tokens, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,31 +295,44 @@ class Trajectory:
 
     @classmethod
     def unpack(cls, wire: Mapping[str, Json]) -> Trajectory:
+        fields = _FIELDS(wire)
+        if tuple(map(type, fields)) not in _TYPES:
+            fields = _checked(fields)
         self = object.__new__(cls)
-        self.__dict__.update(  # twenty times object.__setattr__ would cost as much as all the rest
-            group_id=text(wire["group_id"]),
-            index=integer(wire["index"]),
-            group_size=integer(wire["group_size"]),
-            messages=_messages(wire["messages"]),
-            answer=optional_text(wire["answer"]),
-            kind=text(wire["kind"]),
-            metadata=mapping(wire["metadata"]),
-            rewards=numbers(wire["rewards"]),
-            purpose=text(wire["purpose"]),
-            text=text(wire["text"]),
-            tokens=np.frombuffer(raw(wire["tokens"]), dtype=_TOKEN),
-            logprobs=np.frombuffer(raw(wire["logprobs"]), dtype=_LOGPROB),
-            segments=tuple(Segment(text(r), integer(s), integer(e), bool(t)) for r, s, e, t in wire["segments"]),
-            versions=tuple(VersionSpan(integer(v), integer(s)) for v, s in wire["versions"]),
-            finish_reason=text(wire["finish_reason"]),
-            sampling=Sampling.unpack(wire["sampling"]),
-            engine=text(wire["engine"]),
-            actor=text(wire["actor"]),
-            created=number(wire["created"]),
-            started=number(wire["started"]),
+        members = self.__dict__  # twenty times object.__setattr__ would cost as much as all the rest
+        members.update(zip(_NAMES, fields, strict=True))
+        members["messages"] = _messages(members["messages"])
+        members["rewards"] = numbers(members["rewards"])
+        members["metadata"] = mapping(members["metadata"])
+        members["tokens"] = np.frombuffer(members["tokens"], dtype=_TOKEN)
+        members["logprobs"] = np.frombuffer(members["logprobs"], dtype=_LOGPROB)
+        members["segments"] = tuple(
+            [Segment(text(r), integer(s), integer(e), bool(t)) for r, s, e, t in members["segments"]]
         )
+        members["versions"] = tuple([VersionSpan(integer(v), integer(s)) for v, s in members["versions"]])
+        members["sampling"] = Sampling.unpack(members["sampling"])
         self.__post_init__()
         return self
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "group_id": (str,), "index": (int,), "group_size": (int,), "messages": (list,), "answer": (str, type(None)), "kind": (str,),
+    "metadata": (dict,), "rewards": (dict,), "purpose": (str,), "text": (str,), "tokens": (bytes,), "logprobs": (bytes,),
+    "segments": (list,), "versions": (list,), "finish_reason": (str,), "sampling": (dict,), "engine": (str,), "actor": (str,),
+    "created": (float, int), "started": (float, int),
+}  # fmt: skip
+"""The fields of a trajectory on the wire, with the types that each may have."""
+_NAMES = tuple(_KINDS)
+_FIELDS = itemgetter(*_NAMES)
+_TYPES = frozenset(product(*_KINDS.values()))  # looked up in one go: a call a field would cost more than the decoding
+
+
+def _checked(fields: tuple[Json, ...]) -> tuple[Json, ...]:
+    """Raises TypeError, naming the first field of a wrong type."""
+    for (name, kinds), value in zip(_KINDS.items(), fields, strict=True):
+        if type(value) not in kinds:
+            raise TypeError(f"{name} is {type(value).__name__} where {kinds[0].__name__} is expected")
+    return fields
 
 
 FINISH_REASONS = ("stop", "length", "abort")

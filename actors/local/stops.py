@@ -35,6 +35,6 @@ class StopFinder:
 
 
 def _may_complete(text: str, stop: str) -> bool:
-    if BROKEN in text or stop in text:
+    if stop in text or (BROKEN in text and not stop.isascii()):
         return True
     return any(stop.endswith(text[:k]) for k in range(1, min(len(text), len(stop)) + 1))

@@ -211,7 +211,7 @@ def test_sampling_follows_the_distribution() -> None:
 
 def test_stop_strings_are_found_over_token_borders_by_the_tokens_that_can_end_them(policy: Policy) -> None:
     tokenizer = AutoTokenizer.from_pretrained(policy.path).backend_tokenizer
-    finder = StopFinder(tokenizer, 301)
+    finder = StopFinder(tokenizer, 320)
     for text, stops in (
         ("a+b=12, so", ("=12",)),
         ("one\n\ntwo", ("\n\n",)),
