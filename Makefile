@@ -4,9 +4,10 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 BIN := .venv/bin
 STAMP := .venv/.installed
 KILLS ?= 30
+BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 
-.PHONY: setup setup-kafka run test test-kafka lint bench chaos kafka clean
+.PHONY: setup setup-kafka run test test-kafka lint bench bench-trl chaos kafka clean
 
 setup: $(STAMP)
 
@@ -47,6 +48,11 @@ chaos: $(STAMP)
 
 bench: $(STAMP)
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# The same task with TRL's GRPOTrainer, from the base that `make run` has made; its packages lie beside the project's, in .venv/trl.
+bench-trl: $(STAMP)
+	@test -d .venv/trl || { $(PYTHON) -m venv .venv/trl && $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(.venv/trl/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/headrace.pth && .venv/trl/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/trl/requirements.txt; }
+	PYTHONPATH=. $(BIN)/python benchmarks/tiny_rl.py $(BASE)
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
