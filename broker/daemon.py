@@ -12,6 +12,7 @@ from broker.errors import HeadraceError, LogUnavailable, RunFileError
 from monitoring.daemon import Stop, die_with_parent
 
 RETRY_SECONDS = 1.0
+AWAY = 75  # exit status where the log went away at a moment that cannot wait for it: start again later (EX_TEMPFAIL)
 
 
 class Flag(Protocol):
@@ -21,7 +22,8 @@ class Flag(Protocol):
 
 
 def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
-    """Run ``serve`` until it ends or is stopped. Returns its exit status, 2 for bad input, 3 for a fault (one line says which)."""
+    """Run ``serve`` until it ends or is stopped. Returns its exit status, 2 for bad input, 3 for a fault, 75 for a log that is
+    away (one line says which)."""
     die_with_parent()
     stop = Stop().install()
     try:
@@ -29,6 +31,9 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
     except RunFileError as error:
         print(f"{role}: {error}", file=sys.stderr)
         return 2
+    except LogUnavailable as error:
+        print(f"fault: {error}", file=sys.stderr, flush=True)
+        return AWAY
     except HeadraceError as error:
         print(f"fault: {error}", file=sys.stderr, flush=True)
         return 3

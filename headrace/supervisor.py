@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from broker.daemon import AWAY
 from broker.errors import RunFault, RunFileError
 from monitoring.daemon import PARENT, Stop
 from monitoring.view import DaemonView
@@ -129,7 +130,7 @@ class Supervisor:
             raise RunFault(f"{name}: {self._last_words(daemon)}")
         if now - daemon.started >= HEALTHY_SECONDS:
             daemon.failures, daemon.delay = 0, BACK_OFF[0]
-        by_itself = status not in OUTSIDE
+        by_itself = status not in OUTSIDE and status != AWAY
         if not by_itself and now - daemon.started >= QUICK_SECONDS:
             daemon.delay = BACK_OFF[0]
         daemon.failures += by_itself

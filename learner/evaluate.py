@@ -98,6 +98,7 @@ class Evaluations:
         self._join, self._producer, self._topic = join, producer, topic
         self._requests: dict[str, Request] = {}
         self._lost: dict[str, list[Dropped]] = {}
+        self._restarted = 0.0
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -105,6 +106,10 @@ class Evaluations:
 
     def expect(self, request: Request) -> None:
         self._requests.setdefault(request.name, request)
+
+    def restart_deadlines(self, now: float) -> None:
+        """Count all deadlines anew from ``now``."""
+        self._restarted = now
 
     def settle(self, now: float) -> list[Evaluation]:
         """Write the results of all evaluations that are complete; returns them."""
@@ -121,7 +126,7 @@ class Evaluations:
         if group.id in self._join.dead:
             del self._join.dead[group.id]
             reason = "dead_letter"
-        elif not group.complete and now - request.asked > request.deadline:
+        elif not group.complete and now - max(request.asked, self._restarted) > request.deadline:
             reason = "incomplete"
         else:
             return False

@@ -107,10 +107,14 @@ class Planner:
                 self._drop(group, "dead_letter")
 
     def expire(self, table: LearnerTable, now: float) -> None:
-        """Drop what is incomplete at its deadline, counted from when it was fed or this learner started."""
+        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, or the log came back."""
         for group in self.training():
             if not group.complete and now - max(group.fed, self._started) > table.deadline:
                 self._drop(group, "incomplete")
+
+    def restart_deadlines(self, now: float) -> None:
+        """Nobody could answer while the log was away: all deadlines are counted anew from ``now``."""
+        self._started = now
 
     def _drop(self, group: Group, reason: str) -> None:
         self.join.remove(group.id)

@@ -16,6 +16,7 @@ from learner.evaluate import Evaluations
 from learner.planner import Planned, Planner, StagePlan
 
 log = logging.getLogger("log")
+STALL_SECONDS = 3.0
 T = TypeVar("T")
 
 
@@ -35,6 +36,7 @@ class PlanningThread(threading.Thread):
         self._planned: queue.Queue[Planned] = queue.Queue(maxsize=1)
         self._stop_flag = threading.Event()
         self._stage: StagePlan | None = None
+        self._turned = time.time()
         self.failure: BaseException | None = None
         self._log_away = log_away
 
@@ -73,6 +75,7 @@ class PlanningThread(threading.Thread):
             while not self._stop_flag.is_set():
                 try:
                     self._turn()
+                    self._turned = time.time()
                     self._log_away(False)
                 except LogUnavailable as error:
                     self._log_away(True)
@@ -89,6 +92,9 @@ class PlanningThread(threading.Thread):
             except BaseException as error:  # it belongs to the caller
                 future.set_exception(error)
         planner, now = self._planner, time.time()
+        if now - self._turned > STALL_SECONDS:  # the log was away: nobody could answer
+            planner.restart_deadlines(now)
+            self._evaluations.restart_deadlines(now)
         planner.join.pump(timeout=0.02)
         for result in self._evaluations.settle(now):
             self._on_evaluation(result)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from kafka import errors
 
@@ -24,6 +26,8 @@ FENCED = (
     errors.InvalidProducerIdMappingError,
 )  # fmt: skip
 CONNECT_SECONDS = 1.0
+ELECTION_SECONDS = 10.0
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -37,6 +41,18 @@ def translated(what: str) -> Iterator[None]:
         raise LogUnavailable(f"{what}: {error}") from error
     except errors.KafkaError as error:
         raise LogError(f"{what}: {error}") from error
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Call ``action`` again while the cluster elects or makes what it needs (a fresh one makes its own topics first)."""
+    deadline = time.monotonic() + ELECTION_SECONDS
+    while True:
+        try:
+            return action()
+        except errors.RetriableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def reachable(servers: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from kafka.admin import KafkaAdminClient, MemberToRemove
 from broker.errors import LogError
 from broker.kafka import topics as clustered
 from broker.kafka.consumer import LogConsumer
-from broker.kafka.faults import translated
+from broker.kafka.faults import patiently, translated
 from broker.kafka.owner import Ownership
 from broker.kafka.producer import ExclusiveProducer, LogProducer
 from broker.kafka.reader import LogReader, consumer_settings
@@ -29,6 +30,9 @@ class KafkaLog:
         self._settings = settings
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
+        client = logging.getLogger("kafka")
+        if client.level == logging.NOTSET:  # it tells every attempt to reconnect; what matters we say ourselves
+            client.setLevel(logging.CRITICAL)
         with translated(f"connecting to {', '.join(settings.servers)}"):
             self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
             self._asker = KafkaConsumer(**consumer_settings(settings))
@@ -91,7 +95,7 @@ class KafkaLog:
     def committed(self, group: str, topic: str) -> dict[int, int]:
         with self._lock, translated(f"asking for the offsets of {group}"):
             try:
-                found = self._admin.list_group_offsets(group)[group]
+                found = patiently(lambda: self._admin.list_group_offsets(group)[group])
             except errors.GroupIdNotFoundError:
                 return {}
         return {p.partition: o.offset for p, o in found.items() if p.topic == topic and o.offset >= 0}
@@ -101,7 +105,7 @@ class KafkaLog:
             names = [g["group_id"] for g in self._admin.list_groups()]
             if not names:
                 return {}
-            offsets = self._admin.list_group_offsets(names)
+            offsets = patiently(lambda: self._admin.list_group_offsets(names))
         found = {name: tuple(sorted({p.topic for p in parts})) for name, parts in offsets.items()}
         return {name: topics for name, topics in sorted(found.items()) if topics}
 

@@ -15,9 +15,9 @@ from kafka import KafkaConsumer, errors
 from kafka.admin import KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from broker.errors import HeldByAnother, LogUnavailable
+from broker.errors import HeldByAnother
 from broker.kafka.consumer import SESSION_SECONDS
-from broker.kafka.faults import translated
+from broker.kafka.faults import patiently, translated
 from broker.kafka.reader import consumer_settings
 from broker.kafka.settings import KafkaSettings
 
@@ -82,11 +82,9 @@ def _holder(admin: KafkaAdminClient, name: str) -> str | None:
     """The client id of the living member of group ``name``; None if there is none."""
     with translated(f"asking who holds {name}"):
         try:
-            group: dict[str, Any] = admin.describe_groups([name])[name]
+            group: dict[str, Any] = patiently(lambda: admin.describe_groups([name])[name])
         except errors.GroupIdNotFoundError:
             return None
-        except errors.RetriableError as error:
-            raise LogUnavailable(f"asking who holds {name}: {error}") from error
     members = group.get("members") or []
     return str(members[0]["client_id"]) if members else None
 
