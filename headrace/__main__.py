@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", "everything on this machine, with a live view", file="")
     run.add_argument("--plain", action="store_true", help="plain lines instead of the display")
+    run.add_argument("--kafka", action="store_true", help="with a Kafka broker of its own, to try it out")
     add("plan", "check a run file and say what would run", file="")
     for role in DAEMONS:
         commands.add_parser(role, help=f"one {role} daemon by hand", add_help=False)
@@ -98,8 +99,15 @@ def _run(options: argparse.Namespace) -> int:
     from headrace.run import run_all
     from headrace.runfile import check
 
-    check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
-    return run_all(Run.open(options.file, options.overrides, options.directory), options.plain)
+    whole = check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
+    if not options.kafka:
+        return run_all(Run.open(options.file, options.overrides, options.directory), options.plain)
+    from broker.kafka.server import KafkaServer
+
+    home = (options.directory or Path("runs") / whole.run.name).resolve()
+    with KafkaServer(home / "kafka") as server:
+        url = f"broker.url={server.url}?replication=1"
+        return run_all(Run.open(options.file, [*options.overrides, url], options.directory), options.plain)
 
 
 def _plan(options: argparse.Namespace) -> int:

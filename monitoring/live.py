@@ -34,16 +34,19 @@ class PlainView:
         self._console = console
         self._due = 0.0
         self._shown: tuple[object, ...] = ()
+        self._noted: list[str] = []
 
     def update(self, view: RunView) -> None:
-        now, what = time.monotonic(), (view.stage, len(view.evaluations))
+        now, what = time.monotonic(), (view.stage, len(view.evaluations), len(view.notes))
         if what == self._shown and now < self._due:
             return
         if view.evaluations and len(view.evaluations) != (self._shown[1] if self._shown else 0):
             name, value, low, high = view.evaluations[-1]
             self.note(f"held-out {name}: pass@1 {value:.3f} [{low:.3f}, {high:.3f}]")
-        for note in view.notes:
-            self.note(note)
+        if view.notes != self._noted:
+            self._noted = list(view.notes)
+            for note in self._noted:
+                self.note(note)
         self._shown, self._due = what, now + PLAIN_SECONDS
         self.note(one_line(view))
 

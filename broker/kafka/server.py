@@ -99,6 +99,13 @@ class KafkaServer:
             )
         )  # fmt: skip
 
+    def __enter__(self) -> KafkaServer:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"

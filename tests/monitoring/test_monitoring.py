@@ -116,12 +116,9 @@ def test_plain_lines_come_at_changes() -> None:
     state.stage = "after (evaluate)"
     plain.update(state)
     lines = out.getvalue().splitlines()
-    assert (
-        len(lines) == 3
-        and lines[0].startswith("held-out before: pass@1 0.200")
-        and "step 7/40" in lines[1]
-        and "after" in lines[2]
-    )
+    assert len(lines) == 4 and lines[0].startswith("held-out before: pass@1 0.200")
+    assert "actor-0 ended" in lines[1] and "\x1b" not in lines[1], "a note once, and clean"
+    assert "step 7/40" in lines[2] and "after" in lines[3]
 
 
 def test_the_report_is_one_file_that_loads_and_runs_nothing(tmp_path: Path) -> None:

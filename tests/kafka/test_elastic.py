@@ -1,0 +1,162 @@
+"""Daemons come, go and stall in the middle of a run; a slow sample and a full disk hold nobody up."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from ringtools import SMALL, end_run, start_run, verify, wait_for
+
+from broker.errors import LogError
+from broker.kafka.server import KafkaServer
+from broker.log import Log, TopicSpec, open_log
+from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan, Vote, encode
+from broker.topics import Topics
+from headrace.records import scan
+from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
+from rewarders.config import RewarderTable
+from rewarders.worker import RewarderWorker
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+SLOW = "import time\nclass Slow:\n    def __call__(self, sample):\n        time.sleep(4 * (sample.text == 'slow'))\n        return 1\n"
+
+
+def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, tmp_path: Path) -> None:
+    from test_kafka_ring import options, said, steps_of
+
+    settings = options("elastic", kafka.url, "stage.1.steps=120")
+    home = tmp_path / "run"
+    run = start_run(home, *settings)
+    more: list[subprocess.Popen[bytes]] = []
+    try:
+        wait_for("the third step", lambda: run.poll() is not None or steps_of(home) >= 3, 120)
+        common = [str(SMALL), *settings, "--dir", str(home), "--name"]
+        for order in (["actor", *common, "actor-9"], ["rewarder", *common, "vowels-9", "--rewarder", "vowels"]):
+            more.append(subprocess.Popen([sys.executable, "-m", "headrace", *order], stderr=subprocess.DEVNULL))
+        share(kafka, "elastic.actors", "elastic.rewarder.vowels")
+        os.kill(more[1].pid, signal.SIGSTOP)  # longer than its session: its partitions move to the other
+        time.sleep(9)
+        os.kill(more[1].pid, signal.SIGCONT)
+        time.sleep(3)
+        for daemon in more:
+            daemon.terminate()
+            assert daemon.wait(15) == 0
+        assert run.wait(200) == 0, said(home)
+    finally:
+        end_run(run)
+        for daemon in more:
+            daemon.kill()
+    audit = verify(home)
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dropped"]) == (120, 480, 0, 0)
+
+
+def share(kafka: KafkaServer, *groups: str) -> None:
+    """Wait until each group has two members that hold partitions."""
+    from kafka.admin import KafkaAdminClient
+
+    admin = KafkaAdminClient(bootstrap_servers=kafka.address)
+
+    def shared() -> bool:
+        found = admin.describe_groups(list(groups))
+        return all(sum(bool(m.get("member_assignment")) for m in found[g]["members"]) == 2 for g in groups)
+
+    wait_for("two members in each group", shared, 60)
+    admin.close()
+
+
+def test_a_slow_sample_does_not_hold_up_those_behind_it(kafka: KafkaServer, tmp_path: Path) -> None:
+    topics = Topics("hol", 2)
+    log = open_log(f"{kafka.url}?replication=1")
+    log.create(topics.specs())
+    (tmp_path / "slow.py").write_text(SLOW)
+    producer = log.producer()
+    for i, text in enumerate(["slow"] + ["quick"] * 40):
+        producer.send(topics.trajectories, b"k", encode(sample(f"g-{i}@0", text)), 0)
+    producer.flush()
+    registry = CollectorRegistry()
+    table = RewarderTable.model_validate({"use": "slow.py:Slow", "processes": 2, "timeout": 20.0})
+    worker = RewarderWorker(
+        "r-0", "r", log, topics, table, tmp_path, RewarderMetrics(registry, "r"), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"),
+    )  # fmt: skip
+    seen = 0
+    deadline = time.monotonic() + 60
+    while seen < 40:
+        worker.turn()
+        seen = sum(isinstance(m, Vote) for _, m in scan(log, topics.rewards)) if worker._in_flight <= 1 else 0
+        assert time.monotonic() < deadline
+    assert worker._in_flight == 1, "all but the slow one are judged"
+    assert log.committed(topics.group("rewarder.r"), topics.trajectories).get(0, 0) == 0, (
+        "and the slow one is not passed over"
+    )
+    while worker._in_flight:
+        worker.turn()
+    worker.close()
+    assert log.lag(topics.group("rewarder.r"), topics.trajectories) == 0
+    for thing in (producer, log):
+        thing.close()
+
+
+def sample(group_id: str, text: str) -> Trajectory:
+    import numpy as np
+
+    spans = (Segment("prompt", 0, 1, False), Segment("assistant", 1, 2, True))
+    return Trajectory(
+        group_id, 0, 1, (ChatMessage("user", "?"),), None, "", {}, {"r": 1.0}, "train", text, np.array([1, 2], np.int32),
+        np.zeros(2, np.float32), spans, (VersionSpan(0, 1),), "stop", Sampling(),
+    )  # fmt: skip
+
+
+def test_a_full_disk_under_the_broker_is_survived_once_there_is_room(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands for the disk: a write beyond it fails as one to a full disk does, and the broker stops itself."""
+    server = KafkaServer(tmp_path / "kafka")
+    server.start()
+    log = open_log(f"{server.url}?replication=1")
+    log.create([TopicSpec("full.t", 1)])
+    producer = log.producer()
+    written: list[bytes] = []
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (11 << 20, resource.RLIM_INFINITY))
+    try:
+        failed = False
+        for i in range(40):
+            value = f"{i:04}".encode() * (1 << 17)
+            producer.send("full.t", b"k", value)
+            written.append(value)
+            try:
+                producer.flush()
+            except LogError:
+                failed = True
+                break
+        assert failed, "the disk was full"
+        server.kill()
+        server.start()
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                producer.flush()  # what the failed one has kept
+                break
+            except LogError:
+                assert time.monotonic() < deadline
+                time.sleep(1)
+        producer.send("full.t", b"k", b"after")
+        producer.flush()
+        assert values(log, "full.t") == [*written, b"after"]
+    finally:
+        producer.close()
+        log.close()
+        server.stop()
+
+
+def values(log: Log, topic: str) -> list[bytes]:
+    reader, ends = log.reader(topic), log.ends(topic)
+    found: list[bytes] = []
+    while any(offset < ends[p] for p, offset in reader.offsets().items()):
+        found += [r.value for r in reader.poll(16, 1.0)]
+    reader.close()
+    return found
