@@ -49,8 +49,23 @@ class OptimizerTable(Table):
 class ObjectiveTable(Table):
     """What the loss is: a named objective, and values that replace its own defaults (see learner/losses)."""
 
-    name: Literal["async", "grpo", "dapo", "topr"] = "async"
-    advantage_std: Literal["population", "sample", "none"] | None = None
+    name: Literal[
+        "async",
+        "grpo",
+        "dapo",
+        "topr",
+        "drgrpo",
+        "rloo",
+        "reinforce_pp",
+        "gspo",
+        "cispo",
+        "tis",
+        "tis_sequence",
+        "icepop",
+        "dppo",
+        "r1",
+    ] = "async"
+    advantage_std: Literal["population", "sample", "batch", "none"] | None = None
     advantage_baseline: Literal["mean", "leave_one_out"] | None = None
     """What a reward is compared with: the mean of its group, or of the others in it (RLOO, usually without std)."""
     aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
@@ -62,7 +77,9 @@ class ObjectiveTable(Table):
     """Largest change of a token's probability that still moves it further (the DPPO mask)."""
     tau: float | None = Field(default=None, ge=0)
     """Weight of the squared log-ratio to the behaviour policy."""
-    kl: float = Field(default=0.0, ge=0)
+    opsm: float | None = Field(default=None, gt=0)
+    """Leave out a sequence with a negative advantage whose mean log-ratio mu/pi is above it."""
+    kl: float | None = Field(default=None, ge=0)
     """Weight of the k3 divergence to the reference policy."""
     ref_refresh: int = Field(default=400, ge=1)
     constant_length: int = Field(default=1024, ge=1)
@@ -85,6 +102,9 @@ class LearnerTable(Table):
     late: Literal["wait", "drop"] = "wait"
     deadline: float = Field(default=1800.0, gt=0)
     drop_zero_variance: bool = True
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Tokens before ``sampling.max_new_tokens`` from which the reward falls, linearly by ``overlong_penalty`` (0: it does not)."""
+    overlong_penalty: float = Field(default=1.0, ge=0)
     max_resampling: float = Field(default=4.0, ge=0)
     """A step drops at most this many times ``groups_per_step`` groups without variance; after that they take its places."""
     pack_tokens: int = Field(default=4096, ge=16)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.advantages import batch_advantages
+from learner.advantages import batch_advantages, overlong_penalty
 from learner.batch import PackedChunk
 from learner.config import LearnerTable
 from learner.groups import Judged
@@ -43,7 +43,7 @@ class TrainState:
     @classmethod
     def begin(cls, model: Any, optimizers: Optimizers, stage: int, table: LearnerTable) -> TrainState:
         """The state at the start of an RL stage; a reference policy is kept only where the objective asks for one."""
-        return cls(model, optimizers, stage, reference=_frozen(model) if table.objective.kl else None)
+        return cls(model, optimizers, stage, reference=_frozen(model) if objective_of(table.objective).kl else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     samples = [judged for group in groups for judged in group]
     if objective.kl and state.reference is None:  # a replay may ask for a divergence that the recorded run did without
         state.reference = _frozen(state.model)
-    batch = _batch(groups, samples, objective, state.model.device)
+    batch = _batch(groups, samples, objective, table, state.model.device)
     chunks = pack(_sequences(samples, batch.advantages_N, objective), table.pack_tokens, str(state.model.device))
     packed = time.monotonic()
 
@@ -102,14 +102,19 @@ class _Batch:
     temperatures_N: Tensor
 
 
-def _batch(groups: Groups, samples: Sequence[Judged], objective: Objective, device: torch.device) -> _Batch:
+def _batch(
+    groups: Groups, samples: Sequence[Judged], objective: Objective, table: LearnerTable, device: torch.device
+) -> _Batch:
     """All that hangs on the whole batch, so that no micro-batch, packing or order changes it."""
     rewards_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+    lengths_N = torch.tensor([float(s.trajectory.response_tokens) for s in samples])
+    if table.overlong_buffer:
+        longest = table.sampling.max_new_tokens
+        rewards_N += overlong_penalty(lengths_N.double(), longest, table.overlong_buffer, table.overlong_penalty)
     group_N = torch.tensor([g for g, group in enumerate(groups) for _ in group], dtype=torch.long)
     advantages_N = batch_advantages(
         rewards_N, group_N, objective.advantage_std, baseline=objective.advantage_baseline
     ).float()
-    lengths_N = torch.tensor([float(s.trajectory.response_tokens) for s in samples])
     weights_N = AGGREGATIONS[objective.aggregation](lengths_N, objective.constant_length)
     # greedy samples carry log-probabilities of temperature 1
     temperatures_N = torch.tensor([s.trajectory.sampling.temperature or 1.0 for s in samples])
@@ -139,7 +144,13 @@ def _backward(
                 reference_M = score(state.reference, chunk, **how).logprobs_M
     everything = torch.ones_like(row_M, dtype=torch.bool)
     tokens = token_losses(
-        objective, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], batch.advantages_N[row_M], everything, reference_M
+        objective,
+        scores.logprobs_M,
+        chunk.behavior_T[chunk.mask_T],
+        batch.advantages_N[row_M],
+        everything,
+        reference_M,
+        row_M,
     )
     loss = (tokens.loss * batch.weights_N[row_M]).sum()
     loss.backward()

@@ -11,13 +11,14 @@ from torch import Tensor
 from learner.advantages import Baseline, Std
 from learner.config import ObjectiveTable
 from learner.losses import terms
+from learner.losses.sequences import Sequences
 
-TokenTerm = Callable[[Tensor, Tensor, Tensor, "Objective"], terms.Term]
+TokenTerm = Callable[[Tensor, Tensor, Tensor, "Objective", Sequences], terms.Term]
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """One objective, complete. ``term(logprobs, behavior, advantages, objective)`` gives each token's loss."""
+    """One objective, complete. ``term(logprobs, behavior, advantages, objective, sequences)`` gives each token's loss."""
 
     term: TokenTerm
     advantage_std: Std
@@ -31,6 +32,8 @@ class Objective:
     tau: float = 1e-3
     kl: float = 0.0
     constant_length: int = 1024
+    opsm: float | None = None
+    """Off-policy sequence mask: a sequence with A < 0 whose mean of log mu - log pi is above it is left out (DeepSeek-V3.2)."""
     penalty: bool = False
     """Whether the term has a part that does not depend on the advantage (weighted by ``tau``)."""
 
@@ -39,16 +42,34 @@ class Objective:
         return self.kl > 0 or (self.penalty and self.tau > 0)
 
 
-def _ppo(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective) -> terms.Term:
+def _ppo(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
     return terms.ppo_clip(logprobs, behavior, advantages, o.clip_low, o.clip_high, o.dual_clip)
 
 
-def _trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective) -> terms.Term:
+def _trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
     return terms.trust_region(logprobs, behavior, advantages, o.trust, o.weight_cap, o.tau)
 
 
-def _tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective) -> terms.Term:
+def _tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
     return terms.tapered(logprobs, behavior, advantages)
+
+
+def _capped(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
+    return terms.capped(logprobs, behavior, advantages, o.weight_cap)
+
+
+def _capped_sequence(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
+    log_w = s.sum(terms.log_ratio(logprobs, behavior).detach())
+    weight = log_w.clamp(-terms.RATIO_LIMIT, terms.RATIO_LIMIT).exp()
+    return terms.capped(logprobs, behavior, advantages, o.weight_cap, weight)
+
+
+def _banded(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
+    return terms.banded(logprobs, behavior, advantages, 1 - o.clip_low, 1 + o.clip_high)
+
+
+def _sequence_clip(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
+    return terms.sequence_clip(s.mean(terms.log_ratio(logprobs, behavior)), advantages, o.clip_low, o.clip_high)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -56,7 +77,21 @@ OBJECTIVES: dict[str, Objective] = {
     "dapo": Objective(_ppo, "population", "token_mean", clip_high=0.28),
     "topr": Objective(_tapered, "sample", "sequence_mean"),
     "async": Objective(_trust_region, "none", "token_mean", penalty=True),
+    "drgrpo": Objective(_ppo, "none", "constant"),
+    "rloo": Objective(_ppo, "none", "sequence_mean", advantage_baseline="leave_one_out"),
+    "reinforce_pp": Objective(_ppo, "batch", "token_mean"),
+    "gspo": Objective(_sequence_clip, "population", "sequence_mean", clip_low=3e-4, clip_high=4e-4),
+    "cispo": Objective(_capped, "population", "token_mean", weight_cap=5.0),
+    "tis": Objective(_capped, "population", "token_mean", weight_cap=2.0),
+    "tis_sequence": Objective(_capped_sequence, "population", "token_mean", weight_cap=2.0),
+    "icepop": Objective(_banded, "population", "token_mean", clip_low=0.5, clip_high=4.0),
+    "dppo": Objective(_trust_region, "none", "token_mean", weight_cap=10.0, penalty=True),
+    "r1": Objective(_ppo, "population", "sequence_mean", clip_low=10.0, clip_high=10.0, kl=1e-3),
 }
+"""``r1`` has the published settings of DeepSeek-R1 (arXiv 2501.12948, section 2: eps 10, beta .001; G 16, lr 3e-6, the reference refreshed
+every 400 steps stand in the run file). Its danger: at eps 10 the clip has no lower bound that works, and a negative advantage is
+never clipped, so a token that the policy has left (w far from 1) gets an unbounded gradient. Use it with fresh data
+(``max_lag = 0`` or 1), or with ``dual_clip``."""
 
 
 def objective_of(table: ObjectiveTable) -> Objective:

@@ -75,6 +75,37 @@ def tapered(logprobs: Tensor, behavior: Tensor, advantages: Tensor) -> Term:
     return Term(-weight * advantages * logprobs, weight, {"capped": (advantages < 0) & (ratio > 1)})
 
 
+def capped(logprobs: Tensor, behavior: Tensor, advantages: Tensor, cap: float, weight: Tensor | None = None) -> Term:
+    """``-sg[min(w, C)] A log pi``: truncated importance sampling (arXiv 2505.24034); CISPO (arXiv 2506.13585 eq. 4) with C = 1 + h.
+
+    ``weight`` stands for w where it is that of the whole sequence. Every token keeps a gradient, and none is above C.
+    """
+    with torch.no_grad():
+        ratio = log_ratio(logprobs, behavior).exp() if weight is None else weight
+        kept = ratio.clamp(max=cap)
+    return Term(-kept * advantages * logprobs, kept, {"capped": ratio > cap})
+
+
+def banded(logprobs: Tensor, behavior: Tensor, advantages: Tensor, low: float, high: float) -> Term:
+    """``-sg[w] A log pi`` where ``low <= w <= high``, else nothing (masked importance sampling; IcePop, 2025)."""
+    with torch.no_grad():
+        ratio = log_ratio(logprobs, behavior).exp()
+        above, below = ratio > high, ratio < low
+        weight = torch.where(above | below, 0.0, ratio)
+    return Term(-weight * advantages * logprobs, weight, {"clip_high": above, "clip_low": below})
+
+
+def sequence_clip(log_s: Tensor, advantages: Tensor, low: float, high: float) -> Term:
+    """GSPO (arXiv 2507.18071 eq. 5): PPO's clip of ``s = exp(mean over the sequence of log w)``, the same for all its tokens.
+
+    ``log_s`` is differentiable and holds each token's sequence's mean. A sequence is on or off as a whole.
+    """
+    ratio = log_s.clamp(-RATIO_LIMIT, RATIO_LIMIT).exp()
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))
+    up, down = (advantages > 0) & (ratio > 1 + high), (advantages < 0) & (ratio < 1 - low)
+    return Term(loss, torch.where(up | down, 0.0, ratio.detach()), {"clip_high": up, "clip_low": down})
+
+
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """``e^q - q - 1`` with ``q = log ref - log pi`` cut to +-20 and the value to 10 (J. Schulman, 2020): KL(pi || ref) >= 0."""
     q = (reference - logprobs).clamp(-KL_LIMIT, KL_LIMIT)

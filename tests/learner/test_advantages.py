@@ -7,7 +7,14 @@ import statistics
 import pytest
 import torch
 
-from learner.advantages import Baseline, Std, batch_advantages, group_advantages, leave_one_out_advantages
+from learner.advantages import (
+    Baseline,
+    Std,
+    batch_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    overlong_penalty,
+)
 
 REWARDS = [0.2, 1.2, 0.0, 1.0, 1.2]
 
@@ -60,3 +67,15 @@ def test_equal_rewards_and_a_group_of_one_give_exactly_zero(std: Std) -> None:
 def test_leave_one_out() -> None:
     found = leave_one_out_advantages(torch.tensor(REWARDS, dtype=torch.float64)).tolist()
     assert found == pytest.approx(by_the_book(REWARDS, "none", "leave_one_out", 0.0))
+
+
+def test_the_batch_std_is_that_of_all_centred_rewards() -> None:
+    rewards, groups = torch.tensor([1.0, 0.0, 3.0, 3.0, 5.0]), torch.tensor([0, 0, 1, 1, 1])
+    centred = torch.tensor([0.5, -0.5, -2 / 3, -2 / 3, 4 / 3])
+    wanted = centred / (centred.square().mean().sqrt() + 1e-6)
+    assert torch.allclose(batch_advantages(rewards, groups, "batch"), wanted, atol=1e-6)
+
+
+def test_the_overlong_penalty_falls_over_its_buffer() -> None:
+    lengths = torch.tensor([10.0, 80.0, 90.0, 100.0, 120.0])
+    assert overlong_penalty(lengths, 100, 20, 0.5).tolist() == pytest.approx([0.0, 0.0, -0.25, -0.5, -0.5])

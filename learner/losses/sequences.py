@@ -1,0 +1,33 @@
+"""Sums and means over the sequence that each token is of, given back to all of its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """``index`` int64 tells which sequence each token is of, ``used`` bool which tokens count; both of the tokens' shape.
+
+    A sequence must be whole: all of its tokens in one call, so that no micro-batch or packing changes its sum.
+    """
+
+    index: Tensor
+    used: Tensor
+
+    def sum(self, values: Tensor) -> Tensor:
+        """For each token the sum of ``values`` over the used tokens of its sequence; differentiable."""
+        size = int(self.index.max()) + 1 if self.index.numel() else 0
+        index, kept = self.index.reshape(-1), torch.where(self.used, values, 0.0).reshape(-1)
+        return (
+            torch.zeros(size, dtype=values.dtype, device=values.device)
+            .index_add(0, index, kept)[index]
+            .reshape(values.shape)
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """As ``sum``, divided by the number of used tokens."""
+        return self.sum(values) / self.sum(torch.ones_like(values)).clamp(min=1)
