@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--out", required=True, type=Path)
     replay.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
     add("report", "write report.html and summary.json again", run="")
+    top_ = add("top", "the live view of a run, from another terminal")
+    top_.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
+    top_.add_argument("--plain", action="store_true", help="plain lines instead of the display")
+    top_.add_argument("--once", action="store_true", help="one look")
     logargs.arguments(add("broker", "make, look at and tidy a run's log"))
     add("keys", "make the keys of a control road that leaves this machine").add_argument(
         "file", type=Path, metavar="FILE"
@@ -138,6 +142,12 @@ def _keys(options: argparse.Namespace) -> int:
     return 0
 
 
+def _top(options: argparse.Namespace) -> int:
+    from headrace.top import top_command
+
+    return top_command(options)
+
+
 def _broker(options: argparse.Namespace) -> int:
     from headrace.logtool import broker_command
 
@@ -158,7 +168,7 @@ def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     return command
 
 
-COMMANDS = {"run": _run, "plan": _plan, "keys": _keys, "doctor": _doctor, "broker": _broker} | {
+COMMANDS = {"run": _run, "plan": _plan, "keys": _keys, "doctor": _doctor, "broker": _broker, "top": _top} | {
     name: _inspect(name) for name in ("verify", "trace", "replay", "report")
 }
 

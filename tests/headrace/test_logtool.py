@@ -96,3 +96,9 @@ def test_init_makes_the_topics_and_topics_shows_them(
     }  # fmt: skip
     assert main(["broker", "init", "run.toml", "--set", "broker.partitions=4"]) == 3
     assert "partitions" in capsys.readouterr().err
+
+
+def test_top_shows_a_run_from_elsewhere(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", str(home), "--once"]) == 0
+    out = capsys.readouterr().out
+    assert "held-out after: pass@1 0.750" in out and "step" in out and "daemons 0/0" in out

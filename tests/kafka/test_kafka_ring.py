@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,11 +17,13 @@ from broker.errors import HeldByAnother
 from broker.kafka.server import KafkaServer
 from broker.log import open_log
 from broker.messages import Manifest, encode
+from broker.run import Run
 from headrace.records import scan
 from headrace.rundir import reopen
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
-KILLS = int(os.environ.get("HEADRACE_KILLS") or 10)
+OUTAGE = float(os.environ.get("HEADRACE_OUTAGE") or 30)  # seconds
+KILLS = int(os.environ.get("HEADRACE_KILLS") or 8)
 SEED = int(os.environ.get("HEADRACE_SEED") or 0) or random.randrange(1, 10**6)
 
 
@@ -67,6 +70,76 @@ def test_killed_and_redone_from_kafka_gives_the_same_weights_bit_for_bit(kafka: 
     last = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
     replayed = headrace("replay", str(tmp_path), "--steps", "2-17", "--out", str(tmp_path / "replay"))
     assert replayed.stdout.strip() == sha256_of(last), replayed.stderr
+    assert replay_from_sqlite(tmp_path) == sha256_of(last), "and the same again from a copy of the log in SQLite"
+    look_at_the_log(tmp_path)
+
+
+def replay_from_sqlite(directory: Path) -> str:
+    """The weights that the run's records give in the embedded log, at the same offsets (the gaps are transactions' marks)."""
+    from learner.replay import replay
+
+    run = reopen(directory)
+    copy = Run.open(directory / "run.toml", [f"broker.url=sqlite://{directory / 'copy'}"], directory)
+    source, target = run.open_log(), copy.open_log()
+    producer = target.producer()
+    for topic in (run.topics.prompts, run.topics.trajectories, run.topics.rewards, run.topics.steps):
+        place = dict.fromkeys(source.ends(topic), 0)
+        for record, _ in scan(source, topic):
+            while place[record.partition] < record.offset:
+                producer.send(topic, b"", b"\xc1 a gap", record.partition)
+                place[record.partition] += 1
+            producer.send(topic, record.key, record.value, record.partition)
+            place[record.partition] += 1
+        producer.flush()
+    for thing in (producer, source, target):
+        thing.close()
+    return replay(copy, 2, 17, directory / "from-sqlite", None)
+
+
+def look_at_the_log(directory: Path) -> None:
+    """The log's command line says of Kafka what it says of the embedded log."""
+
+    def broker(*arguments: str) -> list[dict[str, object]]:
+        done = headrace("broker", *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return list(json.loads(done.stdout))
+
+    home = str(directory)
+    assert {row["topic"]: row["partitions"] for row in broker("topics", home)} == {
+        "redo.prompts": 8, "redo.trajectories": 8, "redo.rewards": 8, "redo.steps": 1, "redo.policy": 1, "redo.deadletters": 1,
+    }  # fmt: skip
+    lags = {(row["group"], row["topic"]): row["lag"] for row in broker("lag", home)}
+    assert lags == {("redo.actors", "redo.prompts"): 0, ("redo.rewarder.vowels", "redo.trajectories"): 0}
+    assert len(broker("tail", home, "--topic", "steps", "--count", "3")) == 3
+    waiting = [int(str(row["offset"])) for row in broker("dlq", "list", home)]
+    assert len(waiting) == 3
+    broker("dlq", "drop", home, str(waiting[0]))
+    broker("dlq", "replay", home, str(waiting[1]))
+    assert [row["offset"] for row in broker("dlq", "list", home)] == waiting[2:]
+    removable = sum(int(str(row["removable"])) for row in broker("trim", home, "--dry-run"))
+    assert removable > 0 and sum(int(str(row["removed"])) for row in broker("trim", home)) == removable
+    assert verify(directory)["expired"] == removable_steps(directory)
+
+
+def removable_steps(directory: Path) -> int:
+    """How many records the manifests name: all of a finished run's were removed."""
+    run = reopen(directory)
+    log = run.open_log()
+    steps = [m for _, m in scan(log, run.topics.steps) if isinstance(m, Manifest)]
+    log.close()
+    return sum(1 + len(g.samples) + sum(len(s.votes) for s in g.samples) for m in steps for g in m.groups)
+
+
+def test_a_run_may_bring_its_own_broker(tmp_path: Path) -> None:
+    settings = ["--set", "stage.1.steps=3", "--kafka"]
+    run = start_run(tmp_path, *settings)
+    try:
+        assert run.wait(120) == 0, said(tmp_path)
+    finally:
+        end_run(run)
+    assert "log      kafka://127.0.0.1:" in (tmp_path / "run.out").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 3 and summary["groups"]["outstanding"] == 0
 
 
 def poison(directory: Path) -> None:
@@ -93,7 +166,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(tmp_
         wait_for("the view to say so", lambda: run.poll() is not None or "waiting for the log" in said(home), 60)
         assert run.poll() is None, said(home)
         wait_for("the metric to say so", lambda: away(home) > 0, 30)
-        time.sleep(30)
+        time.sleep(OUTAGE)
         assert run.poll() is None, said(home)
         server.start()
         assert run.wait(200) == 0, said(home)
