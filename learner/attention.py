@@ -25,7 +25,8 @@ SPREAD = 1.25  # longest over shortest segment of one padded batch
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Segments of similar length as a padded batch: ``index_NL`` is each place's token, ``valid_NL`` whether it is one."""
+    """Segments of similar length as a padded batch: ``index_NL`` is each place's token, ``valid_NL`` whether it is the segment's
+    own (padding is not, nor a prefix that another segment holds)."""
 
     index_NL: Tensor
     valid_NL: Tensor
@@ -39,28 +40,39 @@ class Segments:
     order_T: Tensor
 
 
-def plan_segments(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> Segments:
-    """The plan for segments of these lengths, laid end to end in this order."""
+def plan_segments(
+    lengths: tuple[int, ...],
+    device: torch.device | str = "cpu",
+    prefixes: tuple[tuple[int, int], ...] | None = None,
+) -> Segments:
+    """The plan for segments of these lengths, laid end to end in this order.
+
+    A segment sees the tokens at its prefix (start, length) before its own; they are computed again for it, and their own
+    outputs come from the segment that holds them.
+    """
     starts, at = [], 0
     for length in lengths:
         starts.append(at)
         at += length
-    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    before = prefixes or ((0, 0),) * len(lengths)
+    whole = [length + cut for length, (_, cut) in zip(lengths, before, strict=True)]
+    by_length = sorted(range(len(lengths)), key=lambda i: whole[i])
     groups: list[list[int]] = []
     for i in by_length:
-        if groups and lengths[i] <= SPREAD * lengths[groups[-1][0]]:
+        if groups and whole[i] <= SPREAD * whole[groups[-1][0]]:
             groups[-1].append(i)
         else:
             groups.append([i])
     buckets, order = [], torch.empty(at, dtype=torch.long)
     done = 0
     for members in groups:
-        size = torch.tensor([lengths[i] for i in members])
-        first = torch.tensor([starts[i] for i in members])
+        size = torch.tensor([whole[i] for i in members])[:, None]
+        first = torch.tensor([starts[i] for i in members])[:, None]
+        lead, cut = torch.tensor([before[i] for i in members])[:, :, None].unbind(1)
         place = torch.arange(int(size.max()))
-        valid = place < size[:, None]
-        index = torch.where(valid, first[:, None] + place, first[:, None])
-        count = int(size.sum())
+        inside, valid = place < size, (place >= cut) & (place < size)
+        index = torch.where(inside, torch.where(place < cut, lead + place, first + place - cut), first)
+        count = int(valid.sum())
         order[index[valid]] = torch.arange(done, done + count)
         done += count
         buckets.append(Bucket(index.to(device), valid.to(device)))

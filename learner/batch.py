@@ -11,7 +11,9 @@ import torch
 class PackedChunk:
     """Sequences laid end to end. ``T`` tokens in all, ``N`` sequences.
 
-    ``tokens_T`` int64, ``positions_T`` int64 (from 0 in each sequence), ``lengths_N`` the length of each sequence, in order.
+    Samples of one prompt share it: ``prefixes_N`` gives (start, length) of the place in the chunk that holds the first tokens of a
+    sequence, length 0 where it holds them itself. ``lengths_N`` is the number of each sequence's own tokens, in order.
+    ``tokens_T`` int64, ``positions_T`` int64 (from 0 in each whole sequence).
     ``target_T`` int64: the token that position t predicts; ``mask_T`` bool: whether that prediction is trained (never at the
     last token of a sequence). ``sequence_T`` int64: index in ``[0, N)`` of the sequence that the position belongs to.
     ``behavior_T`` float32: behaviour log-probability of ``target_T`` (zero where not trained, and in supervised training);
@@ -22,6 +24,7 @@ class PackedChunk:
     tokens_T: torch.Tensor
     positions_T: torch.Tensor
     lengths_N: tuple[int, ...]
+    prefixes_N: tuple[tuple[int, int], ...]
     target_T: torch.Tensor
     mask_T: torch.Tensor
     sequence_T: torch.Tensor

@@ -99,6 +99,6 @@ def score(model: Any, chunk: PackedChunk, *, temperature: float | Tensor = 1.0, 
         position_ids=chunk.positions_T[None],
         attention_mask=None,
         use_cache=False,
-        segments=plan_segments(chunk.lengths_N, chunk.tokens_T.device),
+        segments=plan_segments(chunk.lengths_N, chunk.tokens_T.device, chunk.prefixes_N),
     ).last_hidden_state[0]
     return token_logprobs(hidden_TD[chunk.mask_T], head.weight, chunk.target_T[chunk.mask_T], temperature, rows)

@@ -29,6 +29,12 @@ class Sequenced:
     versions: IntArray
     row: int
 
+    @property
+    def shared(self) -> int:
+        """Number of leading tokens that other samples of the prompt may share: all before the one that predicts the first
+        trained token."""
+        return max(0, int(self.mask.argmax()) - 1)
+
     @classmethod
     def of(cls, trajectory: Trajectory, row: int) -> Sequenced:
         return cls(trajectory.tokens, trajectory.mask(), trajectory.logprobs, trajectory.versions_per_token(), row)
@@ -62,24 +68,38 @@ def pack(sequences: Sequence[Sequenced], size: int, device: str = "cpu") -> list
 
 
 def packing_efficiency(chunks: Sequence[PackedChunk], size: int) -> float:
-    """Share of the chunks' room that holds tokens."""
-    return sum(len(c.tokens_T) for c in chunks) / sum(max(size, len(c.tokens_T)) for c in chunks) if chunks else 1.0
+    """Share of the chunks' room that holds tokens, those that a shared prefix stands for included."""
+    whole = [len(c.tokens_T) + sum(length for _, length in c.prefixes_N) for c in chunks]
+    return sum(whole) / sum(max(size, count) for count in whole) if chunks else 1.0
 
 
 def _chunk(members: Sequence[Sequenced], device: str) -> PackedChunk:
-    """Position t predicts token t + 1 of its own sequence, so what belongs to that token moves one place forward."""
-    lengths = tuple(len(s.tokens) for s in members)
+    """Position t predicts token t + 1 of its own sequence, so what belongs to that token moves one place forward.
+
+    The first sequence with a prompt lays it down whole, the others of the chunk begin behind it.
+    """
+    laid: dict[bytes, int] = {}
+    prefixes: list[tuple[int, int]] = []
+    at = 0
+    for s in members:
+        prompt = s.tokens[: s.shared].tobytes()
+        prefixes.append((laid[prompt], s.shared) if s.shared and prompt in laid else (0, 0))
+        laid.setdefault(prompt, at)
+        at += len(s.tokens) - prefixes[-1][1]
+    lengths = tuple(len(s.tokens) - cut for s, (_, cut) in zip(members, prefixes, strict=True))
 
     def joined(parts: list[np.ndarray], kind: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device, kind)
+        own = [part[cut:] for part, (_, cut) in zip(parts, prefixes, strict=True)]
+        return torch.from_numpy(np.concatenate(own)).to(device, kind)
 
     def forward(values: np.ndarray, last: object) -> np.ndarray:
         return np.append(values[1:], np.asarray([last], dtype=values.dtype))
 
     return PackedChunk(
         tokens_T=joined([s.tokens for s in members], torch.long),
-        positions_T=joined([np.arange(n) for n in lengths], torch.long),
+        positions_T=joined([np.arange(len(s.tokens)) for s in members], torch.long),
         lengths_N=lengths,
+        prefixes_N=tuple(prefixes),
         target_T=joined([forward(s.tokens, 0) for s in members], torch.long),
         mask_T=joined([forward(s.mask, False) for s in members], torch.bool),
         sequence_T=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device),

@@ -57,3 +57,21 @@ def test_efficiency_counts_the_room_that_is_used() -> None:
     assert packing_efficiency(pack(sequences([50, 50, 30, 70]), 100), 100) == 1.0
     assert packing_efficiency(pack(sequences([150, 50]), 100), 100) == 200 / 250
     assert packing_efficiency([], 100) == 1.0
+
+
+def test_samples_of_one_prompt_share_it_within_a_chunk() -> None:
+    prompt = np.arange(100, 106, dtype=np.int32)
+    items = []
+    for row, response in enumerate(([1, 2, 3, 4], [5, 6], [7])):
+        tokens = np.concatenate([prompt, np.array(response, np.int32)])
+        mask = np.arange(len(tokens)) >= len(prompt)
+        items.append(Sequenced(tokens, mask, np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.int32), row))
+    (chunk,) = pack(items, 100)
+    assert chunk.tokens_T.tolist() == [*prompt, 1, 2, 3, 4, 105, 5, 6, 105, 7], (
+        "the last token of the prompt predicts: each has its own"
+    )
+    assert chunk.positions_T.tolist() == [*range(10), 5, 6, 7, 5, 6]
+    assert (chunk.lengths_N, chunk.prefixes_N) == ((10, 3, 2), ((0, 0), (0, 5), (0, 5)))
+    assert chunk.target_T[chunk.mask_T].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert chunk.sequence_T.tolist() == [0] * 10 + [1] * 3 + [2] * 2
+    assert packing_efficiency([chunk], 100) == 25 / 100
