@@ -75,6 +75,7 @@ class PlanningThread(threading.Thread):
             while not self._stop_flag.is_set():
                 try:
                     self._turn()
+                    self._notice_stall()
                     self._turned = time.time()
                     self._log_away(False)
                 except LogUnavailable as error:
@@ -84,6 +85,13 @@ class PlanningThread(threading.Thread):
         except BaseException as error:  # the main thread raises it: nothing is hidden here
             self.failure = error
 
+    def _notice_stall(self) -> None:
+        """If the log was away, between two turns or in the middle of one, nobody could answer: deadlines begin anew."""
+        now = time.time()
+        if now - self._turned > STALL_SECONDS:
+            self._planner.restart_deadlines(now)
+            self._evaluations.restart_deadlines(now)
+
     def _turn(self) -> None:
         while not self._calls.empty():
             action, future = self._calls.get()
@@ -92,9 +100,7 @@ class PlanningThread(threading.Thread):
             except BaseException as error:  # it belongs to the caller
                 future.set_exception(error)
         planner, now = self._planner, time.time()
-        if now - self._turned > STALL_SECONDS:  # the log was away: nobody could answer
-            planner.restart_deadlines(now)
-            self._evaluations.restart_deadlines(now)
+        self._notice_stall()
         planner.join.pump(timeout=0.02)
         for result in self._evaluations.settle(now):
             self._on_evaluation(result)

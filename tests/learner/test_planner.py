@@ -21,6 +21,7 @@ from learner.evaluate import Answers, Evaluations, Request, cons_at_k, final_ans
 from learner.feed import Ask, Feed, Schedule
 from learner.join import Join, read_all
 from learner.planner import Planner, StagePlan
+from learner.planning import PlanningThread
 from learner.records import ManifestReader
 from learner.recovery import read_outstanding, read_tail
 
@@ -339,3 +340,21 @@ def test_statistics_of_evaluations() -> None:
     assert cons_at_k([tied, Answers((False, False), ("2", "3"))])[0] == 0.5
     assert final_answer(r"<think>\boxed{4}</think> so \boxed{5}") == "5"
     assert final_answer("<think>x</think><answer> six  eggs </answer>") == "six eggs"
+
+
+def test_deadlines_begin_anew_when_the_log_was_away(log: Log) -> None:
+    """A turn that was held up for longer than the deadline, as by a log that is away, drops nothing."""
+    ring = Ring(log, groups_per_step=1, max_lag=0, deadline=0.5)
+    thread = PlanningThread(ring.planner, ring.evaluations, lambda result: None)
+    thread._turned = time.time() - 100
+    thread._stage = ring.stage
+    thread._turn()
+    (slow,) = ring.fed()
+    ring.join.groups[slow.group_id].fed -= 50
+    ring.planner._started -= 50
+    thread._turned = time.time() - 50  # what a turn finds that has waited so long in the middle
+    thread._notice_stall()
+    thread._turn()
+    assert not ring.planner._dropped and slow.group_id in ring.join.groups
+    ring.planner.expire(ring.table, time.time() + 1)
+    assert [d.reason for d in ring.planner._dropped] == ["incomplete"], "and then they hold"
