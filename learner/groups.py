@@ -43,6 +43,9 @@ class Group:
     fed: float
     samples: dict[int, tuple[Trajectory, Position]] = field(default_factory=dict)
     votes: dict[int, dict[str, tuple[Vote, Position]]] = field(default_factory=dict)
+    _complete: bool = False
+    _judged: list[Judged] | None = None
+    _oldest: int | None = None
 
     @property
     def id(self) -> str:
@@ -50,7 +53,12 @@ class Group:
 
     def add_sample(self, trajectory: Trajectory, position: Position) -> bool:
         """Returns whether it was the first of its index."""
-        return self.samples.setdefault(trajectory.index, (trajectory, position))[1] == position
+        if self.samples.setdefault(trajectory.index, (trajectory, position))[1] != position:
+            return False
+        self._oldest = min(
+            trajectory.oldest_version, trajectory.oldest_version if self._oldest is None else self._oldest
+        )
+        return True
 
     def add_vote(self, vote: Vote, position: Position) -> bool:
         """Returns whether it was the first of this rewarder on this sample."""
@@ -64,17 +72,16 @@ class Group:
     @property
     def complete(self) -> bool:
         """All samples have come, and every rewarder of the mix has voted on each."""
-        if not self.sampled:
-            return False
-        names = self.prompt.rewards.keys()
-        empty: dict[str, tuple[Vote, Position]] = {}
-        return all(names <= self.votes.get(index, empty).keys() for index in self.samples)
+        if not self._complete and self.sampled:  # asked for at every turn of the planner: once so, it stays so
+            names = self.prompt.rewards.keys()
+            empty: dict[str, tuple[Vote, Position]] = {}
+            self._complete = all(names <= self.votes.get(index, empty).keys() for index in self.samples)
+        return self._complete
 
     @property
     def oldest_version(self) -> int:
         """The oldest policy version that sampled a token, as far as samples have come; else the one it was fed under."""
-        floor = max(self.prompt.version, self.prompt.min_version)
-        return min((t.oldest_version for t, _ in self.samples.values()), default=floor)
+        return max(self.prompt.version, self.prompt.min_version) if self._oldest is None else self._oldest
 
     @property
     def tokens(self) -> int:
@@ -86,11 +93,15 @@ class Group:
 
     def judged(self) -> list[Judged]:
         """The samples that have a reward, by index."""
+        if self._judged is not None:
+            return self._judged
         out = []
         for index in sorted(self.samples):
             reward = reward_of(self.prompt.rewards, self.votes_on(index))
             if reward is not None:
                 out.append(Judged(self.samples[index][0], reward))
+        if self.complete:
+            self._judged = out
         return out
 
     def ref(self, judged: list[Judged]) -> GroupRef:

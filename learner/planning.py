@@ -17,6 +17,7 @@ from learner.planner import Planned, Planner, StagePlan
 
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
+GATHER_SECONDS = 0.01  # records that come one by one are taken together: the trainer's thread wants the interpreter too
 T = TypeVar("T")
 
 
@@ -101,7 +102,9 @@ class PlanningThread(threading.Thread):
                 future.set_exception(error)
         planner, now = self._planner, time.time()
         self._notice_stall()
-        planner.join.pump(timeout=0.02)
+        if planner.join.pump(timeout=0.02):
+            time.sleep(GATHER_SECONDS)
+            planner.join.pump(timeout=0.0)
         for result in self._evaluations.settle(now):
             self._on_evaluation(result)
         planner.bury()
