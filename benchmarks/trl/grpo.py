@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from typing import Any
 
@@ -62,7 +63,7 @@ def main() -> None:
     held_out = rows(SignedSums(seed=1_000_000), 200)
     report = Report(model, tokenizer, accuracy, held_out, options.eval_every)
     config = GRPOConfig(
-        output_dir="/tmp/headrace-trl", max_steps=options.steps, per_device_train_batch_size=GROUPS * SIZE,
+        output_dir=tempfile.mkdtemp(), max_steps=options.steps, per_device_train_batch_size=GROUPS * SIZE,
         num_generations=SIZE, max_completion_length=ANSWER, temperature=1.0, top_k=0, beta=0.0, epsilon=0.2,
         loss_type="grpo", scale_rewards="group", reward_weights=[1.0, 0.2], learning_rate=1e-3, adam_beta2=0.95,
         lr_scheduler_type="linear", warmup_steps=0, max_grad_norm=1.0, use_cpu=True, bf16=False, gradient_checkpointing=False,
