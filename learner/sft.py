@@ -117,7 +117,8 @@ class SftTrainer:
             part = -scores.logprobs_M.sum() / max(1, trained)
             part.backward()
             loss += float(part.detach())
-            of_tag = np.concatenate([np.append(tagged[row][1:], False) for row in chunk.rows_N])
+            own = zip(chunk.rows_N, chunk.prefixes_N, strict=True)
+            of_tag = np.concatenate([np.append(tagged[row][1:], False)[cut:] for row, (_, cut) in own])
             hits += int(
                 scores.correct_M[torch.from_numpy(of_tag)[chunk.mask_T.cpu()].to(scores.correct_M.device)].sum()
             )

@@ -11,6 +11,7 @@ import torch
 from broker.errors import CheckpointError
 from learner.checkpoint import Checkpoints, Progress, read_state
 from learner.config import SftStage
+from learner.data.source import Document, Span
 from learner.data.sums import SumsCorpus
 from learner.model import load_model, load_tokenizer
 from learner.sft import Curriculum, SftTrainer
@@ -54,6 +55,26 @@ def test_it_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
     resumed.load_state_dict(read_state(path)["extra"])
     assert [r.stage_step for r in resumed.steps()] == [5, 6, 7, 8]
     assert state_sha256(resumed_model) == state_sha256(model)
+
+
+class Same:
+    """A source whose documents ask the same question: their prompts share their place in a chunk."""
+
+    size = None
+
+    def document(self, number: int, level: float) -> Document:
+        question = Span("Compute 3+7 mod 10.\n", False)
+        return Document(spans=(question, Span(f"3+7={number % 2}\n", True, "chain")))
+
+
+def test_documents_that_share_their_prompt_count_their_tagged_tokens_as_ever() -> None:
+    torch.set_num_threads(1)
+    found = []
+    for size in (4096, 16):  # together in one chunk, and each in a chunk of its own
+        model = load_model(TINY, init="random", seed=1)
+        training = SftTrainer(model, load_tokenizer(TINY), Same(), stage(steps=6, pack_tokens=size), 0)
+        found.append([(r.metrics["loss"], r.metrics["accuracy"]) for r in training.steps()])
+    assert found[0] == [pytest.approx(pair, rel=1e-3) for pair in found[1]] and found[0][-1][1] > 0
 
 
 def test_the_curriculum_rises_with_the_accuracy_and_cools_down_at_the_end() -> None:
