@@ -155,6 +155,12 @@ class Learner:
         self._plan = plan
         self.planning.begin(plan)
 
+    def end_plan(self) -> None:
+        """Plan no more steps of the stage, and take those that are planned already: a manifest is an order."""
+        self.begin(None)
+        while (planned := self.planning.next(timeout=0.0)) is not None:
+            self.take(planned)
+
     def _follow_mix(self) -> None:
         """Take up the reward mix of an edited run file: the groups that are fed from now on carry it."""
         try:
@@ -223,8 +229,7 @@ class Learner:
             return self.executor.save(self.checkpoints, table.keep_checkpoints, name, extra)
 
     def close_stage(self, index: int) -> None:
-        """End the stage durably, in the log and in a checkpoint."""
-        self.begin(None)
+        """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
         self.take(self.planning.call(lambda planner, _: planner.close(index)))
         self.save(self.config.learner)
 

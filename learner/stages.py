@@ -30,7 +30,8 @@ def run_rl(learner: Learner, index: int, stage: RlStage) -> bool:
     plan = learner.stage_plan(index, stage)
     learner.publish()
     ask_due(learner, index, stage, redone=True)
-    learner.begin(plan)
+    if not is_reached(learner, stage):
+        learner.begin(plan)
     while learner.progress.version < plan.last_step and not is_reached(learner, stage):
         planned = learner.next()
         if planned is None:
@@ -38,13 +39,17 @@ def run_rl(learner: Learner, index: int, stage: RlStage) -> bool:
             return False
         learner.take(planned)
         ask_due(learner, index, stage)
-        if learner.progress.stage_step % plan.table.checkpoint_every == 0:
+        if learner.progress.stage_step % plan.table.checkpoint_every == 0 and not is_reached(learner, stage):
             learner.save(plan.table)
+    learner.end_plan()
     return learner.wait_evaluations()
 
 
 def is_reached(learner: Learner, stage: RlStage) -> bool:
-    """Whether an evaluation of this stage was as good as the stage is to become."""
+    """Whether an evaluation of this stage was as good as the stage is to become.
+
+    Once it is, no checkpoint is made before the stage's last: a learner that starts again finds the evaluation in the log.
+    """
     found = [value for name, value in list(learner.evaluated.items()) if name.rpartition(":")[0] == stage.name]
     return stage.until_pass_at_1 > 0 and max(found, default=0.0) >= stage.until_pass_at_1
 

@@ -131,6 +131,25 @@ def test_ctrl_c_stops_a_kill_is_redone_and_poison_is_buried(tmp_path: Path) -> N
     assert replayed.stdout.strip() == sha256_of(last), "killed, redone, stopped, resumed: the same weights bit for bit"
 
 
+@pytest.mark.timeout(300)
+def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(tmp_path: Path) -> None:
+    """The planner is ahead of the trainer when the evaluation comes in: its manifest is taken before the stage closes."""
+    settings = (
+        "stage.1.steps=100000",
+        "stage.1.eval_every=4",
+        "stage.1.until_pass_at_1=0.001",
+        "learner.checkpoint_every=2",
+    )
+    run = start_run(tmp_path, *(part for setting in settings for part in ("--set", setting)))
+    try:
+        assert run.wait(200) == 0, (tmp_path / "run.out").read_text()[-3000:]
+    finally:
+        end_run(run)
+    audit = verify(tmp_path)
+    assert audit["steps"] >= 4 and audit["trained"] == 4 * audit["steps"] and audit["outstanding"] == 0
+    assert audit["evaluated"] % 8 == 0 and audit["evaluated"] >= 8 + 16, "and the stage behind it was run"
+
+
 def poison(directory: Path) -> None:
     """What another client might write into the run's topics."""
     run = reopen(directory)
