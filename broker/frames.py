@@ -17,8 +17,16 @@ def write_frame(stream: Any, message: Any) -> None:
 
 def read_frame(stream: Any) -> Any:
     """The next message, or None at the end of the stream."""
-    head = stream.read(4)
-    return msgpack.unpackb(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
+    head = _exactly(stream, 4)
+    return msgpack.unpackb(_exactly(stream, struct.unpack("<I", head)[0])) if len(head) == 4 else None
+
+
+def _exactly(stream: Any, size: int) -> bytes:
+    """``size`` bytes, also from an unbuffered stream that gives them piece by piece; fewer at its end."""
+    data = b""
+    while len(data) < size and (piece := stream.read(size - len(data))):
+        data += piece
+    return data
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 
@@ -24,6 +24,7 @@ from monitoring.daemon import die_with_parent
 
 Handler = Callable[[bytes], Any]
 START_SECONDS = 60.0
+PATIENCE_SECONDS = 0.25  # a payload that takes longer does not keep those behind it in its child
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 
@@ -45,15 +46,19 @@ class Isolated:
         self._buffer = b""
         self.restarts = -1  # the first start is none
 
-    def call(self, payloads: Sequence[bytes]) -> Iterator[tuple[int, Any]]:
-        """Judge all payloads in order; yields the place of each with its result, or with what ``Failed`` it.
+    def call(
+        self, payloads: Sequence[bytes], let_go: Callable[[range], None] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Judge the payloads in order; yields the place of each with its result, or with what ``Failed`` it.
 
-        After a time-out or a crash the child is started again and goes on with the payload behind.
+        After a time-out or a crash the child is started again and goes on with the payload behind. Where one is slow, the
+        places behind it are ``let_go``: they are for another child, and this call ends with the slow one.
         """
-        first = 0
-        while first < len(payloads):
+        first, end = 0, len(payloads)
+        while first < end:
             try:
-                write_frame(self._running().stdin, list(payloads[first:]))
+                child, begun = self._running(), first
+                write_frame(child.stdin, list(payloads[first:end]))
             except (Failed, OSError) as error:
                 yield (
                     first,
@@ -64,8 +69,12 @@ class Isolated:
                 first += 1
                 self.stop()
                 continue
-            while first < len(payloads):
+            while first < end:
                 try:
+                    if let_go is not None and first + 1 < end and not self._has_more(PATIENCE_SECONDS):
+                        write_frame(child.stdin, first + 1 - begun)
+                        let_go(range(first + 1, end))
+                        end = first + 1
                     answer = self._read(self._timeout)
                 except Failed as failure:
                     self.stop()
@@ -74,6 +83,21 @@ class Isolated:
                     break
                 yield first, answer["result"] if "result" in answer else Failed("error", str(answer.get("error")))
                 first += 1
+            if end < len(payloads):
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Read up to the child's word that it has left its batch: it may have begun on what was let go."""
+        try:
+            while self._process is not None and "left" not in self._read(self._timeout):
+                pass
+        except Failed:
+            self.stop()
+
+    def _has_more(self, seconds: float) -> bool:
+        """Whether the child says anything within ``seconds``."""
+        assert self._process is not None and self._process.stdout is not None
+        return bool(self._buffer or select.select([self._process.stdout.fileno()], [], [], seconds)[0])
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The child, started if need be. Raises HeadraceError if it refuses to start, Failed if it dies at it every time."""
@@ -137,7 +161,8 @@ def main() -> None:
     die_with_parent(int(sys.argv[1]))
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a judge prints must not come between the frames
-    start = read_frame(sys.stdin.buffer)
+    orders = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    start = read_frame(orders)
     try:
         module, _, name = start["factory"].partition(":")
         handler: Handler = getattr(importlib.import_module(module), name)(start["options"])
@@ -146,17 +171,29 @@ def main() -> None:
     except Exception as error:  # a judge may fail to start in any way; the parent says which
         return write_frame(out, {"error": f"{type(error).__name__}: {error}"})
     write_frame(out, {"ready": True})
-    while (payloads := read_frame(sys.stdin.buffer)) is not None:
-        for payload in payloads:
-            try:
-                answer = {"result": handler(payload)}
-            except (
-                Exception,
-                SystemExit,
-            ) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
-                answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-            write_frame(out, answer)
+    while (order := read_frame(orders)) is not None:
+        if isinstance(order, int):  # it came when the batch was judged already
+            write_frame(out, {"left": True})
+        else:
+            judge(order, handler, orders, out)
     return None
+
+
+def judge(payloads: list[bytes], handler: Handler, orders: IO[bytes], out: IO[bytes]) -> None:
+    """Answer for each payload; if the parent says how many it still wants, leave the others to other children."""
+    wanted = None
+    for place, payload in enumerate(payloads):
+        if wanted is None and select.select([orders], [], [], 0)[0]:
+            wanted = read_frame(orders)
+        if wanted is not None and place >= wanted:
+            break
+        try:
+            answer = {"result": handler(payload)}
+        except (Exception, SystemExit) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
+            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+        write_frame(out, answer)
+    if wanted is not None:
+        write_frame(out, {"left": True})
 
 
 if __name__ == "__main__":

@@ -108,8 +108,13 @@ class Judges:
         return batch
 
     def _judge(self, isolated: Isolated, batch: list[_Job]) -> None:
+        def let_go(places: range) -> None:
+            for place in places:
+                self._jobs.put(batch[place])
+
         mark = time.monotonic()
-        for place, answer in isolated.call([job.record.value for job in batch]):
+        others = let_go if len(self._isolated) > 1 else None
+        for place, answer in isolated.call([job.record.value for job in batch], others):
             job, now = batch[place], time.monotonic()
             job.attempts += 1
             job.seconds, mark = now - mark, now

@@ -42,6 +42,7 @@ class Odd:
     def __call__(self, sample):
         text = sample.text
         if text == "hang": time.sleep(100)
+        while text == "wait" and not os.path.exists(os.environ["GO"]): time.sleep(0.05)
         if text == "die": os._exit(3)
         if text == "exit": sys.exit(3)
         if text == "raise": raise ValueError("no such thing")
@@ -123,6 +124,25 @@ def test_a_rewarder_that_fails_on_all_it_gets_stops_with_its_reason(log: Log, tm
         turn_until(worker, log, HOPELESS)
     worker.close()
     assert len(votes(log)) == HOPELESS, "its verdicts are written all the same"
+
+
+def test_a_slow_sample_holds_nobody_up(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in one batch with those behind it, which another judge then takes; one child is left waiting for each."""
+    monkeypatch.setenv("GO", str(tmp_path / "go"))
+    texts = ["wait", *(f"text {i}" for i in range(50))]
+    publish(log, texts)
+    worker = worker_of(log, tmp_path, processes=2, timeout=100.0)
+    deadline = time.monotonic() + 60
+    while len(votes(log)) < 50:
+        worker.turn()
+        assert time.monotonic() < deadline
+    assert "g-0@0" not in votes(log)
+    (tmp_path / "go").touch()
+    turn_until(worker, log, len(texts))
+    publish(log, ["after"] * 64, 100)
+    turn_until(worker, log, len(texts) + 64)
+    worker.close()
+    assert {v.value for v in votes(log).values()} == {4.5, 6.5, 7.5, 5.5}
 
 
 def test_one_good_verdict_is_enough_to_go_on(log: Log, tmp_path: Path) -> None:
