@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(run: Run, config: LearnerConfig, stop: Stop, name: str) -> int:
     """Run all stages with metrics and registration around them."""
     from prometheus_client import CollectorRegistry
+    from transformers.utils import logging as transformers_logging
 
     from learner.ring import Learner
     from learner.stages import run_stages
@@ -41,6 +42,7 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str) -> int:
     from monitoring.logs import setup_logging
 
     setup_logging("learner", name, run.table.name, run.directory)
+    transformers_logging.disable_progress_bar()  # a line for every file of a checkpoint
     registry = CollectorRegistry()
     with ExitStack() as stack:
         exporter = Exporter(registry)

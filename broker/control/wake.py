@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 
 class Wake:
@@ -11,16 +12,22 @@ class Wake:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._open = threading.Lock()
 
     def fileno(self) -> int:
         return self._fd
 
     def set(self) -> None:
-        os.eventfd_write(self._fd, 1)
+        """Wake the polling thread; nothing once it is closed."""
+        with self._open:
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        with self._open:
+            os.close(self._fd)
+            self._fd = -1

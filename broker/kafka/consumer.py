@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
@@ -29,21 +29,32 @@ AHEAD_RECORDS, AHEAD_BYTES = 256, 16 << 20  # what the thread reads ahead of its
 SLICE_SECONDS = 0.05  # of the thread's polls: a commit waits for no more
 JOIN_SECONDS = 5.0  # that joining waits for a first assignment
 COMMIT_SECONDS = 10.0
+CHECK_SECONDS = 5.0  # between two questions to the broker whether this member is still one
 NAME = re.compile(r"[^A-Za-z0-9._-]")
 Part = tuple[str, int]
+
+
+class Groups(Protocol):
+    """What a member needs to know of its group beside its own connection to it."""
+
+    def members(self, group: str) -> frozenset[str]: ...
+
+    def leave(self, group: str, instance: str) -> None: ...
 
 
 class LogConsumer:
     """Implements ``broker.log.Consumer``. A member whose name was taken by a newer process gets nothing more.
 
-    ``leave(group, instance)`` takes a static member out of its group: closing alone would keep its place.
+    ``groups`` knows the members of a group, and takes one out of it: closing alone would keep a static member's place.
+    A client can lose its place without noticing, and read on for ever beside its group; so the broker is asked now and then.
     """
 
     def __init__(
         self, settings: KafkaSettings, topics: Sequence[str], group: str, member: str,
-        begins: Callable[[str], dict[int, int]], leave: Callable[[str, str], None],
+        begins: Callable[[str], dict[int, int]], groups: Groups,
     ) -> None:  # fmt: skip
-        self._group, self._instance, self._begins, self._leave = group, NAME.sub("_", member), begins, leave
+        self._group, self._instance, self._begins, self._groups = group, NAME.sub("_", member), begins, groups
+        self._settings, self._topics = settings, topics
         self._silence = Silence(settings)
         self._changed = threading.Condition()
         self._records: deque[Record] = deque()
@@ -52,19 +63,24 @@ class LogConsumer:
         self._commit: dict[Part, int] | None = None
         self._failure: BaseException | None = None
         self._closing = self._fenced = self._joined = False
-        with translated(f"joining group {group}"):
-            self._consumer = KafkaConsumer(
-                **consumer_settings(settings), group_id=group, group_instance_id=self._instance,
-                partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
-                heartbeat_interval_ms=1500,
-            )  # fmt: skip
-            for topic in topics:  # a leader that does not know the partitions yet would assign none
-                self._consumer.partitions_for_topic(topic)
-            self._consumer.subscribe(list(topics), listener=_Moves(self))
+        self._checked, self._missed = time.monotonic(), 0
+        self._consumer = self._open()
         self._thread = threading.Thread(target=self._run, name=f"member of {group}", daemon=True)
         self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._joined or self._failure is not None, JOIN_SECONDS)
+
+    def _open(self) -> KafkaConsumer:
+        with translated(f"joining group {self._group}"):
+            consumer = KafkaConsumer(
+                **consumer_settings(self._settings), group_id=self._group, group_instance_id=self._instance,
+                partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
+                heartbeat_interval_ms=1500,
+            )  # fmt: skip
+            for topic in self._topics:  # a leader that does not know the partitions yet would assign none
+                consumer.partitions_for_topic(topic)
+            consumer.subscribe(list(self._topics), listener=_Moves(self))
+        return consumer
 
     # -- for the owner -------------------------------------------------------------------------------------------------
 
@@ -122,7 +138,7 @@ class LogConsumer:
                     self._commit_now()
                 self._consumer.close(autocommit=False, timeout_ms=1000)
                 if not self._fenced:
-                    self._leave(self._group, self._instance)
+                    self._groups.leave(self._group, self._instance)
         except (LogError, RuntimeError) as error:  # the broker's session ends without it
             log.info("%s", error)
 
@@ -134,6 +150,8 @@ class LogConsumer:
     def _turn(self) -> None:
         if self._commit is not None:
             self._commit_now()
+        if time.monotonic() - self._checked > CHECK_SECONDS:
+            self._check_place()
         with self._changed:
             enough = len(self._records) >= AHEAD_RECORDS or self._bytes >= AHEAD_BYTES
         self._pause(enough)
@@ -155,6 +173,17 @@ class LogConsumer:
         elif not enough:
             self._silence.check()
         return None
+
+    def _check_place(self) -> None:
+        """Join anew if the broker has not known this member twice in a row: what was read ahead is somebody else's work."""
+        self._missed = 0 if self._instance in self._groups.members(self._group) else self._missed + 1
+        if self._missed > 1:
+            log.warning("%s lost its place in group %s, and joins it again", self._instance, self._group)
+            self._consumer.close(autocommit=False, timeout_ms=1000)
+            self._moved([TopicPartition(*part) for part in self._held], ())
+            self._consumer = self._open()
+            self._missed = 0
+        self._checked = time.monotonic()
 
     def _take(self, records: list[Record]) -> None:
         with self._changed:

@@ -73,9 +73,19 @@ class KafkaLog:
             raise
 
     def consumer(self, topics: Sequence[str], group: str, member: str) -> LogConsumer:
-        return LogConsumer(self._settings, topics, group, member, self.begins, self._leave)
+        return LogConsumer(self._settings, topics, group, member, self.begins, self)
 
-    def _leave(self, group: str, instance: str) -> None:
+    def members(self, group: str) -> frozenset[str]:
+        """The names of the group's static members."""
+        with self._lock, translated(f"asking who is in {group}"):
+            try:
+                found = patiently(lambda: self._admin.describe_groups([group])[group])
+            except errors.GroupIdNotFoundError:
+                return frozenset()
+        return frozenset(str(m["group_instance_id"]) for m in found["members"] if m.get("group_instance_id"))
+
+    def leave(self, group: str, instance: str) -> None:
+        """Take a static member out of its group at once."""
         with self._lock:
             self._admin.remove_group_members(group, [MemberToRemove(group_instance_id=instance)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,28 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     (port,) = free_ports(1)
     with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port}"):
         open_log(f"kafka://127.0.0.1:{port}")
+
+
+@pytest.mark.timeout(120)
+def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
+    """Its heartbeats end without a word, and it commits nothing: the group forgets it while it reads on."""
+    log.create([TopicSpec("place.t", 4)])
+    consumer: Any = log.consumer(["place.t"], "place.g", "one")
+    parts = frozenset(("place.t", p) for p in range(4))
+    deadline = time.monotonic() + 60
+    while consumer.assignment() != parts:
+        assert time.monotonic() < deadline
+    consumer._consumer._coordinator._disable_heartbeat()
+    assert log.members("place.g") == {"one"}  # type: ignore[attr-defined]
+    while log.members("place.g"):  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    while consumer.assignment() != parts or log.members("place.g") != {"one"}:  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    fill(log, "place.t", 3)
+    assert len(consumer.poll(3, 10.0)) > 0
+    consumer.close()
 
 
 def test_a_topic_that_would_lose_records_is_refused(kafka: KafkaServer, log: Log) -> None:
