@@ -23,12 +23,19 @@ def serve_store(host: str, timeout: float) -> Any:
 
 
 def join(lane: Lane, store: Any = None) -> Any:
-    """Enter the lane's group. Raises WeightPushError after ``lane.timeout``."""
+    """Enter the lane's group. Raises WeightPushError after ``lane.timeout``.
+
+    The keys lie where torch puts those of a group that is made on a prefixed store (``_new_process_group_helper``), as
+    inference servers make it: all kinds of receivers share a lane.
+    """
     limit = timedelta(seconds=lane.timeout)
     try:
         if store is None:
             store = dist.TCPStore(lane.host, lane.port, None, False, limit, wait_for_workers=False)
-        inside = dist.PrefixStore(lane.group, store)
+        device = "cuda" if lane.backend == "nccl" else "cpu"
+        inside = store
+        for part in (lane.group, f"{lane.group}/", f"{device}/"):
+            inside = dist.PrefixStore(part, inside)
         if lane.backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = limit

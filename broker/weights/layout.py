@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,17 @@ from torch import Tensor
 from broker.errors import WeightPushError
 from broker.weights.sink import TensorSpec
 
-ALIGN = 16  # bytes that each tensor's start is a multiple of
+ALIGN = 16  # bytes that the start of each run of tensors of one dtype is a multiple of
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Whole tensors of one dtype that lie side by side: ``specs[first:last]`` in bytes ``start`` to ``end``."""
+
+    first: int
+    last: int
+    start: int
+    end: int
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
@@ -21,14 +32,17 @@ def specs_of(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
 
 def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
     """Start and size in bytes of each tensor, and the size of all. Raises WeightPushError for an unknown dtype."""
-    out, at = [], 0
+    out: list[tuple[int, int]] = []
+    at, before = 0, ""
     for spec in specs:
         dtype = getattr(torch, spec.dtype, None)
         if not isinstance(dtype, torch.dtype):
             raise WeightPushError(f"parameter {spec.name!r} has dtype {spec.dtype!r}, which torch does not know")
         size = math.prod(spec.shape) * dtype.itemsize
+        if spec.dtype != before:
+            at, before = -(-at // ALIGN) * ALIGN, spec.dtype
         out.append((at, size))
-        at += -(-size // ALIGN) * ALIGN
+        at += size
     return out, at
 
 
@@ -48,10 +62,17 @@ def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:
     }
 
 
-def buckets(flat: Tensor, size: int) -> Iterator[Tensor]:
-    """``flat`` cut into pieces of at most ``size`` bytes."""
-    for at in range(0, flat.numel(), size):
-        yield flat[at : at + size]
+def buckets(specs: Sequence[TensorSpec], size: int) -> list[Bucket]:
+    """The tensors cut into buckets of about ``size`` bytes: one broadcast each. A larger tensor is a bucket of its own."""
+    at, _ = places(specs)
+    out: list[Bucket] = []
+    for i, (spec, (start, length)) in enumerate(zip(specs, at, strict=True)):
+        last = out[-1] if out else None
+        if last and specs[last.first].dtype == spec.dtype and start + length - last.start <= size:
+            out[-1] = Bucket(last.first, i + 1, last.start, start + length)
+        else:
+            out.append(Bucket(i, i + 1, start, start + length))
+    return out
 
 
 def checksum(flat: Tensor) -> str:

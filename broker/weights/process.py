@@ -53,16 +53,15 @@ class Publisher:
             self._groups = [(group, lane.timeout) for group, lane in zip(groups, asked, strict=True)]
         return {"joined": len(self._groups)}
 
-    def do_push(self, buffer: int, size: int, bucket_bytes: int) -> dict[str, Any]:
-        """Broadcast one snapshot on all lanes at once."""
+    def do_push(self, buffer: int, cuts: list[list[int]]) -> dict[str, Any]:
+        """Broadcast one snapshot on all lanes at once, cut into buckets."""
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import broadcast
-        from broker.weights.layout import buckets
 
         def push(group: Any, timeout: float) -> None:
-            for piece in buckets(self._flat[buffer][:size], bucket_bytes):
-                broadcast(group, piece, timeout)
+            for start, end in cuts:
+                broadcast(group, self._flat[buffer][start:end], timeout)
 
         with ThreadPoolExecutor(max(1, len(self._groups))) as pool:
             lanes = [pool.submit(push, *lane) for lane in self._groups]

@@ -198,7 +198,8 @@ class WeightPublisher:
                     "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
             for member in members:
                 self._control.tell(member, "push", **wire)
-            self._order("push", buffer=buffer, size=self._size, bucket_bytes=push.bucket_bytes)
+            cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
+            self._order("push", buffer=buffer, cuts=cuts)
             missing = self._acknowledged(members, push.version)
         except WeightPushError as error:
             log.warning("version %d: %s", push.version, error)

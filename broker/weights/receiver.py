@@ -39,8 +39,8 @@ class DistributedReceiver:
         on = self._device if self._lane.backend == "nccl" else "cpu"
         if self._flat.numel() != size:
             self._flat = torch.empty(size, dtype=torch.uint8, device=on)
-        for piece in layout.buckets(self._flat, push.bucket_bytes):
-            group.broadcast(self._group, piece, self._lane.timeout)
+        for bucket in layout.buckets(push.specs, push.bucket_bytes):
+            group.broadcast(self._group, self._flat[bucket.start : bucket.end], self._lane.timeout)
         found = layout.checksum(self._flat)
         if found != push.checksum:
             raise WeightPushError(f"version {push.version} arrived with checksum {found}, not {push.checksum}")

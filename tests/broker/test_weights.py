@@ -95,6 +95,7 @@ class Learner:
         """Publish weights whose mean is the version."""
         tensors = {
             "w": torch.full((60, 80), float(version)),
+            **{f"w{i}": torch.full((60, 80), float(version)) for i in range(5)},
             "b": torch.full((7,), float(version), dtype=torch.bfloat16),
         }
         started = time.monotonic()
@@ -205,7 +206,11 @@ def test_the_newest_version_replaces_one_that_waits(learner: Learner) -> None:
     learner.push(1)
     for version in range(2, 30):
         learner.publisher.publish(
-            version, {"w": torch.full((60, 80), float(version)), "b": torch.zeros(7, dtype=torch.bfloat16)}
+            version,
+            {
+                **{name: torch.full((60, 80), float(version)) for name in ("w", "w0", "w1", "w2", "w3", "w4")},
+                "b": torch.zeros(7, dtype=torch.bfloat16),
+            },
         )
     assert learner.publisher.wait(60)
     assert (
