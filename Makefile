@@ -7,7 +7,7 @@ KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 
-.PHONY: setup setup-kafka run test test-kafka lint bench bench-trl chaos kafka clean
+.PHONY: setup setup-kafka setup-sglang run test test-kafka test-sglang lint bench bench-trl chaos kafka clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,7 @@ run: $(STAMP)
 	@$(BIN)/headrace run recipes/tiny.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not kafka"
+	$(BIN)/python -m pytest tests -m "not kafka and not sglang"
 
 # Kafka's client; the broker itself is fetched by Maven on its first start, into the same .venv.
 KAFKA_STAMP := .venv/.installed-kafka
@@ -36,7 +36,19 @@ kafka: $(KAFKA_STAMP)
 	@$(BIN)/headrace kafka
 
 test-kafka: $(KAFKA_STAMP)
-	$(BIN)/python -m pytest tests -m kafka
+	$(BIN)/python -m pytest tests -m "kafka and not sglang"
+
+# The inference servers, 11 GB, in the same environment.
+SGLANG_STAMP := .venv/.installed-sglang
+setup-sglang: $(SGLANG_STAMP)
+
+$(SGLANG_STAMP): $(STAMP)
+	@echo "headrace: installing SGLang (once, 11 GB)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sglang]'
+	@touch $(SGLANG_STAMP)
+
+test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
+	$(BIN)/python -m pytest tests -m sglang
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from typing import Any
 from actors.config import ActorsTable
 from broker.daemon import run_daemon
 from broker.errors import HeadraceError, RunFault
+from broker.messages import PolicyVersion
 from broker.run import Run, arguments
 from monitoring.daemon import Stop, registered
 
@@ -58,25 +59,29 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
                 policy = follower.poll(0.2)
             if stop:
                 return
-        engine = open_engine(table, policy.path, run.table.seed, name)
-        stack.callback(engine.close)
+        newest = [policy]  # ``follow`` puts newer ones there
+        engine = open_engine(table, newest, run, name, stop, stack)
         from actors.worker import ActorWorker
         from broker.weights.client import WeightClient
 
         def status() -> dict[str, Any]:
             return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address}
 
-        client = WeightClient(name, engine.sink, status, run.control_keys())
-        stack.callback(client.close)
-        client.load(Path(policy.path), policy.version)
-        client.connect(policy.control)
-        threading.Thread(target=follow, args=(run, client, stop), name="policy", daemon=True).start()
+        clients = []
+        for suffix, sink in engine.sinks.items():
+            client = WeightClient(name + suffix, sink, status, run.control_keys())
+            stack.callback(client.close)
+            client.load(Path(policy.path), policy.version)
+            client.connect(policy.control)
+            clients.append(client)
+        threading.Thread(target=follow, args=(run, clients, newest, stop), name="policy", daemon=True).start()
         worker = ActorWorker(name, log, run.topics, engine, engine.tokenizer, table, metrics, broker, system)
         stack.callback(worker.close)
         log_.info("sampling from version %d", engine.version)
         worker.run(stop)
-        if client.refused:
-            raise RunFault(client.refused)
+        for client in clients:
+            if client.refused:
+                raise RunFault(client.refused)
 
 
 def warm_up(table: ActorsTable) -> None:
@@ -88,8 +93,19 @@ def warm_up(table: ActorsTable) -> None:
     _ = transformers.AutoTokenizer
 
 
-def open_engine(table: ActorsTable, path: str, seed: int, name: str) -> Any:
-    """The engine that ``[actors] engine`` names. Raises EngineError."""
+def open_engine(
+    table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, stop: Stop, stack: ExitStack
+) -> Any:
+    """The engine that ``[actors] engine`` names; the stack ends it. Raises EngineError."""
+    seed = hash_seed(f"{run.table.seed}/{name}/{os.getpid()}")
+    engine = local_engine(table, newest[0].path, seed) if table.engine == "local" else sglang_engine(
+        table, newest, run.directory / "sglang" / name, seed, stop, stack
+    )  # fmt: skip
+    stack.callback(engine.close)
+    return engine
+
+
+def local_engine(table: ActorsTable, path: str, seed: int) -> Any:
     import torch
 
     from actors.local.engine import LocalEngine
@@ -101,8 +117,32 @@ def open_engine(table: ActorsTable, path: str, seed: int, name: str) -> Any:
         mode=table.update,
         dtype=getattr(torch, table.dtype),
         device=table.device,
-        seed=hash_seed(f"{seed}/{name}/{os.getpid()}"),
+        seed=seed,
     )
+
+
+def sglang_engine(
+    table: ActorsTable, newest: list[PolicyVersion], directory: Path, seed: int, stop: Stop, stack: ExitStack
+) -> Any:
+    """An engine on the servers of the run file, or on one that is started here and ends with this actor."""
+    from actors.sglang.engine import SglangEngine
+    from actors.sglang.keeper import Keeper
+    from actors.sglang.server import Server
+
+    urls = list(table.servers)
+    if table.launch:
+        server = Server(
+            directory, lambda: newest[0].path, device=table.device, dtype=table.dtype, slots=table.slots,
+            context=table.context_length, seed=seed, arguments=table.server_args,
+        )  # fmt: skip
+        keeper = Keeper(server)
+        stack.callback(keeper.stop)
+        keeper.begin()
+        urls = [server.url]
+    return SglangEngine(
+        newest[0].path, urls, slots=table.slots, context=table.context_length, mode=table.update,
+        newest=lambda: (Path(newest[0].path), newest[0].version),
+    )  # fmt: skip
 
 
 def hash_seed(text: str) -> int:
@@ -112,8 +152,8 @@ def hash_seed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def follow(run: Run, client: Any, stop: Stop) -> None:
-    """Keep the control client at the address of the newest learner; end the daemon if the learner refuses it."""
+def follow(run: Run, clients: Sequence[Any], newest: list[PolicyVersion], stop: Stop) -> None:
+    """Keep the control clients at the address of the newest learner; end the daemon if the learner refuses it."""
     from actors.policy import PolicyFollower
 
     log = run.open_log(stop)
@@ -126,8 +166,10 @@ def follow(run: Run, client: Any, stop: Stop) -> None:
             stop.wait(1.0)
             continue
         if policy is not None:
-            client.connect(policy.control)
-        if client.refused:
+            newest[0] = policy
+            for client in clients:
+                client.connect(policy.control)
+        if any(client.refused for client in clients):
             stop.set()
     follower.close()
     log.close()

@@ -5,6 +5,7 @@ Two implementations under one contract suite: the local engine (torch, this proc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,7 +31,8 @@ class Completion:
     """One finished sample: response ``tokens`` int32 ``[R]`` and behaviour ``logprobs`` float32 ``[R]`` (end token included).
 
     ``versions`` have starts counted from the first response token. ``text`` has neither end token nor stop string.
-    ``finish_reason`` is ``stop``, ``length``, or ``abort`` (partial: the worker asks for the sample again).
+    ``finish_reason`` is ``stop``, ``length``, ``abort`` (partial: the worker asks for the sample again), or ``refused`` (it
+    can never be served; ``text`` says why).
     """
 
     group_id: str
@@ -41,6 +43,8 @@ class Completion:
     finish_reason: str
     text: str
     started: float
+    cached: int = 0
+    """Prompt tokens that were not computed for this sample: another with the same beginning had them computed."""
 
 
 class Engine(Protocol):
@@ -54,8 +58,8 @@ class Engine(Protocol):
         """The policy version that is sampled from now; -1 before the first weights."""
 
     @property
-    def sink(self) -> WeightSink:
-        """Where the weight road delivers."""
+    def sinks(self) -> Mapping[str, WeightSink]:
+        """Where the weight road delivers, by name: one for each set of weights that the engine holds."""
 
     def check(self, sampling: Sampling) -> None:
         """Raises EngineError, with the engine's own words, for parameters that it would refuse."""

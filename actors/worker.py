@@ -116,6 +116,10 @@ class ActorWorker:
         if done.finish_reason == "abort":
             self._metrics.aborted("update").inc()
             return self._again(work, done.index)
+        if done.finish_reason == "refused":
+            self._engine.cancel(done.group_id)
+            del self._work[done.group_id]
+            return self._bury(work.record, done.group_id, f"sample {done.index}: {done.text}")
         try:
             trajectory = trajectory_of(work.prompt, work.tokens, done, self._engine.name, self._name)
             data = encode(trajectory)
@@ -129,6 +133,8 @@ class ActorWorker:
             return self._bury(work.record, done.group_id, f"sample {done.index}: {error}")
         self._producer.send(self._topics.trajectories, done.group_id.encode(), data)
         self._metrics.generated_tokens.inc(len(done.tokens))
+        self._metrics.prompt_tokens.inc(len(work.tokens))
+        self._metrics.cached_prompt_tokens.inc(done.cached)
         self._metrics.generation_seconds.observe(time.time() - done.started)
         self._broker.bytes_out.inc(len(data))
         work.missing.discard(done.index)

@@ -39,6 +39,12 @@ class ActorMetrics:
         self.update_seconds = Histogram(
             "headrace_weight_update_seconds", "Taking in one set of weights", buckets=PHASE_SECONDS, registry=registry
         )
+        self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens of finished samples", registry=registry)
+        self.cached_prompt_tokens = Counter(
+            "headrace_cached_prompt_tokens",
+            "Prompt tokens that an engine took from its prefix cache",
+            registry=registry,
+        )
         aborted = Counter("headrace_aborted", "Samples that did not end by themselves", ["reason"], registry=registry)
         self.aborted = lru_cache(maxsize=32)(lambda reason: aborted.labels(reason))
 

@@ -49,6 +49,7 @@ class _Slot:
     request: Request
     index: int
     started: float
+    cached: int
     versions: list[VersionSpan] = field(default_factory=list)
 
 
@@ -94,8 +95,8 @@ class LocalEngine:
         return self._version
 
     @property
-    def sink(self) -> WeightSink:
-        return self._sink
+    def sinks(self) -> Mapping[str, WeightSink]:
+        return {"": self._sink}
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
@@ -249,7 +250,9 @@ class LocalEngine:
         self._prompt[rows] = self._length[rows] = length
         self._limit[rows] = min(length + sampling.max_new_tokens, self._decoder.context)
         self._temperature[rows], self._top_p[rows] = sampling.temperature, sampling.top_p
-        self._live.extend(_Slot(request, i, now, [VersionSpan(self._version, 0)]) for i in indices)
+        for i in indices:
+            cached = 0 if i == request.indices[0] else length
+            self._live.append(_Slot(request, i, now, cached, [VersionSpan(self._version, 0)]))
         self._draw(group.logits.expand(len(indices), -1), first)
 
     def _step(self) -> None:
@@ -315,6 +318,7 @@ class LocalEngine:
                 finish_reason=reason,
                 text=text[:cut],
                 started=slot.started,
+                cached=slot.cached,
             )
         )
 

@@ -200,7 +200,7 @@ class WeightPublisher:
                 self._control.tell(member, "push", **wire)
             cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
             self._order("push", buffer=buffer, cuts=cuts)
-            missing = self._acknowledged(members, push.version)
+            missing = self._acknowledged(members, push)
         except WeightPushError as error:
             log.warning("version %d: %s", push.version, error)
             self._kill()  # frees the survivors, who then say so
@@ -235,13 +235,19 @@ class WeightPublisher:
         self._members = tuple(m.identity for m in members)
         log.info("epoch %d: %d receivers in %d lanes", self._epoch, len(members), len(lanes))
 
-    def _acknowledged(self, members: Sequence[Member], version: int) -> list[str]:
-        """Wait for every member to confirm ``version``; returns the names of those who did not in time."""
-        missing = {m.name for m in members}
+    def _acknowledged(self, members: Sequence[Member], push: Push) -> list[str]:
+        """Wait for every member to confirm the push; returns the names of those who did not in time.
+
+        Raises WeightPushError if one failed, or holds something else than the others.
+        """
+        missing, held = {m.name for m in members}, {"bytes": push.checksum}
         for ack in self._acks(self._timeout):
-            if ack.get("what") == "push" and ack.get("version") == version:
+            if ack.get("what") == "push" and ack.get("version") == push.version:
                 if not ack.get("ok"):
                     raise WeightPushError(f"{ack.get('name')}: {ack.get('error')}")
+                kind, _, checksum = str(ack.get("checksum")).rpartition(":")
+                if held.setdefault(kind or "bytes", checksum) != checksum:
+                    raise WeightPushError(f"{ack.get('name')} holds {checksum}, not {held[kind or 'bytes']}")
                 missing.discard(str(ack.get("name")))
             if not missing:
                 break

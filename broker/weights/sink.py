@@ -51,7 +51,10 @@ class WeightSink(Protocol):
         """Enter the broadcast group of a new epoch (leaving the old one). Blocks at most ``lane.timeout``."""
 
     def receive(self, push: Push) -> str:
-        """Take part in one broadcast; returns the checksum of what arrived once the engine samples from it."""
+        """Take part in one broadcast; returns the checksum of what arrived once the engine samples from it.
+
+        A receiver that cannot sum the bytes gives ``KIND:CHECKSUM`` of what it holds; all of one kind must then agree.
+        """
 
     def load(self, path: Path, version: int) -> None:
         """Take the weights from a Hugging Face directory instead."""

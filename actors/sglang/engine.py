@@ -1,0 +1,281 @@
+"""The SGLang engine: groups go whole to one server each and share their prompt there; samples come back as they are asked for.
+
+Requests run on an event loop of its own thread. A request that is lost with its server is made again: no sample of it was
+delivered, so there are never two under one id. Samples that an update aborts are asked for again by the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from actors.engine import Completion, Request, UpdateMode
+from actors.local.engine import end_tokens
+from actors.sglang.link import ServerLink, ServerSink, words
+from broker.errors import EngineError, WeightPushError
+from broker.messages import Sampling, VersionSpan
+from broker.weights.sink import WeightSink
+
+log = logging.getLogger("sglang")
+SAMPLE_SECONDS = 3600.0  # that one request may take: a server that says nothing at all is noticed by its connection
+BACK_OFF = (0.2, 0.5, 1.0, 2.0, 5.0)
+WAIT_SECONDS = 0.02  # between two looks for a server that may be asked
+CHECK_SECONDS = 60.0
+
+
+class SglangEngine:
+    """Implements ``actors.engine.Engine`` on the servers at ``urls``; ``path`` is a directory with config and tokenizer.
+
+    ``newest`` knows the newest published weights: a server that was away and lost its own takes these. Raises EngineError if a
+    server does not answer.
+    """
+
+    def __init__(
+        self, path: str, urls: Sequence[str], *, slots: int, context: int, mode: UpdateMode = "retract",
+        newest: Callable[[], tuple[Path, int] | None] = lambda: None, timeout: float = 10.0,
+    ) -> None:  # fmt: skip
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
+        self._ends = end_tokens(path, config, self.tokenizer)
+        self._vocabulary = int(config.vocab_size)
+        self._links = [ServerLink(url) for url in urls]
+        self._sinks = {link.url: ServerSink(link, mode) for link in self._links}
+        self._newest, self._recovering = newest, set[str]()
+        said = [link.ask("server_info", timeout) for link in self._links]
+        self.name = f"sglang/{said[0].get('version', '?')}"
+        self._context = min([context, *(int(s["context_length"]) for s in said if s.get("context_length"))])
+        self._slots = slots
+        self._closed = threading.Event()
+        self._checked: set[Sampling] = set()
+        self._done: queue.SimpleQueue[tuple[int, Completion]] = queue.SimpleQueue()
+        self._open: dict[int, tuple[str, int]] = {}
+        """By number of submission: the group, and how many of its samples are to come."""
+        self._submitted = 0
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._http: httpx.AsyncClient | None = None
+        self._thread = threading.Thread(target=self._run, name="sglang", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    @property
+    def version(self) -> int:
+        """The oldest that is sampled from now, of the servers that may be asked."""
+        return min((link.version for link in self._links if link.version >= 0), default=-1)
+
+    @property
+    def sinks(self) -> Mapping[str, WeightSink]:
+        return {"" if len(self._sinks) == 1 else f".{i}": sink for i, sink in enumerate(self._sinks.values())}
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def check(self, sampling: Sampling) -> None:
+        """Ask a server once for one token with these parameters."""
+        if sampling in self._checked:
+            return
+        body = {
+            "input_ids": [min(self._ends)],
+            "sampling_params": {**self._parameters(sampling, 1), "max_new_tokens": 1},
+        }
+        for link in self._links:
+            try:
+                answer = httpx.post(f"{link.url}/generate", json=body, timeout=CHECK_SECONDS)
+            except httpx.HTTPError:
+                continue  # it may be away; another can tell as well
+            if answer.status_code == httpx.codes.BAD_REQUEST:
+                raise EngineError(f"{link.url} refuses {sampling}: {words(answer.json())}")
+            if answer.status_code == httpx.codes.OK:
+                self._checked.add(sampling)
+                return
+
+    def room(self) -> int:
+        return self._slots * max(1, sum(link.version >= 0 for link in self._links)) - sum(
+            count for _, count in self._open.values()
+        )
+
+    def submit(self, request: Request) -> None:
+        """A token outside of the vocabulary would end the server, so it is refused here."""
+        count = len(request.tokens)
+        if count == 0 or count + 1 >= self._context:
+            raise EngineError(f"a prompt of {count} tokens does not fit a context of {self._context} tokens")
+        if int(request.tokens.max()) >= self._vocabulary or int(request.tokens.min()) < 0:
+            raise EngineError(f"token {int(request.tokens.max())} is outside the vocabulary of {self._vocabulary}")
+        self._submitted += 1
+        self._open[self._submitted] = (request.group_id, len(request.indices))
+        self._loop.call_soon_threadsafe(self._begin, self._submitted, request)
+
+    def _begin(self, number: int, request: Request) -> None:
+        task = self._loop.create_task(self._sample(number, request))
+        self._tasks[number] = task
+
+        def ended(it: asyncio.Task[None]) -> None:
+            self._tasks.pop(number, None)
+            if not it.cancelled() and it.exception() is not None:  # nothing may get lost here
+                self._refuse(number, request, f"{type(it.exception()).__name__}: {it.exception()}")
+
+        task.add_done_callback(ended)
+
+    def cancel(self, group_id: str) -> None:
+        numbers = [number for number, (name, _) in self._open.items() if name == group_id]
+
+        def forget() -> None:
+            for number in numbers:
+                if number in self._tasks:
+                    self._tasks[number].cancel()
+
+        for number in numbers:
+            del self._open[number]
+        self._loop.call_soon_threadsafe(forget)
+
+    def poll(self, timeout: float) -> list[Completion]:
+        done: list[Completion] = []
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                number, completion = self._done.get(timeout=0 if done else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return done
+            if number in self._open:  # not cancelled meanwhile
+                done.append(completion)
+                name, left = self._open.pop(number)
+                if left > 1:
+                    self._open[number] = (name, left - 1)
+
+    def close(self) -> None:
+        self._closed.set()
+
+        async def end() -> None:
+            for task in list(self._tasks.values()):
+                task.cancel()
+            if self._http is not None:
+                await self._http.aclose()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        for sink in self._sinks.values():
+            sink.leave()
+            sink.close()
+
+    # -- on the loop ---------------------------------------------------------------------------------------------------
+
+    async def _sample(self, number: int, request: Request) -> None:
+        """Have a server sample the request, however often it takes until one has answered."""
+        if self._http is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+            self._http = httpx.AsyncClient(timeout=httpx.Timeout(SAMPLE_SECONDS, connect=10.0), limits=limits)
+        count, started = len(request.indices), time.time()
+        body = {
+            "input_ids": request.tokens.tolist(),
+            "sampling_params": self._parameters(request.sampling, len(request.tokens), count),
+            "return_logprob": True,
+        }
+        while True:
+            link = await self._free_server(request)
+            link.running += count
+            try:
+                answer = await self._http.post(f"{link.url}/generate", json=body)
+                if answer.status_code == httpx.codes.BAD_REQUEST:
+                    return self._refuse(number, request, words(answer.json()))
+                answer.raise_for_status()
+                found = answer.json()
+                samples = found if isinstance(found, list) else [found]
+                done = [self._completion(request, i, s, started) for i, s in zip(request.indices, samples, strict=True)]
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                link.failures += 1
+                self._lost(link, f"{type(error).__name__} {error}")
+                await asyncio.sleep(BACK_OFF[min(link.failures, len(BACK_OFF)) - 1])
+                continue
+            finally:
+                link.running -= count
+            link.failures = 0
+            for completion in done:
+                self._done.put((number, completion))
+            return None
+
+    def _lost(self, link: ServerLink, why: str) -> None:
+        """A server has not answered, or from weights that have no version: ask it nothing until it is back with whole ones."""
+        if link.url in self._recovering:
+            return
+        log.warning("%s: %s; its requests are made again", link.url, why)
+        link.version = -1
+        self._recovering.add(link.url)
+        threading.Thread(target=self._recover, args=(link,), name=f"recover {link.url}", daemon=True).start()
+
+    def _recover(self, link: ServerLink) -> None:
+        begun = time.monotonic()
+        while link.version < 0 and not self._closed.wait(
+            BACK_OFF[min(int(time.monotonic() - begun), len(BACK_OFF) - 1)]
+        ):
+            try:
+                self._sinks[link.url].recover(self._newest())
+            except (EngineError, WeightPushError) as error:
+                log.info("%s is away: %s", link.url, error)
+        self._recovering.discard(link.url)
+        if link.version >= 0:
+            log.info("%s is back with version %d after %.0f s", link.url, link.version, time.monotonic() - begun)
+
+    async def _free_server(self, request: Request) -> ServerLink:
+        """Wait for a server that holds weights new enough; the one with the least to do, none that has just failed first."""
+        while True:
+            ready = [link for link in self._links if link.version >= max(0, request.min_version)]
+            if ready:
+                return min(ready, key=lambda link: (link.failures, link.running))
+            await asyncio.sleep(WAIT_SECONDS)
+
+    def _parameters(self, sampling: Sampling, prompt: int, count: int = 1) -> dict[str, Any]:
+        found = {
+            "temperature": sampling.temperature, "top_p": sampling.top_p, "n": count, "skip_special_tokens": False,
+            "max_new_tokens": min(sampling.max_new_tokens, self._context - prompt - 1),
+        }  # fmt: skip
+        return {**found, "stop": list(sampling.stop)} if sampling.stop else found
+
+    def _completion(self, request: Request, index: int, sample: Mapping[str, Any], started: float) -> Completion:
+        about = sample["meta_info"]
+        reason = about["finish_reason"]["type"]
+        drawn = about["output_token_logprobs"] or []
+        tokens = np.array([token for _, token, _ in drawn], np.int32)
+        if tokens.tolist() != list(sample["output_ids"]):
+            raise ValueError(f"{len(drawn)} log-probabilities for {len(sample['output_ids'])} tokens")
+        return Completion(
+            group_id=request.group_id,
+            index=index,
+            tokens=tokens,
+            logprobs=np.array([value for value, _, _ in drawn], np.float32),
+            versions=spans_of(about),
+            finish_reason=reason if reason in ("stop", "length") else "abort",
+            text=self._text(tokens.tolist(), request.sampling.stop),
+            started=started,
+            cached=int(about.get("cached_tokens") or 0),
+        )
+
+    def _text(self, tokens: list[int], stops: Sequence[str]) -> str:
+        if tokens and tokens[-1] in self._ends:
+            tokens = tokens[:-1]
+        text = str(self.tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=False))
+        return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+    def _refuse(self, number: int, request: Request, why: str) -> None:
+        empty = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        for index in request.indices:
+            self._done.put((number, Completion(request.group_id, index, *empty, (), "refused", why, time.time())))
+
+
+def spans_of(about: Mapping[str, Any]) -> tuple[VersionSpan, ...]:
+    """The versions that the server sampled the tokens from. Raises ValueError if it was never told one."""
+    spans = about.get("weight_versions") or [{"version": about["weight_version"], "start": 0, "end": 1}]
+    return tuple(VersionSpan(int(s["version"]), int(s["start"])) for s in spans if s["end"] > s["start"])

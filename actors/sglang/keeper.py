@@ -1,0 +1,59 @@
+"""Keeps a launched server running: starts it, starts it again when it has ended, and ends it with the actor."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from actors.sglang.server import Server
+from broker.errors import EngineError
+
+log = logging.getLogger("sglang")
+FAULTS = 3  # ends of a server within SOON_SECONDS of its start, one after another, after which it is left
+SOON_SECONDS = 60.0
+
+
+class Keeper(threading.Thread):
+    """Owns ``server`` on this thread, which lives as long as it. ``failure`` says why there is no server any more."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(name="keeper", daemon=True)
+        self._server = server
+        self._stopping = threading.Event()
+        self._settled = threading.Event()
+        self.failure = ""
+        self.restarts = 0
+
+    def begin(self) -> None:
+        """Start the server and wait for it. Raises EngineError if it does not come up."""
+        self.start()
+        self._settled.wait()
+        if self.failure:
+            raise EngineError(self.failure)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(60)
+
+    def run(self) -> None:
+        faults = 0
+        try:
+            while not self._stopping.is_set():
+                self._server.start(self._stopping.is_set)
+                self._settled.set()
+                since = time.monotonic()
+                while self._server.alive() and not self._stopping.wait(0.5):
+                    pass
+                if self._stopping.is_set():
+                    return
+                faults = faults + 1 if time.monotonic() - since < SOON_SECONDS else 0
+                if faults == FAULTS:
+                    raise EngineError(f"the SGLang server at {self._server.url} has ended {FAULTS} times in a row")
+                self.restarts += 1
+                log.warning("the SGLang server at %s has ended and is started again", self._server.url)
+        except EngineError as error:
+            self.failure = str(error)
+        finally:
+            self._server.stop()
+            self._settled.set()

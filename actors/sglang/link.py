@@ -1,0 +1,179 @@
+"""One SGLang server: its address, what it holds, and the orders of the weight road to it (SGLang 0.5.23's HTTP interface).
+
+A server runs a weight update on the thread that generates: while it waits in a collective it answers nothing, so every order
+has a limit, and after a failed one the server stays paused until it holds a whole set of weights again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from actors.engine import UpdateMode
+from broker.errors import EngineError, WeightPushError
+from broker.weights import layout
+from broker.weights.sink import Lane, Push
+
+log = logging.getLogger("sglang")
+ORDER_SECONDS = 30.0
+LOAD_SECONDS = 600.0
+MARGIN_SECONDS = 5.0
+
+
+class ServerLink:
+    """What the engine knows of a server. ``version`` is -1 while it may not be asked: nothing, or a mixture, is loaded."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.version = -1
+        self.running = 0
+        """Samples that it works on."""
+        self.failures = 0
+        """Of requests in a row."""
+
+    def ask(self, what: str, timeout: float) -> dict[str, Any]:
+        """What the server says of itself (``server_info``, ``get_model_info``). Raises EngineError if it does not answer."""
+        try:
+            answer = httpx.get(f"{self.url}/{what}", timeout=timeout)
+            answer.raise_for_status()
+            return dict(answer.json())
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineError(f"the server at {self.url} does not answer: {error}") from error
+
+
+class ServerSink:
+    """Implements ``broker.weights.sink.WeightSink`` for one server.
+
+    ``mode`` is what becomes of running samples: with ``retract`` their cache is computed again, with ``in_place`` kept, with
+    ``abort`` they end and are asked for again.
+    """
+
+    def __init__(self, link: ServerLink, mode: UpdateMode) -> None:
+        self._link, self._mode = link, mode
+        self._lane: Lane | None = None
+        self._whole = -1  # the version that the server was last known to hold whole
+        self._busy = threading.Lock()
+        self._http = httpx.Client(timeout=ORDER_SECONDS)
+
+    def join(self, lane: Lane) -> None:
+        with self._busy:
+            self._leave()
+            self._order(
+                "init_weights_update_group", lane.timeout + MARGIN_SECONDS, master_address=lane.host, master_port=lane.port,
+                rank_offset=lane.rank, world_size=lane.world, group_name=lane.group, backend=lane.backend,
+            )  # fmt: skip
+            self._lane = lane
+
+    def receive(self, push: Push) -> str:
+        """The server has no sum over the bytes that came, but one over what it holds: all servers must agree on it."""
+        with self._busy:
+            return self._receive(push)
+
+    def load(self, path: Path, version: int) -> None:
+        with self._busy:
+            self._load(path, version)
+
+    def leave(self) -> None:
+        with self._busy:
+            self._leave()
+
+    def recover(self, newest: tuple[Path, int] | None) -> None:
+        """Take the server up again after it was away: with what it still holds, else with the ``newest`` published weights.
+
+        Raises EngineError or WeightPushError while that is not possible.
+        """
+        with self._busy:
+            if self._link.version >= 0:
+                return
+            held = str(self._link.ask("get_model_info", ORDER_SECONDS).get("weight_version"))
+            if self._whole >= 0 and held == str(self._whole):
+                self._go_on(self._whole)
+            elif newest is not None:
+                self._load(*newest)
+
+    def _receive(self, push: Push) -> str:
+        lane = self._lane
+        if lane is None:
+            raise WeightPushError("a push without a lane")
+        self._pause()
+        self._order("begin_weight_update", lane.timeout)
+        buckets = layout.buckets(push.specs, push.bucket_bytes)
+        for bucket in buckets:
+            specs = push.specs[bucket.first : bucket.last]
+            self._order(
+                "update_weights_from_distributed", lane.timeout + MARGIN_SECONDS, names=[s.name for s in specs],
+                dtypes=[s.dtype for s in specs], shapes=[list(s.shape) for s in specs], group_name=lane.group,
+                load_format="flattened_bucket", weight_version=str(push.version),
+                flush_cache=self._mode != "in_place" and bucket is buckets[-1],
+            )  # fmt: skip
+        self._order("end_weight_update", lane.timeout)
+        held = self._checksum()
+        self._go_on(push.version)
+        return held
+
+    def _load(self, path: Path, version: int) -> None:
+        self._pause()
+        self._quietly("end_weight_update")
+        self._order(
+            "update_weights_from_disk", LOAD_SECONDS, model_path=str(path.absolute()), weight_version=str(version),
+            flush_cache=self._mode != "in_place",
+        )  # fmt: skip
+        self._go_on(version)
+
+    def _leave(self) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._quietly("end_weight_update")
+            self._quietly("destroy_weights_update_group", group_name=lane.group)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _pause(self) -> None:
+        self._link.version = self._whole = -1
+        self._order("pause_generation", ORDER_SECONDS, mode=self._mode)
+
+    def _go_on(self, version: int) -> None:
+        self._order("continue_generation", ORDER_SECONDS)
+        self._link.version = self._whole = version
+
+    def _checksum(self) -> str:
+        """A digest over all parameters as the server holds them, of every rank. What it holds is fused: only servers compare."""
+        answer = self._order("weights_checker", LOAD_SECONDS, action="checksum")
+        sums = [str(rank["per_gpu_checksum"]) for rank in answer.get("ranks", [])]
+        if not sums:
+            raise WeightPushError(f"{self._link.url} gives no checksum: {str(answer)[:200]}")
+        return f"held by {len(sums)}:" + "/".join(sums)
+
+    def _quietly(self, order: str, **fields: Any) -> None:
+        """An order that is refused where there is nothing to do."""
+        try:
+            self._order(order, ORDER_SECONDS, **fields)
+        except WeightPushError as error:
+            log.debug("%s", error)
+
+    def _order(self, order: str, timeout: float, **fields: Any) -> dict[str, Any]:
+        """Have the server do something. Raises WeightPushError with its words."""
+        try:
+            answer = self._http.post(f"{self._link.url}/{order}", json=fields, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise WeightPushError(f"{order} at {self._link.url}: {type(error).__name__} {error}") from error
+        try:
+            found = answer.json()
+        except ValueError:
+            found = {"message": answer.text[:500]}
+        if answer.status_code != httpx.codes.OK or (isinstance(found, dict) and found.get("success") is False):
+            raise WeightPushError(f"{order} at {self._link.url}: {words(found)}")
+        return found if isinstance(found, dict) else {}
+
+
+def words(answer: Any) -> str:
+    """What a server says where it refuses."""
+    for key in ("error", "message"):
+        while isinstance(answer, dict) and key in answer:
+            answer = answer[key]
+    return str(answer)[:500]

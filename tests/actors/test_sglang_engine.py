@@ -1,0 +1,341 @@
+"""The SGLang engine on a real server on the CPU: the contract of engines, the weight road, and what a broken push leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from test_local_engine import CONFIGS, PROMPTS, Policy, request
+
+from actors.engine import Completion, Request
+from actors.sglang.engine import SglangEngine
+from actors.sglang.keeper import Keeper
+from actors.sglang.server import Server
+from broker.control.server import ControlServer
+from broker.errors import EngineError, WeightPushError
+from broker.messages import Sampling
+from broker.weights.client import WeightClient
+from broker.weights.publisher import WeightPublisher
+from broker.weights.receiver import DistributedReceiver
+from broker.weights.sink import Lane
+
+pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
+CONTEXT = 64
+TIMEOUT = 4.0  # seconds that a push may take
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    torch.set_num_threads(1)
+    return Policy(tmp_path_factory.mktemp("policy"), CONFIGS["qwen3"])
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return Policy(tmp_path_factory.mktemp("newer"), CONFIGS["qwen3"], seed=1)
+
+
+@pytest.fixture(scope="module")
+def server(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of this file; each puts the weights there that it needs."""
+    server = Server(
+        tmp_path_factory.mktemp("server"), lambda: str(policy.path), device="cpu", dtype="float32", slots=8, context=CONTEXT, seed=1,
+    )  # fmt: skip
+    keeper = Keeper(server)
+    keeper.begin()
+    yield server
+    keeper.stop()
+
+
+Opener = Callable[..., SglangEngine]
+
+
+@pytest.fixture
+def opened(server: Server, policy: Policy) -> Iterator[Opener]:
+    engines: list[SglangEngine] = []
+
+    def open_engine(mode: str = "retract", **options: Any) -> SglangEngine:
+        engine = SglangEngine(str(policy.path), [server.url], slots=8, context=CONTEXT, mode=mode, **options)  # type: ignore[arg-type]
+        engines.append(engine)
+        engine.sinks[""].load(policy.path, 0)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+def drain(engine: SglangEngine, count: int, seconds: float = 60.0) -> list[Completion]:
+    out: list[Completion] = []
+    deadline = time.monotonic() + seconds
+    while len(out) < count:
+        out += engine.poll(0.05)
+        assert time.monotonic() < deadline, f"{len(out)} of {count} samples"
+    return out
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_log_probabilities_are_those_of_transformers(opened: Opener, policy: Policy, temperature: float) -> None:
+    engine = opened()
+    for name, prompt in PROMPTS.items():
+        engine.submit(request(name, prompt, 3, temperature=temperature))
+    done = drain(engine, 12)
+    assert {(c.group_id, c.index) for c in done} == {(g, i) for g in PROMPTS for i in range(3)}
+    assert any(c.cached > 0 for c in done), "the samples of a group share their prompt"
+    for c in done:
+        assert c.finish_reason in ("stop", "length") and [(v.version, v.start) for v in c.versions] == [(0, 0)]
+        expected = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, temperature or 1.0)
+        assert c.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_stop_strings_and_the_context_end_a_sample(opened: Opener) -> None:
+    engine = opened()
+    engine.submit(request("full", PROMPTS["c"], 1, max_new_tokens=1000))
+    (full,) = drain(engine, 1)
+    assert len(full.tokens) <= CONTEXT - len(PROMPTS["c"])
+    engine.submit(request("free", PROMPTS["a"], 1, temperature=0.0, max_new_tokens=20))
+    (free,) = drain(engine, 1)
+    stop = free.text[4:6]
+    engine.check(Sampling(temperature=0.0, stop=(stop,)))
+    engine.submit(request("stop", PROMPTS["a"], 1, temperature=0.0, max_new_tokens=20, stop=(stop,)))
+    (stopped,) = drain(engine, 1)
+    assert stopped.finish_reason == "stop" and stopped.text == free.text[: free.text.index(stop)]
+    assert len(stopped.tokens) < len(free.tokens)
+
+
+def test_what_can_never_be_served_is_refused_and_the_server_lives(opened: Opener) -> None:
+    engine = opened()
+    with pytest.raises(EngineError, match="context of 64"):
+        engine.submit(request("long", list(range(64))))
+    with pytest.raises(EngineError, match="vocabulary of 320"):
+        engine.submit(request("odd", [320]))
+    beyond = Sampling()
+    object.__setattr__(beyond, "top_p", 2.0)  # the project's own message does not let it through
+    with pytest.raises(EngineError, match="top_p must be in"):
+        engine.check(beyond)
+    engine.submit(request("b", PROMPTS["b"]))
+    assert drain(engine, 1)[0].group_id == "b"
+
+
+def test_a_request_waits_for_its_version_and_a_cancelled_group_is_forgotten(opened: Opener, newer: Policy) -> None:
+    engine = opened()
+    engine.submit(Request("late", (0,), np.array([5], np.int32), Sampling(max_new_tokens=2), min_version=3))
+    engine.submit(request("gone", PROMPTS["a"], 2, max_new_tokens=40))
+    engine.cancel("gone")
+    time.sleep(0.3)
+    assert engine.poll(0.0) == []
+    engine.sinks[""].load(newer.path, 3)
+    (done,) = drain(engine, 1)
+    assert done.group_id == "late" and done.versions[0].version == 3
+
+
+def test_a_server_that_does_not_answer_is_named(policy: Policy) -> None:
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9 does not answer"):
+        SglangEngine(str(policy.path), ["http://127.0.0.1:9"], slots=8, context=CONTEXT, timeout=1.0)
+
+
+# -- the weight road ---------------------------------------------------------------------------------------------------
+
+
+class Road:
+    """A publisher, the server as one receiver, and local receivers beside it in the same lane."""
+
+    def __init__(self, directory: Path, template: Path, sink: Any) -> None:
+        self.control = ControlServer()
+        self.published: list[int] = []
+        self.publisher = WeightPublisher(
+            self.control, directory / "weights", template=template, timeout=TIMEOUT, bucket_bytes=40_000,
+            on_published=lambda version, path, checksum: self.published.append(version),
+        )  # fmt: skip
+        self.clients = [WeightClient("server", sink)]
+        self.clients[0].connect(self.control.endpoint)
+        self.taken: dict[int, Mapping[str, torch.Tensor]] = {}
+        self.wait_for(1)
+
+    def beside(self, sink: Any = None) -> WeightClient:
+        """Another receiver; without a sink one that keeps what it takes."""
+        client = WeightClient(f"beside-{len(self.clients)}", sink or DistributedReceiver(self._take))
+        client.connect(self.control.endpoint)
+        self.clients.append(client)
+        self.wait_for(len(self.clients))
+        return client
+
+    def _take(self, version: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.taken[version] = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def wait_for(self, receivers: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.control.receivers()) < receivers:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def push(self, version: int, weights: Mapping[str, torch.Tensor], seconds: float = 60.0) -> float:
+        """Publish and wait; returns how long the caller was blocked."""
+        started = time.monotonic()
+        self.publisher.publish(version, weights)
+        blocked = time.monotonic() - started
+        assert self.publisher.wait(seconds)
+        return blocked
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.publisher.close()
+        self.control.close()
+
+
+@pytest.fixture
+def road(tmp_path: Path, policy: Policy) -> Iterator[Callable[[SglangEngine], Road]]:
+    roads: list[Road] = []
+
+    def build(engine: SglangEngine) -> Road:
+        roads.append(Road(tmp_path, policy.path, engine.sinks[""]))
+        return roads[-1]
+
+    yield build
+    for it in roads:
+        it.close()
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+def test_weights_change_between_two_tokens(
+    opened: Opener, road: Callable[[SglangEngine], Road], policy: Policy, newer: Policy, mode: str
+) -> None:
+    """The server shares a lane with a local receiver; tokens before and after the change are those of old and new weights."""
+    engine = opened(mode)
+    way = road(engine)
+    way.beside()
+    way.push(1, policy.weights())
+    assert engine.version == 1
+    crossed, version, held = 0, 1, [policy, newer]
+    for _ in range(6):
+        for name in ("a", "c"):
+            engine.submit(request(name, PROMPTS[name], 4, max_new_tokens=50))
+        time.sleep(0.03)
+        version += 1
+        way.push(version, held[(version - 1) % 2].weights())
+        for c in drain(engine, 8):
+            crossed += check_versions(c, mode, held)
+        if crossed > 2:
+            break
+    assert crossed > 0, "no sample was under way"
+    assert way.published == list(range(1, version + 1)) and sorted(way.taken) == way.published
+    assert way.publisher.stats.evictions == 0
+
+
+def check_versions(c: Completion, mode: str, held: Sequence[Policy]) -> bool:
+    """Compare a sample with the policies of its versions; whether it crossed a change."""
+    prompt = np.array(PROMPTS[c.group_id], np.int32)
+    ends = [span.start for span in c.versions[1:]] + [len(c.tokens)]
+    far = False
+    for span, end in zip(c.versions, ends, strict=True):
+        part = slice(span.start, end)
+        gap = np.abs(c.logprobs[part] - held[(span.version - 1) % 2].logprobs(prompt, c.tokens)[part]).max()
+        if mode != "in_place" or span.version == 1:  # later prompts may come from a cache of older weights
+            assert gap < 1e-4
+        far = far or gap > 1e-3
+    if mode == "abort":
+        assert len(c.versions) <= 1
+        return c.finish_reason == "abort"
+    if len(c.versions) > 1 and mode == "in_place":
+        assert far, "its cache is of the old weights"
+    return len(c.versions) > 1
+
+
+class Broken:
+    """A receiver that enters the lane and leaves the others waiting there."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def join(self, lane: Lane) -> None:
+        if self.how == "never joins":
+            time.sleep(3 * TIMEOUT)
+            raise WeightPushError("too late")
+        self._inner = DistributedReceiver(lambda version, tensors: None)
+        self._inner.join(lane)
+
+    def receive(self, push: Any) -> str:
+        if self.how == "breaks off":
+            self.how = "good"
+            time.sleep(3 * TIMEOUT)
+            raise WeightPushError("too late")
+        return self._inner.receive(push)
+
+    def load(self, path: Path, version: int) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["never joins", "breaks off"])
+def test_a_receiver_that_fails_in_its_lane_does_not_keep_the_server(
+    opened: Opener, road: Callable[[SglangEngine], Road], policy: Policy, newer: Policy, how: str
+) -> None:
+    engine = opened()
+    way = road(engine)
+    way.push(1, policy.weights())
+    way.beside(Broken(how))
+    started = time.monotonic()
+    assert way.push(2, newer.weights()) < TIMEOUT / 2, "publishing waits for nobody"
+    engine.submit(request("c", PROMPTS["c"], 2))
+    for c in drain(engine, 2, seconds=TIMEOUT + 10):
+        assert c.versions[-1].version == 2
+        assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)
+    assert time.monotonic() - started < 4 * TIMEOUT + 20
+    assert way.publisher.stats.evictions >= 1
+
+
+def test_a_server_that_stops_in_the_middle_is_evicted_and_comes_back(
+    opened: Opener, road: Callable[[SglangEngine], Road], server: Server, policy: Policy, newer: Policy
+) -> None:
+    engine = opened()
+    way = road(engine)
+    way.beside()
+    way.push(1, policy.weights())
+    inside = psutil.Process(server.pid).children(recursive=True)
+    try:
+        for process in inside:
+            os.kill(process.pid, signal.SIGSTOP)
+        way.push(2, newer.weights())
+        assert way.publisher.stats.evictions >= 1 and 2 in way.taken, "the other has it"
+    finally:
+        for process in inside:
+            os.kill(process.pid, signal.SIGCONT)
+    deadline = time.monotonic() + 90
+    version = 2
+    while engine.version != version:
+        assert time.monotonic() < deadline
+        version += 1
+        way.push(version, newer.weights())
+        time.sleep(0.5)
+    engine.submit(request("c", PROMPTS["c"], 2))
+    for c in drain(engine, 2):
+        assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)
+
+
+def test_a_killed_server_is_started_again_with_the_newest_weights_and_no_sample_is_lost(
+    opened: Opener, server: Server, newer: Policy
+) -> None:
+    engine = opened(newest=lambda: (newer.path, 7))
+    for name, prompt in PROMPTS.items():
+        engine.submit(request(name, prompt, 4, max_new_tokens=50))
+    time.sleep(0.1)
+    os.kill(psutil.Process(server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
+    os.killpg(server.pid, signal.SIGKILL)
+    done = drain(engine, 16, seconds=200)
+    assert sorted((c.group_id, c.index) for c in done) == sorted((g, i) for g in PROMPTS for i in range(4))
+    again = [c for c in done if c.versions[0].version == 7]
+    assert again and engine.version == 7
+    for c in again:
+        expected = newer.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens)
+        assert c.logprobs == pytest.approx(expected, abs=1e-4)
