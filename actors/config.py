@@ -30,6 +30,9 @@ class ActorsTable(Table):
     queue: float = Field(default=0.5, ge=0)
     """Samples held ready beyond the slots, as a share of them."""
 
+    give_back: float = Field(default=30.0, gt=0)
+    """Seconds after which an actor whose engine can be asked nothing leaves its prompts to the others."""
+
     @model_validator(mode="after")
     def _consistent(self) -> ActorsTable:
         if self.engine == "sglang" and self.launch == bool(self.servers):

@@ -55,7 +55,7 @@ class Engine(Protocol):
 
     @property
     def version(self) -> int:
-        """The policy version that is sampled from now; -1 before the first weights."""
+        """The policy version that is sampled from now; -1 while there are no weights that could be asked for."""
 
     @property
     def sinks(self) -> Mapping[str, WeightSink]:

@@ -49,7 +49,9 @@ class ActorWorker:
     ) -> None:  # fmt: skip
         self._name, self._topics, self._engine, self._tokenizer = name, topics, engine, tokenizer
         self._ahead = int(table.queue * table.slots)
-        self._consumer: Consumer = log.consumer([topics.prompts], topics.group(GROUP), name)
+        self._log, self._give_back = log, table.give_back
+        self._asked = time.monotonic()  # when the engine could last be asked
+        self._consumer: Consumer | None = self._join()
         self._producer: Producer = log.producer()
         self._metrics, self._broker, self._system = metrics, broker, system
         self._mark = Watermark()
@@ -64,6 +66,9 @@ class ActorWorker:
 
     def turn(self) -> None:
         """One round: take prompts, sample a while, publish what is finished, commit."""
+        if not self._is_member():
+            self._engine.poll(POLL_SECONDS)
+            return
         self._take()
         started = time.monotonic()
         done = self._engine.poll(POLL_SECONDS)
@@ -76,8 +81,37 @@ class ActorWorker:
         if self._finished or done:
             self._flush()
 
+    def _join(self) -> Consumer:
+        return self._log.consumer([self._topics.prompts], self._topics.group(GROUP), self._name)
+
+    def _is_member(self) -> bool:
+        """Whether this actor takes part. While its engine holds no weights that it could be asked for, others do its work."""
+        now = time.monotonic()
+        if self._engine.version >= 0:
+            self._asked = now
+            if self._consumer is None:
+                log_.info("the engine is back")
+                self._consumer = self._join()
+        elif self._consumer is not None and now - self._asked > self._give_back:
+            log_.warning("the engine is away: %d prompts are given back", len(self._work))
+            for group_id in self._work:
+                self._engine.cancel(group_id)
+            self._work.clear()
+            self._leave()
+            self._mark = Watermark()
+        return self._consumer is not None
+
+    def _leave(self) -> None:
+        """Publish and commit what is finished, and leave the group."""
+        self._flushed = 0.0
+        self._flush()
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
+        assert self._consumer is not None
         room = self._engine.room() + self._ahead
         while True:
             records = self._consumer.poll(max(1, room // self._group_size) if room > 0 else 0, 0.0)
@@ -175,12 +209,10 @@ class ActorWorker:
             self._mark.done(record)
         if self._finished:
             self._finished = []
-            self._mark.keep(self._consumer.assignment())
-            self._consumer.commit(self._mark.offsets())
+            if self._consumer is not None:
+                self._mark.keep(self._consumer.assignment())
+                self._consumer.commit(self._mark.offsets())
 
     def close(self) -> None:
-        """Publish and commit what is finished, and leave the group."""
-        self._flushed = 0.0
-        self._flush()
-        self._consumer.close()
+        self._leave()
         self._producer.close()

@@ -19,6 +19,7 @@ from broker.weights import layout
 from broker.weights.sink import Lane, Push
 
 log = logging.getLogger("sglang")
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
 ORDER_SECONDS = 30.0
 LOAD_SECONDS = 600.0
 MARGIN_SECONDS = 5.0

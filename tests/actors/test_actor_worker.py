@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 
 from actors.config import ActorsTable
+from actors.engine import Completion
 from actors.local.engine import LocalEngine
 from actors.worker import ActorWorker
 from broker.log import Log, open_log
@@ -40,10 +41,10 @@ def engine(tiny_model: Path) -> LocalEngine:
     return engine
 
 
-def worker_of(log: Log, engine: LocalEngine) -> ActorWorker:
+def worker_of(log: Log, engine: LocalEngine, name: str = "actor-0", **table: Any) -> ActorWorker:
     registry = CollectorRegistry()
     metrics: tuple[Any, ...] = (ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"))
-    return ActorWorker("actor-0", log, TOPICS, engine, engine.tokenizer, ActorsTable(slots=8), *metrics)
+    return ActorWorker(name, log, TOPICS, engine, engine.tokenizer, ActorsTable(slots=8, **table), *metrics)
 
 
 def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
@@ -102,6 +103,44 @@ def test_what_an_actor_had_not_committed_is_sampled_again_by_the_next(log: Log, 
     turn_until(second, log, 4)
     second.close()
     assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(4) for k in range(3)}
+
+
+class Sleeper(LocalEngine):
+    """An engine whose weights can go away, as those of a server that has ended."""
+
+    asleep = False
+
+    @property
+    def version(self) -> int:
+        return -1 if self.asleep else super().version
+
+    def poll(self, timeout: float) -> list[Completion]:
+        return [] if self.asleep else super().poll(timeout)
+
+
+def test_an_actor_whose_engine_is_away_gives_its_prompts_back_and_comes_again(
+    log: Log, tiny_model: Path, engine: LocalEngine
+) -> None:
+    sleeper = Sleeper(str(tiny_model), slots=8, context=64)
+    sleeper.apply(0, load_file(tiny_model / "model.safetensors"))
+    first, second = worker_of(log, sleeper, "first", give_back=0.2), worker_of(log, engine, "second")
+    feed(log, 6)
+    deadline = time.monotonic() + 60
+    while not (sleeper._live and engine._live) and not samples(log):
+        first.turn()
+        second.turn()
+        assert time.monotonic() < deadline
+    sleeper.asleep = True
+    while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < 6:
+        first.turn()
+        second.turn()
+        assert time.monotonic() < deadline
+    assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(6) for k in range(3)}
+    sleeper.asleep = False
+    second.close()
+    feed(log, 2)
+    turn_until(first, log, 8)
+    first.close()
 
 
 def test_what_cannot_be_served_goes_to_the_dead_letters_and_the_rest_goes_on(log: Log, engine: LocalEngine) -> None:

@@ -36,7 +36,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_and_survives_a_server(kafka: 
     settings = options(
         "servers", kafka.url, "actors.engine=sglang", "actors.launch=true", "actors.count=2", "actors.slots=16",
         f"stage.1.steps={STEPS}", "stage.1.eval_every=15", "learner.optimizer.lr=2e-3", "learner.deadline=240",
-        "learner.group_size=8", "learner.push_timeout=20",
+        "learner.group_size=8", "learner.push_timeout=20", "actors.give_back=8",
     )  # fmt: skip
     run = start_run(tmp_path, *settings)
     try:
