@@ -3,11 +3,13 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+KAFKA_STAMP := .venv/.installed-kafka
+SGLANG_STAMP := .venv/.installed-sglang
 KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 
-.PHONY: setup setup-kafka setup-sglang run test test-kafka test-sglang lint bench bench-trl chaos kafka clean
+.PHONY: setup setup-kafka setup-sglang run run-sglang test test-kafka test-sglang lint bench bench-trl chaos kafka clean
 
 setup: $(STAMP)
 
@@ -21,11 +23,13 @@ $(STAMP): setup.cfg constraints.txt
 run: $(STAMP)
 	@$(BIN)/headrace run recipes/tiny.toml
 
+run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
+	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
+
 test: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not kafka and not sglang"
 
 # Kafka's client; the broker itself is fetched by Maven on its first start, into the same .venv.
-KAFKA_STAMP := .venv/.installed-kafka
 setup-kafka: $(KAFKA_STAMP)
 
 $(KAFKA_STAMP): $(STAMP)
@@ -39,7 +43,6 @@ test-kafka: $(KAFKA_STAMP)
 	$(BIN)/python -m pytest tests -m "kafka and not sglang"
 
 # The inference servers, 11 GB, in the same environment.
-SGLANG_STAMP := .venv/.installed-sglang
 setup-sglang: $(SGLANG_STAMP)
 
 $(SGLANG_STAMP): $(STAMP)
