@@ -134,19 +134,20 @@ def test_ctrl_c_stops_a_kill_is_redone_and_poison_is_buried(tmp_path: Path) -> N
 @pytest.mark.timeout(300)
 def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(tmp_path: Path) -> None:
     """The planner is ahead of the trainer when the evaluation comes in: its manifest is taken before the stage closes."""
-    settings = (
-        "stage.1.steps=100000",
-        "stage.1.eval_every=4",
-        "stage.1.until_pass_at_1=0.001",
-        "learner.checkpoint_every=2",
-    )
-    run = start_run(tmp_path, *(part for setting in settings for part in ("--set", setting)))
+    file, home = small_copy(tmp_path), tmp_path / "run"
+    (tmp_path / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
+    text = file.read_text().replace('eval_rewarder = "vowels"', 'eval_rewarder = "sure"\nuntil_pass_at_1 = 0.9')
+    text = text.replace("vowels = 1.0", "vowels = 1.0, sure = 0.1")
+    file.write_text(text + '\n[rewarders.sure]\nuse = "sure.py:Sure"\n')
+    settings = ("stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2")
+    run = start_run(home, *(part for setting in settings for part in ("--set", setting)), file=file)
     try:
-        assert run.wait(200) == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(200) == 0, (home / "run.out").read_text()[-3000:]
     finally:
         end_run(run)
-    audit = verify(tmp_path)
-    assert audit["steps"] >= 4 and audit["trained"] == 4 * audit["steps"] and audit["outstanding"] == 0
+    audit = verify(home)
+    assert 4 <= audit["steps"] < 100, audit
+    assert audit["trained"] == 4 * audit["steps"] and audit["outstanding"] == 0
     assert audit["evaluated"] % 8 == 0 and audit["evaluated"] >= 8 + 16, "and the stage behind it was run"
 
 
@@ -276,7 +277,14 @@ def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path:
 @pytest.mark.timeout(300)
 def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Path) -> None:
     """The log may not grow beyond one megabyte a topic; with room again the same command goes on."""
-    options = ("--set", "stage.1.steps=40", "--set", "learner.sampling.max_new_tokens=100")
+    options = (
+        "--set",
+        "stage.1.steps=12",
+        "--set",
+        "learner.group_size=16",
+        "--set",
+        "learner.sampling.max_new_tokens=100",
+    )
     small = ("--set", f"broker.url=sqlite://{tmp_path / 'log'}?max_mb=1")
     run = start_run(tmp_path, *options, *small)
     try:
@@ -288,4 +296,4 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Pa
     finally:
         end_run(run)
     audit = verify(tmp_path)
-    assert (audit["steps"], audit["trained"], audit["outstanding"]) == (40, 160, 0)
+    assert (audit["steps"], audit["trained"], audit["outstanding"]) == (12, 48, 0)
