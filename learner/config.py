@@ -63,6 +63,8 @@ class ObjectiveTable(Table):
         "tis_sequence",
         "icepop",
         "dppo",
+        "m2po",
+        "decoupled",
         "r1",
     ] = "async"
     advantage_std: Literal["population", "sample", "batch", "none"] | None = None
@@ -80,7 +82,12 @@ class ObjectiveTable(Table):
     opsm: float | None = Field(default=None, gt=0)
     """Leave out a sequence with a negative advantage whose mean log-ratio mu/pi is above it."""
     kl: float | None = Field(default=None, ge=0)
-    """Weight of the k3 divergence to the reference policy."""
+    """Weight of the divergence to the reference policy."""
+    kl_kind: Literal["k1", "k2", "k3"] | None = None
+    kl_in: Literal["loss", "reward"] | None = None
+    """Whether the divergence is part of the loss, or makes each token's advantage less."""
+    second_moment: float | None = Field(default=None, gt=0)
+    """Leave out the tokens that moved furthest until the mean squared log-ratio of the rest is at most this (M2PO: .04)."""
     ref_refresh: int = Field(default=400, ge=1)
     constant_length: int = Field(default=1024, ge=1)
     """Length that ``aggregation = "constant"`` divides by."""

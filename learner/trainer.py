@@ -22,7 +22,7 @@ from learner.logprobs import score
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import Objective, objective_of
 from learner.losses.report import Tally
-from learner.losses.tokens import token_losses
+from learner.losses.tokens import kept_tokens, token_losses
 from learner.optimizer import Optimizers, learning_rate
 from learner.packing import Sequenced, pack, packing_efficiency
 
@@ -66,8 +66,9 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     packed = time.monotonic()
 
     tally, loss = Tally(), 0.0
-    for chunk in chunks:
-        loss += _backward(state, chunk, batch, objective, table, tally)
+    kept = _kept(state, chunks, batch, objective, table)
+    for chunk, kept_M in zip(chunks, kept, strict=True):
+        loss += _backward(state, chunk, batch, objective, table, tally, kept_M)
     computed = time.monotonic()
 
     rate = learning_rate(table.optimizer, state.stage_step, total_steps)
@@ -129,12 +130,42 @@ def _sequences(samples: Sequence[Judged], advantages_N: Tensor, objective: Objec
     ]
 
 
+def _rows(chunk: PackedChunk) -> Tensor:
+    """For each trained token of the chunk the row of its sample."""
+    return torch.tensor(chunk.rows_N, device=chunk.tokens_T.device)[chunk.sequence_T[chunk.mask_T]]
+
+
+def _kept(
+    state: TrainState, chunks: Sequence[PackedChunk], batch: _Batch, objective: Objective, table: LearnerTable
+) -> list[Tensor | None]:
+    """For each chunk which of its trained tokens take part, where that hangs on the whole batch; this costs a forward pass."""
+    if objective.second_moment is None:
+        return [None] * len(chunks)
+    logprobs, rows = [], [_rows(chunk) for chunk in chunks]
+    for chunk, row_M in zip(chunks, rows, strict=True):
+        device = chunk.tokens_T.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=table.dtype == "bfloat16"):
+            scores = score(state.model, chunk, temperature=batch.temperatures_N[row_M], rows=table.logprob_rows)
+        logprobs.append(scores.logprobs_M)
+    behavior = torch.cat([chunk.behavior_T[chunk.mask_T] for chunk in chunks])
+    everything = torch.cat(logprobs)
+    kept = kept_tokens(
+        objective,
+        everything,
+        behavior,
+        batch.advantages_N[torch.cat(rows)],
+        torch.ones_like(behavior, dtype=torch.bool),
+    )
+    return list(kept.split([len(row_M) for row_M in rows]))
+
+
 def _backward(
-    state: TrainState, chunk: PackedChunk, batch: _Batch, objective: Objective, table: LearnerTable, tally: Tally
-) -> float:
+    state: TrainState, chunk: PackedChunk, batch: _Batch, objective: Objective, table: LearnerTable, tally: Tally,
+    kept_M: Tensor | None,
+) -> float:  # fmt: skip
     """Add one chunk's gradient; returns its part of the loss."""
     device = chunk.tokens_T.device
-    row_M = torch.tensor(chunk.rows_N, device=device)[chunk.sequence_T[chunk.mask_T]]
+    row_M = _rows(chunk)
     how: dict[str, Any] = {"temperature": batch.temperatures_N[row_M], "rows": table.logprob_rows}
     reference_M = None
     with torch.autocast(device.type, torch.bfloat16, enabled=table.dtype == "bfloat16"):
@@ -151,6 +182,7 @@ def _backward(
         everything,
         reference_M,
         row_M,
+        kept_M,
     )
     loss = (tokens.loss * batch.weights_N[row_M]).sum()
     loss.backward()

@@ -16,7 +16,7 @@ from torch import Tensor
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES, Objective
 from learner.losses.report import Tally
-from learner.losses.tokens import token_losses
+from learner.losses.tokens import kept_tokens, token_losses
 
 __all__ = ["async_objective", "batch_loss", "dapo", "grpo", "topr"]
 
@@ -44,7 +44,8 @@ def batch_loss(
         )
     mask = mask_NT.bool()
     advantages_NT = advantages_N[:, None].expand_as(logprobs_NT)
-    tokens = token_losses(objective, logprobs_NT, behavior_logprobs_NT, advantages_NT, mask, ref_logprobs_NT)
+    kept = kept_tokens(objective, logprobs_NT, behavior_logprobs_NT, advantages_NT, mask)
+    tokens = token_losses(objective, logprobs_NT, behavior_logprobs_NT, advantages_NT, mask, ref_logprobs_NT, kept=kept)
     weight_N = AGGREGATIONS[objective.aggregation](mask.sum(1).to(tokens.loss.dtype), objective.constant_length)
     tally = Tally()
     tally.add(tokens, torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask))

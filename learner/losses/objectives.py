@@ -31,6 +31,11 @@ class Objective:
     weight_cap: float = 2.0
     tau: float = 1e-3
     kl: float = 0.0
+    kl_kind: str = "k3"
+    kl_in: str = "loss"
+    """``reward``: each token's advantage is less by ``kl`` times its divergence, a constant to the gradient."""
+    second_moment: float | None = None
+    """Leave out tokens by ``terms.second_moment_mask``; the trainer then computes the whole batch's log-probabilities first."""
     constant_length: int = 1024
     opsm: float | None = None
     """Off-policy sequence mask: a sequence with A < 0 whose mean of log mu - log pi is above it is left out (DeepSeek-V3.2)."""
@@ -85,13 +90,20 @@ OBJECTIVES: dict[str, Objective] = {
     "tis": Objective(_capped, "population", "token_mean", weight_cap=2.0),
     "tis_sequence": Objective(_capped_sequence, "population", "token_mean", weight_cap=2.0),
     "icepop": Objective(_banded, "population", "token_mean", clip_low=0.5, clip_high=4.0),
+    "m2po": Objective(_capped, "population", "token_mean", weight_cap=10.0, second_moment=0.04),
+    "decoupled": Objective(_banded, "batch", "token_mean", clip_low=1.0, clip_high=4.0),
     "dppo": Objective(_trust_region, "none", "token_mean", weight_cap=10.0, penalty=True),
     "r1": Objective(_ppo, "population", "sequence_mean", clip_low=10.0, clip_high=10.0, kl=1e-3),
 }
 """``r1`` has the published settings of DeepSeek-R1 (arXiv 2501.12948, section 2: eps 10, beta .001; G 16, lr 3e-6, the reference refreshed
 every 400 steps stand in the run file). Its danger: at eps 10 the clip has no lower bound that works, and a negative advantage is
 never clipped, so a token that the policy has left (w far from 1) gets an unbounded gradient. Use it with fresh data
-(``max_lag = 0`` or 1), or with ``dual_clip``."""
+(``max_lag = 0`` or 1), or with ``dual_clip``.
+
+``m2po`` masks only tokens that move away from mu; a negative advantage at a huge w, which it keeps, is capped here at 10.
+
+``decoupled`` (arXiv 2505.24298) bounds pi / prox, prox the policy before the batch, and weighs it with prox / mu, left out above 5. A
+manifest is one step, so prox is the policy that is differentiated: pi / prox is 1, and what is left is that weight."""
 
 
 def objective_of(table: ObjectiveTable) -> Objective:

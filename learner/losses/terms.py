@@ -106,6 +106,31 @@ def sequence_clip(log_s: Tensor, advantages: Tensor, low: float, high: float) ->
     return Term(loss, torch.where(up | down, 0.0, ratio.detach()), {"clip_high": up, "clip_low": down})
 
 
+def second_moment_mask(log_w: Tensor, advantages: Tensor, used: Tensor, limit: float) -> Tensor:
+    """The tokens that M2PO keeps (arXiv 2510.01161), bool; over the whole batch, all arguments of one shape.
+
+    Of the ``used`` tokens whose update moves pi further from mu (A > 0 and w > 1, A < 0 and w < 1) those with the largest
+    ``(log w)^2`` are left out until the mean of the others' is at most ``limit``. NaN where not ``used`` does no harm.
+    """
+    away = used & (((advantages > 0) & (log_w > 0)) | ((advantages < 0) & (log_w < 0)))
+    squares, order = log_w[away].double().square().sort(descending=True, stable=True)
+    count = torch.arange(len(squares), 0, -1, device=log_w.device)
+    dropped = int((squares.flip(0).cumsum(0).flip(0) / count > limit).sum())  # the means only fall
+    kept = torch.ones(len(squares), dtype=torch.bool, device=log_w.device)
+    kept[order[:dropped]] = False
+    return torch.ones_like(used).masked_scatter(away, kept)
+
+
+def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """``log pi - log ref`` cut to +-20: KL(pi || ref) in the mean, without its gradient; it belongs into the reward."""
+    return (logprobs - reference).clamp(-KL_LIMIT, KL_LIMIT)
+
+
+def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """``(log pi - log ref)^2 / 2`` with the difference cut to +-20: in the mean its gradient is that of KL(pi || ref)."""
+    return k1(logprobs, reference).square() / 2
+
+
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """``e^q - q - 1`` with ``q = log ref - log pi`` cut to +-20 and the value to 10 (J. Schulman, 2020): KL(pi || ref) >= 0."""
     q = (reference - logprobs).clamp(-KL_LIMIT, KL_LIMIT)

@@ -13,14 +13,16 @@ from torch import Tensor
 from learner.losses.guard import clean
 from learner.losses.objectives import Objective
 from learner.losses.sequences import Sequences
-from learner.losses.terms import Term, k3, log_ratio
+from learner.losses.terms import Term, k1, k2, k3, log_ratio, second_moment_mask
+
+DIVERGENCES = {"k1": k1, "k2": k2, "k3": k3}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
     """``loss`` of each token (0 where not ``used``), and what it was made of; all of one shape but ``invalid``, a count.
 
-    ``used``: the trained tokens whose numbers are all finite. ``divergence``: k3 to the ``reference`` policy, if one counts.
+    ``used``: the trained tokens whose numbers are all finite. ``divergence``: to the ``reference`` policy, if one counts.
     """
 
     loss: Tensor
@@ -41,9 +43,11 @@ def token_losses(
     mask: Tensor,
     reference: Tensor | None = None,
     sequence: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> TokenLoss:
     """Each token's loss under ``objective``; only ``logprobs`` is differentiated. ``reference`` counts where ``kl`` > 0.
 
+    ``kept`` bool are the tokens that take part (``kept_tokens`` of the whole batch); the others' loss is 0.
     ``sequence`` int64 tells which sequence each token is of; without it they are the rows.
     Half-precision inputs are computed in float32. Raises ValueError if the objective needs a reference that is not given.
     """
@@ -57,15 +61,33 @@ def token_losses(
         torch.arange(len(mask), device=mask.device).view(-1, *[1] * (mask.ndim - 1)) if sequence is None else sequence
     )
     sequences = Sequences(index.expand_as(mask), used)
-    term = objective.term(tensors[0], tensors[1], tensors[2], objective, sequences)
+    current, sampled, pushed = tensors[:3]
+    anchor = tensors[3] if objective.kl else None
+    divergence = None if anchor is None else DIVERGENCES[objective.kl_kind](current, anchor)
+    if divergence is not None and objective.kl_in == "reward":
+        pushed = pushed - objective.kl * divergence.detach()
+    term = objective.term(current, sampled, pushed, objective, sequences)
     if objective.opsm is not None:
-        term = _without_stale_negatives(term, tensors[0], tensors[1], tensors[2], sequences, objective.opsm)
-    loss, anchor, divergence = term.loss, None, None
-    if objective.kl:
-        anchor = tensors[3]
-        divergence = k3(tensors[0], anchor)
+        term = _without_stale_negatives(term, current, sampled, pushed, sequences, objective.opsm)
+    if kept is not None:
+        term = _without(term, ~kept)
+    loss = term.loss
+    if divergence is not None and objective.kl_in == "loss":
         loss = loss + objective.kl * divergence
-    return TokenLoss(torch.where(used, loss, 0.0), term, tensors[0], tensors[1], used, invalid, anchor, divergence)
+    return TokenLoss(torch.where(used, loss, 0.0), term, current, sampled, used, invalid, anchor, divergence)
+
+
+def kept_tokens(objective: Objective, logprobs: Tensor, behavior: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """Which tokens of a whole batch take part, bool: all, or those that ``second_moment`` keeps. Tensors of any one shape."""
+    if objective.second_moment is None:
+        return torch.ones_like(mask)
+    tensors, used, _ = clean(mask, logprobs.detach().double(), behavior.double(), advantages.double())
+    return second_moment_mask(log_ratio(tensors[0], tensors[1]), tensors[2], used, objective.second_moment)
+
+
+def _without(term: Term, gone: Tensor) -> Term:
+    flags = {**term.flags, "clip_low": term.flags.get("clip_low", torch.zeros_like(gone)) | gone}
+    return Term(torch.where(gone, 0.0, term.loss), torch.where(gone, 0.0, term.weight), flags)
 
 
 def _without_stale_negatives(
@@ -74,5 +96,4 @@ def _without_stale_negatives(
     """Leave out the sequences with A < 0 that the policy has moved away from (see ``Objective.opsm``)."""
     with torch.no_grad():
         gone = (advantages < 0) & (sequences.mean(-log_ratio(logprobs, behavior)) > limit)
-    flags = {**term.flags, "clip_low": term.flags.get("clip_low", torch.zeros_like(gone)) | gone}
-    return Term(torch.where(gone, 0.0, term.loss), torch.where(gone, 0.0, term.weight), flags)
+    return _without(term, gone)

@@ -13,7 +13,8 @@ from learner.losses import async_objective, batch_loss, dapo, grpo, topr
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES, Objective, objective_of
 from learner.losses.report import Tally
-from learner.losses.tokens import token_losses
+from learner.losses.terms import second_moment_mask
+from learner.losses.tokens import kept_tokens, token_losses
 
 INF, NAN = float("inf"), float("nan")
 
@@ -38,9 +39,12 @@ def slow(
             if on and all(map(math.isfinite, (logprobs[i][t], behavior[i][t], advantages[i], ref[t])))
         ]
         logs.append([max(-60.0, min(60.0, logprobs[i][t] - behavior[i][t])) for t in whole])
+    dropped = slow_second_moment(o, logprobs, behavior, advantages, mask)
     for i, row in enumerate(mask):
         for t, counts in enumerate(row):
             lp, mu, a = logprobs[i][t], behavior[i][t], advantages[i]
+            if reference is not None and o.kl_in == "reward" and math.isfinite(lp) and math.isfinite(reference[i][t]):
+                a -= o.kl * slow_divergence(o, lp, reference[i][t])
             numbers = (lp, mu, a) if reference is None else (lp, mu, a, reference[i][t])
             if not counts or not all(map(math.isfinite, numbers)):
                 continue
@@ -65,11 +69,12 @@ def slow(
                 moved = math.exp(lp) - math.exp(mu)
                 gone = (a > 0 and moved > o.trust) or (a < 0 and moved < -o.trust)
                 loss = (0.0 if gone else -min(w, o.weight_cap) * a * lp) + o.tau * log_w**2
+            if (i, t) in dropped:
+                loss = 0.0
             if o.opsm is not None and a < 0 and -sum(logs[i]) / len(logs[i]) > o.opsm:
                 loss = 0.0
-            if reference is not None:
-                q = max(-20.0, min(20.0, reference[i][t] - lp))
-                loss += o.kl * min(10.0, math.exp(q) - q - 1)
+            if reference is not None and o.kl_in == "loss":
+                loss += o.kl * slow_divergence(o, lp, reference[i][t])
             weight = {
                 "sequence_mean": 1 / (len(mask) * max(1, lengths[i])),
                 "token_mean": 1 / max(1, sum(lengths)),
@@ -79,6 +84,35 @@ def slow(
     return total
 
 
+def slow_divergence(o: Objective, lp: float, ref: float) -> float:
+    q = max(-20.0, min(20.0, ref - lp))
+    return {"k1": -q, "k2": q * q / 2, "k3": min(10.0, math.exp(q) - q - 1)}[o.kl_kind]
+
+
+def slow_second_moment(
+    o: Objective,
+    logprobs: list[list[float]],
+    behavior: list[list[float]],
+    advantages: list[float],
+    mask: list[list[bool]],
+) -> set[tuple[int, int]]:
+    """The tokens that M2PO leaves out: one at a time, the one that moved furthest away first."""
+    away = {}
+    for i, row in enumerate(mask):
+        for t, counts in enumerate(row):
+            numbers = (logprobs[i][t], behavior[i][t], advantages[i])
+            if counts and all(map(math.isfinite, numbers)):
+                log_w = max(-60.0, min(60.0, numbers[0] - numbers[1]))
+                if log_w * advantages[i] > 0:
+                    away[i, t] = log_w**2
+    dropped: set[tuple[int, int]] = set()
+    while o.second_moment is not None and away and sum(away.values()) / len(away) > o.second_moment:
+        worst = max(away, key=lambda place: away[place])
+        dropped.add(worst)
+        del away[worst]
+    return dropped
+
+
 VARIANTS = [
     *OBJECTIVES.values(),
     replace(OBJECTIVES["grpo"], dual_clip=3.0),
@@ -86,6 +120,10 @@ VARIANTS = [
     replace(OBJECTIVES["async"], aggregation="sequence_mean", weight_cap=1.0, tau=0.1),
     replace(OBJECTIVES["gspo"], clip_low=0.2, clip_high=0.3),
     replace(OBJECTIVES["grpo"], opsm=0.05),
+    replace(OBJECTIVES["grpo"], kl_kind="k2"),
+    replace(OBJECTIVES["grpo"], kl_kind="k1", kl_in="reward"),
+    replace(OBJECTIVES["async"], kl_kind="k3", kl_in="reward"),
+    replace(OBJECTIVES["dapo"], second_moment=0.02),
 ]
 VARIANTS = [replace(o, kl=0.0) for o in VARIANTS]  # a reference policy has a test of its own
 DIFFERENTIABLE = {"_ppo", "_sequence_clip"}  # elsewhere the weight is a constant to the gradient
@@ -162,6 +200,7 @@ def test_micro_batches_packing_and_order_change_nothing(objective: Objective) ->
     wanted, metrics = batch_loss(objective, whole, behavior, advantages, mask, reference)
     wanted.backward()
     weights = AGGREGATIONS[objective.aggregation](mask.sum(1).double(), objective.constant_length)
+    kept = kept_tokens(objective, logprobs, behavior, advantages[:, None].expand_as(logprobs), mask)
     parts, total, tally = logprobs.clone().requires_grad_(), 0.0, Tally()
     for rows in ([4], [5, 0], [2, 3, 1]):
         where = torch.zeros_like(mask)
@@ -176,6 +215,7 @@ def test_micro_batches_packing_and_order_change_nothing(objective: Objective) ->
             r >= 0,
             None if reference is None else reference[r, c],
             r,
+            kept[r, c],
         )
         loss = (tokens.loss * weights[r]).sum()
         loss.backward()
@@ -336,6 +376,20 @@ def test_mismatch_is_of_fresh_tokens_alone() -> None:
     assert (
         found["staleness_mean"] == pytest.approx(float(staleness[mask].double().mean())) and found["staleness_max"] == 4
     )
+
+
+def test_the_second_moment_keeps_what_does_not_move_away() -> None:
+    log_w = torch.tensor([[0.5, 0.1, -0.9, NAN], [0.3, -0.3, -0.1, 0.2]])
+    advantages = torch.tensor([[1.0], [-1.0]]).expand_as(log_w)
+    used = torch.isfinite(log_w)
+    # away: .5, .1 of the first, -.3, -.1 of the second; .25, .09, .01, .01 have the means .09, .037, .01, .01
+    assert second_moment_mask(log_w, advantages, used, 0.04).tolist() == [[False, True, True, True], [True] * 4]
+    assert second_moment_mask(log_w, advantages, used, 0.02).tolist() == [
+        [False, True, True, True],
+        [True, False, True, True],
+    ]
+    assert second_moment_mask(log_w, advantages, used, 0.1).all()
+    assert second_moment_mask(log_w[:0], advantages[:0], used[:0], 0.1).shape == (0, 4)
 
 
 def test_the_reference_divergence_is_clamped() -> None:
