@@ -123,6 +123,8 @@ class LearnerTable(Table):
     checkpoint_every: int = Field(default=50, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     publish_every: int = Field(default=1, ge=1)
+    weights: Literal["broadcast", "disk"] = "broadcast"
+    """How receivers get new weights: in lanes by torch.distributed, or from ``RUN/weights`` on a file system that all of them see."""
     lane: int = Field(default=8, ge=1)
     """Receivers of one broadcast group."""
     push_timeout: float = Field(default=60.0, gt=0)

@@ -41,6 +41,7 @@ class Publishing:
             timeout=table.push_timeout,
             bucket_bytes=int(table.bucket_mb * 2**20),
             backend="nccl" if executor.device == "cuda" else "gloo",
+            road=table.weights,
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
         )

@@ -68,6 +68,8 @@ class WeightClient:
             self._join(Lane(**order))
         elif kind == "push":
             self._push(order)
+        elif kind == "fetch":
+            self._fetch(**order)
         elif kind == "state" and order["version"] > self.version and order["path"] and self._orders.empty():
             self.load(Path(order["path"]), order["version"])
 
@@ -78,6 +80,14 @@ class WeightClient:
             self._client.send("ack", what="lane", epoch=lane.epoch, ok=False, error=str(error)[:500])
             raise
         self._client.send("ack", what="lane", epoch=lane.epoch, ok=True)
+
+    def _fetch(self, version: int, path: str, epoch: int) -> None:
+        try:
+            self.load(Path(path), version)
+        except HeadraceError as error:
+            self._client.send("ack", what="push", version=version, epoch=epoch, ok=False, error=str(error)[:500])
+            raise
+        self._client.send("ack", what="push", version=version, epoch=epoch, ok=True)
 
     def _push(self, order: Message) -> None:
         epoch = order.pop("epoch")

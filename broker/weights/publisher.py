@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,11 +54,12 @@ class WeightPublisher:
     def __init__(
         self, control: ControlServer, directory: Path, *, template: Path, lane: int = 8, timeout: float = 60.0,
         bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2,
+        road: Literal["broadcast", "disk"] = "broadcast",
         on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None,
     ) -> None:  # fmt: skip
         self._control, self._directory, self._template = control, directory, template
         self._lane_size, self._timeout, self._bucket_bytes, self._keep = lane, timeout, bucket_bytes, keep
-        self._backend, self._host, self._on_published = backend, host, on_published
+        self._backend, self._host, self._on_published, self._road = backend, host, on_published, road
         self.stats = PushStats()
         self.failure: BaseException | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ class WeightPublisher:
         checksum = layout.checksum(self._flat[buffer])
         push = Push(version, self._specs, self._bucket_bytes, checksum)
         for _ in range(ATTEMPTS):
-            if self._deliver(push, buffer):
+            if self._fetched(push, path) if self._road == "disk" else self._deliver(push, buffer):
                 break
         self._control.announce(version=version, path=str(path), epoch=self._epoch)
         self.stats.pushes += 1
@@ -204,6 +205,23 @@ class WeightPublisher:
         except WeightPushError as error:
             log.warning("version %d: %s", push.version, error)
             self._kill()  # frees the survivors, who then say so
+            missing = self._silent(members)
+            self._evict(missing)
+            return False
+        self._evict(missing)
+        return not missing
+
+    def _fetched(self, push: Push, path: Path) -> bool:
+        """Have all receivers load the version from where it lies; False if one failed and the others are to be asked again."""
+        members = self._control.receivers()
+        self._heard.clear()
+        self._drain()
+        for member in members:
+            self._control.tell(member, "fetch", version=push.version, path=str(path), epoch=self._epoch)
+        try:
+            missing = self._acknowledged(members, push)
+        except WeightPushError as error:
+            log.warning("version %d: %s", push.version, error)
             missing = self._silent(members)
             self._evict(missing)
             return False
@@ -245,7 +263,7 @@ class WeightPublisher:
             if ack.get("what") == "push" and ack.get("version") == push.version:
                 if not ack.get("ok"):
                     raise WeightPushError(f"{ack.get('name')}: {ack.get('error')}")
-                kind, _, checksum = str(ack.get("checksum")).rpartition(":")
+                kind, _, checksum = str(ack.get("checksum") or f"on disk:{push.version}").rpartition(":")
                 if held.setdefault(kind or "bytes", checksum) != checksum:
                     raise WeightPushError(f"{ack.get('name')} holds {checksum}, not {held[kind or 'bytes']}")
                 missing.discard(str(ack.get("name")))

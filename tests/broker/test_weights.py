@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -68,14 +69,14 @@ class Remote:
 class Learner:
     """Control, publisher and receivers of one test."""
 
-    def __init__(self, directory: Path, lane: int = 8) -> None:
+    def __init__(self, directory: Path, lane: int = 8, road: Literal["broadcast", "disk"] = "broadcast") -> None:
         template = directory / "template"
         template.mkdir(parents=True)
         (template / "config.json").write_text("{}")
         self.published: list[int] = []
         self.control = ControlServer(lease=3.0)
         self.publisher = WeightPublisher(
-            self.control, directory / "weights", template=template, lane=lane, timeout=TIMEOUT, bucket_bytes=4096,
+            self.control, directory / "weights", template=template, lane=lane, timeout=TIMEOUT, bucket_bytes=4096, road=road,
             on_published=lambda version, path, checksum: self.published.append(version),
         )  # fmt: skip
         self.remotes: list[Remote] = []
@@ -134,6 +135,26 @@ def test_every_receiver_of_every_lane_gets_every_version_whole(learner: Learner,
     assert learner.publisher.stats.evictions == 0
     saved = load_file(tmp_path / "weights" / "v-00000002" / "model.safetensors")
     assert saved["w"].mean() == 2 and saved["b"].dtype == torch.bfloat16
+
+
+def test_weights_may_go_over_a_shared_disk_with_the_same_words(tmp_path: Path) -> None:
+    learner = Learner(tmp_path, road="disk")
+    try:
+        remotes = together(learner, "good", "good")
+        for version in (1, 2):
+            learner.push(version)
+            for remote in remotes:
+                remote.wait("loaded", str(version))
+        os.kill(remotes[1].process.pid, signal.SIGSTOP)  # it says nothing
+        learner.push(3)
+        remotes[0].wait("loaded", "3")
+        assert learner.publisher.stats.evictions == 1
+        os.kill(remotes[1].process.pid, signal.SIGCONT)
+        learner.until(lambda: len(learner.control.receivers()) == 2)
+        learner.push(4)
+        remotes[1].wait("loaded", "4")
+    finally:
+        learner.close()
 
 
 @pytest.mark.parametrize("how", ["die", "stop"])

@@ -60,7 +60,7 @@ def model(tiny_model: Path) -> Any:
     return load_model(str(tiny_model))
 
 
-@pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr"])
+@pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr", "gspo", "tis_sequence", "m2po", "decoupled"])
 def test_steps_repeat_bit_for_bit(model: Any, objective: str) -> None:
     config = table(objective=objective)
     first, metrics, _ = stepped(model, groups_of(3), config)
@@ -71,7 +71,7 @@ def test_steps_repeat_bit_for_bit(model: Any, objective: str) -> None:
     assert 0 < metrics["ess_ratio"] <= 1 and metrics["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr"])
+@pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr", "gspo", "tis_sequence", "m2po", "decoupled"])
 def test_the_step_does_not_depend_on_packing_or_order(model: Any, objective: str) -> None:
     groups = groups_of(4, 1)
     sgd = {"lr": 1e-3, "eps": 1.0}  # with a tiny eps Adam turns rounding into steps
