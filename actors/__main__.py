@@ -60,7 +60,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             if stop:
                 return
         newest = [policy]  # ``follow`` puts newer ones there
-        engine = open_engine(table, newest, run, name, stop, stack)
+        engine = open_engine(table, newest, run, name, stack)
         from actors.worker import ActorWorker
         from broker.weights.client import WeightClient
 
@@ -93,13 +93,11 @@ def warm_up(table: ActorsTable) -> None:
     _ = transformers.AutoTokenizer
 
 
-def open_engine(
-    table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, stop: Stop, stack: ExitStack
-) -> Any:
+def open_engine(table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, stack: ExitStack) -> Any:
     """The engine that ``[actors] engine`` names; the stack ends it. Raises EngineError."""
     seed = hash_seed(f"{run.table.seed}/{name}/{os.getpid()}")
     engine = local_engine(table, newest[0].path, seed) if table.engine == "local" else sglang_engine(
-        table, newest, run.directory / "sglang" / name, seed, stop, stack
+        table, newest, run, name, seed, stack
     )  # fmt: skip
     stack.callback(engine.close)
     return engine
@@ -122,7 +120,7 @@ def local_engine(table: ActorsTable, path: str, seed: int) -> Any:
 
 
 def sglang_engine(
-    table: ActorsTable, newest: list[PolicyVersion], directory: Path, seed: int, stop: Stop, stack: ExitStack
+    table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, seed: int, stack: ExitStack
 ) -> Any:
     """An engine on the servers of the run file, or on one that is started here and ends with this actor."""
     from actors.sglang.engine import SglangEngine
@@ -132,12 +130,13 @@ def sglang_engine(
     urls = list(table.servers)
     if table.launch:
         server = Server(
-            directory, lambda: newest[0].path, device=table.device, dtype=table.dtype, slots=table.slots,
+            run.directory / "sglang" / name, lambda: newest[0].path, device=table.device, dtype=table.dtype, slots=table.slots,
             context=table.context_length, seed=seed, arguments=table.server_args,
         )  # fmt: skip
         keeper = Keeper(server)
         stack.callback(keeper.stop)
         keeper.begin()
+        stack.enter_context(registered(run.directory, f"{name}.server", "sglang", server.url))
         urls = [server.url]
     return SglangEngine(
         newest[0].path, urls, slots=table.slots, context=table.context_length, mode=table.update,

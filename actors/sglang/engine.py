@@ -50,9 +50,12 @@ class SglangEngine:
         self._ends = end_tokens(path, config, self.tokenizer)
         self._vocabulary = int(config.vocab_size)
         self._links = [ServerLink(url) for url in urls]
-        self._sinks = {link.url: ServerSink(link, mode) for link in self._links}
         self._newest, self._recovering = newest, set[str]()
         said = [link.ask("server_info", timeout) for link in self._links]
+        self._sinks = {
+            link.url: ServerSink(link, mode, int(about.get("tp_size") or 1))
+            for link, about in zip(self._links, said, strict=True)
+        }
         self.name = f"sglang/{said[0].get('version', '?')}"
         self._context = min([context, *(int(s["context_length"]) for s in said if s.get("context_length"))])
         self._slots = slots

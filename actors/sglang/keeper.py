@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from actors.sglang.server import Server
 from broker.errors import EngineError
@@ -25,12 +26,16 @@ class Keeper(threading.Thread):
         self.failure = ""
         self.restarts = 0
 
-    def begin(self) -> None:
-        """Start the server and wait for it. Raises EngineError if it does not come up."""
+    def begin(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Start the server and wait for it; False if it was ``stopped`` before. Raises EngineError if it does not come up."""
         self.start()
-        self._settled.wait()
+        while not self._settled.wait(0.2):
+            if stopped():
+                self.stop()
+                return False
         if self.failure:
             raise EngineError(self.failure)
+        return True
 
     def stop(self) -> None:
         self._stopping.set()

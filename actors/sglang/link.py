@@ -53,8 +53,8 @@ class ServerSink:
     ``abort`` they end and are asked for again.
     """
 
-    def __init__(self, link: ServerLink, mode: UpdateMode) -> None:
-        self._link, self._mode = link, mode
+    def __init__(self, link: ServerLink, mode: UpdateMode, ranks: int = 1) -> None:
+        self._link, self._mode, self.ranks = link, mode, ranks
         self._lane: Lane | None = None
         self._whole = -1  # the version that the server was last known to hold whole
         self._busy = threading.Lock()

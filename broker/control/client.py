@@ -34,7 +34,7 @@ class ControlClient:
     """
 
     def __init__(
-        self, name: str, role: str, *, receiver: bool = False, keys: Keys | None = None,
+        self, name: str, role: str, *, receiver: int = 0, keys: Keys | None = None,
         status: Callable[[], dict[str, Any]] = dict, handler: Callable[[Message], None] = lambda message: None,
     ) -> None:  # fmt: skip
         self._name, self._role, self._receiver, self._keys = name, role, receiver, keys

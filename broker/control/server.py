@@ -23,7 +23,7 @@ STATE_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Member:
-    """A daemon that is alive; ``receiver`` if it takes weights. ``seen`` is the monotonic time of its last word.
+    """A daemon that is alive; ``receiver`` tells how many ranks of a broadcast take its weights (0: none). ``seen`` is the monotonic time of its last word.
 
     ``identity`` is that of its connection; ``instance`` is that of the process, and outlives a connection.
     """
@@ -32,7 +32,7 @@ class Member:
     name: str
     instance: str
     role: str
-    receiver: bool
+    receiver: int
     status: Mapping[str, Any]
     seen: float
 
@@ -150,7 +150,7 @@ class ControlServer:
                     name,
                     instance,
                     str(message.get("role", "")),
-                    bool(message.get("receiver")),
+                    _count(message.get("receiver")),
                     _map(message.get("status")),
                     time.monotonic(),
                 )
@@ -169,6 +169,10 @@ class ControlServer:
                 else:
                     return False
         return True
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value <= 4096 else 0
 
 
 def _map(value: Any) -> Mapping[str, Any]:

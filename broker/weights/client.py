@@ -32,7 +32,9 @@ class WeightClient:
         self._orders: queue.Queue[Message | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
-        self._client = ControlClient(name, "actor", receiver=True, keys=keys, status=status, handler=self._orders.put)
+        self._client = ControlClient(
+            name, "actor", receiver=sink.ranks, keys=keys, status=status, handler=self._orders.put
+        )
 
     @property
     def refused(self) -> str:

@@ -242,13 +242,15 @@ class WeightPublisher:
                 self._host,
                 port,
                 0,
-                len(group) + 1,
+                1 + sum(member.receiver for member in group),
                 self._backend,
                 self._timeout,
             )
             lanes.append(lane)
-            for rank, member in enumerate(group, 1):
+            rank = 1
+            for member in group:
                 self._control.tell(member, "lane", **asdict(replace(lane, rank=rank)))
+                rank += member.receiver
         self._order("join", lanes=[asdict(lane) for lane in lanes])
         self._members = tuple(m.identity for m in members)
         log.info("epoch %d: %d receivers in %d lanes", self._epoch, len(members), len(lanes))

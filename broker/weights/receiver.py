@@ -22,6 +22,8 @@ class DistributedReceiver:
     The engine goes on with its old weights until then, so a broken push changes nothing.
     """
 
+    ranks = 1
+
     def __init__(self, apply: Apply, device: str = "cpu") -> None:
         self._apply, self._device = apply, device
         self._group: Any = None

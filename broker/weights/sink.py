@@ -18,7 +18,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One broadcast group of a membership epoch: the publisher is rank 0, this receiver is ``rank`` of ``world``."""
+    """One broadcast group of a membership epoch: the publisher is rank 0, this receiver is ``rank`` of ``world`` (the first of its ranks)."""
 
     epoch: int
     group: str
@@ -43,9 +43,12 @@ class Push:
 class WeightSink(Protocol):
     """The receiving half of an engine. Called by the control client's thread, never by the sampling thread.
 
-    Every method raises WeightPushError if it fails; the engine then goes on with the weights it had, or stays paused
+    ``ranks`` is how many ranks of the broadcast it takes: those of an engine that is sharded join one by one, from ``lane.rank``
+    on. Every method raises WeightPushError if it fails; the engine then goes on with the weights it had, or stays paused
     where it cannot know them to be whole.
     """
+
+    ranks: int
 
     def join(self, lane: Lane) -> None:
         """Enter the broadcast group of a new epoch (leaving the old one). Blocks at most ``lane.timeout``."""

@@ -253,6 +253,8 @@ def check_versions(c: Completion, mode: str, held: Sequence[Policy]) -> bool:
 class Broken:
     """A receiver that enters the lane and leaves the others waiting there."""
 
+    ranks = 1
+
     def __init__(self, how: str) -> None:
         self.how = how
 

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,8 +22,11 @@ from safetensors.torch import load_file
 
 from broker.control.server import ControlServer
 from broker.errors import ControlError
+from broker.weights.client import WeightClient
 from broker.weights.group import serve_store
 from broker.weights.publisher import WeightPublisher
+from broker.weights.receiver import DistributedReceiver
+from broker.weights.sink import Lane, Push
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 4.0
@@ -155,6 +160,52 @@ def test_weights_may_go_over_a_shared_disk_with_the_same_words(tmp_path: Path) -
         remotes[1].wait("loaded", "4")
     finally:
         learner.close()
+
+
+class Sharded:
+    """An engine of two ranks, each of which takes part in the broadcast."""
+
+    ranks = 2
+
+    def __init__(self) -> None:
+        self.took: list[tuple[int, float]] = []
+        self._parts = [
+            DistributedReceiver(lambda version, tensors: self.took.append((version, float(tensors["w"].mean()))))
+            for _ in range(2)
+        ]
+
+    def join(self, lane: Lane) -> None:
+        self._both(lambda i: self._parts[i].join(replace(lane, rank=lane.rank + i)))
+
+    def receive(self, push: Push) -> str:
+        return self._both(lambda i: self._parts[i].receive(push))[0]
+
+    def load(self, path: Path, version: int) -> None:
+        self._both(lambda i: self._parts[i].load(path, version))
+
+    def leave(self) -> None:
+        self._both(lambda i: self._parts[i].leave())
+
+    def _both(self, action: Callable[[int], Any]) -> list[Any]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(action, range(2)))
+
+
+def test_a_sharded_receiver_takes_its_ranks_of_the_lane(learner: Learner) -> None:
+    (remote,) = together(learner, "good")
+    sink = Sharded()
+    client = WeightClient("a sharded one", sink)
+    client.connect(learner.control.endpoint)
+    learner.until(lambda: len(learner.control.receivers()) == 2)
+    try:
+        for version in (1, 2):
+            learner.push(version)
+            remote.wait("took", str(version))
+        learner.until(lambda: len(sink.took) == 4)
+        assert sorted(sink.took) == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0)]
+        assert learner.publisher.stats.evictions == 0
+    finally:
+        client.close()
 
 
 @pytest.mark.parametrize("how", ["die", "stop"])
