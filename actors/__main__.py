@@ -60,7 +60,9 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             if stop:
                 return
         newest = [policy]  # ``follow`` puts newer ones there
-        engine = open_engine(table, newest, run, name, stack)
+        engine = open_engine(table, newest, run, name, stop, stack)
+        if engine is None:
+            return
         from actors.worker import ActorWorker
         from broker.weights.client import WeightClient
 
@@ -93,13 +95,16 @@ def warm_up(table: ActorsTable) -> None:
     _ = transformers.AutoTokenizer
 
 
-def open_engine(table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, stack: ExitStack) -> Any:
-    """The engine that ``[actors] engine`` names; the stack ends it. Raises EngineError."""
+def open_engine(
+    table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, stop: Stop, stack: ExitStack
+) -> Any:
+    """The engine that ``[actors] engine`` names; the stack ends it. None if ``stop`` came first. Raises EngineError."""
     seed = hash_seed(f"{run.table.seed}/{name}/{os.getpid()}")
     engine = local_engine(table, newest[0].path, seed) if table.engine == "local" else sglang_engine(
-        table, newest, run, name, seed, stack
+        table, newest, run, name, seed, stop, stack
     )  # fmt: skip
-    stack.callback(engine.close)
+    if engine is not None:
+        stack.callback(engine.close)
     return engine
 
 
@@ -120,7 +125,7 @@ def local_engine(table: ActorsTable, path: str, seed: int) -> Any:
 
 
 def sglang_engine(
-    table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, seed: int, stack: ExitStack
+    table: ActorsTable, newest: list[PolicyVersion], run: Run, name: str, seed: int, stop: Stop, stack: ExitStack
 ) -> Any:
     """An engine on the servers of the run file, or on one that is started here and ends with this actor."""
     from actors.sglang.engine import SglangEngine
@@ -135,7 +140,8 @@ def sglang_engine(
         )  # fmt: skip
         keeper = Keeper(server)
         stack.callback(keeper.stop)
-        keeper.begin()
+        if not keeper.begin(lambda: bool(stop)):
+            return None
         stack.enter_context(registered(run.directory, f"{name}.server", "sglang", server.url))
         urls = [server.url]
     return SglangEngine(
