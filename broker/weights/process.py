@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.frames import read_frame, write_frame
+from broker.weights.sink import Lane
 from monitoring.daemon import die_with_parent
 
 
@@ -27,7 +28,7 @@ class Publisher:
         maps = [mmap.mmap(fd, size) for fd in buffers]
         self._flat = [torch.frombuffer(m, dtype=torch.uint8) for m in maps]
         self._stores: list[Any] = []
-        self._groups: list[tuple[Any, float]] = []
+        self._groups: list[tuple[Any, Lane]] = []
 
     def handle(self, order: dict[str, Any]) -> dict[str, Any]:
         return dict(getattr(self, f"do_{order.pop('do')}")(**order))
@@ -45,12 +46,11 @@ class Publisher:
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import join
-        from broker.weights.sink import Lane
 
         with ThreadPoolExecutor(len(lanes)) as pool:
             asked = [Lane(**lane) for lane in lanes]
             groups = pool.map(join, asked, self._stores)
-            self._groups = [(group, lane.timeout) for group, lane in zip(groups, asked, strict=True)]
+            self._groups = list(zip(groups, asked, strict=True))
         return {"joined": len(self._groups)}
 
     def do_push(self, buffer: int, cuts: list[list[int]]) -> dict[str, Any]:
@@ -59,14 +59,15 @@ class Publisher:
 
         from broker.weights.group import broadcast
 
-        def push(group: Any, timeout: float) -> None:
+        def push(group: Any, lane: Lane) -> None:
             for start, end in cuts:
-                broadcast(group, self._flat[buffer][start:end], timeout)
+                piece = self._flat[buffer][start:end]
+                broadcast(group, piece.cuda() if lane.backend == "nccl" else piece, lane.timeout)
 
         with ThreadPoolExecutor(max(1, len(self._groups))) as pool:
             lanes = [pool.submit(push, *lane) for lane in self._groups]
-        for lane in lanes:
-            lane.result()
+        for pushed in lanes:
+            pushed.result()
         return {"pushed": True}
 
     def do_save(
