@@ -9,7 +9,7 @@ KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 
-.PHONY: setup setup-kafka setup-sglang run run-sglang test test-kafka test-sglang lint bench bench-trl chaos kafka clean
+.PHONY: setup setup-kafka setup-sglang run run-sglang test test-kafka test-sglang lint bench bench-trl bench-sglang chaos kafka clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,9 @@ bench: $(STAMP)
 bench-trl: $(STAMP)
 	@test -d .venv/trl || { $(PYTHON) -m venv .venv/trl && $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(.venv/trl/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/headrace.pth && .venv/trl/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/trl/requirements.txt; }
 	PYTHONPATH=. $(BIN)/python benchmarks/tiny_rl.py $(BASE)
+
+bench-sglang: $(SGLANG_STAMP)
+	$(BIN)/python benchmarks/sglang_engine.py
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
