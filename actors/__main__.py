@@ -6,19 +6,21 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.config import ActorsTable
 from broker.daemon import run_daemon
-from broker.errors import HeadraceError, RunFault
+from broker.errors import EngineError, HeadraceError, RunFault, WeightPushError
 from broker.messages import PolicyVersion
 from broker.run import Run, arguments
 from monitoring.daemon import Stop, registered
 
 log_ = logging.getLogger("actor")
+NEWER_SECONDS = 5.0  # that a newer policy is waited for where the one that was found cannot be read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             if stop:
                 return
         newest = [policy]  # ``follow`` puts newer ones there
-        engine = open_engine(table, newest, run, name, stop, stack)
+        engine = with_newest(follower, newest, lambda: open_engine(table, newest, run, name, stop, stack))
         if engine is None:
             return
         from actors.worker import ActorWorker
@@ -73,17 +75,38 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
         for suffix, sink in engine.sinks.items():
             client = WeightClient(name + suffix, sink, status, run.control_keys())
             stack.callback(client.close)
-            client.load(Path(policy.path), policy.version)
-            client.connect(policy.control)
+            with_newest(follower, newest, partial(load, client, newest))
+            client.connect(newest[0].control)
             clients.append(client)
         threading.Thread(target=follow, args=(run, clients, newest, stop), name="policy", daemon=True).start()
         worker = ActorWorker(name, log, run.topics, engine, engine.tokenizer, table, metrics, broker, system)
         stack.callback(worker.close)
         log_.info("sampling from version %d", engine.version)
         worker.run(stop)
-        for client in clients:
-            if client.refused:
-                raise RunFault(client.refused)
+        for failure in (engine.failure, *(client.refused for client in clients)):
+            if failure:
+                raise RunFault(failure)
+
+
+def load(client: Any, newest: list[PolicyVersion]) -> None:
+    client.load(Path(newest[0].path), newest[0].version)
+
+
+def with_newest(follower: Any, newest: list[PolicyVersion], use: Callable[[], Any]) -> Any:
+    """What ``use`` gives with the newest published policy: the files of an older one may be removed while they are read.
+
+    Raises what ``use`` raises once no newer one comes.
+    """
+    while True:
+        newest[0] = follower.poll(0.0) or newest[0]
+        try:
+            return use()
+        except (OSError, WeightPushError, EngineError) as error:
+            newer = follower.poll(NEWER_SECONDS)
+            if newer is None:
+                raise
+            log_.info("version %d is gone already: %s", newest[0].version, error)
+            newest[0] = newer
 
 
 def warm_up(table: ActorsTable) -> None:
@@ -138,16 +161,19 @@ def sglang_engine(
             run.directory / "sglang" / name, lambda: newest[0].path, device=table.device, dtype=table.dtype, slots=table.slots,
             context=table.context_length, seed=seed, arguments=table.server_args,
         )  # fmt: skip
-        keeper = Keeper(server)
+        keeper = Keeper(server, stop.set)
         stack.callback(keeper.stop)
         if not keeper.begin(lambda: bool(stop)):
             return None
         stack.enter_context(registered(run.directory, f"{name}.server", "sglang", server.url))
         urls = [server.url]
-    return SglangEngine(
+    engine = SglangEngine(
         newest[0].path, urls, slots=table.slots, context=table.context_length, mode=table.update,
         newest=lambda: (Path(newest[0].path), newest[0].version),
     )  # fmt: skip
+    if table.launch:
+        engine.why_failed = lambda: keeper.failure
+    return engine
 
 
 def hash_seed(text: str) -> int:

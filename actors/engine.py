@@ -54,6 +54,10 @@ class Engine(Protocol):
     """What trajectories record, e.g. ``local/0.1.0``."""
 
     @property
+    def failure(self) -> str:
+        """Why it will never sample again; empty while it may."""
+
+    @property
     def version(self) -> int:
         """The policy version that is sampled from now; -1 while there are no weights that could be asked for."""
 

@@ -62,7 +62,7 @@ class LocalEngine:
     ) -> None:  # fmt: skip
         from transformers import AutoConfig, AutoTokenizer
 
-        self.name = "local/1"
+        self.name, self.failure = "local/1", ""
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
         self._decoder = Decoder(config, dtype, device, context)

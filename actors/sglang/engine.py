@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SAMPLE_SECONDS = 3600.0  # that one request may take: a server that says nothing
 BACK_OFF = (0.2, 0.5, 1.0, 2.0, 5.0)
 WAIT_SECONDS = 0.02  # between two looks for a server that may be asked
 CHECK_SECONDS = 60.0
+PUSH_SECONDS = 5.0  # after a broken push its version comes again; if it does not, older weights serve
 
 
 class SglangEngine:
@@ -53,11 +55,12 @@ class SglangEngine:
         self._newest, self._recovering = newest, set[str]()
         said = [link.ask("server_info", timeout) for link in self._links]
         self._sinks = {
-            link.url: ServerSink(link, mode, int(about.get("tp_size") or 1))
+            link.url: ServerSink(link, mode, int(about.get("tp_size") or 1), partial(self._lost, link, PUSH_SECONDS))
             for link, about in zip(self._links, said, strict=True)
         }
         self.name = f"sglang/{said[0].get('version', '?')}"
         self._context = min([context, *(int(s["context_length"]) for s in said if s.get("context_length"))])
+        self.why_failed: Callable[[], str] = str
         self._slots = slots
         self._closed = threading.Event()
         self._checked: set[Sampling] = set()
@@ -74,6 +77,10 @@ class SglangEngine:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+
+    @property
+    def failure(self) -> str:
+        return self.why_failed()
 
     @property
     def version(self) -> int:
@@ -200,7 +207,7 @@ class SglangEngine:
                 done = [self._completion(request, i, s, started) for i, s in zip(request.indices, samples, strict=True)]
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 link.failures += 1
-                self._lost(link, f"{type(error).__name__} {error}")
+                self._lost(link, 0.0, f"{type(error).__name__} {error}")
                 await asyncio.sleep(BACK_OFF[min(link.failures, len(BACK_OFF)) - 1])
                 continue
             finally:
@@ -210,17 +217,20 @@ class SglangEngine:
                 self._done.put((number, completion))
             return None
 
-    def _lost(self, link: ServerLink, why: str) -> None:
-        """A server has not answered, or from weights that have no version: ask it nothing until it is back with whole ones."""
+    def _lost(self, link: ServerLink, patience: float, why: str) -> None:
+        """A server has not answered, or does not hold whole weights of a known version: ask it nothing until it does again."""
         if link.url in self._recovering:
             return
-        log.warning("%s: %s; its requests are made again", link.url, why)
+        log.warning("%s is not asked for now: %s", link.url, why)
         link.version = -1
         self._recovering.add(link.url)
-        threading.Thread(target=self._recover, args=(link,), name=f"recover {link.url}", daemon=True).start()
+        threading.Thread(target=self._recover, args=(link, patience), name=f"recover {link.url}", daemon=True).start()
 
-    def _recover(self, link: ServerLink) -> None:
+    def _recover(self, link: ServerLink, patience: float) -> None:
+        """Look after a lost server until it is back; ``patience`` is what a learner has that will push again."""
         begun = time.monotonic()
+        while link.version < 0 and time.monotonic() - begun < patience and not self._closed.wait(WAIT_SECONDS):
+            pass
         while link.version < 0 and not self._closed.wait(
             BACK_OFF[min(int(time.monotonic() - begun), len(BACK_OFF) - 1)]
         ):
@@ -250,7 +260,7 @@ class SglangEngine:
     def _completion(self, request: Request, index: int, sample: Mapping[str, Any], started: float) -> Completion:
         about = sample["meta_info"]
         reason = about["finish_reason"]["type"]
-        drawn = about["output_token_logprobs"] or []
+        drawn = about.get("output_token_logprobs") or []
         tokens = np.array([token for _, token, _ in drawn], np.int32)
         if tokens.tolist() != list(sample["output_ids"]):
             raise ValueError(f"{len(drawn)} log-probabilities for {len(sample['output_ids'])} tokens")

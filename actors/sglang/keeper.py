@@ -16,11 +16,12 @@ SOON_SECONDS = 60.0
 
 
 class Keeper(threading.Thread):
-    """Owns ``server`` on this thread, which lives as long as it. ``failure`` says why there is no server any more."""
+    """Owns ``server`` on this thread, which lives as long as it. ``failure`` says why there is no server any more, which
+    ``given_up`` is told."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, given_up: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="keeper", daemon=True)
-        self._server = server
+        self._server, self._given_up = server, given_up
         self._stopping = threading.Event()
         self._settled = threading.Event()
         self.failure = ""
@@ -45,9 +46,14 @@ class Keeper(threading.Thread):
         faults = 0
         try:
             while not self._stopping.is_set():
-                self._server.start(self._stopping.is_set)
-                self._settled.set()
                 since = time.monotonic()
+                try:
+                    self._server.start(self._stopping.is_set)
+                    self._settled.set()
+                except EngineError as error:  # once it has run, it may come up again
+                    if not self._settled.is_set() or self._stopping.is_set():
+                        raise
+                    log.warning("%s", error)
                 while self._server.alive() and not self._stopping.wait(0.5):
                     pass
                 if self._stopping.is_set():
@@ -58,7 +64,9 @@ class Keeper(threading.Thread):
                 self.restarts += 1
                 log.warning("the SGLang server at %s has ended and is started again", self._server.url)
         except EngineError as error:
-            self.failure = str(error)
+            if not self._stopping.is_set():
+                self.failure = str(error)
+                self._given_up()
         finally:
             self._server.stop()
             self._settled.set()

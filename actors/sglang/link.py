@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ class ServerSink:
     """Implements ``broker.weights.sink.WeightSink`` for one server.
 
     ``mode`` is what becomes of running samples: with ``retract`` their cache is computed again, with ``in_place`` kept, with
-    ``abort`` they end and are asked for again.
+    ``abort`` they end and are asked for again. ``broken`` is told when a set of weights did not come whole.
     """
 
-    def __init__(self, link: ServerLink, mode: UpdateMode, ranks: int = 1) -> None:
-        self._link, self._mode, self.ranks = link, mode, ranks
+    def __init__(
+        self, link: ServerLink, mode: UpdateMode, ranks: int = 1, broken: Callable[[str], None] = lambda why: None
+    ) -> None:
+        self._link, self._mode, self.ranks, self._broken = link, mode, ranks, broken
         self._lane: Lane | None = None
         self._whole = -1  # the version that the server was last known to hold whole
         self._busy = threading.Lock()
@@ -71,12 +75,21 @@ class ServerSink:
 
     def receive(self, push: Push) -> str:
         """The server has no sum over the bytes that came, but one over what it holds: all servers must agree on it."""
-        with self._busy:
+        with self._busy, self._telling():
             return self._receive(push)
 
     def load(self, path: Path, version: int) -> None:
-        with self._busy:
+        with self._busy, self._telling():
             self._load(path, version)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except WeightPushError as error:
+            if self._link.version < 0:
+                self._broken(str(error))
+            raise
 
     def leave(self) -> None:
         with self._busy:

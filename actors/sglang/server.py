@@ -57,10 +57,11 @@ class Server:
 
     def start(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Start it and wait until it answers. Raises EngineError with the end of its output if it does not come up."""
+        model = str(self._pinned())
         output = self._directory / "server.out"
         with output.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "actors.sglang.child", str(os.getpid()), *self._command, "--model-path", self._model()],
+                [sys.executable, "-m", "actors.sglang.child", str(os.getpid()), *self._command, "--model-path", model],
                 stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment(), start_new_session=True,
             )  # fmt: skip
         begun = said = time.monotonic()
@@ -78,6 +79,25 @@ class Server:
                 said = now
             time.sleep(0.25)
         log.info("the SGLang server at %s is ready after %.0f s", self.url, time.monotonic() - begun)
+
+    def _pinned(self) -> Path:
+        """The model to start from, under names of its own: newer versions may replace it while the server reads it."""
+        pinned = self._directory / "model"
+        shutil.rmtree(pinned, ignore_errors=True)
+        model = Path(self._model())
+        if not model.is_dir():
+            raise EngineError(f"there are no weights at {model}")
+        try:
+            shutil.copytree(model, pinned, copy_function=os.link)
+        except shutil.Error:  # another file system, or a version that is being removed
+            shutil.rmtree(pinned, ignore_errors=True)
+            try:
+                shutil.copytree(model, pinned)
+            except (shutil.Error, OSError) as error:
+                raise EngineError(f"the weights at {model} cannot be read: {error}") from error
+        except OSError as error:
+            raise EngineError(f"the weights at {model} cannot be read: {error}") from error
+        return pinned
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

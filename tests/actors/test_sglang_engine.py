@@ -23,9 +23,10 @@ from broker.control.server import ControlServer
 from broker.errors import EngineError, WeightPushError
 from broker.messages import Sampling
 from broker.weights.client import WeightClient
+from broker.weights.layout import specs_of
 from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
-from broker.weights.sink import Lane
+from broker.weights.sink import Lane, Push
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 CONTEXT = 64
@@ -323,6 +324,21 @@ def test_a_server_that_stops_in_the_middle_is_evicted_and_comes_back(
     engine.submit(request("c", PROMPTS["c"], 2))
     for c in drain(engine, 2):
         assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)
+
+
+def test_after_a_push_that_never_comes_again_older_weights_serve(opened: Opener, policy: Policy) -> None:
+    """As when the learner is killed in the middle of one: nothing is sampled from a mixture, and the actor does not wait for it."""
+    engine = opened(newest=lambda: (policy.path, 4))
+    sink: Any = engine.sinks[""]
+    sink._lane = Lane(9, "nobody", "127.0.0.1", 9, 1, 2, "gloo", TIMEOUT)
+    engine.submit(request("c", PROMPTS["c"], 2, max_new_tokens=40))
+    with pytest.raises(WeightPushError, match="update_weights_from_distributed"):
+        sink.receive(Push(5, specs_of(policy.weights()), 1 << 20, "0"))
+    assert engine.version == -1
+    engine.submit(request("b", PROMPTS["b"], 2))
+    for c in drain(engine, 4, seconds=30):
+        assert c.versions[-1].version in (0, 4) and (c.group_id == "c" or c.versions[0].version == 4)
+        assert c.logprobs == pytest.approx(policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens), abs=1e-4)
 
 
 def test_a_killed_server_is_started_again_with_the_newest_weights_and_no_sample_is_lost(

@@ -1,0 +1,54 @@
+"""How an actor comes by its first policy while newer ones replace it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors.__main__ import with_newest
+from actors.policy import PolicyFollower
+from broker.errors import WeightPushError
+from broker.log import Log, open_log
+from broker.messages import PolicyVersion, encode
+from broker.topics import Topics
+
+TOPICS = Topics("t", partitions=1)
+
+
+def publish(log: Log, version: int) -> PolicyVersion:
+    record = PolicyVersion(version, f"/nowhere/v-{version}", "0", "tcp://127.0.0.1:1", "learner")
+    producer = log.producer()
+    producer.send(TOPICS.policy, b"t", encode(record))
+    producer.flush()
+    producer.close()
+    return record
+
+
+def test_a_policy_that_is_removed_while_it_is_read_is_followed_by_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.__main__.NEWER_SECONDS", 0.5)
+    log = open_log(f"sqlite://{tmp_path}/log")
+    log.create(TOPICS.specs())
+    newest = [publish(log, 1)]
+    follower = PolicyFollower(log, TOPICS)
+    assert follower.poll(5.0) == newest[0]
+    tried: list[int] = []
+
+    def use() -> str:
+        tried.append(newest[0].version)
+        if newest[0].version < 3:
+            publish(log, newest[0].version + 1)
+            raise WeightPushError("no weights there")
+        return "loaded"
+
+    assert with_newest(follower, newest, use) == "loaded" and tried == [1, 2, 3]
+
+    def fail() -> str:
+        raise OSError("no such file")
+
+    with pytest.raises(OSError, match="no such file"):
+        with_newest(follower, newest, fail)
+    follower.close()
+    log.close()
