@@ -67,7 +67,7 @@ def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
     deadline = time.monotonic() + 60
     while consumer.assignment() != parts:
         assert time.monotonic() < deadline
-    consumer._consumer._coordinator._disable_heartbeat()
+    consumer._consumer._coordinator._close_heartbeat()
     assert log.members("place.g") == {"one"}  # type: ignore[attr-defined]
     while log.members("place.g"):  # type: ignore[attr-defined]
         assert time.monotonic() < deadline
