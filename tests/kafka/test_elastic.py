@@ -46,8 +46,10 @@ def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, t
         wait_for("the third step", lambda: run.poll() is not None or steps_of(home) >= 3, 120)
         common = [str(SMALL), *settings, "--dir", str(home), "--name"]
         for order in (["actor", *common, "actor-9"], ["rewarder", *common, "vowels-9", "--rewarder", "vowels"]):
-            more.append(subprocess.Popen([sys.executable, "-m", "headrace", *order], stderr=subprocess.DEVNULL))
-        share(kafka, "elastic.actors", "elastic.rewarder.vowels")
+            with (tmp_path / f"{order[0]}.err").open("wb") as words:
+                more.append(subprocess.Popen([sys.executable, "-m", "headrace", *order], stderr=words))
+        wait_for("two members in each group", lambda: any(d.poll() is not None for d in more) or shared(kafka), 150)
+        assert all(d.poll() is None for d in more), "".join(f.read_text() for f in tmp_path.glob("*.err"))
         os.kill(more[1].pid, signal.SIGSTOP)  # longer than its session: its partitions move to the other
         time.sleep(9)
         os.kill(more[1].pid, signal.SIGCONT)
@@ -67,18 +69,15 @@ def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, t
     assert (audit["trained"], audit["dropped"], audit["problems"]) == (4 * audit["steps"], 0, [])
 
 
-def share(kafka: KafkaServer, *groups: str) -> None:
-    """Wait until each group has two members that hold partitions."""
+def shared(kafka: KafkaServer) -> bool:
+    """Whether actors and rewarders have two members each that hold partitions."""
     from kafka.admin import KafkaAdminClient
 
+    groups = ["elastic.actors", "elastic.rewarder.vowels"]
     admin = KafkaAdminClient(bootstrap_servers=kafka.address)
-
-    def shared() -> bool:
-        found = admin.describe_groups(list(groups))
-        return all(sum(bool(m.get("member_assignment")) for m in found[g]["members"]) == 2 for g in groups)
-
-    wait_for("two members in each group", shared, 150)
+    found = admin.describe_groups(groups)
     admin.close()
+    return all(sum(bool(m.get("member_assignment")) for m in found[g]["members"]) == 2 for g in groups)
 
 
 def test_a_slow_sample_does_not_hold_up_those_behind_it(kafka: KafkaServer, tmp_path: Path) -> None:
