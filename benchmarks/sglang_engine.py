@@ -98,6 +98,7 @@ def updates(engine: SglangEngine, mode: UpdateMode, model: Path, directory: Path
     rate = statistics.median(through(engine, 100 + i) for i in range(ROUNDS))
     stop.set()
     thread.join()
+    publisher.wait(60)
     client.close()
     publisher.close()
     control.close()
