@@ -1,8 +1,11 @@
-"""From a prompt to tokens and from a completion to a trajectory."""
+"""From a prompt to tokens, from tokens to an answer, and from a completion to a trajectory: what all engines share."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,38 @@ def prompt_tokens(tokenizer: Any, prompt: Prompt) -> IntArray:
     else:
         raise EngineError(f"prompt {prompt.group_id} has {len(turns)} turns, but the tokenizer has no chat template")
     return np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+
+
+def check_prompt(tokens: IntArray, context: int, vocabulary: int, answer: int = 1) -> None:
+    """Raises EngineError where a prompt leaves no room for ``answer`` tokens, or holds one that the model does not have."""
+    if len(tokens) == 0 or len(tokens) + answer > context:
+        raise EngineError(f"a prompt of {len(tokens)} tokens does not fit a context of {context} tokens")
+    if int(tokens.max()) >= vocabulary or int(tokens.min()) < 0:
+        raise EngineError(f"token {int(tokens.max())} is outside the vocabulary of {vocabulary}")
+
+
+def answer_text(tokenizer: Any, tokens: list[int], ends: AbstractSet[int], stops: Sequence[str]) -> str:
+    """The answer as it is read: without its end token, and up to the first stop string."""
+    if tokens and tokens[-1] in ends:
+        tokens = tokens[:-1]
+    text = str(tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=False))
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+def end_tokens(path: str, config: Any, tokenizer: Any) -> set[int]:
+    """The token ids that end a response: of the generation config, the config, and the tokenizer."""
+    from transformers import GenerationConfig
+
+    found: set[int] = set()
+    sources = [config, tokenizer]
+    if (Path(path) / "generation_config.json").exists():
+        sources.append(GenerationConfig.from_pretrained(path))
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    if not found:
+        raise EngineError(f"{path} names no end token; set eos_token_id in its generation_config.json")
+    return found
 
 
 def trajectory_of(prompt: Prompt, tokens: IntArray, done: Completion, engine: str, actor: str) -> Trajectory:

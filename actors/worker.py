@@ -66,7 +66,7 @@ class ActorWorker:
 
     def turn(self) -> None:
         """One round: take prompts, sample a while, publish what is finished, commit."""
-        if not self._is_member():
+        if not self._takes_part():
             self._engine.poll(POLL_SECONDS)
             return
         self._take()
@@ -84,8 +84,8 @@ class ActorWorker:
     def _join(self) -> Consumer:
         return self._log.consumer([self._topics.prompts], self._topics.group(GROUP), self._name)
 
-    def _is_member(self) -> bool:
-        """Whether this actor takes part. While its engine holds no weights that it could be asked for, others do its work."""
+    def _takes_part(self) -> bool:
+        """Join or leave as the engine comes and goes: while it holds no weights to sample from, others do this actor's work."""
         now = time.monotonic()
         if self._engine.version >= 0:
             self._asked = now
@@ -151,9 +151,7 @@ class ActorWorker:
             self._metrics.aborted("update").inc()
             return self._again(work, done.index)
         if done.finish_reason == "refused":
-            self._engine.cancel(done.group_id)
-            del self._work[done.group_id]
-            return self._bury(work.record, done.group_id, f"sample {done.index}: {done.text}")
+            return self._give_up(work, done, done.text)
         try:
             trajectory = trajectory_of(work.prompt, work.tokens, done, self._engine.name, self._name)
             data = encode(trajectory)
@@ -162,9 +160,7 @@ class ActorWorker:
             self._metrics.aborted("invalid").inc()
             if work.attempts[done.index] < ATTEMPTS:
                 return self._again(work, done.index)
-            self._engine.cancel(done.group_id)
-            del self._work[done.group_id]
-            return self._bury(work.record, done.group_id, f"sample {done.index}: {error}")
+            return self._give_up(work, done, str(error))
         self._producer.send(self._topics.trajectories, done.group_id.encode(), data)
         self._metrics.generated_tokens.inc(len(done.tokens))
         self._metrics.prompt_tokens.inc(len(work.tokens))
@@ -180,6 +176,12 @@ class ActorWorker:
     def _again(self, work: _Work, index: int) -> None:
         prompt = work.prompt
         self._engine.submit(Request(prompt.group_id, (index,), work.tokens, prompt.sampling, prompt.min_version))
+
+    def _give_up(self, work: _Work, done: Completion, why: str) -> None:
+        """One sample can never be had, so its group is of no use."""
+        self._engine.cancel(done.group_id)
+        del self._work[done.group_id]
+        self._bury(work.record, done.group_id, f"sample {done.index}: {why}")
 
     def _bury(self, record: Record, group_id: str, error: str) -> None:
         letter = DeadLetter(

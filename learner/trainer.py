@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import batch_advantages, overlong_penalty
-from learner.batch import PackedChunk
+from learner.batch import PackedChunk, TokenScores
 from learner.config import LearnerTable
 from learner.groups import Judged
 from learner.logprobs import score
@@ -135,27 +135,26 @@ def _rows(chunk: PackedChunk) -> Tensor:
     return torch.tensor(chunk.rows_N, device=chunk.tokens_T.device)[chunk.sequence_T[chunk.mask_T]]
 
 
+def _scored(model: Any, chunk: PackedChunk, row_M: Tensor, batch: _Batch, table: LearnerTable) -> TokenScores:
+    """What ``model`` makes of the chunk's trained tokens, each at the temperature it was sampled at."""
+    with torch.autocast(chunk.tokens_T.device.type, torch.bfloat16, enabled=table.dtype == "bfloat16"):
+        return score(model, chunk, temperature=batch.temperatures_N[row_M], rows=table.logprob_rows)
+
+
 def _kept(
     state: TrainState, chunks: Sequence[PackedChunk], batch: _Batch, objective: Objective, table: LearnerTable
 ) -> list[Tensor | None]:
     """For each chunk which of its trained tokens take part, where that hangs on the whole batch; this costs a forward pass."""
     if objective.second_moment is None:
         return [None] * len(chunks)
-    logprobs, rows = [], [_rows(chunk) for chunk in chunks]
-    for chunk, row_M in zip(chunks, rows, strict=True):
-        device = chunk.tokens_T.device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=table.dtype == "bfloat16"):
-            scores = score(state.model, chunk, temperature=batch.temperatures_N[row_M], rows=table.logprob_rows)
-        logprobs.append(scores.logprobs_M)
+    rows = [_rows(chunk) for chunk in chunks]
+    with torch.no_grad():
+        logprobs = [
+            _scored(state.model, c, row_M, batch, table).logprobs_M for c, row_M in zip(chunks, rows, strict=True)
+        ]
     behavior = torch.cat([chunk.behavior_T[chunk.mask_T] for chunk in chunks])
-    everything = torch.cat(logprobs)
-    kept = kept_tokens(
-        objective,
-        everything,
-        behavior,
-        batch.advantages_N[torch.cat(rows)],
-        torch.ones_like(behavior, dtype=torch.bool),
-    )
+    everything = torch.ones_like(behavior, dtype=torch.bool)
+    kept = kept_tokens(objective, torch.cat(logprobs), behavior, batch.advantages_N[torch.cat(rows)], everything)
     return list(kept.split([len(row_M) for row_M in rows]))
 
 
@@ -164,15 +163,11 @@ def _backward(
     kept_M: Tensor | None,
 ) -> float:  # fmt: skip
     """Add one chunk's gradient; returns its part of the loss."""
-    device = chunk.tokens_T.device
     row_M = _rows(chunk)
-    how: dict[str, Any] = {"temperature": batch.temperatures_N[row_M], "rows": table.logprob_rows}
-    reference_M = None
-    with torch.autocast(device.type, torch.bfloat16, enabled=table.dtype == "bfloat16"):
-        scores = score(state.model, chunk, **how)
-        if objective.kl:
-            with torch.no_grad():
-                reference_M = score(state.reference, chunk, **how).logprobs_M
+    scores, reference_M = _scored(state.model, chunk, row_M, batch, table), None
+    if objective.kl:
+        with torch.no_grad():
+            reference_M = _scored(state.reference, chunk, row_M, batch, table).logprobs_M
     everything = torch.ones_like(row_M, dtype=torch.bool)
     tokens = token_losses(
         objective,

@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from actors.engine import Completion, Request, UpdateMode
 from actors.local.decoder import Cache, Decoder
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
+from actors.prompting import answer_text, check_prompt, end_tokens
 from broker.errors import EngineError
 from broker.messages import Sampling, VersionSpan
 from broker.weights.receiver import DistributedReceiver
@@ -147,13 +146,7 @@ class LocalEngine:
         return self._slots - len(self._live) - waiting
 
     def submit(self, request: Request) -> None:
-        count = len(request.tokens)
-        if count == 0 or count >= self._decoder.context:
-            raise EngineError(f"a prompt of {count} tokens does not fit a context of {self._decoder.context} tokens")
-        if int(request.tokens.max()) >= self._decoder.vocabulary or int(request.tokens.min()) < 0:
-            raise EngineError(
-                f"token {int(request.tokens.max())} is outside the vocabulary of {self._decoder.vocabulary}"
-            )
+        check_prompt(request.tokens, self._decoder.context, self._decoder.vocabulary)
         self._queue.append(request)
 
     def cancel(self, group_id: str) -> None:
@@ -297,12 +290,8 @@ class LocalEngine:
             ids.pop()
         return ids
 
-    def _text(self, row: int) -> str:
-        return str(self.tokenizer.backend_tokenizer.decode(self._response(row), skip_special_tokens=False))
-
     def _finish(self, row: int, reason: str) -> None:
-        slot, text = self._live[row], self._text(row)
-        cut = min((text.find(stop) for stop in slot.request.sampling.stop if stop in text), default=len(text))
+        slot = self._live[row]
         part = slice(int(self._prompt[row]), int(self._length[row]))
         versions, count = [], part.stop - part.start
         for span in slot.versions:
@@ -316,7 +305,9 @@ class LocalEngine:
                 logprobs=self._logprobs[row, part].to("cpu", torch.float32, copy=True).numpy(),
                 versions=tuple(versions),
                 finish_reason=reason,
-                text=text[:cut],
+                text=answer_text(
+                    self.tokenizer, self._tokens[row, part].tolist(), self._end_ids, slot.request.sampling.stop
+                ),
                 started=slot.started,
                 cached=slot.cached,
             )
@@ -345,19 +336,3 @@ class LocalEngine:
         self._sink.leave()
         while not self._updates.empty():
             self._updates.get()[2].set_exception(EngineError("the engine is closed"))
-
-
-def end_tokens(path: str, config: Any, tokenizer: Any) -> set[int]:
-    """The token ids that end a response: of the generation config, the config, and the tokenizer."""
-    from transformers import GenerationConfig
-
-    found: set[int] = set()
-    sources = [config, tokenizer]
-    if (Path(path) / "generation_config.json").exists():
-        sources.append(GenerationConfig.from_pretrained(path))
-    for source in sources:
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    if not found:
-        raise EngineError(f"{path} names no end token; set eos_token_id in its generation_config.json")
-    return found

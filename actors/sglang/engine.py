@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 
 from actors.engine import Completion, Request, UpdateMode
-from actors.local.engine import end_tokens
+from actors.prompting import answer_text, check_prompt, end_tokens
 from actors.sglang.link import ServerLink, ServerSink, words
 from broker.errors import EngineError, WeightPushError
 from broker.messages import Sampling, VersionSpan
@@ -119,11 +119,7 @@ class SglangEngine:
 
     def submit(self, request: Request) -> None:
         """A token outside of the vocabulary would end the server, so it is refused here."""
-        count = len(request.tokens)
-        if count == 0 or count + 1 >= self._context:
-            raise EngineError(f"a prompt of {count} tokens does not fit a context of {self._context} tokens")
-        if int(request.tokens.max()) >= self._vocabulary or int(request.tokens.min()) < 0:
-            raise EngineError(f"token {int(request.tokens.max())} is outside the vocabulary of {self._vocabulary}")
+        check_prompt(request.tokens, self._context, self._vocabulary, answer=2)
         self._submitted += 1
         self._open[self._submitted] = (request.group_id, len(request.indices))
         self._loop.call_soon_threadsafe(self._begin, self._submitted, request)
@@ -271,16 +267,10 @@ class SglangEngine:
             logprobs=np.array([value for value, _, _ in drawn], np.float32),
             versions=spans_of(about),
             finish_reason=reason if reason in ("stop", "length") else "abort",
-            text=self._text(tokens.tolist(), request.sampling.stop),
+            text=answer_text(self.tokenizer, tokens.tolist(), self._ends, request.sampling.stop),
             started=started,
             cached=int(about.get("cached_tokens") or 0),
         )
-
-    def _text(self, tokens: list[int], stops: Sequence[str]) -> str:
-        if tokens and tokens[-1] in self._ends:
-            tokens = tokens[:-1]
-        text = str(self.tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=False))
-        return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
     def _refuse(self, number: int, request: Request, why: str) -> None:
         empty = np.zeros(0, np.int32), np.zeros(0, np.float32)

@@ -25,7 +25,6 @@ class Keeper(threading.Thread):
         self._stopping = threading.Event()
         self._settled = threading.Event()
         self.failure = ""
-        self.restarts = 0
 
     def begin(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Start the server and wait for it; False if it was ``stopped`` before. Raises EngineError if it does not come up."""
@@ -61,7 +60,6 @@ class Keeper(threading.Thread):
                 faults = faults + 1 if time.monotonic() - since < SOON_SECONDS else 0
                 if faults == FAULTS:
                     raise EngineError(f"the SGLang server at {self._server.url} has ended {FAULTS} times in a row")
-                self.restarts += 1
                 log.warning("the SGLang server at %s has ended and is started again", self._server.url)
         except EngineError as error:
             if not self._stopping.is_set():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,31 @@ class WeightClient:
             self.load(Path(order["path"]), order["version"])
 
     def _join(self, lane: Lane) -> None:
-        try:
+        with self._acknowledging(what="lane", epoch=lane.epoch):
             self._sink.join(lane)
-        except HeadraceError as error:
-            self._client.send("ack", what="lane", epoch=lane.epoch, ok=False, error=str(error)[:500])
-            raise
-        self._client.send("ack", what="lane", epoch=lane.epoch, ok=True)
 
     def _fetch(self, version: int, path: str, epoch: int) -> None:
-        try:
+        with self._acknowledging(what="push", version=version, epoch=epoch):
             self.load(Path(path), version)
+
+    @contextmanager
+    def _acknowledging(self, **ack: Any) -> Iterator[dict[str, Any]]:
+        """Tell the learner how the block ended; what the block puts into the map goes with it."""
+        try:
+            yield ack
         except HeadraceError as error:
-            self._client.send("ack", what="push", version=version, epoch=epoch, ok=False, error=str(error)[:500])
+            self._client.send("ack", **ack, ok=False, error=str(error)[:500])
             raise
-        self._client.send("ack", what="push", version=version, epoch=epoch, ok=True)
+        self._client.send("ack", **ack, ok=True)
 
     def _push(self, order: Message) -> None:
         epoch = order.pop("epoch")
         specs = tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in order.pop("specs"))
         push = Push(specs=specs, **order)
-        try:
-            checksum = self._sink.receive(push)
-        except HeadraceError as error:
-            self._sink.leave()
-            self._client.send("ack", what="push", version=push.version, epoch=epoch, ok=False, error=str(error)[:500])
-            raise
-        self.version = push.version
-        self._client.send("ack", what="push", version=push.version, epoch=epoch, ok=True, checksum=checksum)
+        with self._acknowledging(what="push", version=push.version, epoch=epoch) as ack:
+            try:
+                ack["checksum"] = self._sink.receive(push)
+            except HeadraceError:
+                self._sink.leave()
+                raise
+            self.version = push.version

@@ -176,7 +176,7 @@ class WeightPublisher:
         checksum = layout.checksum(self._flat[buffer])
         push = Push(version, self._specs, self._bucket_bytes, checksum)
         for _ in range(ATTEMPTS):
-            if self._fetched(push, path) if self._road == "disk" else self._deliver(push, buffer):
+            if self._deliver(push, buffer, path):
                 break
         self._control.announce(version=version, path=str(path), epoch=self._epoch)
         self.stats.pushes += 1
@@ -184,8 +184,8 @@ class WeightPublisher:
         self.stats.push_seconds += time.monotonic() - started
         self._on_published(version, path, checksum)
 
-    def _deliver(self, push: Push, buffer: int) -> bool:
-        """Bring ``push`` to all receivers; False if one failed and the others want a new epoch."""
+    def _deliver(self, push: Push, buffer: int, path: Path) -> bool:
+        """Bring ``push`` to all receivers; False if one failed and the others are to have it again."""
         members = self._control.receivers()
         if not members:
             self._members = ()
@@ -193,40 +193,31 @@ class WeightPublisher:
         self._heard.clear()
         try:
             self._drain()
-            if tuple(m.identity for m in members) != self._members:
-                self._form(members)
-            wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
-                    "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
-            for member in members:
-                self._control.tell(member, "push", **wire)
-            cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
-            self._order("push", buffer=buffer, cuts=cuts)
+            if self._road == "disk":
+                for member in members:
+                    self._control.tell(member, "fetch", version=push.version, path=str(path), epoch=self._epoch)
+            else:
+                self._broadcast(push, buffer, members)
             missing = self._acknowledged(members, push)
         except WeightPushError as error:
             log.warning("version %d: %s", push.version, error)
-            self._kill()  # frees the survivors, who then say so
-            missing = self._silent(members)
-            self._evict(missing)
+            if self._road == "broadcast":
+                self._kill()  # frees the survivors, who then say so
+            self._evict(self._silent(members))
             return False
         self._evict(missing)
         return not missing
 
-    def _fetched(self, push: Push, path: Path) -> bool:
-        """Have all receivers load the version from where it lies; False if one failed and the others are to be asked again."""
-        members = self._control.receivers()
-        self._heard.clear()
-        self._drain()
+    def _broadcast(self, push: Push, buffer: int, members: Sequence[Member]) -> None:
+        """Send the snapshot on the lanes of these members. Raises WeightPushError."""
+        if tuple(m.identity for m in members) != self._members:
+            self._form(members)
+        wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
+                "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
         for member in members:
-            self._control.tell(member, "fetch", version=push.version, path=str(path), epoch=self._epoch)
-        try:
-            missing = self._acknowledged(members, push)
-        except WeightPushError as error:
-            log.warning("version %d: %s", push.version, error)
-            missing = self._silent(members)
-            self._evict(missing)
-            return False
-        self._evict(missing)
-        return not missing
+            self._control.tell(member, "push", **wire)
+        cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
+        self._order("push", buffer=buffer, cuts=cuts)
 
     def _form(self, members: Sequence[Member]) -> None:
         """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError."""
