@@ -100,9 +100,20 @@ class LearnerMetrics:
         self.importance_ratio_max = gauge("importance_ratio_max", "Largest pi/mu of the last step")
         clip = Gauge("headrace_clip_fraction", "Share of tokens clipped or masked", ["side"], registry=registry)
         self.clip_fraction = lru_cache(maxsize=8)(lambda side: clip.labels(side))
+        self.masked_fraction = gauge("masked_fraction", "Share of tokens without a gradient")
+        self.mismatch = gauge("engine_mismatch", "Mean |log pi - log mu| of tokens of staleness 0, nats")
         self.kl = gauge("kl", "k3 divergence between behaviour and policy")
         self.entropy = gauge("entropy", "Entropy of the policy, nats a token")
+        self.loss = gauge("loss", "Loss of the last step")
+        self.learning_rate = gauge("learning_rate", "Learning rate of the last step")
         self.reward_mean = gauge("reward_mean", "Mean reward of the groups judged for the last step")
+        vote = Gauge(
+            "headrace_rewarder_reward_mean",
+            "Mean value of a rewarder in the last step",
+            ["rewarder"],
+            registry=registry,
+        )
+        self.rewarder_mean = lru_cache(maxsize=64)(lambda rewarder: vote.labels(rewarder))
         self.grad_norm = gauge("grad_norm", "Gradient norm before clipping")
         self.ess_ratio = gauge("ess_ratio", "Effective sample size over sample size")
         self.zero_variance_group_ratio = gauge("zero_variance_group_ratio", "Share of groups without a gradient")
@@ -114,14 +125,22 @@ class LearnerMetrics:
         self.evictions = Counter(
             "headrace_broadcast_evictions", "Receivers that did not answer a push", registry=registry
         )
+        self.epochs = Counter("headrace_membership_epochs", "Broadcast groups formed anew", registry=registry)
+        self.receivers = gauge("weight_receivers", "Receivers of weights that are alive")
         self.outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
+        self.credits = gauge("credits", "Groups that may be outstanding at once")
+        self.max_lag = gauge("max_lag_versions", "Largest staleness that is trained")
+        groups = Counter("headrace_groups", "Groups that ended", ["fate"], registry=registry)
+        self.groups = lru_cache(maxsize=8)(lambda fate: groups.labels(fate))
+        self.last_step = gauge("last_step_timestamp_seconds", "When the last step ended, seconds since the epoch")
         self.pass_at_1 = gauge("pass_at_1", "Held-out pass@1 of the last evaluation")
+        self.cons_at_k = gauge("cons_at_k", "Held-out majority vote of the last evaluation")
         memory = Gauge("headrace_gpu_memory_bytes", "Device memory", ["kind"], registry=registry)
         self.gpu_memory = lru_cache(maxsize=4)(lambda kind: memory.labels(kind))
 
 
-class BrokerMetrics:
-    """What a process does with the log."""
+class RunMetrics:
+    """What only somebody beside the daemons can see: who is alive, how far each group is behind, how full the disk is."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         lag = Gauge(
@@ -130,10 +149,26 @@ class BrokerMetrics:
             ["group", "topic"],
             registry=registry,
         )
-        self.lag = lru_cache(maxsize=64)(lambda group, topic: lag.labels(group, topic))
+        self.lag = lru_cache(maxsize=256)(lambda group, topic: lag.labels(group, topic))
+        up = Gauge("headrace_daemon_up", "1 while the daemon runs", ["daemon", "role"], registry=registry)
+        self.up = lru_cache(maxsize=1024)(lambda daemon, role: up.labels(daemon, role))
+        restarts = Counter(
+            "headrace_daemon_restarts", "Ends that a restart followed", ["daemon", "role"], registry=registry
+        )
+        self.restarts = lru_cache(maxsize=1024)(lambda daemon, role: restarts.labels(daemon, role))
+        self.disk_free = Gauge("headrace_disk_free_bytes", "Room on the disk of the run's directory", registry=registry)
+        self.disk_size = Gauge("headrace_disk_size_bytes", "Size of the disk of the run's directory", registry=registry)
+        self.dead_letters = Gauge("headrace_dead_letters_kept", "Records in the dead letters", registry=registry)
+        self.stage = Gauge("headrace_stage", "Index of the stage under way", registry=registry)
+
+
+class BrokerMetrics:
+    """What a process does with the log."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         age = Gauge(
             "headrace_oldest_message_age_seconds",
-            "Age of the oldest record taken but not done",
+            "Age of the oldest record that was taken and is not done",
             ["topic"],
             registry=registry,
         )

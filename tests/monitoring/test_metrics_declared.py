@@ -10,12 +10,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.exporter import generate_latest
-from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, SystemMetrics
+from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
 
 PROMISED = {
     "actor": "generated_tokens:counter inflight_requests:gauge weight_version:gauge generation_seconds:histogram "
     "weight_update_seconds:histogram aborted{reason}:counter",
-    "broker": "consumer_lag_messages{group,topic}:gauge oldest_message_age_seconds{topic}:gauge "
+    "run": "consumer_lag_messages{group,topic}:gauge",
+    "broker": "oldest_message_age_seconds{topic}:gauge "
     "produce_errors{reason,topic}:counter bytes{direction}:counter",
     "rewarder": "latency_seconds{rewarder}:histogram reward{rewarder}:histogram results{outcome,rewarder}:counter "
     "worker_restarts{rewarder}:counter sandbox_degraded{rewarder}:gauge",
@@ -40,9 +41,10 @@ def registry_of(role: str) -> CollectorRegistry:
     match role:
         case "actor":
             ActorMetrics(registry).aborted("update").inc()
+        case "run":
+            RunMetrics(registry).lag("g", "t").set(1)
         case "broker":
             broker = BrokerMetrics(registry)
-            broker.lag("g", "t").set(1)
             broker.oldest_age("t").set(1)
             broker.produce_errors("t", "full").inc()
         case "rewarder":
