@@ -16,7 +16,7 @@ from actors.config import ActorsTable
 from broker.daemon import run_daemon
 from broker.errors import EngineError, HeadraceError, RunFault, WeightPushError
 from broker.messages import PolicyVersion
-from broker.run import Run, arguments
+from broker.run import Run, announced, arguments
 from monitoring.daemon import Stop, registered
 
 log_ = logging.getLogger("actor")
@@ -39,7 +39,6 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
     from prometheus_client import CollectorRegistry
 
     from actors.policy import PolicyFollower
-    from monitoring.exporter import Exporter
     from monitoring.logs import setup_logging
     from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
@@ -47,10 +46,8 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
     registry = CollectorRegistry()
     metrics, broker, system = ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor")
     with ExitStack() as stack:
-        exporter = Exporter(registry)
-        stack.callback(exporter.close)
-        stack.enter_context(registered(run.directory, name, "actor", exporter.address))
-        log = run.open_log(stop)
+        exporter = stack.enter_context(announced(run, name, "actor", registry))
+        log = run.open_log(stop, broker)
         stack.callback(log.close)
         follower = PolicyFollower(log, run.topics)
         stack.callback(follower.close)

@@ -166,7 +166,6 @@ class ActorWorker:
         self._metrics.prompt_tokens.inc(len(work.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
         self._metrics.generation_seconds.observe(time.time() - done.started)
-        self._broker.bytes_out.inc(len(data))
         work.missing.discard(done.index)
         if not work.missing:
             del self._work[done.group_id]
@@ -196,7 +195,6 @@ class ActorWorker:
             created=time.time(),
         )
         self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
-        self._broker.dead_letters.inc()
         self._finished.append(record)
         log_.warning("prompt %s: %s", group_id, error, extra={"group": group_id})
 

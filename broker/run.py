@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry
+
 from broker.errors import LogError
 from broker.log import Log, open_log
+from broker.metered import MeteredLog
 from broker.patience import wait_for_log
-from broker.runfile import BrokerTable, RunFile, RunTable
+from broker.runfile import BrokerTable, MonitoringTable, RunFile, RunTable
 from broker.topics import Topics
-from monitoring.daemon import Stop
+from monitoring.daemon import Stop, registered
+from monitoring.exporter import Exporter
+from monitoring.metrics import BrokerMetrics
 
 if TYPE_CHECKING:
     from broker.control.keys import Keys
@@ -25,6 +32,7 @@ class Run:
     file: RunFile
     table: RunTable
     broker: BrokerTable
+    monitoring: MonitoringTable
     directory: Path
     topics: Topics
 
@@ -35,7 +43,10 @@ class Run:
         table, broker = file.table("run", RunTable), file.table("broker", BrokerTable)
         home = (directory or Path("runs") / table.name).resolve()
         home.mkdir(parents=True, exist_ok=True)
-        return cls(file, table, broker, home, Topics(table.name, broker.partitions, broker.retention_hours * 3600))
+        monitoring = file.table("monitoring", MonitoringTable)
+        return cls(
+            file, table, broker, monitoring, home, Topics(table.name, broker.partitions, broker.retention_hours * 3600)
+        )
 
     @property
     def url(self) -> str:
@@ -47,10 +58,14 @@ class Run:
 
         return Keys.read(self.file.resolve(self.broker.keys)) if self.broker.keys else None
 
-    def open_log(self, stop: Stop | None = None) -> Log:
-        """The run's log, with its topics made. With ``stop``, as daemons do, waits for one that is away. Raises LogError."""
+    def open_log(self, stop: Stop | None = None, metrics: BrokerMetrics | None = None) -> Log:
+        """The run's log, with its topics made. With ``stop``, as daemons do, waits for one that is away. Raises LogError.
+
+        What the process does with it is counted into ``metrics``.
+        """
         if stop is not None:
-            return wait_for_log(self.open_log, stop)
+            log = wait_for_log(self.open_log, stop)
+            return MeteredLog(log, metrics, self.topics.deadletters) if metrics else log
         log = open_log(self.url)
         try:
             log.create(self.topics.specs())
@@ -58,6 +73,19 @@ class Run:
             log.close()
             raise
         return log
+
+
+@contextlib.contextmanager
+def announced(
+    run: Run, name: str, role: str, registry: CollectorRegistry, pages: Mapping[str, Callable[[], str]] | None = None
+) -> Iterator[Exporter]:
+    """Serve ``registry`` (and JSON ``pages``) and register the daemon in the run's directory while the block runs."""
+    exporter = Exporter(registry, run.monitoring.host, pages=pages or {})
+    try:
+        with registered(run.directory, name, role, exporter.address):
+            yield exporter
+    finally:
+        exporter.close()
 
 
 def arguments(role: str, description: str) -> argparse.ArgumentParser:

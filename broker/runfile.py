@@ -66,6 +66,14 @@ class BrokerTable(Table):
         return url
 
 
+class MonitoringTable(Table):
+    """``[monitoring]``: ``host`` is the address on which daemons serve their metrics (without authentication: keep it on a
+    network that you trust); ``alerts`` may name a file of alerting rules that replaces the project's."""
+
+    host: str = "127.0.0.1"
+    alerts: str = ""
+
+
 class RunFile:
     """The raw tables of a run file with the overrides applied, and the directory that relative paths start from."""
 

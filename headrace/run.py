@@ -80,22 +80,21 @@ def opening(run: Run, whole: WholeRun) -> list[str]:
 
 def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock) -> int | None:
     from headrace.progress import Progress
+    from headrace.watcher import Watcher
 
     supervisor = Supervisor(commands(whole, run), run.directory / "logs", "learner-0", view.note)
     edits = Edits(run, whole, supervisor, view.note)
-    progress = Progress(run, whole.learner, supervisor.views)
+    with closing(Progress(run, whole.learner, supervisor.views)) as progress, closing(Watcher(run)) as watcher:
 
-    def tick() -> None:
-        edits.follow()
-        view.update(progress.refresh())
-        clock.keep(every=CLOCK_SECONDS)
+        def tick() -> None:
+            edits.follow()
+            view.update(progress.refresh())
+            watcher.look(supervisor.views(), progress.view.stage_number)
+            clock.keep(every=CLOCK_SECONDS)
 
-    try:
         status = supervisor.run(Stop().install(), tick)
         view.update(progress.refresh())
         return status
-    finally:
-        progress.close()
 
 
 def finish(run: Run, wall_seconds: float) -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from broker.daemon import run_daemon
 from broker.errors import RunFileError
-from broker.run import Run, arguments
+from broker.run import Run, announced, arguments
 from learner.config import LearnerConfig
 from monitoring.daemon import Stop
 
@@ -37,17 +37,13 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str) -> int:
     from learner.ring import Learner
     from learner.stages import run_stages
     from learner.telemetry import Telemetry
-    from monitoring.daemon import registered
-    from monitoring.exporter import Exporter
     from monitoring.logs import setup_logging
 
     setup_logging("learner", name, run.table.name, run.directory)
     transformers_logging.disable_progress_bar()  # a line for every file of a checkpoint
     registry = CollectorRegistry()
     with ExitStack() as stack:
-        exporter = Exporter(registry)
-        stack.callback(exporter.close)
-        stack.enter_context(registered(run.directory, name, "learner", exporter.address))
+        stack.enter_context(announced(run, name, "learner", registry))
         learner = Learner(run, config, stop, Telemetry(registry), stack, name)
         finished = run_stages(learner)
     logging.getLogger("learner").info("finished" if finished else "stopped; the same command resumes")

@@ -132,6 +132,11 @@ class LearnerTable(Table):
     deterministic: bool = False
     """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
 
+    @property
+    def credits(self) -> int:
+        """Groups that may be outstanding at once: fed in order and trained in order, none then becomes older than ``max_lag``."""
+        return (self.max_lag + 1) * self.groups_per_step
+
     @field_validator("objective", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:

@@ -69,7 +69,7 @@ class Planner:
         """
         table = stage.table
         waiting = len(self.training())
-        room = (table.max_lag + 1) * table.groups_per_step - waiting - self._in_training
+        room = table.credits - waiting - self._in_training
         needed = (stage.last_step - self.planned) * table.groups_per_step - waiting
         count = min(room, needed)
         if count <= 0:

@@ -31,6 +31,7 @@ class Publishing:
         self.published = 0
         self._newest = -1
         self.control = ControlServer(run.broker.control, run.control_keys())
+        telemetry.metrics.receivers.set_function(lambda: len(self.control.receivers()))
         template = run.directory / "weights" / "template"
         save_shape(executor.model, executor.model_path, template)
         self._publisher = WeightPublisher(
@@ -60,7 +61,9 @@ class Publishing:
         self._announcements.flush()
         self.published = version
         now, before = self._publisher.stats, self._told
-        self._telemetry.pushed(now.push_seconds - before.push_seconds, now.evictions - before.evictions)
+        self._telemetry.pushed(
+            now.push_seconds - before.push_seconds, now.evictions - before.evictions, now.epochs - before.epochs
+        )
         self._told = replace(now)
 
     def close(self) -> None:

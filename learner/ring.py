@@ -53,7 +53,7 @@ class Learner:
     ) -> None:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
-        self.log: Log = run.open_log(stop)
+        self.log: Log = run.open_log(stop, telemetry.broker)
         stack.callback(self.log.close)
         steps = self._patient(exclusive_steps(self.log, run, self.owner, stop))
         stack.callback(steps.close)
@@ -146,6 +146,7 @@ class Learner:
     def stage_plan(self, index: int, stage: RlStage) -> StagePlan:
         table = self.config.rl(stage)
         ask = Ask(table.group_size, self._mix, sampling(table.sampling))
+        self.telemetry.limits(table.max_lag, table.credits)
         begun = self.progress.stage_step if self.progress.stage == index and not self.progress.closed else 0
         last = self.progress.version + stage.steps - begun
         return StagePlan(index, table, self.schedule(stage.data, True), ask, last)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
@@ -24,6 +25,10 @@ GAUGES = {
     "kl_behavior": "kl",
     "importance_ratio_max": "importance_ratio_max",
     "zero_variance_group_ratio": "zero_variance_group_ratio",
+    "masked_fraction": "masked_fraction",
+    "mismatch": "mismatch",
+    "loss": "loss",
+    "lr": "learning_rate",
 }
 """Which metric of a step sets which gauge."""
 
@@ -72,15 +77,17 @@ class Telemetry:
 
     def trained(self, planned: Planned) -> None:
         """Export what a step was made of: age and length of each of its samples."""
+        self.metrics.groups("trained").inc(len(planned.groups))
         for group in planned.groups:
             for trajectory, _ in group:
                 self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
-    def pushed(self, seconds: float, evictions: int) -> None:
-        """Export one push of weights; ``evictions`` since the push before."""
+    def pushed(self, seconds: float, evictions: int, epochs: int) -> None:
+        """Export one push of weights; ``evictions`` and new ``epochs`` since the push before."""
         self.metrics.broadcast_seconds.observe(seconds)
         self.metrics.evictions.inc(evictions)
+        self.metrics.epochs.inc(epochs)
 
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:
         mine = self.metrics
@@ -92,7 +99,8 @@ class Telemetry:
         for name, gauge in GAUGES.items():
             if name in metrics:
                 getattr(mine, gauge).set(metrics[name])
-        for side in ("low", "high"):
+        mine.last_step.set_to_current_time()
+        for side in ("low", "high", "dual"):
             if f"clip_fraction_{side}" in metrics:
                 mine.clip_fraction(side).set(metrics[f"clip_fraction_{side}"])
         if "importance_ratio_mean" in metrics:
@@ -100,6 +108,18 @@ class Telemetry:
         for name, value in metrics.items():
             if name.startswith("dropped/"):
                 mine.dropped_groups(name.removeprefix("dropped/")).inc(value)
+                mine.groups("dead_lettered" if name == "dropped/dead_letter" else "dropped").inc(value)
+            if name.startswith("reward/"):
+                mine.rewarder_mean(name.removeprefix("reward/")).set(value)
+        if torch.cuda.is_available():
+            mine.gpu_memory("allocated").set(torch.cuda.memory_allocated())
+            mine.gpu_memory("reserved").set(torch.cuda.memory_reserved())
+            mine.gpu_memory("peak").set(torch.cuda.max_memory_allocated())
+
+    def limits(self, max_lag: int, credits: int) -> None:
+        """Export what bounds the planner in this stage."""
+        self.metrics.max_lag.set(max_lag)
+        self.metrics.credits.set(credits)
 
     def begin_stage(self, index: int, stage: Stage) -> None:
         self._last, self._phases = time.monotonic(), {}
@@ -108,6 +128,8 @@ class Telemetry:
     def evaluation(self, result: Evaluation) -> None:
         low, high = result.pass_at_1_interval
         self.metrics.pass_at_1.set(result.pass_at_1)
+        self.metrics.cons_at_k.set(result.cons_at_k)
+        self.metrics.groups("evaluated").inc(result.questions)
         log_.info(
             "%s: pass@1 %.3f [%.3f, %.3f], cons@%d %.3f over %d questions",
             result.name,

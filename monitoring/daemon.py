@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from types import FrameType
 
 PARENT = "HEADRACE_PARENT"
 """Environment variable with the pid of the supervising process; a child that finds itself orphaned exits."""
+
+
+TOUCH_SECONDS = 5.0
+LOST_SECONDS = 30.0
 
 
 class Stop:
@@ -69,36 +74,52 @@ def die_with_parent(expected: int | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """``RUN/daemons/NAME.json``: who runs, where its metrics are."""
+    """``RUN/daemons/NAME.json``: who runs on which machine, and where its metrics are (``HOST:PORT`` or a URL)."""
 
     name: str
     role: str
     pid: int
     metrics: str
     started: float
+    host: str
 
 
 @contextlib.contextmanager
 def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Registration]:
-    """Announce this daemon in the run's directory while the block runs; what a killed one left is overwritten."""
-    entry = Registration(name, role, os.getpid(), metrics, time.time())
+    """Announce this daemon in the run's directory while the block runs; what a killed one left is overwritten.
+
+    The file is touched every few seconds: that is how other machines, which see the directory, know that it lives.
+    """
+    entry = Registration(name, role, os.getpid(), metrics, time.time(), socket.gethostname())
     path = run_dir / "daemons" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{entry.pid}")
     temporary.write_text(json.dumps(asdict(entry)))
     temporary.replace(path)
+    over = threading.Event()
+
+    def touch() -> None:
+        while not over.wait(TOUCH_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    threading.Thread(target=touch, name="registration", daemon=True).start()
     try:
         yield entry
     finally:
+        over.set()
         path.unlink(missing_ok=True)
 
 
 def registrations(run_dir: Path) -> list[Registration]:
-    """All daemons that have announced themselves and are still alive on this machine."""
-    found = []
+    """All daemons that have announced themselves and are still alive: those of other machines by the age of their file."""
+    found, here, now = [], socket.gethostname(), time.time()
     for path in sorted((run_dir / "daemons").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):
             entry = Registration(**json.loads(path.read_text()))
-            os.kill(entry.pid, 0)
+            if entry.host == here:
+                os.kill(entry.pid, 0)
+            elif now - path.stat().st_mtime > LOST_SECONDS:
+                continue
             found.append(entry)
     return found

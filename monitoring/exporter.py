@@ -1,4 +1,4 @@
-"""Serves one process's metrics over HTTP: /metrics for Prometheus and /healthz for whoever asks if it lives.
+"""Serves one process's metrics over HTTP: /metrics for Prometheus, /healthz for whoever asks if it lives, and pages of JSON.
 
 Loopback by default, without authentication: whoever reaches the port may read the metrics, and nothing else.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -32,7 +33,8 @@ class _Server(ThreadingHTTPServer):
 
 
 class Exporter:
-    """``healthy`` returns an empty text, or why the daemon is not well (answered with status 503, as is its failure).
+    """``healthy`` returns an empty text, or why the daemon is not well (answered with status 503, as is its failure);
+    ``pages`` give JSON texts by path.
 
     Raises OSError, naming the address, where it cannot listen. Adds the process's own metrics to ``registry``.
     """
@@ -43,6 +45,7 @@ class Exporter:
         host: str = "127.0.0.1",
         port: int = 0,
         healthy: Callable[[], str] = lambda: "",
+        pages: Mapping[str, Callable[[], str]] = MappingProxyType({}),
     ) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = CLIENT_SECONDS
@@ -54,8 +57,10 @@ class Exporter:
                 elif path == "/healthz":
                     reason = _reason(healthy)
                     self.answer(503 if reason else 200, (reason or "ok").encode("utf-8", "replace") + b"\n", TEXT)
+                elif path in pages:
+                    self.answer(200, pages[path]().encode(), "application/json")
                 else:
-                    self.answer(404, b"try /metrics or /healthz\n", TEXT)
+                    self.answer(404, f"try {', '.join(['/metrics', '/healthz', *pages])}\n".encode(), TEXT)
 
             def answer(self, status: int, body: bytes, kind: str) -> None:
                 self.send_response(status)

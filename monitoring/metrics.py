@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 GENERATION_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 REWARDER_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60)
@@ -151,7 +152,8 @@ class RunMetrics:
         )
         self.lag = lru_cache(maxsize=256)(lambda group, topic: lag.labels(group, topic))
         up = Gauge("headrace_daemon_up", "1 while the daemon runs", ["daemon", "role"], registry=registry)
-        self.up = lru_cache(maxsize=1024)(lambda daemon, role: up.labels(daemon, role))
+        self._up: dict[tuple[str, str], Gauge] = {}
+        self._any_up = up
         restarts = Counter(
             "headrace_daemon_restarts", "Ends that a restart followed", ["daemon", "role"], registry=registry
         )
@@ -161,24 +163,46 @@ class RunMetrics:
         self.dead_letters = Gauge("headrace_dead_letters_kept", "Records in the dead letters", registry=registry)
         self.stage = Gauge("headrace_stage", "Index of the stage under way", registry=registry)
 
+    def up(self, daemon: str, role: str) -> Gauge:
+        """Whether ``daemon`` runs."""
+        return self._up.setdefault((daemon, role), self._any_up.labels(daemon, role))
+
+    def known(self) -> set[tuple[str, str]]:
+        """Daemon and role of all that were ever seen."""
+        return set(self._up)
+
 
 class BrokerMetrics:
     """What a process does with the log."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        age = Gauge(
+        self._age = Gauge(
             "headrace_oldest_message_age_seconds",
             "Age of the oldest record that was taken and is not done",
             ["topic"],
             registry=registry,
         )
-        self.oldest_age = lru_cache(maxsize=16)(lambda topic: age.labels(topic))
         errors = Counter("headrace_produce_errors", "Appends that failed", ["topic", "reason"], registry=registry)
         self.produce_errors = lru_cache(maxsize=64)(lambda topic, reason: errors.labels(topic, reason))
         size = Counter("headrace_bytes", "Bytes of record values", ["direction"], registry=registry)
         self.bytes_in, self.bytes_out = size.labels("in"), size.labels("out")
         self.unavailable = Gauge("headrace_log_unavailable", "1 while the log cannot be reached", registry=registry)
         self.dead_letters = Counter("headrace_dead_letters", "Records put into the dead letters", registry=registry)
+
+    def track_oldest(self, topic: str, oldest: Callable[[], float]) -> None:
+        """Have each scrape ask ``oldest`` when the oldest open record of ``topic`` was made (infinity: there is none)."""
+        self._age.labels(topic).set_function(lambda: max(0.0, time.time() - oldest()))
+
+
+class _BeforeScrape(Collector):
+    """Has the time up to a scrape counted in that scrape, however long the piece of work under way is."""
+
+    def __init__(self, count: Callable[[], None]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterable[Metric]:
+        self._count()
+        return ()
 
 
 class SystemMetrics:
@@ -194,6 +218,7 @@ class SystemMetrics:
         self._lock = threading.Lock()
         self._waits: list[Counter] = []
         self._mark = time.monotonic()
+        registry.register(_BeforeScrape(self.busy))
 
     @contextlib.contextmanager
     def idle(self, reason: str) -> Iterator[None]:

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 from broker.daemon import run_daemon
 from broker.errors import RunFileError
-from broker.run import Run, arguments
-from monitoring.daemon import Stop, registered
+from broker.run import Run, announced, arguments
+from monitoring.daemon import Stop
 from rewarders.config import RewarderTable, rewarder_table
 
 log_ = logging.getLogger("rewarder")
@@ -37,7 +37,6 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str) 
     """Judge until ``stop``."""
     from prometheus_client import CollectorRegistry
 
-    from monitoring.exporter import Exporter
     from monitoring.logs import setup_logging
     from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
     from rewarders.worker import RewarderWorker
@@ -45,16 +44,13 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str) 
     setup_logging("rewarder", name, run.table.name, run.directory)
     registry = CollectorRegistry()
     with ExitStack() as stack:
-        exporter = Exporter(registry)
-        stack.callback(exporter.close)
-        stack.enter_context(registered(run.directory, name, "rewarder", exporter.address))
-        log = run.open_log(stop)
+        stack.enter_context(announced(run, name, "rewarder", registry))
+        broker = BrokerMetrics(registry)
+        log = run.open_log(stop, broker)
         stack.callback(log.close)
         metrics = RewarderMetrics(registry, rewarder)
         system = SystemMetrics(registry, "rewarder")
-        worker = RewarderWorker(
-            name, rewarder, log, run.topics, table, run.file.base, metrics, BrokerMetrics(registry), system
-        )
+        worker = RewarderWorker(name, rewarder, log, run.topics, table, run.file.base, metrics, broker, system)
         stack.callback(worker.close)
         log_.info("serving %s", table.use)
         worker.run(stop)

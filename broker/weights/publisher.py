@@ -42,6 +42,7 @@ class PushStats:
 
     pushes: int = 0
     evictions: int = 0
+    epochs: int = 0
     restarts: int = 0
     bytes: int = 0
     push_seconds: float = 0.0
@@ -222,6 +223,7 @@ class WeightPublisher:
     def _form(self, members: Sequence[Member]) -> None:
         """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError."""
         self._epoch += 1
+        self.stats.epochs += 1
         self._members = ()
         groups = [members[i : i + self._lane_size] for i in range(0, len(members), self._lane_size)]
         ports = self._order("stores", host=self._host, count=len(groups), timeout=self._timeout)["ports"]

@@ -16,8 +16,7 @@ PROMISED = {
     "actor": "generated_tokens:counter inflight_requests:gauge weight_version:gauge generation_seconds:histogram "
     "weight_update_seconds:histogram aborted{reason}:counter",
     "run": "consumer_lag_messages{group,topic}:gauge",
-    "broker": "oldest_message_age_seconds{topic}:gauge "
-    "produce_errors{reason,topic}:counter bytes{direction}:counter",
+    "broker": "oldest_message_age_seconds{topic}:gauge produce_errors{reason,topic}:counter bytes{direction}:counter",
     "rewarder": "latency_seconds{rewarder}:histogram reward{rewarder}:histogram results{outcome,rewarder}:counter "
     "worker_restarts{rewarder}:counter sandbox_degraded{rewarder}:gauge",
     "learner": "step_phase_seconds{phase}:histogram tokens:counter steps:counter weight_version:gauge "
@@ -45,7 +44,7 @@ def registry_of(role: str) -> CollectorRegistry:
             RunMetrics(registry).lag("g", "t").set(1)
         case "broker":
             broker = BrokerMetrics(registry)
-            broker.oldest_age("t").set(1)
+            broker.track_oldest("t", lambda: 0.0)
             broker.produce_errors("t", "full").inc()
         case "rewarder":
             RewarderMetrics(registry, "accuracy").results("value").inc()

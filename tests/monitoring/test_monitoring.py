@@ -32,7 +32,7 @@ def test_metrics_are_served_by_convention() -> None:
     rewarder, system = RewarderMetrics(registry, "accuracy"), SystemMetrics(registry, "learner")
     learner.tokens.inc(5)
     learner.dropped_groups("stale").inc()
-    broker.lag("actors", "t").set(3)
+    broker.produce_errors("t", "LogFull").inc()
     rewarder.results("value").inc(2)
     with system.idle("wait_data"):
         pass

@@ -1,0 +1,87 @@
+"""What is seen of a run from beside its daemons: who lives, how far each group is behind, how full the disk is, where to scrape.
+
+Its metrics and ``/targets`` (Prometheus's HTTP service discovery) are served like a daemon's; ``RUN/targets.json`` says the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from prometheus_client import CollectorRegistry
+
+from broker.errors import HeadraceError
+from broker.log import Log
+from broker.run import Run, announced
+from monitoring.daemon import registrations
+from monitoring.discovery import targets_text, write_targets
+from monitoring.metrics import RunMetrics
+from monitoring.view import DaemonView
+
+LOG_SECONDS = 5.0  # between two looks at the log, which may be a network away
+
+
+class Watcher:
+    """Looks whenever ``look`` is called, about once a second; it holds no place in any consumer group."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._stack = run, ExitStack()
+        registry = CollectorRegistry()
+        self._metrics = RunMetrics(registry)
+        self._log: Log | None = None
+        self._looked = 0.0
+        self._restarts: dict[str, int] = {}
+        pages = {"/targets": lambda: targets_text(run.table.name, run.directory)}
+        self._stack.enter_context(announced(run, "supervisor", "supervisor", registry, pages))
+
+    def look(self, daemons: Sequence[DaemonView], stage: int) -> None:
+        """Bring the metrics and the list of targets up to date."""
+        self._alive(daemons)
+        self._metrics.stage.set(stage)
+        disk = shutil.disk_usage(self._run.directory)
+        self._metrics.disk_free.set(disk.free)
+        self._metrics.disk_size.set(disk.total)
+        write_targets(self._run.table.name, self._run.directory)
+        if time.monotonic() - self._looked >= LOG_SECONDS:
+            self._looked = time.monotonic()
+            try:
+                self._look_at_log()
+            except HeadraceError:  # it is away, as the daemons say themselves; the next look opens it anew
+                self._close_log()
+
+    def _alive(self, daemons: Sequence[DaemonView]) -> None:
+        """Those that are supervised here, and those that were started elsewhere and have announced themselves."""
+        for daemon in daemons:
+            self._metrics.up(daemon.name, daemon.role).set(daemon.state == "running")
+            more = daemon.restarts - self._restarts.get(daemon.name, 0)
+            self._metrics.restarts(daemon.name, daemon.role).inc(more)
+            self._restarts[daemon.name] = daemon.restarts
+        supervised = {daemon.name for daemon in daemons}
+        for found in registrations(self._run.directory):
+            if found.name not in supervised:
+                self._metrics.up(found.name, found.role).set(1)
+                supervised.add(found.name)
+        for name, role in self._metrics.known() - {(d.name, d.role) for d in daemons}:
+            if name not in supervised:
+                self._metrics.up(name, role).set(0)
+
+    def _look_at_log(self) -> None:
+        self._log = self._log or self._run.open_log()
+        topics = self._run.topics
+        for group, names in self._log.groups().items():
+            for topic in names:
+                self._metrics.lag(group, topic).set(self._log.lag(group, topic))
+        begins, ends = self._log.begins(topics.deadletters), self._log.ends(topics.deadletters)
+        self._metrics.dead_letters.set(sum(ends[p] - begins.get(p, 0) for p in ends))
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def close(self) -> None:
+        self._close_log()
+        self._stack.close()
+        write_targets(self._run.table.name, self._run.directory)

@@ -1,0 +1,163 @@
+"""A real Prometheus on this machine that watches runs, for people and for the tests: Debian's package, unpacked beside the environment.
+
+It finds a run's daemons through the file that the run keeps up to date, and listens on the loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from monitoring.daemon import die_with_parent
+
+PROGRAMS = ("prometheus", "promtool")
+READY_SECONDS = 30.0
+STOP_SECONDS = 10.0
+SECTION = """\
+global:
+  scrape_interval: {interval}
+  evaluation_interval: {interval}
+rule_files: {rules}
+scrape_configs:
+  - job_name: headrace
+    file_sd_configs:
+      - files: {files}
+        refresh_interval: 5s
+    relabel_configs:
+      - source_labels: [daemon]
+        target_label: instance
+"""
+
+
+class PrometheusError(Exception):
+    """Prometheus cannot be had, does not start, or refuses a query; the text is its own."""
+
+
+def programs(home: Path | None = None) -> Path:
+    """The directory that holds ``prometheus`` and ``promtool``: those of the PATH, or Debian's, fetched on the first call.
+
+    Raises PrometheusError where neither can be had.
+    """
+    found = shutil.which("prometheus")
+    if found and shutil.which("promtool"):
+        return Path(found).parent
+    home = home or Path(sys.prefix) / "prometheus"
+    here = home / "usr" / "bin"
+    if not all((here / name).exists() for name in PROGRAMS):
+        _fetch(home)
+    return here
+
+
+def _fetch(home: Path) -> None:
+    """Unpack Debian's package below ``home``; nothing is installed on the system, and no root is needed."""
+    hint = "install Prometheus (apt install prometheus) so that prometheus and promtool are on the PATH"
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise PrometheusError(f"there is no {tool} to fetch Prometheus with: {hint}")
+    home.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["apt-get", "download", "prometheus"], cwd=home, capture_output=True, text=True)
+    packages = sorted(home.glob("prometheus_*.deb"))
+    if done.returncode or not packages:
+        raise PrometheusError(f"Prometheus could not be fetched ({done.stderr.strip()[-300:]}): {hint}")
+    subprocess.run(["dpkg-deb", "-x", packages[-1].name, "."], cwd=home, check=True, capture_output=True)
+
+
+def configuration(files: Sequence[Path], rules: Sequence[Path] = (), interval: str = "5s") -> str:
+    """A Prometheus configuration: ``files`` are runs' targets, ``rules`` recording and alerting rules."""
+    return SECTION.format(
+        interval=interval,
+        files=json.dumps([str(path.resolve()) for path in files]),
+        rules=json.dumps([str(path.resolve()) for path in rules]),
+    )
+
+
+class Prometheus:
+    """One server with its data in ``directory``. Ends with this process. Raises PrometheusError."""
+
+    def __init__(
+        self, directory: Path, files: Sequence[Path], rules: Sequence[Path] = (), interval: str = "5s", port: int = 0
+    ) -> None:
+        here = programs()
+        directory.mkdir(parents=True, exist_ok=True)
+        config, out = directory / "prometheus.yml", directory / "prometheus.out"
+        config.write_text(configuration(files, rules, interval), encoding="utf-8")
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [
+            str(here / "prometheus"), f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}", "--web.enable-lifecycle", "--storage.tsdb.retention.time=60d",
+        ]  # fmt: skip
+        with out.open("ab") as file:
+            self._process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_follow_parent
+            )
+        try:
+            self._wait(out)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self, out: Path) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                words = out.read_text(errors="replace").strip().splitlines()[-1:]
+                raise PrometheusError(f"Prometheus did not start on port {self.port}: {' '.join(words)}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The ``data`` of an answer of the HTTP API (``query``, ``alerts``, ``targets`` ...)."""
+        question = f"?{urlencode(parameters)}" if parameters else ""
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}{question}", timeout=10) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise PrometheusError(f"{path} {parameters}: {error.read().decode(errors='replace')[:500]}") from error
+        except (urllib.error.URLError, OSError) as error:
+            raise PrometheusError(f"{self.url} does not answer: {error}") from error
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The instant vector of ``expression``: a mapping ``metric`` and a pair ``value`` each."""
+        result = self.get("query", query=expression)
+        if result["resultType"] == "scalar":
+            return [{"metric": {}, "value": result["result"]}]
+        return list(result["result"])
+
+    def wait(self) -> int:
+        """Block until the server ends; returns its status."""
+        return self._process.wait()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def _follow_parent() -> None:
+    import os
+
+    die_with_parent(os.getppid())
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -1,0 +1,71 @@
+"""Where a run's daemons are, as Prometheus asks for it: who leaves, dies or falls silent elsewhere disappears."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from monitoring.daemon import LOST_SECONDS, registered, registrations
+from monitoring.discovery import targets_text, write_targets
+from monitoring.exporter import Exporter
+from monitoring.prometheus import Prometheus, PrometheusError
+
+
+def test_who_lives_is_listed_with_its_labels(tmp_path: Path) -> None:
+    with registered(tmp_path, "actor-0", "actor", "127.0.0.1:9"), registered(tmp_path, "s", "sglang", "http://h:30000"):
+        actor, server = json.loads(write_targets("tiny", tmp_path).read_text())
+        assert actor["targets"] == ["127.0.0.1:9"] and server["targets"] == ["h:30000"]
+        assert actor["labels"] == {"run": "tiny", "daemon": "actor-0", "role": "actor", "host": os.uname().nodename}
+    assert json.loads(targets_text("tiny", tmp_path)) == []
+
+
+def test_the_dead_and_the_silent_are_left_out(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    with registered(tmp_path, "a", "actor", "x:1"):
+        entry = json.loads((tmp_path / "daemons" / "a.json").read_text())
+    for name, changed in {"dead": {"pid": child.pid}, "far": {"host": "elsewhere", "pid": child.pid}}.items():
+        (tmp_path / "daemons" / f"{name}.json").write_text(json.dumps({**entry, "name": name, **changed}))
+    (tmp_path / "daemons" / "torn.json").write_text("{")
+    assert [r.name for r in registrations(tmp_path)] == ["far"]
+    old = time.time() - LOST_SECONDS - 1
+    os.utime(tmp_path / "daemons" / "far.json", (old, old))
+    assert registrations(tmp_path) == []
+
+
+def test_an_unchanged_list_is_not_written_again(tmp_path: Path) -> None:
+    with registered(tmp_path, "actor-0", "actor", "127.0.0.1:9"):
+        before = write_targets("tiny", tmp_path).stat().st_mtime_ns
+        assert write_targets("tiny", tmp_path).stat().st_mtime_ns == before
+
+
+def test_a_real_prometheus_finds_a_daemon_through_the_list(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    Counter("headrace_steps", "Optimizer steps", registry=registry).inc(7)
+    exporter = Exporter(registry, pages={"/targets": lambda: targets_text("tiny", tmp_path)})
+    server = None
+    try:
+        with registered(tmp_path, "learner-0", "learner", exporter.address):
+            server = Prometheus(tmp_path / "watch", [write_targets("tiny", tmp_path)], interval="1s")
+            deadline = time.monotonic() + 60
+            while not (found := server.query("headrace_steps_total")):
+                assert time.monotonic() < deadline, server.get("targets")
+                time.sleep(0.2)
+        assert found[0]["value"][1] == "7"
+        labels = found[0]["metric"]
+        assert (labels["run"], labels["daemon"], labels["instance"], labels["role"]) == (
+            "tiny", "learner-0", "learner-0", "learner",
+        )  # fmt: skip
+        with pytest.raises(PrometheusError, match="parse error"):
+            server.query("rate(")
+    finally:
+        exporter.close()
+        if server is not None:
+            server.stop()
