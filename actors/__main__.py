@@ -70,7 +70,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
 
         clients = []
         for suffix, sink in engine.sinks.items():
-            client = WeightClient(name + suffix, sink, status, run.control_keys())
+            client = WeightClient(name + suffix, sink, status, run.control_keys(), metrics.update_seconds.observe)
             stack.callback(client.close)
             with_newest(follower, newest, partial(load, client, newest))
             client.connect(newest[0].control)

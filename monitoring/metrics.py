@@ -212,13 +212,13 @@ class SystemMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
+        registry.register(_BeforeScrape(self.busy))  # before the counters: collectors are asked in this order
         idle = Counter("headrace_idle_seconds", "Time spent waiting", ["role", "reason"], registry=registry)
         self._busy = Counter("headrace_busy_seconds", "Time spent working", ["role"], registry=registry).labels(role)
         self._idle = lru_cache(maxsize=32)(lambda reason: idle.labels(role, reason))
         self._lock = threading.Lock()
         self._waits: list[Counter] = []
         self._mark = time.monotonic()
-        registry.register(_BeforeScrape(self.busy))
 
     @contextlib.contextmanager
     def idle(self, reason: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,15 @@ log = logging.getLogger("weights")
 class WeightClient:
     """Joins as a receiver, takes pushes, and catches up from disk with what it has missed.
 
-    ``version`` is the newest that the sink has confirmed (-1: none).
+    ``version`` is the newest that the sink has confirmed (-1: none); ``updated`` hears how many seconds each took.
     """
 
     def __init__(
-        self, name: str, sink: WeightSink, status: Callable[[], dict[str, Any]] = dict, keys: Keys | None = None
-    ) -> None:
+        self, name: str, sink: WeightSink, status: Callable[[], dict[str, Any]] = dict, keys: Keys | None = None,
+        updated: Callable[[float], object] = lambda seconds: None,
+    ) -> None:  # fmt: skip
         self.version = -1
-        self._sink = sink
+        self._sink, self._updated = sink, updated
         self._orders: queue.Queue[Message | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
@@ -48,7 +50,8 @@ class WeightClient:
     def load(self, path: Path, version: int) -> None:
         """Take published weights from disk, unless they are no news. Raises WeightPushError."""
         if version > self.version:
-            self._sink.load(path, version)
+            with self._timed():
+                self._sink.load(path, version)
             self.version = version
 
     def close(self) -> None:
@@ -85,6 +88,13 @@ class WeightClient:
             self.load(Path(path), version)
 
     @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Tell how long the block took, if it did not fail."""
+        started = time.monotonic()
+        yield
+        self._updated(time.monotonic() - started)
+
+    @contextmanager
     def _acknowledging(self, **ack: Any) -> Iterator[dict[str, Any]]:
         """Tell the learner how the block ended; what the block puts into the map goes with it."""
         try:
@@ -100,7 +110,8 @@ class WeightClient:
         push = Push(specs=specs, **order)
         with self._acknowledging(what="push", version=push.version, epoch=epoch) as ack:
             try:
-                ack["checksum"] = self._sink.receive(push)
+                with self._timed():
+                    ack["checksum"] = self._sink.receive(push)
             except HeadraceError:
                 self._sink.leave()
                 raise

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ringtools import SMALL, by_role, end_run, headrace, start_run, verify, wait_for
+from runmetrics import check_metrics
 
 from broker.errors import DecodeError, HeldByAnother
 from broker.messages import Manifest, Prompt, StepResult, decode, encode
@@ -45,6 +46,8 @@ def test_a_run_from_random_weights_to_its_report(tmp_path: Path) -> None:
         wait_for("the second step", lambda: steps_of(tmp_path) >= 2 or run.poll() is not None, 120)
         second = headrace("run", str(SMALL), "--dir", str(tmp_path))
         assert second.returncode == 3 and f"pid {run.pid}" in second.stderr, "one supervisor a run"
+        wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 120)
+        check_metrics(tmp_path)
         assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
     finally:
         end_run(run)
