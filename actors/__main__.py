@@ -164,6 +164,9 @@ def sglang_engine(
             return None
         stack.enter_context(registered(run.directory, f"{name}.server", "sglang", server.url))
         urls = [server.url]
+    else:
+        for number, url in enumerate(urls):
+            stack.enter_context(registered(run.directory, f"{name}.server-{number}", "sglang", url))
     engine = SglangEngine(
         newest[0].path, urls, slots=table.slots, context=table.context_length, mode=table.update,
         newest=lambda: (Path(newest[0].path), newest[0].version),

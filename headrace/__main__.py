@@ -111,7 +111,8 @@ def _run(options: argparse.Namespace) -> int:
     home = (options.directory or Path("runs") / whole.run.name).resolve()
     with KafkaServer(home / "kafka") as server:
         url = f"broker.url={server.url}?replication=1"
-        return run_all(Run.open(options.file, [*options.overrides, url], options.directory), options.plain)
+        scrape = f'monitoring.targets.kafka="{server.metrics}"'
+        return run_all(Run.open(options.file, [*options.overrides, url, scrape], options.directory), options.plain)
 
 
 def _plan(options: argparse.Namespace) -> int:

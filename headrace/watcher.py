@@ -33,7 +33,7 @@ class Watcher:
         self._log: Log | None = None
         self._looked = 0.0
         self._restarts: dict[str, int] = {}
-        pages = {"/targets": lambda: targets_text(run.table.name, run.directory)}
+        pages = {"/targets": lambda: targets_text(run.table.name, run.directory, run.monitoring.targets)}
         self._stack.enter_context(announced(run, "supervisor", "supervisor", registry, pages))
 
     def look(self, daemons: Sequence[DaemonView], stage: int) -> None:
@@ -43,7 +43,7 @@ class Watcher:
         disk = shutil.disk_usage(self._run.directory)
         self._metrics.disk_free.set(disk.free)
         self._metrics.disk_size.set(disk.total)
-        write_targets(self._run.table.name, self._run.directory)
+        self._write_targets()
         if time.monotonic() - self._looked >= LOG_SECONDS:
             self._looked = time.monotonic()
             try:
@@ -84,4 +84,7 @@ class Watcher:
     def close(self) -> None:
         self._close_log()
         self._stack.close()
-        write_targets(self._run.table.name, self._run.directory)
+        self._write_targets()
+
+    def _write_targets(self) -> None:
+        write_targets(self._run.table.name, self._run.directory, self._run.monitoring.targets)

@@ -6,14 +6,16 @@ Only what lives is listed: a daemon that leaves or dies disappears with the next
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypedDict
 from urllib.parse import urlsplit
 
 from monitoring.daemon import Registration, registrations
 
 TARGETS = "targets.json"
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class TargetGroup(TypedDict):
@@ -23,23 +25,24 @@ class TargetGroup(TypedDict):
     labels: dict[str, str]
 
 
-def targets_of(run: str, daemons: Iterable[Registration]) -> list[TargetGroup]:
-    """The targets of a run, each with the labels ``run``, ``daemon``, ``role`` and ``host``."""
+def targets_of(run: str, daemons: Iterable[Registration], others: Mapping[str, str] = NONE) -> list[TargetGroup]:
+    """The targets of a run, each with the labels ``run``, ``daemon``, ``role`` and ``host``; ``others`` are addresses by name."""
+    found = [(d.name, d.role, d.host, d.metrics) for d in daemons]
+    found += [(name, name, urlsplit(f"//{_address(where)}").hostname or "", where) for name, where in others.items()]
     return [
-        {"targets": [_address(d.metrics)], "labels": {"run": run, "daemon": d.name, "role": d.role, "host": d.host}}
-        for d in daemons
-        if d.metrics
+        {"targets": [_address(where)], "labels": {"run": run, "daemon": name, "role": role, "host": host}}
+        for name, role, host, where in found
     ]
 
 
-def targets_text(run: str, directory: Path) -> str:
+def targets_text(run: str, directory: Path, others: Mapping[str, str] = NONE) -> str:
     """The run's targets now, as JSON."""
-    return json.dumps(targets_of(run, registrations(directory)), indent=1) + "\n"
+    return json.dumps(targets_of(run, registrations(directory), others), indent=1) + "\n"
 
 
-def write_targets(run: str, directory: Path) -> Path:
+def write_targets(run: str, directory: Path, others: Mapping[str, str] = NONE) -> Path:
     """Bring ``directory/targets.json`` up to date, in one go and only if it changed; returns its path."""
-    path, text = directory / TARGETS, targets_text(run, directory)
+    path, text = directory / TARGETS, targets_text(run, directory, others)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         temporary = path.with_suffix(".new")
         temporary.write_text(text, encoding="utf-8")

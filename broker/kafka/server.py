@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from broker.errors import LogUnavailable, RunFault
 from monitoring.daemon import PARENT, Stop
 
 POM = Path(__file__).with_name("pom.xml")
+JMX = Path(__file__).with_name("jmx.yaml")
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 SETTINGS = """\
@@ -53,7 +55,7 @@ num.network.threads=2
 def install(home: Path | None = None) -> Path:
     """The directory with Kafka's jars; fetched on the first call. Raises RunFault where Java or Maven are missing."""
     home = home or Path(sys.prefix) / "kafka"
-    done, lib = home / "4.3.0.installed", home / "lib"
+    done, lib = home / f"{hashlib.sha256(POM.read_bytes()).hexdigest()[:12]}.installed", home / "lib"
     for program, package in (("java", "openjdk-17-jre-headless"), ("mvn", "maven")):
         if shutil.which(program) is None:
             raise RunFault(f"Kafka needs {program}, which is not installed: apt install {package}")
@@ -87,6 +89,8 @@ class KafkaServer:
         chosen = list(ports) or [(p, c) for p, c in [tuple(free_ports(2))]]
         self.port, controller = chosen[node - 1]
         self.directory, self.node = directory, node
+        self.metrics = f"127.0.0.1:{free_ports(1)[0]}"
+        """Where Kafka's own metrics are served, by the JMX exporter."""
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         replicas = min(3, len(chosen))
@@ -122,6 +126,11 @@ class KafkaServer:
         return ["java", "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
                 "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{self._lib}/*", *arguments]  # fmt: skip
 
+    def _exporter(self) -> list[str]:
+        return [
+            f"-javaagent:{agent}={self.metrics}:{JMX}" for agent in self._lib.glob("jmx_prometheus_javaagent-*.jar")
+        ]
+
     def format(self, cluster: str = "aGVhZHJhY2UtY2x1c3Rlcg") -> None:
         """Prepare the data directory, unless it is."""
         command = self._java(
@@ -137,7 +146,7 @@ class KafkaServer:
         guard = [sys.executable, "-m", "broker.kafka.guard"]
         with (self.directory / "server.out").open("ab") as out:
             self._process = subprocess.Popen(
-                [*guard, *self._java("kafka.Kafka", str(self._settings))], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                [*guard, *self._java(*self._exporter(), "kafka.Kafka", str(self._settings))], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                 start_new_session=True, env={**os.environ, PARENT: str(os.getpid()), "LOG_DIR": str(self.directory)},
                 cwd=Path(__file__).resolve().parents[2],
             )  # fmt: skip
@@ -200,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headrace: {error}", file=sys.stderr)
         return 3
     print(
-        f'Kafka listens on {server.address}; in the run file: [broker] url = "{server.url}". Ctrl-C stops it.',
+        f'Kafka listens on {server.address}; in the run file: [broker] url = "{server.url}". Its metrics are on '
+        f"{server.metrics} ([monitoring] targets). Ctrl-C stops it.",
         flush=True,
     )
     while not stop.wait(0.5) and server.pid:

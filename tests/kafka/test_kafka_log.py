@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from broker.errors import LogError, LogUnavailable, OffsetExpired, RunFileError
 from broker.kafka.server import KafkaServer, cluster, free_ports
@@ -181,3 +183,16 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
         log.close()
         for server in servers:
             server.kill()
+
+
+def test_a_brokers_own_numbers_are_served_beside_ours(kafka: KafkaServer, log: Log) -> None:
+    log.create([TopicSpec("numbers")])
+    fill(log, "numbers", 7)
+    with urllib.request.urlopen(f"http://{kafka.metrics}/metrics", timeout=10) as answer:
+        samples = {
+            (s.name, s.labels.get("topic")): s.value
+            for family in text_string_to_metric_families(answer.read().decode())
+            for s in family.samples
+        }
+    assert samples["kafka_topic_messagesin_total", "numbers"] == 7
+    assert samples["kafka_log_logendoffset", "numbers"] == 7 and samples["kafka_log_size", "numbers"] > 0

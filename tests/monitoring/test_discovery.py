@@ -23,7 +23,9 @@ def test_who_lives_is_listed_with_its_labels(tmp_path: Path) -> None:
         actor, server = json.loads(write_targets("tiny", tmp_path).read_text())
         assert actor["targets"] == ["127.0.0.1:9"] and server["targets"] == ["h:30000"]
         assert actor["labels"] == {"run": "tiny", "daemon": "actor-0", "role": "actor", "host": os.uname().nodename}
-    assert json.loads(targets_text("tiny", tmp_path)) == []
+    (kafka,) = json.loads(targets_text("tiny", tmp_path, {"kafka": "10.0.0.9:7071"}))
+    assert kafka["targets"] == ["10.0.0.9:7071"]
+    assert kafka["labels"] == {"run": "tiny", "daemon": "kafka", "role": "kafka", "host": "10.0.0.9"}
 
 
 def test_the_dead_and_the_silent_are_left_out(tmp_path: Path) -> None:
