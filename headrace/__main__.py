@@ -6,6 +6,7 @@ What a command needs is imported when it is called: ``headrace --help`` loads ne
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -63,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
     add("keys", "make the keys of a control road that leaves this machine").add_argument(
         "file", type=Path, metavar="FILE"
     )
-    add("doctor", "whether this machine can run headrace").add_argument("--json", action="store_true")
+    doctor = add("doctor", "what a run waits for and why; without RUN: whether this machine can run headrace", json="")
+    doctor.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN", help="a run's directory, or the run file that starts it"
+    )
     return top
 
 
@@ -71,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in ELSEWHERE:
         module = importlib.import_module(ELSEWHERE[arguments[0]])
+        if arguments[0] == "learner":
+            _record(arguments[1:])
         return int(module.main(arguments[1:]))
     top = parser()
     options = top.parse_args(arguments)
@@ -95,6 +101,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HeadraceError, OSError) as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 3
+
+
+def _record(arguments: Sequence[str]) -> None:
+    """A ring that is started by hand has no supervisor: its learner's run file goes into the run's directory, for later commands."""
+    from broker.run import Run
+    from broker.run import arguments as of_daemons
+    from headrace.rundir import RUN_FILE, record
+
+    options = of_daemons("learner", "").parse_args(arguments)
+    with contextlib.suppress(HeadraceError):  # the learner says the same, and ends with the right status
+        run = Run.open(options.file, options.overrides, options.directory)
+        if not (run.directory / RUN_FILE).exists():
+            record(run)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -156,9 +175,9 @@ def _broker(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from headrace.doctor import doctor_command
+    from headrace.doctor.command import doctor_command
 
-    return doctor_command(options.json)
+    return doctor_command(options.run, options.json)
 
 
 def _inspect(name: str) -> Callable[[argparse.Namespace], int]:

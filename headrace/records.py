@@ -30,6 +30,12 @@ def newest(log: Log, topic: str) -> Message | DecodeError | None:
     return None
 
 
+def last(log: Log, topic: str, count: int) -> list[Message | DecodeError]:
+    """The newest records of a topic of one partition, about ``count`` of them, in order."""
+    end, begin = log.ends(topic)[0], log.begins(topic)[0]
+    return [message for _, message in _between(log, topic, {0: max(begin, end - count)}, {0: end})]
+
+
 def _between(
     log: Log, topic: str, starts: Mapping[int, int], ends: Mapping[int, int]
 ) -> Iterator[tuple[Record, Message | DecodeError]]:

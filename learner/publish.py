@@ -61,9 +61,8 @@ class Publishing:
         self._announcements.flush()
         self.published = version
         now, before = self._publisher.stats, self._told
-        self._telemetry.pushed(
-            now.push_seconds - before.push_seconds, now.evictions - before.evictions, now.epochs - before.epochs
-        )
+        evicted = now.evicted[len(before.evicted) :]
+        self._telemetry.pushed(now.push_seconds - before.push_seconds, evicted, now.epochs - before.epochs)
         self._told = replace(now)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -47,9 +47,11 @@ class Telemetry:
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block to phase ``name`` of the step under way."""
         start = time.monotonic()
+        self.metrics.phase_since(name).set_to_current_time()
         try:
             yield
         finally:
+            self.metrics.phase_since(name).set(0)
             seconds = time.monotonic() - start
             self._phases[name] = self._phases.get(name, 0.0) + seconds
             if name == "checkpoint":
@@ -83,10 +85,11 @@ class Telemetry:
                 self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
-    def pushed(self, seconds: float, evictions: int, epochs: int) -> None:
-        """Export one push of weights; ``evictions`` and new ``epochs`` since the push before."""
+    def pushed(self, seconds: float, evicted: Sequence[str], epochs: int) -> None:
+        """Export one push of weights; members ``evicted`` and new ``epochs`` since the push before."""
         self.metrics.broadcast_seconds.observe(seconds)
-        self.metrics.evictions.inc(evictions)
+        for name in evicted:
+            self.metrics.evictions(name).inc()
         self.metrics.epochs.inc(epochs)
 
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:

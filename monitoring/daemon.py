@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
@@ -82,6 +83,16 @@ class Registration:
     metrics: str
     started: float
     host: str
+    version: str
+    """Of the code it runs."""
+
+
+def own_version() -> str:
+    """Version of the installed project; ``unknown`` where it is run without being installed."""
+    try:
+        return metadata.version("headrace")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 @contextlib.contextmanager
@@ -90,7 +101,7 @@ def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Re
 
     The file is touched every few seconds: that is how other machines, which see the directory, know that it lives.
     """
-    entry = Registration(name, role, os.getpid(), metrics, time.time(), socket.gethostname())
+    entry = Registration(name, role, os.getpid(), metrics, time.time(), socket.gethostname(), own_version())
     path = run_dir / "daemons" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{entry.pid}")

@@ -91,6 +91,13 @@ class LearnerMetrics:
             "headrace_step_phase_seconds", "Parts of a step", ["phase"], buckets=PHASE_SECONDS, registry=registry
         )
         self.step_phase = lru_cache(maxsize=32)(lambda name: phase.labels(name))
+        since = Gauge(
+            "headrace_phase_since_timestamp_seconds",
+            "When the learner entered a phase that it is in, seconds since the epoch; 0 while it is not",
+            ["phase"],
+            registry=registry,
+        )
+        self.phase_since = lru_cache(maxsize=32)(lambda name: since.labels(name))
         self.tokens = Counter("headrace_tokens", "Response tokens trained", registry=registry)
         self.steps = Counter("headrace_steps", "Optimizer steps", registry=registry)
         self.weight_version = gauge("weight_version", "Newest policy version")
@@ -123,9 +130,10 @@ class LearnerMetrics:
             "weight_broadcast_seconds", "One push of weights to all receivers", PHASE_SECONDS
         )
         self.checkpoint_seconds = histogram("checkpoint_seconds", "Writing one checkpoint", PHASE_SECONDS)
-        self.evictions = Counter(
-            "headrace_broadcast_evictions", "Receivers that did not answer a push", registry=registry
+        evictions = Counter(
+            "headrace_broadcast_evictions", "Receivers that did not answer a push", ["member"], registry=registry
         )
+        self.evictions = lru_cache(maxsize=1024)(lambda member: evictions.labels(member))
         self.epochs = Counter("headrace_membership_epochs", "Broadcast groups formed anew", registry=registry)
         self.receivers = gauge("weight_receivers", "Receivers of weights that are alive")
         self.outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
@@ -212,6 +220,9 @@ class SystemMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
+        Gauge(
+            "headrace_clock_timestamp_seconds", "The daemon's own clock, seconds since the epoch", registry=registry
+        ).set_function(time.time)
         registry.register(_BeforeScrape(self.busy))  # before the counters: collectors are asked in this order
         idle = Counter("headrace_idle_seconds", "Time spent waiting", ["role", "reason"], registry=registry)
         self._busy = Counter("headrace_busy_seconds", "Time spent working", ["role"], registry=registry).labels(role)

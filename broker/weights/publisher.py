@@ -42,6 +42,7 @@ class PushStats:
 
     pushes: int = 0
     evictions: int = 0
+    evicted: tuple[str, ...] = ()
     epochs: int = 0
     restarts: int = 0
     bytes: int = 0
@@ -296,6 +297,7 @@ class WeightPublisher:
             log.warning("evicting %s", name)
             self._control.evict(name)
             self.stats.evictions += 1
+            self.stats.evicted += (name,)
         if names:
             self._members = ()
 

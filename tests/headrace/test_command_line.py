@@ -164,7 +164,8 @@ def test_a_finished_run_is_not_started_again(tmp_path: Path) -> None:
 
 
 def test_the_doctor_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace import doctor
+    from headrace.doctor import machine as doctor
+    from headrace.doctor.command import doctor_command
 
     monkeypatch.chdir(tmp_path)
     assert all(check().ok for check in (doctor.python, doctor.packages, doctor.log, doctor.ports))
@@ -172,4 +173,4 @@ def test_the_doctor_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "DISK_GB", 1e9)
     monkeypatch.setattr(doctor, "CHECKS", (doctor.python, doctor.disk))
     assert not doctor.disk().ok and "free at least" in doctor.disk().fix
-    assert doctor.doctor_command(as_json=False) == doctor.doctor_command(as_json=True) == 1
+    assert doctor_command(None, as_json=False) == doctor_command(None, as_json=True) == 1

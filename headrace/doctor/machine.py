@@ -1,4 +1,4 @@
-"""``headrace doctor``: whether this machine can run headrace, each check with what to do about it.
+"""Whether this machine can run headrace, each check with what to do about it.
 
 Looks at the machine, not at a run; imports torch to ask it what it sees.
 """
@@ -6,7 +6,6 @@ Looks at the machine, not at a run; imports torch to ask it what it sees.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -15,7 +14,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 DISK_GB, SHARED_MB = 1.0, 256.0
@@ -29,18 +28,6 @@ class Check:
     ok: bool
     found: str
     fix: str = ""
-
-
-def doctor_command(as_json: bool) -> int:
-    """Print every check; 0 if a run can be started here, 1 if not."""
-    checks = [check() for check in CHECKS]
-    ok = all(c.ok for c in checks)
-    if as_json:
-        print(json.dumps({"ok": ok, "checks": [asdict(c) for c in checks]}, indent=2))
-        return 0 if ok else 1
-    for c in checks:
-        print(f"{'ok ' if c.ok else 'BAD'} {c.name:14} {c.found}" + ("" if c.ok else f"; {c.fix}"))
-    return 0 if ok else 1
 
 
 def python() -> Check:
@@ -104,4 +91,11 @@ def ports() -> Check:
         return Check("ports", False, f"127.0.0.1: {error}", "daemons talk over loopback: bring lo up")
 
 
-CHECKS: tuple[Callable[[], Check], ...] = (python, system, packages, torch, memory, disk, log, ports)
+def kafka() -> Check:
+    """Only for runs on Kafka's log: that the broker can be fetched and run here."""
+    found = [name for name in ("java", "mvn") if shutil.which(name)]
+    text = f"{', '.join(found) or 'neither Java nor Maven'} (only `headrace kafka` needs them)"
+    return Check("kafka", True, text)
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (python, system, packages, torch, memory, disk, log, ports, kafka)

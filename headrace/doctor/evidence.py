@@ -1,0 +1,181 @@
+"""One look at a run, taken for its diagnosis: its daemons' metrics twice, the log's groups twice, the newest steps, the disk.
+
+Reading disturbs nobody: it joins no consumer group and writes nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.errors import HeadraceError
+from broker.log import Log
+from broker.messages import DeadLetter, StepResult
+from broker.run import Run
+from headrace.doctor.waiting import Waiting, waiting_groups
+from headrace.records import last
+from headrace.runfile import WholeRun
+from monitoring.daemon import Registration, registrations
+from monitoring.scrape import scrape
+
+BETWEEN_SECONDS = 2.0  # the two looks from which it is told what moves
+SCRAPE_SECONDS = 2.0
+RECENT = 400  # records of the steps topic that are read
+TAIL_BYTES = 1 << 14
+
+Lags = Mapping[tuple[str, str], Mapping[int, int]]
+"""Records that a group has yet to commit, by (group, topic) and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """One living daemon: ``before`` and ``now`` are its metrics (empty: it does not answer), ``state`` its process's letter in /proc.
+
+    ``clock`` is how many seconds its clock is ahead of ours, as far as that can be told.
+    """
+
+    entry: Registration
+    before: Mapping[str, float]
+    now: Mapping[str, float]
+    state: str
+    clock: float = 0.0
+    healthy: bool = True
+
+    def get(self, name: str) -> float:
+        """The metric's value now; 0 where it is absent."""
+        return self.now.get(name, 0.0)
+
+    def labelled(self, name: str, label: str) -> dict[str, float]:
+        """Values of metric ``name`` by the value of its ``label``."""
+        found = {}
+        for key, value in self.now.items():
+            base, _, labels = key.rstrip("}").partition("{")
+            pairs = dict(pair.split("=", 1) for pair in labels.split(",") if "=" in pair)
+            if base == name and label in pairs:
+                found[pairs[label]] = value
+        return found
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything that the rules look at."""
+
+    run: Run
+    whole: WholeRun
+    daemons: list[Daemon] = field(default_factory=list)
+    log_error: str = ""
+    lags: Lags = field(default_factory=dict)
+    earlier_lags: Lags = field(default_factory=dict)
+    steps: list[StepResult] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    waiting: Waiting = field(default_factory=Waiting)
+    disk_free: int = 0
+    disk_total: int = 1
+    words: dict[str, str] = field(default_factory=dict)
+    """The last fault that each daemon of the run has told."""
+    now: float = 0.0
+
+    def of(self, role: str) -> list[Daemon]:
+        return [d for d in self.daemons if d.entry.role == role]
+
+    @property
+    def learner(self) -> Daemon | None:
+        return next(iter(self.of("learner")), None)
+
+    def lag(self, group: str, topic: str) -> int:
+        """What ``group`` has yet to commit; a group that never joined has everything before it, which is not counted here."""
+        return sum(self.lags.get((group, topic), {}).values())
+
+
+def gather(run: Run, whole: WholeRun) -> Evidence:
+    """Look twice, a moment apart."""
+    evidence = Evidence(run, whole)
+    living = registrations(run.directory)
+    before = {d.name: _scrape(d) for d in living}
+    log: Log | None = None
+    try:
+        log = run.open_log()
+        evidence.earlier_lags = _lags(log)
+    except HeadraceError as error:
+        evidence.log_error = str(error)
+    time.sleep(BETWEEN_SECONDS)
+    evidence.daemons = [_daemon(d, before[d.name]) for d in living]
+    if log is not None:
+        with closing(log):
+            try:
+                _read(evidence, log)
+            except HeadraceError as error:
+                evidence.log_error = str(error)
+    disk = shutil.disk_usage(run.directory)
+    evidence.disk_free, evidence.disk_total = disk.free, disk.total
+    evidence.words = _words(run.directory / "logs")
+    evidence.now = time.time()
+    return evidence
+
+
+def _read(evidence: Evidence, log: Log) -> None:
+    topics = evidence.run.topics
+    evidence.lags = _lags(log)
+    recent = last(log, topics.steps, RECENT)
+    evidence.steps = [m for m in recent if isinstance(m, StepResult)]
+    evidence.letters = [m for m in last(log, topics.deadletters, 50) if isinstance(m, DeadLetter)]
+    evidence.waiting = waiting_groups(log, topics, RECENT)
+
+
+def _lags(log: Log) -> dict[tuple[str, str], dict[int, int]]:
+    found = {}
+    for group, topics in log.groups().items():
+        for topic in topics:
+            begins, ends, done = log.begins(topic), log.ends(topic), log.committed(group, topic)
+            found[group, topic] = {p: max(0, end - done.get(p, begins.get(p, 0))) for p, end in ends.items()}
+    return found
+
+
+def _scrape(entry: Registration) -> dict[str, float]:
+    return scrape(entry.metrics, SCRAPE_SECONDS) if entry.role != "sglang" else {}
+
+
+def _daemon(entry: Registration, before: Mapping[str, float]) -> Daemon:
+    asked = time.time()
+    now = _scrape(entry)
+    answered = time.time()
+    told = now.get("headrace_clock_timestamp_seconds", asked)
+    clock = told - answered if told > answered else min(0.0, told - asked)
+    healthy = entry.role != "sglang" or _healthy(entry.metrics)
+    return Daemon(entry, before, now, _state(entry.pid), clock, healthy)
+
+
+def _healthy(url: str) -> bool:
+    """Whether a server says that it is well."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=SCRAPE_SECONDS) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state (``T``: stopped); empty if it is of another machine or gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _words(logs: Path) -> dict[str, str]:
+    """The last fault, or else the last line, of each daemon's output."""
+    found = {}
+    for path in sorted(logs.glob("*.out")):
+        with suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            faults = [line.removeprefix("fault: ") for line in lines if line.startswith("fault: ")]
+            if faults or lines:
+                found[path.stem] = (faults or lines)[-1]
+    return found

@@ -1,0 +1,173 @@
+"""The doctor on real rings: each stall is staged and must be named, with its evidence and its cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from ringtools import SMALL, end_run, headrace, start_run, wait_for
+
+from broker.messages import decode
+from headrace.rundir import reopen
+from monitoring.daemon import registered
+from monitoring.exporter import Exporter
+from monitoring.metrics import LearnerMetrics, RunMetrics, SystemMetrics
+
+NAMED_SECONDS = 30.0
+MOODS = """
+import time
+from pathlib import Path
+
+MOOD = Path(__file__).with_name("mood")
+
+
+class Vowels:
+    def __call__(self, sample):
+        mood = MOOD.read_text()
+        if mood == "flat":
+            return 0.5
+        if mood == "hang":
+            time.sleep(60)
+        return sum(c in "aeiou" for c in sample.text) / max(1, len(sample.text))
+"""
+
+
+class Ring:
+    """A ring whose daemons are started and ended by hand."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.run = home, home / "run"
+        home.mkdir(exist_ok=True)
+        text = SMALL.read_text().replace('"../../recipes', f'"{SMALL.parents[2]}/recipes')
+        text = text.replace("push_timeout = 5.0", "push_timeout = 1.0").replace("steps = 30", "steps = 100000")
+        text = text.replace("eval_every = 10", "eval_every = 0").replace("deadline = 60.0", "deadline = 600.0")
+        text = text.replace('use = "vowels.py:Vowels"', 'use = "vowels.py:Vowels"\ntimeout = 120.0')
+        (home / "ring.toml").write_text(text)
+        (home / "vowels.py").write_text(MOODS)
+        self.mood("fair")
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def mood(self, mood: str) -> None:
+        (self.home / "mood").write_text(mood)
+
+    def start(self, role: str, name: str, *more: str) -> None:
+        command = [sys.executable, "-m", "headrace", role, str(self.home / "ring.toml"), "--dir", str(self.run)]
+        with (self.home / f"{name}.out").open("ab") as out:
+            self.daemons[name] = subprocess.Popen(
+                [*command, "--name", name, *more],
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self.daemons[name].pid, number)
+
+    def end(self, name: str) -> None:
+        end_run(self.daemons.pop(name))
+
+    def diagnosis(self) -> list[dict[str, str]]:
+        return list(diagnosis(self.run)["findings"])
+
+    def wait_until_named(self, what: str) -> dict[str, str]:
+        """The finding whose text begins with ``what``; the command must give it within the time that users were promised."""
+        deadline = time.monotonic() + NAMED_SECONDS
+        while True:
+            found = self.diagnosis()
+            for finding in found:
+                if finding["what"].startswith(what):
+                    return finding
+            assert time.monotonic() < deadline, f"{what!r} was not named, but {found}"
+
+    def steps(self) -> int:
+        run = reopen(self.run)
+        log = run.open_log()
+        found = log.ends(run.topics.steps)[0]
+        log.close()
+        return found
+
+
+def diagnosis(run: Path) -> dict[str, Any]:
+    done = headrace("doctor", str(run), "--json")
+    assert done.returncode in (0, 1), done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Ring]:
+    ring = Ring(tmp_path / "home")
+    yield ring
+    for name in list(ring.daemons):
+        ring.end(name)
+
+
+@pytest.mark.timeout(300)
+def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> None:
+    ring.start("learner", "learner-0")
+    wait_for("prompts", lambda: (ring.run / "weights").exists() and ring.run.joinpath("run.toml").exists(), 60)
+    assert "headrace actor" in ring.wait_until_named("no actor lives")["fix"]
+
+    ring.start("actor", "actor-0")
+    finding = ring.wait_until_named("no rewarder serves 'vowels'")
+    assert "--rewarder vowels" in finding["fix"] and int(finding["evidence"].split()[0]) > 0
+    credits = ring.wait_until_named("all credits are held by incomplete groups")
+    assert "12 lack votes of 'vowels'" in credits["evidence"]
+
+    ring.mood("hang")
+    ring.start("rewarder", "vowels-0", "--rewarder", "vowels")
+    assert "samples before it" in ring.wait_until_named("rewarder 'vowels' is behind")["evidence"]
+    ring.mood("fair")
+    ring.end("vowels-0")
+    ring.start("rewarder", "vowels-0", "--rewarder", "vowels")
+    begun = ring.steps()
+    wait_for("steps", lambda: ring.steps() > begun + 8, 60)
+    sound = diagnosis(ring.run)
+    assert sound["ok"], sound
+
+    ring.signal("vowels-0", signal.SIGSTOP)
+    assert ring.wait_until_named("vowels-0 is stopped")["fix"] == f"`kill -CONT {ring.daemons['vowels-0'].pid}`"
+    ring.signal("vowels-0", signal.SIGCONT)
+
+    ring.mood("flat")
+    assert "equal" in ring.wait_until_named("nearly all groups have equal rewards")["what"]
+    ring.mood("fair")
+
+    for _ in range(3):
+        before = evictions(ring.run)
+        ring.signal("actor-0", signal.SIGSTOP)
+        wait_for("an eviction", lambda before=before: evictions(ring.run) > before, 30)  # type: ignore[misc]
+        ring.signal("actor-0", signal.SIGCONT)
+        begun = ring.steps()
+        wait_for("steps again", lambda begun=begun: ring.steps() > begun + 4, 60)  # type: ignore[misc]
+    assert "evictions" in ring.wait_until_named("broadcasts evict actor-0 again and again")["evidence"]
+
+
+def evictions(run: Path) -> float:
+    from monitoring.scrape import scrape
+
+    entry = json.loads((run / "daemons" / "learner-0.json").read_text())
+    return scrape(entry["metrics"], 2.0).get("headrace_broadcast_evictions_total{member=actor-0}", 0.0)
+
+
+assert (
+    shutil
+    and decode
+    and start_run
+    and registered
+    and Exporter
+    and CollectorRegistry
+    and LearnerMetrics
+    and RunMetrics
+    and SystemMetrics
+)
