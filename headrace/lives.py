@@ -70,6 +70,9 @@ class Fate(NamedTuple):
     step: Step | None = None
 
 
+OTHER = Fate("other", "of another step", 0.0)
+
+
 @dataclass(slots=True)
 class Judgement:
     """One vote: ``begin`` is when its rewarder took the sample up, waiting for a slow one included."""
@@ -120,7 +123,15 @@ class Stretch:
     fates: dict[str, Fate] = field(default_factory=dict)
     fed: dict[str, float] = field(default_factory=dict)
     samples: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    trained: set[tuple[str, int]] = field(default_factory=set)
     missing: int = 0
+
+    def fate(self, sample: Sample) -> Fate:
+        """How a sample ended: with its group, but that one which could not be judged is left out of a group that is trained."""
+        fate = self.fates.get(sample.group_id, OTHER)
+        if fate.kind == "trained" and (sample.group_id, sample.index) not in self.trained:
+            return Fate("dropped", "unjudged", fate.at)
+        return fate
 
 
 class _Steps:
@@ -201,7 +212,8 @@ def _read(log: Log, topics: Topics, out: Stretch, before: PlannerState, manifest
             sample = out.samples.get((message.group_id, message.index))
             if sample is not None:
                 sample.votes.setdefault(message.rewarder, _judgement(message, record))
-    out.missing = sum((group_id, ref.sample) not in out.samples for group_id, ref in refs)
+    out.trained = {(group_id, ref.sample) for group_id, ref in refs}
+    out.missing = len(out.trained - out.samples.keys())
     out.published = [(m.version, r.timestamp) for r, m in scan(log, topics.policy) if isinstance(m, PolicyVersion)]
 
 

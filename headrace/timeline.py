@@ -12,12 +12,11 @@ from broker.log import Log
 from broker.topics import Topics
 from headrace.chrometrace import ChromeTrace, Slice
 from headrace.inspect import step_range
-from headrace.lives import Fate, Sample, Stretch, stretch
+from headrace.lives import OTHER, Fate, Sample, Stretch, stretch
 from headrace.rundir import reopen, replace
 from monitoring.view import clean_text
 
 LEARNER, QUEUE, JOIN = "learner", "prompts waiting for an actor", "samples waiting for the learner"
-OTHER = Fate("other", "of another step", 0.0)
 ENDED_HERE = ("trained", "dropped")
 LASTING = 2e-6  # seconds; what is shorter than the trace can tell is left out
 
@@ -75,22 +74,20 @@ class _Drawing:
             self.trace.process(rewarder)
         self.trace.process(JOIN)
 
-    def _fate(self, sample: Sample) -> Fate:
-        return self.found.fates.get(sample.group_id, OTHER)
-
     def _shown(self, sample: Sample) -> bool:
         """What ended in these steps, and what else kept actors and rewarders busy meanwhile: else they would look idle."""
         began = sample.ended if sample.started is None else sample.started
         meanwhile = began <= self.found.end and sample.judged >= self.found.begin
-        return self._fate(sample).kind in ENDED_HERE or meanwhile
+        return self.found.fate(sample).kind in ENDED_HERE or meanwhile
 
     # -- the learner ---------------------------------------------------------------------------------------------------
 
     def learner(self) -> None:
-        arrows: dict[str, list[int]] = {}
+        arrows: dict[int, list[int]] = {}
         for number, sample in enumerate(self.samples, start=1):
-            if sample.started is not None:
-                arrows.setdefault(sample.group_id, []).append(number)
+            step = self.found.fate(sample).step
+            if step is not None and sample.started is not None:
+                arrows.setdefault(step.manifest.step, []).append(number)
         for step in self.found.steps:
             number = step.manifest.step
             for name, start, end in step.phases:
@@ -98,7 +95,7 @@ class _Drawing:
                     phase = Slice(clean_text(name, 60), start, end, "phase", {"step": number})
                     self.trace.block(LEARNER, "phases", [phase])
             args = {"stage": step.manifest.stage, "groups": len(step.manifest.groups)} | _finite(step.metrics)
-            arrives = tuple(n for group in step.manifest.groups for n in arrows.get(group.group_id, ()))
+            arrives = tuple(arrows.get(number, ()))
             whole = Slice(f"step {number}", step.begin, step.end, "step", args, arrives=arrives, arrival=step.train)
             self.trace.block(LEARNER, "steps", [whole])
         for version, at in self.found.published:
@@ -122,7 +119,7 @@ class _Drawing:
 
     def sample(self, number: int, sample: Sample) -> None:
         """A sample's life: waits for an actor, is sampled, judged, waits for the learner, is trained."""
-        fate, fed = self._fate(sample), self.found.fed.get(sample.group_id)
+        fate, fed = self.found.fate(sample), self.found.fed.get(sample.group_id)
         args = _about(sample, fate)
         if sample.started is not None:
             if fate is not OTHER and fed is not None and sample.started - fed >= LASTING:

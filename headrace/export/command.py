@@ -86,10 +86,13 @@ class Output:
 def _write(points: Iterable[Point | None], out: Path, opened: Callable[[Path], Sink]) -> int:
     """All points into a directory that takes the place of ``out`` once it is whole; returns how many they are."""
     fresh = out.with_name(f".{out.name}.new")
-    with closing(Output(fresh, opened)) as output:
-        output.add(points)
-    remove(out)
-    fresh.rename(out)
+    try:
+        with closing(Output(fresh, opened)) as output:
+            output.add(points)
+        remove(out)
+        fresh.rename(out)
+    finally:
+        remove(fresh)
     return len(output)
 
 

@@ -30,7 +30,7 @@ class WandbSink:
                 project=project, name=run, dir=str(directory), config=dict(config), mode=mode, settings=settings
             )
         except (wandb.Error, ValueError) as error:
-            raise RunFault(f"W&B refuses the run: {error}") from error
+            raise RunFault(f"W&B refuses the run: {' '.join(str(error).split())}") from error
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float], time: float) -> None:

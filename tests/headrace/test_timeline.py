@@ -201,6 +201,18 @@ def test_a_slice_tells_what_it_was(hand: Timed) -> None:
     assert {e["ts"] for e in ends} == {7_000_000} and {e["pid"] for e in ends} == {step["pid"]}
 
 
+def test_a_sample_that_nobody_could_judge_is_not_shown_as_trained(hand: Timed) -> None:
+    hand.at(1.0).prompt("g@0")
+    judged = hand.sampled("g@0", 0, 2.0, 4.0)
+    votes = hand.judged("g@0", 0, 4.5, 1.0)
+    hand.sampled("g@0", 1, 2.0, 5.0)
+    hand.vote("g@0", 1, "accuracy", "error")
+    hand.step(2, 10.0, GroupRef("g@0", hand.prompts["g@0"], (SampleRef(0, judged, votes),)))
+    events = drawn(hand, 2, 2)
+    assert [s[0] for s in slices(events, "actor a")] == ["generated (dropped: unjudged)", "generated"]
+    assert [e["ph"] for e in events if e["ph"] in "sf"] == ["s", "f"], "one arrow, of the one that was trained"
+
+
 def test_the_next_version_speaks_only_once_it_is_made(hand: Timed) -> None:
     hand.at(1.0).prompt("g@0")
     at = hand.sampled("g@0", 0, 2.0, 18.0, versions=(VersionSpan(1, 2), VersionSpan(2, 6)))
