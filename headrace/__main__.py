@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--steps", required=True, metavar="A-B")
     replay.add_argument("--out", required=True, type=Path)
     replay.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    timeline = add("timeline", "who did what when in some steps, as a trace for ui.perfetto.dev", run="")
+    timeline.add_argument("--steps", required=True, metavar="A-B")
+    timeline.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: RUN/timeline.json")
+    export = add("export", "write the curves of a run for another dashboard, from its log", run="")
+    export.add_argument("--to", required=True, choices=("tensorboard", "wandb"))
+    export.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: RUN/export/NAME")
+    export.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C or SIGTERM")
     add("report", "write report.html and summary.json again", run="")
     top_ = add("top", "the live view of a run, from another terminal")
     top_.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
@@ -180,6 +187,18 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor_command(options.run, options.json)
 
 
+def _timeline(options: argparse.Namespace) -> int:
+    from headrace.timeline import timeline_command
+
+    return timeline_command(options)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from headrace.export.command import export_command
+
+    return export_command(options)
+
+
 def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     def command(options: argparse.Namespace) -> int:
         module = importlib.import_module("headrace.inspect")
@@ -188,9 +207,16 @@ def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     return command
 
 
-COMMANDS = {"run": _run, "plan": _plan, "keys": _keys, "doctor": _doctor, "broker": _broker, "top": _top} | {
-    name: _inspect(name) for name in ("verify", "trace", "replay", "report")
-}
+COMMANDS = {
+    "run": _run,
+    "plan": _plan,
+    "keys": _keys,
+    "doctor": _doctor,
+    "broker": _broker,
+    "top": _top,
+    "timeline": _timeline,
+    "export": _export,
+} | {name: _inspect(name) for name in ("verify", "trace", "replay", "report")}
 
 
 if __name__ == "__main__":

@@ -87,15 +87,22 @@ def one_line(text: str, limit: int) -> str:
     return clean_text(text, limit).replace("\n", " ")
 
 
+def step_range(text: str) -> tuple[int, int]:
+    """The first and the last step of ``A-B`` or ``A``. Raises RunFileError."""
+    first, sign, last = text.partition("-")
+    numbers = [part.isascii() and part.isdigit() for part in ((first, last) if sign else (first,))]
+    if not all(numbers) or not 1 <= int(first) <= int(last or first):
+        raise RunFileError(f"--steps {text!r}: write A-B with 1 <= A <= B")
+    return int(first), int(last or first)
+
+
 def replay_command(options: argparse.Namespace) -> int:
-    first, sign, last = options.steps.partition("-")
-    if not first.isdigit() or (sign and not last.isdigit()) or int(last or first) < int(first) or int(first) < 1:
-        raise RunFileError(f"--steps {options.steps!r}: write A-B with 1 <= A <= B")
+    first, last = step_range(options.steps)
     run = reopen(options.run)
     changed = reopen(options.run, options.overrides) if options.overrides else None
     from learner.replay import replay
 
-    print(replay(run, int(first), int(last or first), options.out, changed))
+    print(replay(run, first, last, options.out, changed))
     return 0
 
 

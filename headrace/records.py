@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -13,9 +14,17 @@ from broker.messages import Message, decode
 PATIENCE_SECONDS = 15.0
 
 
-def scan(log: Log, topic: str) -> Iterator[tuple[Record, Message | DecodeError]]:
-    """Every record of ``topic`` that is there now, partition by partition in order, decoded or with the error."""
-    yield from _between(log, topic, {}, log.ends(topic))
+def scan(
+    log: Log, topic: str, starts: Mapping[int, int] | None = None, until: float = math.inf
+) -> Iterator[tuple[Record, Message | DecodeError]]:
+    """Every record of ``topic`` that is there now, partition by partition in order, decoded or with the error.
+
+    ``starts`` are the offsets to begin at (where the records before them are still there); a partition ends with its first
+    record that the log took after ``until``, in seconds since the epoch.
+    """
+    begins = log.begins(topic)
+    found = {p: max(offset, begins.get(p, 0)) for p, offset in (starts or {}).items()}
+    yield from _between(log, topic, found, log.ends(topic), until)
 
 
 def newest(log: Log, topic: str) -> Message | DecodeError | None:
@@ -37,7 +46,7 @@ def last(log: Log, topic: str, count: int) -> list[Message | DecodeError]:
 
 
 def _between(
-    log: Log, topic: str, starts: Mapping[int, int], ends: Mapping[int, int]
+    log: Log, topic: str, starts: Mapping[int, int], ends: dict[int, int], until: float = math.inf
 ) -> Iterator[tuple[Record, Message | DecodeError]]:
     with closing(log.reader(topic, starts)) as reader:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -48,6 +57,8 @@ def _between(
             elif time.monotonic() > deadline:
                 raise LogUnavailable(f"{topic} gave nothing for {PATIENCE_SECONDS:.0f} s though there is more")
             for record in records:
+                if record.timestamp > until:
+                    ends[record.partition] = min(ends[record.partition], record.offset)
                 if record.offset < ends[record.partition]:
                     yield record, read(record)
 

@@ -65,16 +65,20 @@ class Handmade:
         self.prompts.setdefault(group_id, position)
         return position
 
-    def sample(self, group_id: str, index: int, version: int = 0, tokens: int = 3) -> Position:
+    def sample(self, group_id: str, index: int, version: int = 0, tokens: int = 3, **changes: Any) -> Position:
         n = 2 + tokens
         spans = (Segment("prompt", 0, 2, False), Segment("assistant", 2, n, True))
         logprobs = np.zeros(n, np.float32)
         logprobs[2:] = -0.5
-        return self.write(self.topics.trajectories, Trajectory(group_id, index, 2, (ChatMessage("user", "2+2?"),), "4", "", {}, MIX, "train", "it is 4", np.arange(n, dtype=np.int32), logprobs, spans, (VersionSpan(version, 2),), "stop", Sampling(), actor="actor-0"))  # fmt: skip
+        made = Trajectory(group_id, index, 2, (ChatMessage("user", "2+2?"),), "4", "", {}, MIX, "train", "it is 4", np.arange(n, dtype=np.int32), logprobs, spans, (VersionSpan(version, 2),), "stop", Sampling(), actor="actor-0")  # fmt: skip
+        return self.write(self.topics.trajectories, replace(made, **changes))
 
-    def vote(self, group_id: str, index: int, rewarder: str, outcome: str = "value", value: float = 1.0) -> Position:
+    def vote(
+        self, group_id: str, index: int, rewarder: str, outcome: str = "value", value: float = 1.0, **changes: Any
+    ) -> Position:
         given = value if outcome == "value" else None
-        return self.write(self.topics.rewards, Vote(group_id, index, rewarder, outcome, given, "as it should be"))
+        cast = Vote(group_id, index, rewarder, outcome, given, "as it should be")
+        return self.write(self.topics.rewards, replace(cast, **changes))
 
     def group(self, group_id: str, version: int = 0) -> GroupRef:
         """A prompt with its two samples and their votes."""
