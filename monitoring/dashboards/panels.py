@@ -134,7 +134,7 @@ def heatmap(title: str, unit: str, description: str, histogram: str) -> heatmaps
     """How many observations of a histogram fell into each of its buckets, over time; ``unit`` is that of the buckets' bounds."""
     query = Query(f"sum by (le) (increase({histogram}_bucket[]))", "{{le}}")
     panel = _dressed(heatmaps.Panel(), title, unit, description, [query], None, PromQueryFormat.HEATMAP)
-    panel.calculate(False).cell_gap(1).show_legend().y_axis(heatmaps.YAxisConfig().unit(unit).min(0))
+    panel.calculate(False).cell_gap(1).show_legend().y_axis(heatmaps.YAxisConfig().unit(unit))
     panel.color(heatmaps.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).fill("orange"))
     return panel.mode(common.TooltipDisplayMode.SINGLE)
 

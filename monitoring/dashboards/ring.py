@@ -137,7 +137,7 @@ def _staleness() -> Row:
                 graph(
                     "Staleness against the limit",
                     "none",
-                    "Quantiles of the staleness, and the largest that is trained. Above the limit nothing is trained; if the median "
+                    "Quantiles of the staleness (interpolated within buckets), and the largest that is trained. Above the limit nothing is trained; if the median "
                     "is close to it, groups will be dropped as stale.",
                     *quantiles("headrace_staleness_versions"),
                     Query("max(headrace_max_lag_versions)", "limit"),
