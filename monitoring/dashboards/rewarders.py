@@ -27,26 +27,26 @@ def _glance() -> Row:
             [
                 number(
                     "Verdicts", "suffix:/s",
-                    "Samples judged in a second by all rewarders. If it is below what the actors finish, "
-                    "the lag of the trajectories grows: raise the rewarder's processes.",
+                    "Samples judged in a second by all rewarders. If it is below what the actors finish, the lag of "
+                    "the trajectories grows: raise the rewarder's processes.",
                     Query("sum(rate(headrace_results_total[]))", "verdicts"),
                 ),
                 number(
                     "Errors", "percentunit",
-                    "Share of verdicts that are errors; their samples leave their groups. If it is above a few percent, "
-                    "the rewarder is broken: its log names the exception.",
+                    "Share of verdicts that are errors; their samples leave their groups. If it is above a few "
+                    "percent, the rewarder is broken: its log names the exception.",
                     Query(f"({or_zero(ERRORS)}) / sum(rate(headrace_results_total[]))", "errors"), above(0.01, 0.1),
                 ),
                 number(
                     "Sandboxes that fail", "none",
-                    "Rewarders whose sandbox fails its self-test. While it is above zero, code of the model is not run "
-                    "or not safely: look at the rewarder's log before going on.",
+                    "Rewarders whose sandbox fails its self-test. While it is above zero, code of the model is not "
+                    "run or not safely: look at the rewarder's log before going on.",
                     Query("sum(headrace_sandbox_degraded)", "degraded"), above(1),
                 ),
                 number(
                     "Spread of the means", "none",
-                    "Largest minus smallest recent mean of the rewarders. If it grows over a run, "
-                    "the policy learns what one of them likes and another does not.",
+                    "Largest minus smallest recent mean of the rewarders. If it grows over a run, the policy learns "
+                    "what one of them likes and another does not.",
                     Query(f"max({MEAN}) - min({MEAN})", "spread"), above(0.5, 0.8),
                 ),
             ]
@@ -61,8 +61,8 @@ def _work() -> Row:
             [
                 graph(
                     "Time of a judgement", "s",
-                    "Quantiles of the seconds that a judgement takes. If the upper ones come close to the rewarder's timeout, "
-                    "its processes will be ended and started again.",
+                    "Quantiles of the seconds that a judgement takes. If the upper ones come close to the rewarder's "
+                    "timeout, its processes will be ended and started again.",
                     *quantiles("headrace_latency_seconds", "rewarder"), logarithmic=True,
                 ),
                 heatmap(
@@ -73,28 +73,30 @@ def _work() -> Row:
                 ),
                 graph(
                     "Verdicts, by outcome", "suffix:/s",
-                    "Values, abstentions and errors in a second. If errors or abstentions take over, "
-                    "groups are dropped as unjudged: read the reasons with `headrace trace`.",
-                    Query("sum by (rewarder, outcome) (rate(headrace_results_total[]))", "{{rewarder}}: {{outcome}}"), stacked=True,
+                    "Values, abstentions and errors in a second. If errors or abstentions take over, groups are "
+                    "dropped as unjudged: read the reasons with `headrace trace`.",
+                    Query("sum by (rewarder, outcome) (rate(headrace_results_total[]))", "{{rewarder}}: {{outcome}}"),
+                    stacked=True,
                 ),
             ],
             [
                 graph(
                     "Judging processes started again", "none",
-                    "Processes that were ended, for time, memory or a crash, and started again within the window. "
-                    "If it repeats, some answers break the rewarder: raise its limits or mend it.",
+                    "Processes that were ended, for time, memory or a crash, and started again within the window. If "
+                    "it repeats, some answers break the rewarder: raise its limits or mend it.",
                     Query("sum by (rewarder) (increase(headrace_worker_restarts_total[]))", "{{rewarder}}"), limits=above(1, 10),
                 ),
                 graph(
                     "Sandbox", "none",
-                    "1 while the sandbox of a rewarder fails its self-test. It needs kernel features that containers may forbid: "
-                    "the rewarder's log says which.",
-                    Query("max by (rewarder) (headrace_sandbox_degraded)", "{{rewarder}}"), limits=above(1), most=1.0,
+                    "1 while the sandbox of a rewarder fails its self-test. It needs kernel features that containers "
+                    "may forbid: the rewarder's log says which.",
+                    Query("max by (rewarder) (headrace_sandbox_degraded)", "{{rewarder}}"),
+                    limits=above(1), most=1.0,
                 ),
                 graph(
                     "Records passed over", "suffix:/s",
-                    "Records in a second that a rewarder has no verdict to give on. Where every prompt names it this should be zero: "
-                    "compare the mixes in the run file.",
+                    "Records in a second that a rewarder has no verdict to give on. Where every prompt names it this "
+                    "should be zero: compare the mixes in the run file.",
                     Query("sum by (rewarder) (rate(headrace_skipped_records_total[]))", "{{rewarder}}"),
                 ),
             ],
@@ -109,9 +111,10 @@ def _values() -> Row:
             [
                 graph(
                     "Recent mean", "none",
-                    "Moving mean of the values that each rewarder gave. One that is stuck at its lowest or highest value "
-                    "teaches nothing: its task is too hard, too easy, or it is broken.",
-                    Query(MEAN, "{{rewarder}}"), least=None,
+                    "Moving mean of the values that each rewarder gave. One that is stuck at its lowest or highest "
+                    "value teaches nothing: its task is too hard, too easy, or it is broken.",
+                    Query(MEAN, "{{rewarder}}"),
+                    least=None,
                 ),
                 heatmap(
                     "Values given", "none",
@@ -121,9 +124,10 @@ def _values() -> Row:
                 ),
                 graph(
                     "Agreement", "none",
-                    "Recent mean of each rewarder minus the mean of all. If one drifts away from the others over a run, "
-                    "it is being gamed, or measures something else: look at samples that it gave high values.",
-                    Query(f"{MEAN} - on () group_left () avg({MEAN})", "{{rewarder}}"), least=None,
+                    "Recent mean of each rewarder minus the mean of all. If one drifts away from the others over a "
+                    "run, it is being gamed, or measures something else: look at samples that it gave high values.",
+                    Query(f"{MEAN} - on () group_left () avg({MEAN})", "{{rewarder}}"),
+                    least=None,
                 ),
             ]
         ],

@@ -24,38 +24,38 @@ def _glance() -> Row:
             [
                 number(
                     "Generation", "si:tok/s",
-                    "Tokens that all servers decode in a second, as they say themselves. If it is low while requests wait, "
-                    "look at the memory for tokens and at retractions.",
+                    "Tokens that all servers decode in a second, as they say themselves. If it is low while requests "
+                    "wait, look at the memory for tokens and at retractions.",
                     Query("sum(sglang:gen_throughput)", "generation"),
                 ),
                 number(
                     "Running", "none",
-                    "Requests in the running batches of all servers. If it is far below slots times servers, "
-                    "the actors do not get enough prompts.",
+                    "Requests in the running batches of all servers. If it is far below slots times servers, the "
+                    "actors do not get enough prompts.",
                     Query("sum(sglang:num_running_reqs)", "running"),
                 ),
                 number(
                     "Waiting", "none",
-                    "Requests that wait for room in all servers. A queue that stays long says that actors hold more slots "
-                    "than the servers can run at once.",
+                    "Requests that wait for room in all servers. A queue that stays long says that actors hold more "
+                    "slots than the servers can run at once.",
                     Query("sum(sglang:num_queue_reqs)", "waiting"), above(64, 512),
                 ),
                 number(
                     "Paused", "none",
-                    "Requests that are paused for new weights. If it does not return to zero, "
-                    "an update of weights hangs: look at the actor's log.",
+                    "Requests that are paused for new weights. If it does not return to zero, an update of weights "
+                    "hangs: look at the actor's log.",
                     Query("sum(sglang:num_paused_reqs)", "paused"),
                 ),
                 number(
                     "Memory for tokens in use", "percentunit",
-                    "Share of the cache for keys and values in use on the fullest server. Near one, requests are retracted and done again: "
-                    "lower the slots.",
+                    "Share of the cache for keys and values in use on the fullest server. Near one, requests are "
+                    "retracted and done again: lower the slots.",
                     Query("max(sglang:token_usage)", "in use"), above(0.9, 0.98),
                 ),
                 number(
                     "Prefix cache", "percentunit",
-                    "Share of prompt tokens found in the cache, on average over the servers. With groups of n samples it should be near "
-                    "(n-1)/n; near zero the samples of a group are spread over servers.",
+                    "Share of prompt tokens found in the cache, on average over the servers. With groups of n samples "
+                    "it should be near (n-1)/n; near zero the samples of a group are spread over servers.",
                     Query("avg(sglang:cache_hit_rate)", "found"),
                 ),
             ]
@@ -70,20 +70,22 @@ def _load() -> Row:
             [
                 graph(
                     "Tokens of finished requests", "si:tok/s",
-                    "Response tokens of the requests that ended, by server. One server far below its like "
-                    "gets fewer prompts or shares its device.",
-                    Query("sum by (daemon) (rate(sglang:generation_tokens_total[]))", "{{daemon}}"), stacked=True,
+                    "Response tokens of the requests that ended, by server. One server far below its like gets fewer "
+                    "prompts or shares its device.",
+                    Query("sum by (daemon) (rate(sglang:generation_tokens_total[]))", "{{daemon}}"),
+                    stacked=True,
                 ),
                 graph(
                     "Decoding", "si:tok/s",
-                    "Tokens that each server decodes in a second, as it says itself. It dips at each update of weights; "
-                    "if the dips are wide, updates take too long.",
-                    Query("sum by (daemon) (sglang:gen_throughput)", "{{daemon}}"), stacked=True,
+                    "Tokens that each server decodes in a second, as it says itself. It dips at each update of "
+                    "weights; if the dips are wide, updates take too long.",
+                    Query("sum by (daemon) (sglang:gen_throughput)", "{{daemon}}"),
+                    stacked=True,
                 ),
                 graph(
                     "Requests", "none",
-                    "Requests that run, wait or are paused, by server. A queue beside a half-empty batch "
-                    "means that memory, not slots, is the limit.",
+                    "Requests that run, wait or are paused, by server. A queue beside a half-empty batch means that "
+                    "memory, not slots, is the limit.",
                     Query("sum by (daemon) (sglang:num_running_reqs)", "{{daemon}} running"),
                     Query("sum by (daemon) (sglang:num_queue_reqs)", "{{daemon}} waiting"),
                     Query("sum by (daemon) (sglang:num_paused_reqs)", "{{daemon}} paused"),
@@ -92,20 +94,22 @@ def _load() -> Row:
             [
                 graph(
                     "Memory for tokens", "percentunit",
-                    "Share of the cache for keys and values in use, by server. Near one, requests are retracted and done again: "
-                    "lower the slots or the context.",
-                    Query("max by (daemon) (sglang:token_usage)", "{{daemon}}"), limits=above(0.9, 0.98), most=1.0,
+                    "Share of the cache for keys and values in use, by server. Near one, requests are retracted and "
+                    "done again: lower the slots or the context.",
+                    Query("max by (daemon) (sglang:token_usage)", "{{daemon}}"),
+                    limits=above(0.9, 0.98), most=1.0,
                 ),
                 graph(
                     "Prefix cache", "percentunit",
-                    "Share of prompt tokens found in the cache, by server. If it falls to zero and stays there, "
-                    "the cache is switched off or flushed all the time.",
-                    Query("max by (daemon) (sglang:cache_hit_rate)", "{{daemon}}"), most=1.0,
+                    "Share of prompt tokens found in the cache, by server. If it falls to zero and stays there, the "
+                    "cache is switched off or flushed all the time.",
+                    Query("max by (daemon) (sglang:cache_hit_rate)", "{{daemon}}"),
+                    most=1.0,
                 ),
                 graph(
                     "Retracted requests", "none",
-                    "Requests that were thrown out of the running batch for want of memory, by server. They are computed again: "
-                    "if it is often above zero, lower the slots.",
+                    "Requests that were thrown out of the running batch for want of memory, by server. They are "
+                    "computed again: if it is often above zero, lower the slots.",
                     Query("sum by (daemon) (sglang:num_retracted_reqs)", "{{daemon}}"), limits=above(1, 10),
                 ),
             ],
@@ -128,8 +132,8 @@ def _latency() -> Row:
                 graph(
                     "Time between tokens",
                     "s",
-                    "Quantiles of the seconds between two tokens of a request. If they grow with the batch, the device is saturated; "
-                    "if they jump, weights are being updated.",
+                    "Quantiles of the seconds between two tokens of a request. If they grow with the batch, the "
+                    "device is saturated; if they jump, weights are being updated.",
                     *quantiles("sglang:inter_token_latency_seconds", "daemon", (0.5, 0.99)),
                 ),
                 heatmap(
