@@ -1,0 +1,201 @@
+"""The learner: is the objective healthy, what are its samples like, and where does the time of a step go."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from monitoring.dashboards.layout import Row, new
+from monitoring.dashboards.panels import Query, above, below, graph, heatmap, or_zero, quantiles
+
+
+def dashboard() -> Dashboard:
+    return new(
+        "headrace-learner",
+        "Learner",
+        "Health of the objective, the samples that are trained, and the time of a step.",
+        [_policy(), _ratio(), _samples(), _time()],
+    )
+
+
+def _policy() -> Row:
+    return Row(
+        "Optimization",
+        [
+            [
+                graph(
+                    "Entropy", "suffix: nats",
+                    "Entropy of the policy for each token. If it falls towards zero, the policy repeats itself and "
+                    "learns no more: lower the learning rate, or raise the clip bound or the entropy term.",
+                    Query("headrace_entropy", "entropy"),
+                ),
+                graph(
+                    "Divergence between sampler and policy", "suffix: nats",
+                    "The k3 estimate of the divergence of the policy from the one that sampled. A jump means that a "
+                    "step was too large or that samples are too old: lower the learning rate or max_lag.",
+                    Query("headrace_kl", "k3"), limits=above(0.05, 0.2),
+                ),
+                graph(
+                    "Gradient norm", "none",
+                    "Norm of the gradient before it is clipped. Spikes that repeat come before a collapse: lower the "
+                    "learning rate, or look for broken samples with `headrace trace`.",
+                    Query("headrace_grad_norm", "norm"), logarithmic=True,
+                ),
+            ],
+            [
+                graph(
+                    "Loss", "none",
+                    "Loss of the last step. Its height says little in reinforcement learning; a jump or a missing "
+                    "value asks for a look at the gradient norm and the ratio.",
+                    Query("headrace_loss", "loss"),
+                    least=None,
+                ),
+                graph(
+                    "Learning rate", "sci",
+                    "Learning rate of the last step. If it is not what the schedule of the run file says, a resumed "
+                    "run may use another file.",
+                    Query("headrace_learning_rate", "rate"),
+                ),
+                graph(
+                    "Device memory", "bytes",
+                    "Memory of the learner's accelerator, zero on a processor. If the peak is close to what the "
+                    "device has, the next long batch fails: lower the tokens of a micro-batch.",
+                    Query(or_zero("max by (kind) (headrace_gpu_memory_bytes)", "kind"), "{{kind}}"),
+                ),
+            ],
+        ],
+    )  # fmt: skip
+
+
+def _ratio() -> Row:
+    return Row(
+        "Off-policy correction",
+        [
+            [
+                graph(
+                    "Clipped tokens, by side", "percentunit",
+                    "Share of tokens at which the objective clips the ratio. Above a tenth much of the batch teaches "
+                    "nothing: lower the learning rate or max_lag.",
+                    Query(or_zero("max by (side) (headrace_clip_fraction)", "side"), "{{side}}"), limits=above(0.1, 0.3),
+                ),
+                graph(
+                    "Tokens without a gradient", "percentunit",
+                    "Share of tokens that are masked or clipped away. Near one the step is empty: samples are too "
+                    "stale, or the engine's probabilities are wrong.",
+                    Query("headrace_masked_fraction", "masked"), limits=above(0.3, 0.7),
+                ),
+                graph(
+                    "Effective sample size", "percentunit",
+                    "Effective over real sample size under the importance weights. Below a half few samples rule the "
+                    "step: lower max_lag or the learning rate.",
+                    Query("headrace_ess_ratio", "effective"),
+                    limits=below(0.5, 0.2), most=1.0,
+                ),
+            ],
+            [
+                graph(
+                    "Engine mismatch", "suffix: nats",
+                    "Mean |log pi - log mu| of tokens that the newest policy sampled: zero if engine and learner "
+                    "compute alike. If it grows, the engine holds other weights or another precision: compare dtypes "
+                    "and weight versions.",
+                    Query("headrace_engine_mismatch", "mismatch"), limits=above(0.02, 0.1),
+                ),
+                graph(
+                    "Importance ratio", "none",
+                    "Mean of pi/mu over the window's steps; it belongs at one. If it drifts away, learner and engine "
+                    "disagree: look at the engine mismatch.",
+                    Query("sum(rate(headrace_importance_ratio_sum[])) / sum(rate(headrace_importance_ratio_count[]))", "mean"),
+                    least=None,
+                ),
+                graph(
+                    "Largest importance ratio", "none",
+                    "Largest pi/mu of the last step. Very large values come from tokens that the sampler held to be "
+                    "all but impossible: check top_p, precision and staleness.",
+                    Query("headrace_importance_ratio_max", "largest"), limits=above(10, 100), logarithmic=True,
+                ),
+            ],
+        ],
+    )  # fmt: skip
+
+
+def _samples() -> Row:
+    return Row(
+        "Samples",
+        [
+            [
+                graph(
+                    "Response length", "suffix: tok",
+                    "Quantiles of the length of trained responses. If the upper ones sit at max_new_tokens, answers "
+                    "are cut off and judged wrong: raise the limit or shape the length.",
+                    *quantiles("headrace_response_length_tokens"),
+                ),
+                heatmap(
+                    "Response lengths", "none",
+                    "How many responses had which length, a row a bucket. Two clouds that part are two ways of "
+                    "answering: see with `headrace trace` which one is rewarded.",
+                    "headrace_response_length_tokens",
+                ),
+            ],
+            [
+                graph(
+                    "Reward, by rewarder", "none",
+                    "Mean value of each rewarder in the last step, and the mean reward. If one rises while the others "
+                    "fall, the policy learns to please that one: change the weights of the mix.",
+                    Query("headrace_rewarder_reward_mean", "{{rewarder}}"),
+                    Query("headrace_reward_mean", "reward"),
+                    least=None,
+                ),
+                graph(
+                    "Groups without variance", "percentunit",
+                    "Share of groups in which every sample has the same reward: they have no gradient. If it is high, "
+                    "the questions are too easy or too hard for this policy.",
+                    Query("headrace_zero_variance_group_ratio", "share"),
+                    limits=above(0.5, 0.9), most=1.0,
+                ),
+            ],
+        ],
+    )  # fmt: skip
+
+
+def _time() -> Row:
+    return Row(
+        "Time of a step",
+        [
+            [
+                graph(
+                    "Phases of a step", "s",
+                    "Where the seconds of a step go. A large wait_data asks for more actors; a large publish or "
+                    "checkpoint for a faster road for weights or a faster disk.",
+                    Query("sum by (phase) (rate(headrace_step_phase_seconds_sum[])) / on () group_left () sum(rate(headrace_steps_total[]))",
+                          "{{phase}}"),
+                    stacked=True,
+                ),
+                graph(
+                    "Writing a checkpoint", "s",
+                    "Quantiles of the seconds that a checkpoint takes. If they grow, the disk is busy or nearly full; "
+                    "write them less often.",
+                    *quantiles("headrace_checkpoint_seconds", shares=(0.5, 0.9)),
+                ),
+            ],
+            [
+                graph(
+                    "Pushing weights to all receivers", "s",
+                    "Quantiles of the seconds from a new version to its being published. If they come close to "
+                    "push_timeout, receivers will be evicted: look at the network and at the slowest actor.",
+                    *quantiles("headrace_weight_broadcast_seconds", shares=(0.5, 0.9)),
+                ),
+                graph(
+                    "Evictions and new broadcast groups", "none",
+                    "Receivers that did not answer a push, and groups formed anew, within the window. Evictions that "
+                    "repeat name a sick actor or network: look for it in the learner's log.",
+                    Query("sum(increase(headrace_broadcast_evictions_total[]))", "evictions"),
+                    Query("sum(increase(headrace_membership_epochs_total[]))", "groups formed"), limits=above(1, 5),
+                ),
+                graph(
+                    "Receivers of weights", "none",
+                    "Actors that take part in the broadcast. If there are fewer than actors are up, some sample from "
+                    "old weights: look at the versions on the Actors dashboard.",
+                    Query("headrace_weight_receivers", "receivers"),
+                ),
+            ],
+        ],
+    )  # fmt: skip
