@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broker.errors import RunFault
+from broker.errors import HeadraceError, RunFault
 from broker.messages import Manifest
 from broker.run import Run
 from headrace.edits import Edits, commands
@@ -43,7 +46,8 @@ def run_all(run: Run, plain: bool) -> int:
             try:
                 for line in [*opening(run, whole), *(f"  changed  {change}" for change in changed)]:
                     view.note(line)
-                status = supervise(run, whole, view, clock.start())
+                with told(run.directory / "logs" / "supervisor.out"):
+                    status = supervise(run, whole, view, clock.start())
             finally:
                 view.close()
                 clock.keep()
@@ -53,6 +57,18 @@ def run_all(run: Run, plain: bool) -> int:
             (run.directory / FINISHED_MARK).touch()
         finish(run, clock.seconds)
     return FINISHED
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Leave the fault that ends the block in ``path``, for who looks later; there is none until then."""
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except HeadraceError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"fault: {error}\n", encoding="utf-8")
+        raise
 
 
 def is_finished(run: Run, whole: WholeRun) -> bool:

@@ -47,14 +47,14 @@ def full_disk(e: Evidence) -> Iterator[Finding]:
     fix = (
         f"free some space (`headrace broker trim {e.run.directory}` drops what nobody needs), then start the run again"
     )
-    full = [(name, text) for name, text in e.words.items() if ("full" in text and "disk" in text) or "LogFull" in text]
+    full = [f"{name}: {text}" for name, text in e.words.items() if "no space" in text or "disk is full" in text]
     refused = [d.entry.name for d in e.daemons if any("reason=LogFull" in name for name in d.now)]
     if e.disk_free < FULL_SHARE * e.disk_total or e.disk_free < FULL_BYTES:
         yield Finding("the disk is full", free, fix)
     elif refused:
         yield Finding("the log is full", f"appends of {', '.join(refused)} were refused; {free}", fix)
     elif full and not e.daemons:
-        yield Finding("the disk was full", f"{full[0][0]}: {full[0][1]}; now {free}", fix)
+        yield Finding("the disk was full", f"{full[-1]}; now {free}", fix)
 
 
 def crash_loop(e: Evidence) -> Iterator[Finding]:
@@ -74,6 +74,10 @@ def nobody(e: Evidence) -> Iterator[Finding]:
     start = f"`headrace run {e.run.directory / 'run.toml'} --dir {e.run.directory}` goes on from where it was"
     if (e.run.directory / "finished").exists():
         yield Finding("the run is finished", f"{e.run.directory / 'finished'} is there", "nothing; see report.html")
+        return
+    if "supervisor" in e.words:
+        cure = f"mend that, then {start}"
+        yield Finding("the run was given up, and no daemon of it lives", e.words["supervisor"], cure)
         return
     last = sorted(f"{name}: {text}" for name, text in e.words.items())
     yield Finding("no daemon of this run lives", "; ".join(last) or "there are no logs: it was never started", start)

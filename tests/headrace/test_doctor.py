@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
-from ringtools import SMALL, end_run, headrace, start_run, wait_for
+from prometheus_client import CollectorRegistry, Gauge
+from ringtools import SMALL, end_run, headrace, wait_for
 
-from broker.messages import decode
+from broker.run import Run
 from headrace.rundir import reopen
-from monitoring.daemon import registered
+from monitoring.daemon import own_version, registered
 from monitoring.exporter import Exporter
-from monitoring.metrics import LearnerMetrics, RunMetrics, SystemMetrics
+from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RunMetrics
 
 NAMED_SECONDS = 30.0
 MOODS = """
@@ -160,14 +161,96 @@ def evictions(run: Path) -> float:
     return scrape(entry["metrics"], 2.0).get("headrace_broadcast_evictions_total{member=actor-0}", 0.0)
 
 
-assert (
-    shutil
-    and decode
-    and start_run
-    and registered
-    and Exporter
-    and CollectorRegistry
-    and LearnerMetrics
-    and RunMetrics
-    and SystemMetrics
-)
+@pytest.fixture
+def quiet(tmp_path: Path) -> Path:
+    """The directory of a run whose log is made, and that nobody runs."""
+    from headrace.rundir import record
+
+    run = Run.open(SMALL, [], tmp_path)
+    record(run)
+    run.open_log().close()
+    return tmp_path
+
+
+def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
+    from headrace.rundir import record
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    record(Run.open(SMALL, [f"broker.url=kafka://127.0.0.1:{port}"], tmp_path))
+    first = diagnosis(tmp_path)["findings"][0]
+    assert first["what"] == "the log cannot be reached" and str(port) in first["evidence"]
+
+
+def test_a_run_that_nobody_runs_says_how_to_go_on(quiet: Path) -> None:
+    (quiet / "logs").mkdir()
+    (quiet / "logs" / "learner-0.out").write_text("loading\nfault: the model has no such layer\n")
+    (finding,) = diagnosis(quiet)["findings"]
+    assert finding["what"] == "no daemon of this run lives" and "no such layer" in finding["evidence"]
+    assert str(quiet / "run.toml") in finding["fix"]
+    (quiet / "finished").touch()
+    assert diagnosis(quiet)["findings"][0]["what"] == "the run is finished"
+
+
+def test_what_daemons_export_is_read(quiet: Path) -> None:
+    """Daemons' own metrics classes, served as daemons do, in states that no run can be brought into quickly."""
+    with ExitStack() as stack:
+
+        def daemon(name: str, role: str, *fill: Callable[[CollectorRegistry], object]) -> None:
+            registry = CollectorRegistry()
+            for one in fill:
+                one(registry)
+            exporter = Exporter(registry)
+            stack.callback(exporter.close)
+            stack.enter_context(registered(quiet, name, role, exporter.address))
+
+        daemon("learner-0", "learner", lambda r: LearnerMetrics(r).phase_since("checkpoint").set(time.time() - 60))
+        daemon("supervisor", "supervisor", lambda r: RunMetrics(r).restarts("vowels-0", "rewarder").inc(4))
+        daemon("actor-0", "actor", lambda r: ActorMetrics(r).weight_version.set(-1))
+        daemon(
+            "fast",
+            "rewarder",
+            lambda r: Gauge("headrace_clock_timestamp_seconds", "-", registry=r).set(time.time() + 99),
+        )
+        daemon("full", "rewarder", lambda r: BrokerMetrics(r).produce_errors("small.rewards", "LogFull").inc())
+        (quiet / "logs").mkdir()
+        (quiet / "logs" / "vowels-0.out").write_text("fault: out of cheese\n")
+        older = quiet / "daemons" / "full.json"
+        older.write_text(older.read_text().replace(f'"version": "{own_version()}"', '"version": "0.0.1"'))
+        server = Exporter(CollectorRegistry())  # answers /health with 404
+        stack.callback(server.close)
+        stack.enter_context(registered(quiet, "actor-0.server", "sglang", f"http://{server.address}"))
+
+        found = {f["what"]: f for f in diagnosis(quiet)["findings"]}
+        assert "for 6" in found["the learner is in checkpoint"]["evidence"]
+        assert "4 restarts; last words: out of cheese" in found["vowels-0 ends again and again"]["evidence"]
+        assert "actor-0 has no weights" in found
+        assert "s ahead of" in found["the clock of fast is wrong"]["evidence"]
+        assert "0.0.1: full" in found["daemons run different versions"]["evidence"]
+        assert "appends of full were refused" in found["the log is full"]["evidence"]
+        assert "SGLang server actor-0.server is not healthy" in found
+        shown = headrace("doctor", str(quiet))
+        assert shown.returncode == 1 and "it waits, because: the log is full" in shown.stdout
+
+
+def test_one_slow_partition_is_told_from_a_slow_rewarder(quiet: Path) -> None:
+    run = reopen(quiet)
+    log = run.open_log()
+    group, topic = run.topics.group("rewarder.vowels"), run.topics.trajectories
+    producer, consumer = log.producer(), log.consumer([topic], group, "m")
+    for number in range(40):
+        producer.send(topic, b"k", b"not decodable", 3)
+        producer.send(topic, b"k", b"not decodable", number % 3)
+    producer.flush()
+    done: dict[tuple[str, int], int] = {}
+    deadline = time.monotonic() + 20
+    while sum(done.values()) < 80:
+        assert time.monotonic() < deadline
+        for record in consumer.poll(64, 0.1):
+            done[record.topic, record.partition] = record.offset + 1
+    consumer.commit({place: offset for place, offset in done.items() if place[1] != 3})
+    with registered(quiet, "vowels-0", "rewarder", "127.0.0.1:9"):
+        found = [f["what"] for f in diagnosis(quiet)["findings"]]
+    assert f"partition 3 of {topic} is slow for {group}" in found
+    for part in (consumer, producer, log):
+        part.close()

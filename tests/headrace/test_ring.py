@@ -195,6 +195,8 @@ def test_a_crash_loop_stops_the_run_with_its_reason(tmp_path: Path) -> None:
     finally:
         end_run(run)
     assert "no licence" in (tmp_path / "run" / "run.out").read_text().splitlines()[-1]
+    finding = json.loads(headrace("doctor", str(tmp_path / "run"), "--json").stdout)["findings"][0]
+    assert finding["what"].startswith("the run was given up") and "no licence" in finding["evidence"]
 
 
 def test_open_gives_the_run_as_it_was_started(tmp_path: Path) -> None:
@@ -294,6 +296,8 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Pa
         assert run.wait(200) == 3, (tmp_path / "run.out").read_text()[-3000:]
         last = (tmp_path / "run.out").read_text().splitlines()[-1]
         assert "no space for" in last and "free some" in last, last
+        finding = json.loads(headrace("doctor", str(tmp_path), "--json").stdout)["findings"][0]
+        assert finding["what"] == "the disk was full" and "headrace broker trim" in finding["fix"], finding
         run = start_run(tmp_path, *options)
         assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
     finally:
