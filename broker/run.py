@@ -39,7 +39,11 @@ class Run:
     @classmethod
     def open(cls, path: Path, overrides: list[str] | None = None, directory: Path | None = None) -> Run:
         """Read ``path``; ``directory`` is by default ``runs/NAME`` below the working directory. Raises RunFileError."""
-        file = RunFile.read(path, overrides or ())
+        return cls.of(RunFile.read(path, overrides or ()), directory)
+
+    @classmethod
+    def of(cls, file: RunFile, directory: Path | None = None) -> Run:
+        """The run that ``file`` describes. Raises RunFileError."""
         table, broker = file.table("run", RunTable), file.table("broker", BrokerTable)
         home = (directory or Path("runs") / table.name).resolve()
         home.mkdir(parents=True, exist_ok=True)

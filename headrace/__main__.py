@@ -68,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     top_.add_argument("--plain", action="store_true", help="plain lines instead of the display")
     top_.add_argument("--once", action="store_true", help="one look")
     logargs.arguments(add("broker", "make, look at and tidy a run's log"))
+    evaluate = add("eval", "pass@1 and cons@k of a run's policy, while it goes on or afterwards", run="", json="")
+    evaluate.add_argument("--data", metavar="NAME", help="a source of [data] (default heldout)")
+    evaluate.add_argument("--questions", type=int, metavar="N", help="default 400")
+    evaluate.add_argument("--k", type=int, metavar="K", help="samples of each question (default 1)")
+    evaluate.add_argument("--rewarder", metavar="NAME", help="who says what is correct (default accuracy)")
+    evaluate.add_argument("--name", metavar="NAME", help="of the evaluation in the log")
+    evaluate.add_argument("--model", metavar="DIR", help="evaluate these weights, on engines of their own")
     add("keys", "make the keys of a control road that leaves this machine").add_argument(
         "file", type=Path, metavar="FILE"
     )
@@ -169,6 +176,12 @@ def _keys(options: argparse.Namespace) -> int:
     return 0
 
 
+def _eval(options: argparse.Namespace) -> int:
+    from headrace.evaluate import eval_command
+
+    return eval_command(options)
+
+
 def _top(options: argparse.Namespace) -> int:
     from headrace.top import top_command
 
@@ -214,6 +227,7 @@ COMMANDS = {
     "doctor": _doctor,
     "broker": _broker,
     "top": _top,
+    "eval": _eval,
     "timeline": _timeline,
     "export": _export,
 } | {name: _inspect(name) for name in ("verify", "trace", "replay", "report")}

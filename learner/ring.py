@@ -23,6 +23,7 @@ from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.runfile import RunTable, nearest
 from broker.topics import STEPS_OWNER
+from learner.asked import find, place
 from learner.checkpoint import Checkpoints, Progress
 from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage, SamplingTable
 from learner.data.registry import open_documents, open_prompts
@@ -69,6 +70,7 @@ class Learner:
         self._file = run.file
         self.unfinished: set[str] = set()
         """Evaluations that a learner before this one began and did not end."""
+        self._asked: set[str] = set()
         self.extra: Mapping[str, Any] = {}
         self.resumed_step = 0
         tail = self._recover()
@@ -178,11 +180,22 @@ class Learner:
             self._mix = mix
             self.begin(replace(self._plan, ask=replace(self._plan.ask, rewards=mix)))
 
+    def _follow_asked(self) -> None:
+        """Begin the evaluations that somebody has asked for meanwhile."""
+        for asked in find(self.run.directory, self._asked):
+            self._asked.add(asked.name)
+            try:
+                self.ask(self.progress.stage, asked.name, self.progress.version, asked.stage(), self.config.learner)
+            except RunFileError as error:
+                log_.warning("evaluation %s: %s", asked.name, error)
+                place(self.run.directory, asked.name).unlink(missing_ok=True)
+
     def next(self) -> Planned | None:
         """Wait for the next planned step; None when the learner is to stop."""
         with self.telemetry.waiting("wait_data"):
             while not self.stop:
                 self._follow_mix()
+                self._follow_asked()
                 planned = self.planning.next(timeout=0.2)
                 if planned is not None:
                     return planned
@@ -258,10 +271,12 @@ class Learner:
         while self.planning.call(lambda _, evaluations: evaluations.pending):
             if self.stop.wait(0.1):
                 return False
+            self._follow_asked()
         return True
 
     def _evaluation_done(self, result: Evaluation) -> None:
         self.evaluated[result.name] = result.pass_at_1
+        place(self.run.directory, result.name).unlink(missing_ok=True)
         self.telemetry.evaluation(result)
 
 

@@ -7,6 +7,7 @@ delivered, so there are never two under one id. Samples that an update aborts ar
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import queue
 import threading
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 
@@ -70,7 +72,7 @@ class SglangEngine:
         self._submitted = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loop = asyncio.new_event_loop()
-        self._http: httpx.AsyncClient | None = None
+        self._http: aiohttp.ClientSession | None = None
         self._thread = threading.Thread(target=self._run, name="sglang", daemon=True)
         self._thread.start()
 
@@ -168,7 +170,7 @@ class SglangEngine:
             for task in list(self._tasks.values()):
                 task.cancel()
             if self._http is not None:
-                await self._http.aclose()
+                await self._http.close()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -182,8 +184,8 @@ class SglangEngine:
     async def _sample(self, number: int, request: Request) -> None:
         """Have a server sample the request, however often it takes until one has answered."""
         if self._http is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-            self._http = httpx.AsyncClient(timeout=httpx.Timeout(SAMPLE_SECONDS, connect=10.0), limits=limits)
+            limit = aiohttp.ClientTimeout(total=SAMPLE_SECONDS, connect=10.0)
+            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
         count, started = len(request.indices), time.time()
         body = {
             "input_ids": request.tokens.tolist(),
@@ -194,14 +196,14 @@ class SglangEngine:
             link = await self._free_server(request)
             link.running += count
             try:
-                answer = await self._http.post(f"{link.url}/generate", json=body)
-                if answer.status_code == httpx.codes.BAD_REQUEST:
-                    return self._refuse(number, request, words(answer.json()))
-                answer.raise_for_status()
-                found = answer.json()
+                async with self._http.post(f"{link.url}/generate", json=body) as answer:
+                    found = json.loads(await answer.read())
+                    if answer.status == httpx.codes.BAD_REQUEST:
+                        return self._refuse(number, request, words(found))
+                    answer.raise_for_status()
                 samples = found if isinstance(found, list) else [found]
                 done = [self._completion(request, i, s, started) for i, s in zip(request.indices, samples, strict=True)]
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
                 link.failures += 1
                 self._lost(link, 0.0, f"{type(error).__name__} {error}")
                 await asyncio.sleep(BACK_OFF[min(link.failures, len(BACK_OFF)) - 1])

@@ -74,7 +74,10 @@ class ServerSink:
             self._lane = lane
 
     def receive(self, push: Push) -> str:
-        """The server has no sum over the bytes that came, but one over what it holds: all servers must agree on it."""
+        """The server has no sum over the bytes that came, but one over what it holds: all servers must agree on it.
+
+        It goes on once every bucket has come; the sum is taken while it generates.
+        """
         with self._busy, self._telling():
             return self._receive(push)
 
@@ -125,9 +128,12 @@ class ServerSink:
                 flush_cache=self._mode != "in_place" and bucket is buckets[-1],
             )  # fmt: skip
         self._order("end_weight_update", lane.timeout)
-        held = self._checksum()
         self._go_on(push.version)
-        return held
+        try:
+            return self._checksum()
+        except WeightPushError:
+            self._link.version = self._whole = -1
+            raise
 
     def _load(self, path: Path, version: int) -> None:
         self._pause()

@@ -1,0 +1,69 @@
+"""Evaluations that somebody asks for while a run goes on: one file each in RUN/evaluations, which outlives both who asks and the learner.
+
+The learner takes up what lies there, and removes it once the result is in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field
+
+from broker.errors import RunFileError
+from broker.runfile import Table, parse
+from learner.config import EvaluateStage
+
+log = logging.getLogger("learner")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
+
+
+class Asked(Table):
+    """What is asked for: as in an ``evaluate`` stage."""
+
+    name: str = Field(pattern=NAME)
+    data: str = "heldout"
+    questions: int = Field(default=400, ge=1)
+    k: int = Field(default=1, ge=1)
+    rewarder: str = "accuracy"
+
+    def stage(self) -> EvaluateStage:
+        return EvaluateStage(
+            kind="evaluate", name=self.name, data=self.data, questions=self.questions, k=self.k, rewarder=self.rewarder
+        )
+
+
+def place(directory: Path, name: str) -> Path:
+    return directory / "evaluations" / f"{name}.toml"
+
+
+def leave(directory: Path, asked: Asked) -> Path:
+    """Put the request where the learner looks. Raises RunFileError if one of this name lies there already."""
+    path = place(directory, asked.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(tomli_w.dumps(asked.model_dump()), encoding="utf-8")
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise RunFileError(f"evaluation {asked.name!r} has been asked for already; use another --name") from None
+    finally:
+        temporary.unlink()
+    return path
+
+
+def find(directory: Path, known: Collection[str]) -> Iterator[Asked]:
+    """The requests that lie there and are not among ``known``; one that cannot be read is told and put aside."""
+    for path in sorted((directory / "evaluations").glob("*.toml")):
+        if path.stem in known:
+            continue
+        try:
+            yield parse(tomllib.loads(path.read_text(encoding="utf-8")), Asked, str(path))
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RunFileError) as error:
+            log.warning("%s is no request for an evaluation: %s", path, error)
+            path.rename(path.with_suffix(".refused"))
