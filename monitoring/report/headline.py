@@ -36,7 +36,7 @@ def headline(report: RunReport) -> str:
         tiles.append(("learner waited", f"{waiting_share(report.phases):.1%}", "of the time of its steps"))
     problems = report.audit.get("problem_count")
     if problems is not None:
-        tiles.append(("audit", "sound" if not problems else f"{problems:,} problems", "every group has one fate"))
+        tiles.append(("audit", "sound" if not problems else f"{problems:,} found", "every group has one fate"))
     shown = [
         f"<div><dt>{esc(name)}</dt><dd{_mood(name, value)}>{esc(value, 100)}<small>{esc(told, 200)}</small></dd></div>"
         for name, value, told in tiles
