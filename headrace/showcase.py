@@ -17,7 +17,7 @@ EACH = 2
 
 
 def showcase(log: Log, topics: Topics, trained: Sequence[Manifest]) -> list[Sample]:
-    """Samples of the first and of the last steps, each at most once."""
+    """Samples of the first and of the last steps, each once with all that it was chosen for."""
     early = trained[: min(STEPS, (len(trained) + 1) // 2)]
     late = trained[max(len(early), len(trained) - STEPS) :]
     shown = []
@@ -44,7 +44,8 @@ def _chosen(period: str, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> lis
         ]
     shown: dict[tuple[int, int], Sample] = {}
     for why, (step, group, sample) in picked:
-        shown.setdefault(tuple(sample["position"]), _sample(period, why, step, group, sample))
+        one = shown.setdefault(tuple(sample["position"]), _sample(period, step, group, sample))
+        one.chosen = f"{one.chosen}; {why}" if one.chosen else why
     return list(shown.values())
 
 
@@ -63,7 +64,7 @@ def _reward_spread(samples: Sequence[Mapping[str, Any]]) -> float:
     return max(rewards) - min(rewards) if rewards else 0.0
 
 
-def _sample(period: str, why: str, step: int, group: Mapping[str, Any], sample: Mapping[str, Any]) -> Sample:
+def _sample(period: str, step: int, group: Mapping[str, Any], sample: Mapping[str, Any]) -> Sample:
     versions = "+".join(str(version) for version, _ in sample["versions"])
     facts = [
         f"sampled by version {versions}", f"staleness {sample['staleness']}", f"{sample['tokens']} tokens",
@@ -76,7 +77,6 @@ def _sample(period: str, why: str, step: int, group: Mapping[str, Any], sample: 
         reward=sample["reward"],
         votes={v["rewarder"]: vote_text(v) for v in sample["votes"]},
         period=period,
-        chosen=why,
         facts=", ".join(fact for fact in facts if fact),
     )
 
