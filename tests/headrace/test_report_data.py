@@ -113,7 +113,7 @@ def test_best_worst_and_disputed_samples_are_shown_once_each(made: Handmade, tmp
     }
     assert len({s.title for s in shown}) == len(shown)
     late = [s for s in shown if s.period == "late"]
-    assert (late[0].chosen, late[0].reward, late[0].text) == ("best", 3.0, "all like it")
+    assert (late[0].chosen, late[0].reward, late[0].text) == ("best; group differs by 6", 3.0, "all like it")
     worst = [s for s in late if s.chosen.startswith("worst")]
     assert worst[0].text == "nobody likes it" and worst[0].reward == -3.0
     (disputed,) = [s for s in late if "rewarders differ" in s.chosen]
