@@ -68,8 +68,9 @@ class Progress:
     def _remember(self, result: StepResult) -> None:
         """Keep the step for the list of the last ones; after a redo the last result holds."""
         view = self.view
-        step = StepView(result.step, self._config.stages[result.stage].name, dict(result.metrics))
-        others = [s for s in view.history if (s.step, s.stage) != (step.step, step.stage)]
+        stage = self._config.stages[result.stage].name
+        step = StepView(result.step, stage, result.stage_step, dict(result.metrics))
+        others = [s for s in view.history if (s.stage, s.step) != (step.stage, step.step)]
         view.history = [*others[1 - HISTORY :], step]
         self._trained = self._planned.get(result.step, self._trained)
         self._planned = {number: m for number, m in self._planned.items() if number > result.step}

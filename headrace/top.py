@@ -12,11 +12,12 @@ from types import FrameType
 from broker.run import Run
 from headrace.progress import Progress
 from headrace.rundir import find_run
+from headrace.summary import WallClock
 from learner.config import LearnerConfig
 from monitoring.daemon import registrations
 from monitoring.keys import QUIT, SUSPEND, Keys
 from monitoring.screen import Pages, open_pages, print_once
-from monitoring.view import PAGES, DaemonView
+from monitoring.view import PAGES, DaemonView, RunView
 
 REFRESH_SECONDS = 1.0
 
@@ -26,13 +27,13 @@ def top_command(options: argparse.Namespace) -> int:
     run = find_run(options.run)
     with closing(Progress(run, LearnerConfig(run.file), lambda: daemons(run))) as progress:
         if options.once:
-            print_once(progress.refresh(*options.views), options.views)
+            print_once(_look(run, progress, *options.views), options.views)
             return 0
         signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGHUP, _leave)
         try:
             with Keys() as keys, closing(open_pages(options.plain, (options.views or PAGES)[0], keys.there)) as pages:
-                _follow(progress, pages, keys)
+                _follow(run, progress, pages, keys)
         except KeyboardInterrupt:
             pass  # Ctrl-C is how this ends
     return 0
@@ -43,10 +44,17 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _follow(progress: Progress, pages: Pages, keys: Keys) -> None:
+def _look(run: Run, progress: Progress, *shown: str) -> RunView:
+    """The run now, with the time that it has taken and not the time that it was watched."""
+    view = progress.refresh(*shown)
+    view.elapsed = WallClock(run.directory).seconds
+    return view
+
+
+def _follow(run: Run, progress: Progress, pages: Pages, keys: Keys) -> None:
     """Draw the run about once a second, and at once after a key; returns when it is to end."""
     while True:
-        pages.update(progress.refresh(pages.shown))
+        pages.update(_look(run, progress, pages.shown))
         due = time.monotonic() + REFRESH_SECONDS
         while (left := due - time.monotonic()) > 0:
             key = keys.wait(left)

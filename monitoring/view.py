@@ -40,10 +40,11 @@ class QueueView:
 
 @dataclass(slots=True)
 class StepView:
-    """One optimizer step and its metrics."""
+    """One optimizer step of a stage, its metrics, and the policy version that it made."""
 
-    step: int
+    version: int
     stage: str
+    step: int
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -59,10 +59,10 @@ def queues(view: RunView) -> RenderableType:
 
 def steps(view: RunView) -> RenderableType:
     """The last steps, the newest first."""
-    table = _table("step>", "stage", *(f"{title}>" for title, _, _ in STEP_COLUMNS))
+    table = _table("version>", "stage", "step>", *(f"{title}>" for title, _, _ in STEP_COLUMNS))
     for s in view.history[: -STEPS - 1 : -1]:
         numbers = [form.format(s.metrics[key]) if key in s.metrics else NONE for _, key, form in STEP_COLUMNS]
-        table.add_row(str(s.step), clean(s.stage, 30), *numbers)
+        table.add_row(str(s.version), clean(s.stage, 30), str(s.step), *numbers)
     return table if view.history else Text("no step yet", style="dim")
 
 

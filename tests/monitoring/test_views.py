@@ -17,7 +17,8 @@ HOSTILE = "[red]</x>\x1b[2J\x07\u202e\nsecond line " + "z" * 50_000
 
 def run_view(hostile: str = "") -> RunView:
     steps = [
-        StepView(n, "zero", {"reward_mean": n / 100, "staleness_mean": 1.5, "step_seconds": 2.0}) for n in range(1, 31)
+        StepView(n + 1, "zero", n, {"reward_mean": n / 100, "staleness_mean": 1.5, "step_seconds": 2.0})
+        for n in range(1, 31)
     ]
     steps[-1].metrics |= {"response_length_mean": 812.4, "entropy": 0.345, "grad_norm": 0.0123}
     return RunView(
@@ -61,8 +62,8 @@ def test_every_view_says_what_it_is_for() -> None:
 
 def test_the_newest_twenty_steps_come_first() -> None:
     lines = text_of("steps", run_view()).splitlines()[2:]
-    assert [int(line.split()[0]) for line in lines] == list(range(30, 10, -1))
-    assert lines[1].split() == ["29", "zero", "0.290", "-", "1.50", "-", "-", "-", "2.00"], (
+    assert [int(line.split()[2]) for line in lines] == list(range(30, 10, -1))
+    assert lines[1].split() == ["30", "zero", "29", "0.290", "-", "1.50", "-", "-", "-", "2.00"], (
         "what is not known is a dash"
     )
 
