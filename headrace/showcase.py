@@ -85,4 +85,4 @@ def vote_text(vote: Mapping[str, Any]) -> str:
     """One vote with its why."""
     if "unreadable" in vote:
         return "unreadable"
-    return f"{vote['value'] if vote['outcome'] == 'value' else vote['outcome']} {vote['why']}".rstrip()
+    return f"{round(vote['value'], 4) if vote['outcome'] == 'value' else vote['outcome']} {vote['why']}".rstrip()

@@ -15,7 +15,7 @@ from monitoring.view import PAGES, RunView, clean_text
 STEP_COLUMNS = (
     ("reward", "reward_mean", "{:.3f}"),
     ("loss", "loss", "{:.4f}"),
-    ("staleness", "staleness_mean", "{:.2f}"),
+    ("stale", "staleness_mean", "{:.2f}"),
     ("length", "response_length_mean", "{:.0f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("grad norm", "grad_norm", "{:.3g}"),
@@ -59,7 +59,7 @@ def queues(view: RunView) -> RenderableType:
 
 def steps(view: RunView) -> RenderableType:
     """The last steps, the newest first."""
-    table = _table("version>", "stage", "step>", *(f"{title}>" for title, _, _ in STEP_COLUMNS))
+    table = _table("version>", "stage", "step>", *(f"{title}>" for title, _, _ in STEP_COLUMNS), gap=1)
     for s in view.history[: -STEPS - 1 : -1]:
         numbers = [form.format(s.metrics[key]) if key in s.metrics else NONE for _, key, form in STEP_COLUMNS]
         table.add_row(str(s.version), clean(s.stage, 30), str(s.step), *numbers)
@@ -105,9 +105,9 @@ def known(number: int | None) -> str:
     return NONE if number is None else str(number)
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, gap: int = 2) -> Table:
     """A table without lines; a column whose name ends in ``>`` is set to the right."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for name in columns:
         table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left")
     return table

@@ -76,9 +76,8 @@ def line_chart(
 
 
 def stack_chart(title: str, steps: Sequence[float], layers: Mapping[str, Sequence[float]], unit: str = "") -> str:
-    """Layers on top of each other, the largest at the bottom; the smallest are one if there are too many."""
+    """Layers on top of each other, the first at the bottom; no more of them than ``COLOURS`` (see ``largest``)."""
     ranges = bins(steps, BINS)
-    layers = largest(layers)
     means = {name: [b.mean if b else 0.0 for b in binned(values, ranges)] for name, values in layers.items()}
     high = max((sum(column) for column in zip(*means.values(), strict=True)), default=0.0)
     if not high > 0:

@@ -18,7 +18,7 @@ GROUPS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Response length", "tokens", (("response_length_mean", "all judged"), ("trained_length_mean", "trained"))),
     ("Staleness", "versions", (("staleness_mean", "mean"), ("staleness_max", "max"), ("staleness_sampling_mean", "while sampling"), ("staleness_queue_mean", "while waiting"))),
     ("Groups without a gradient", "", (("zero_variance_group_ratio", "Groups without a gradient"),)),
-    ("Seconds a step", "s", (("step_seconds", "Seconds a step"),)),
+    ("Time of a step", "s", (("step_seconds", "Time of a step"),)),
 )  # fmt: skip
 """Title, unit, and metrics with their labels."""
 LOGARITHMIC = {"KL divergence", "Gradient norm", "Importance ratio"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from monitoring.report.charts import histogram, share_bar, stack_chart
+from monitoring.report.charts import histogram, largest, share_bar, stack_chart
 from monitoring.report.curves import curves
 from monitoring.report.data import RunReport, flatten, waiting_share
 from monitoring.report.headline import headline
@@ -45,19 +46,20 @@ def _time(report: RunReport) -> str:
     if not bar:
         return '<p class="dim">No time is known.</p>'
     told = f"The learner waited for samples in {waiting_share(report.phases):.1%} of its {sum(totals.values()):,.0f} s"
-    chart = stack_chart("Seconds of each step by phase", report.steps, report.phases, "s")
-    shares = stack_chart("Share of each step by phase", report.steps, _shares(report), "%")
+    layers = largest(report.phases)
+    chart = stack_chart("Time of each step by phase", report.steps, layers, "s")
+    shares = stack_chart("Share of each step by phase", report.steps, _shares(layers), "%")
     return (
         f'<p>{told} of training steps.</p><figure class="wide">{bar}</figure><div class="charts">{chart}{shares}</div>'
     )
 
 
-def _shares(report: RunReport) -> dict[str, list[float]]:
+def _shares(phases: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """The phases as percent of their step."""
-    totals = [sum(column) for column in zip(*report.phases.values(), strict=True)]
+    totals = [sum(column) for column in zip(*phases.values(), strict=True)]
     return {
         name: [100 * v / total if total else 0.0 for v, total in zip(seconds, totals, strict=True)]
-        for name, seconds in report.phases.items()
+        for name, seconds in phases.items()
     }
 
 

@@ -74,4 +74,4 @@ def figure(value: float) -> str:
     for limit, unit, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if 1e15 > size >= limit:
             return f"{float(f'{value / unit:.3g}'):g}{letter}"
-    return f"{value:.4g}" if size >= 1e-3 or size == 0 else f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:.4g}" if size >= 1e-3 or size == 0 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")

@@ -19,7 +19,9 @@ def esc(value: object, limit: int = 20_000) -> str:
 
 
 def vertical(low: float, high: float, logarithmic: bool) -> Scale:
+    """The axis upwards, with some room. A logarithmic one shows six decades at most: single values far below mean little."""
     if logarithmic:
+        low = max(low, high / 1e6)
         return Scale(low / 1.2, high * 1.2, HEIGHT - BOTTOM, TOP, True)
     if low >= 0 and low < 0.5 * high:
         low = 0.0

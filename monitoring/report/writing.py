@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from monitoring.report.charts import Line, line_chart, stack_chart
+from monitoring.report.charts import Line, largest, line_chart, stack_chart
 from monitoring.report.data import TextWindow
 from monitoring.report.svg import esc
 
@@ -22,7 +22,7 @@ def writing(windows: Sequence[TextWindow]) -> str:
         line_chart("Responses with a reflective word", steps, [Line("share", [w.reflective for w in windows])], fixed=True),
         line_chart("Responses with each reflective word", steps, [Line(n, [w.words[n] for w in windows]) for n in words[:LINES]]),
         line_chart("Words in the majority script of their response", steps, [Line("share", [w.consistency for w in windows])], fixed=True),
-        stack_chart("Share of words by script", steps, {s: [100 * w.scripts.get(s, 0.0) for w in windows] for s in scripts}, "%"),
+        stack_chart("Share of words by script", steps, largest({s: [100 * w.scripts.get(s, 0.0) for w in windows] for s in scripts}), "%"),
         line_chart("Samples cut at the length limit", steps, [Line("share", [w.cut for w in windows])], fixed=True),
     ]  # fmt: skip
     read, known = sum(w.read for w in windows), sum(w.samples for w in windows)

@@ -64,6 +64,7 @@ def test_an_interval_is_drawn_and_told() -> None:
 def test_a_logarithmic_axis_needs_a_wide_range_of_positive_numbers() -> None:
     steps = [1.0, 2.0]
     assert "logarithmic" in line_chart("x", steps, [Line("a", [0.01, 10.0])], log=True)
+    assert ">1e-5</text>" in (far := line_chart("x", steps, [Line("a", [1e-13, 10.0])], log=True)) and "1e-7" not in far
     assert "logarithmic" not in line_chart("x", steps, [Line("a", [0.0, 10.0])], log=True)
     assert "logarithmic" not in line_chart("x", steps, [Line("a", [5.0, 10.0])], log=True)
 
@@ -73,7 +74,7 @@ def test_layers_fill_the_whole_height_and_the_smallest_become_one() -> None:
     kept = largest(layers)
     assert list(kept)[:2] == ["phase 11", "phase 10"] and kept["rest"] == [10.0, 10.0] and len(kept) == 8
     assert sum(values[0] for values in kept.values()) == sum(range(1, 12))
-    assert "rest" in stack_chart("x", [1.0, 2.0], layers, "s")
+    assert "rest" in stack_chart("x", [1.0, 2.0], kept, "s")
     assert "wait 25.0% (1 s)" in share_bar({"wait": 1.0, "work": 3.0})
 
 
@@ -93,7 +94,7 @@ def test_every_part_is_there(steps: int) -> None:
     made = page(hand_report(steps))
     assert [made.count(f'<section id="{name}">') for name in SECTIONS] == [1] * len(SECTIONS)
     for title in ("Reward", "Held-out pass@1 (95% interval)", "Entropy", "KL divergence", "Clipped and masked tokens", "Effective sample size",
-                  "Gradient norm", "Response length", "Staleness", "Seconds of each step by phase", "Staleness of trained samples",
+                  "Gradient norm", "Response length", "Staleness", "Time of each step by phase", "Staleness of trained samples",
                   "Response length of trained samples", "Responses with each reflective word", "Share of words by script",
                   "Words in the majority script of their response", "Samples cut at the length limit"):  # fmt: skip
         assert f"<figcaption>{title} <small>" in made, title
