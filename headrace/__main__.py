@@ -15,6 +15,7 @@ from pathlib import Path
 
 from broker.errors import HeadraceError, RunFileError
 from headrace import logargs
+from monitoring.view import PAGES
 
 DAEMONS = {"learner": "learner.__main__", "actor": "actors.__main__", "rewarder": "rewarders.__main__"}
 ELSEWHERE = {**DAEMONS, "kafka": "broker.kafka.server"}
@@ -63,10 +64,14 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: RUN/export/NAME")
     export.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C or SIGTERM")
     add("report", "write report.html and summary.json again", run="")
-    top_ = add("top", "the live view of a run, from another terminal")
+    top_ = add("top", "the live views of a run, from another terminal; keys switch them")
     top_.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
     top_.add_argument("--plain", action="store_true", help="plain lines instead of the display")
     top_.add_argument("--once", action="store_true", help="one look")
+    top_.add_argument(
+        "--view", dest="views", action="append", default=[], metavar="NAME", choices=PAGES,
+        help=f"{', '.join(PAGES)}; with --once as many as you like",
+    )  # fmt: skip
     logargs.arguments(add("broker", "make, look at and tidy a run's log"))
     evaluate = add("eval", "pass@1 and cons@k of a run's policy, while it goes on or afterwards", run="", json="")
     evaluate.add_argument("--data", metavar="NAME", help="a source of [data] (default heldout)")

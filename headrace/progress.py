@@ -9,14 +9,13 @@ from broker.errors import HeadraceError
 from broker.log import Log
 from broker.messages import Evaluation, Manifest, StepResult
 from broker.run import Run
+from headrace.details import Details
+from headrace.pulse import Pulse
 from headrace.records import read
 from learner.config import LearnerConfig, RlStage, SftStage
-from monitoring.daemon import registrations
-from monitoring.scrape import scrape
-from monitoring.view import DaemonView, RunView
+from monitoring.view import DaemonView, RunView, StepView
 
-SCRAPE_SECONDS = 1.0  # for all daemons together
-GENERATED, TRAINED = "headrace_generated_tokens_total", "headrace_tokens_total"
+HISTORY = 20  # steps that are kept to be shown
 
 
 class Progress:
@@ -28,22 +27,26 @@ class Progress:
         self._reader = self._log.reader(run.topics.steps)
         self.view = RunView(run.table.name, stages=len(config.stages))
         self._started = time.monotonic()
-        self._counts: dict[str, tuple[float, float]] = {}
+        self._pulse, self._details = Pulse(run.directory), Details(run, self._log)
+        self._planned: dict[int, Manifest] = {}
+        self._trained: Manifest | None = None
 
-    def refresh(self) -> RunView:
-        """Read what is new. An unreachable log leaves the view as it was."""
+    def refresh(self, *shown: str) -> RunView:
+        """Read what is new, and what the views ``shown`` need beyond the overview. An unreachable log leaves all as it was."""
         view = self.view
         try:
             while records := self._reader.poll(512, 0.0):
                 for record in records:
                     self._take(read(record))
             self._queues()
+            self._details.fill(view, shown, self._trained)
             view.notes = []
         except HeadraceError as error:
             view.notes = [f"waiting for the log: {error}"]
         view.elapsed = time.monotonic() - self._started
-        view.daemons = self._daemons()
-        self._rates()
+        view.daemons = self._pulse.take(self._daemons(), everyone="daemons" in shown)
+        rates = {role: sum(d.rate or 0.0 for d in view.daemons if d.role == role) for role in ("actor", "learner")}
+        view.generated_per_second, view.trained_per_second = rates["actor"], rates["learner"]
         return view
 
     def _take(self, message: object) -> None:
@@ -54,10 +57,23 @@ class Progress:
             view.metrics = dict(message.metrics)
             if "reward_mean" in message.metrics:
                 view.rewards.append(message.metrics["reward_mean"])
+            self._remember(message)
         elif isinstance(message, Evaluation):
             view.evaluations.append((message.name, message.pass_at_1, *message.pass_at_1_interval))
         elif isinstance(message, Manifest):
             self._stage(min(message.stage + (message.kind == "close"), len(self._config.stages) - 1))
+            if message.kind == "step":
+                self._planned[message.step] = message
+
+    def _remember(self, result: StepResult) -> None:
+        """Keep the step for the list of the last ones; after a redo the last result holds."""
+        view = self.view
+        stage = self._config.stages[result.stage].name
+        step = StepView(result.step, stage, result.stage_step, dict(result.metrics))
+        others = [s for s in view.history if (s.stage, s.step) != (step.stage, step.step)]
+        view.history = [*others[1 - HISTORY :], step]
+        self._trained = self._planned.get(result.step, self._trained)
+        self._planned = {number: m for number, m in self._planned.items() if number > result.step}
 
     def _stage(self, index: int) -> None:
         view, stage = self.view, self._config.stages[index]
@@ -74,23 +90,7 @@ class Progress:
                 waiting[f"for {group.removeprefix(rewarders)}"] = self._log.lag(group, topics.trajectories)
         self.view.queues = waiting
 
-    def _rates(self) -> None:
-        rates = {GENERATED: 0.0, TRAINED: 0.0}
-        now = time.monotonic()
-        for daemon in registrations(self._run.directory):
-            if daemon.role == "rewarder":
-                continue
-            if time.monotonic() - now > SCRAPE_SECONDS:
-                break  # daemons that do not answer must not hold up the one that looks after them
-            for name, value in scrape(daemon.metrics, 0.3).items():
-                if name in rates:
-                    then, before = self._counts.get(f"{daemon.pid}/{name}", (now, value))
-                    if now > then:
-                        rates[name] += (value - before) / (now - then)
-                    if now - then > 3.0 or now == then:
-                        self._counts[f"{daemon.pid}/{name}"] = (now, value)
-        self.view.generated_per_second, self.view.trained_per_second = rates[GENERATED], rates[TRAINED]
-
     def close(self) -> None:
+        self._details.close()
         self._reader.close()
         self._log.close()

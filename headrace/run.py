@@ -128,7 +128,8 @@ def finish(run: Run, wall_seconds: float) -> None:
 
 def write_report(run: Run, wall_seconds: float) -> tuple[dict[str, Any], Audit]:
     """Write summary.json, report.html and plots/ into the run's directory; returns the summary and the audit."""
-    from headrace.summary import report_of, summarise
+    from headrace.report import report_of
+    from headrace.summary import summarise
     from headrace.verify import verify
     from monitoring.report import write_html, write_plots
 
@@ -136,7 +137,7 @@ def write_report(run: Run, wall_seconds: float) -> tuple[dict[str, Any], Audit]:
         audit = verify(log, run.topics)
         summary = summarise(log, run, audit, wall_seconds)
         replace(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-        report = report_of(log, run, summary)
+        report = report_of(log, run, summary, audit)
         write_plots(report, run.directory / "plots")
         write_html(report, run.directory / "report.html")
     return summary, audit

@@ -6,7 +6,6 @@ import json
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from broker.run import Run
 from headrace.records import scan
 from headrace.rundir import replace
 from headrace.verify import Audit
-from monitoring.report import RunReport, Sample
 
 PACKAGES = ("headrace", "torch", "transformers", "numpy", "pyzmq", "msgpack", "math-verify")
 CLOCK = "seconds.json"
@@ -123,53 +121,3 @@ def summarise(log: Log, run: Run, audit: Audit, wall_seconds: float) -> dict[str
         "seed": run.table.seed,
         "versions": versions(),
     }
-
-
-def report_of(log: Log, run: Run, summary: Mapping[str, Any]) -> RunReport:
-    """The report's data."""
-    history = History(log, run)
-    names = sorted({name for r in history.rl for name in r.metrics})
-    phases = sorted({name for r in history.rl for name in r.phases})
-    return RunReport(
-        name=run.table.name,
-        summary=dict(summary),
-        config=run.file.path.read_text(encoding="utf-8") if run.file.path.is_file() else "",
-        steps=[float(r.step) for r in history.rl],
-        series={name: [r.metrics.get(name, float("nan")) for r in history.rl] for name in names},
-        evaluations=[(float(e.step), e.name, e.pass_at_1, *e.pass_at_1_interval) for e in history.evaluations],
-        phases={name: [r.phases.get(name, 0.0) for r in history.rl] for name in phases},
-        samples=samples_of(log, run, history),
-    )
-
-
-def samples_of(log: Log, run: Run, history: History, count: int = 3) -> list[Sample]:
-    """The best and the worst sample of the first and of the last step."""
-    from headrace.trace import trace
-
-    steps = [m.step for m in history.manifests if m.kind == "step"]
-    shown = []
-    for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
-        samples = []
-        for group in trace(log, run.topics, step)["groups"]:
-            for sample in group["samples"]:
-                if "unreadable" in sample:
-                    continue
-                told = {v["rewarder"]: vote_text(v) for v in sample["votes"]}
-                samples.append(
-                    Sample(
-                        f"step {step}, {group['group_id']}#{sample['index']}",
-                        group["question"],
-                        sample["text"],
-                        sample["reward"],
-                        told,
-                    )
-                )
-        samples.sort(key=lambda s: -s.reward)
-        shown += samples[:count] + samples[-count:]
-    return shown
-
-
-def vote_text(vote: Mapping[str, Any]) -> str:
-    if "unreadable" in vote:
-        return "unreadable"
-    return f"{vote['value'] if vote['outcome'] == 'value' else vote['outcome']} {vote['why']}".rstrip()

@@ -18,21 +18,25 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
     Where a record can no longer be read, ``unreadable`` says why in its place.
     """
     manifest, result = find(log, topics, step)
-    prompts, samples, votes = log.reader(topics.prompts), log.reader(topics.trajectories), log.reader(topics.rewards)
-    try:
-        groups = [_group(g, step, prompts, samples, votes) for g in manifest.groups]
-    finally:
-        for reader in (prompts, samples, votes):
-            reader.close()
     return {
         "step": step,
         "stage": manifest.stage,
         "created": manifest.created,
-        "groups": groups,
+        "groups": groups_of(log, topics, manifest),
         "dropped": [d._asdict() for d in manifest.dropped],
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
     }
+
+
+def groups_of(log: Log, topics: Topics, manifest: Manifest, limit: int | None = None) -> list[dict[str, Any]]:
+    """The groups of a manifest (the first ``limit``), with their samples and votes."""
+    prompts, samples, votes = log.reader(topics.prompts), log.reader(topics.trajectories), log.reader(topics.rewards)
+    try:
+        return [_group(g, manifest.step, prompts, samples, votes) for g in manifest.groups[:limit]]
+    finally:
+        for reader in (prompts, samples, votes):
+            reader.close()
 
 
 def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None]:

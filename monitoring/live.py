@@ -114,35 +114,39 @@ def facts(view: RunView) -> list[tuple[str, str]]:
 
 def render(view: RunView) -> RenderableType:
     """The whole display."""
-    head = Text.assemble(
-        (view.name, "bold"),
+    notes = [Text(clean_text(note, 200), style="yellow") for note in view.notes[-3:]]
+    return Panel(Group(head(view), overview(view), *notes), title="headrace", border_style="dim")
+
+
+def head(view: RunView) -> Text:
+    """Which run this is, and in which stage."""
+    return Text.assemble(
+        (clean_text(view.name, 80), "bold"),
         f"  stage {view.stage_number + 1}/{view.stages} ",
-        (view.stage, "cyan"),
+        (clean_text(view.stage, 80), "cyan"),
         f"  {clock(view.elapsed)}",
     )
+
+
+def overview(view: RunView) -> RenderableType:
+    """How far the run is, its numbers, its queues and its daemons."""
     cells = [Text.assemble((f"{name} ", "dim"), (value, "bold"), no_wrap=True) for name, value in facts(view)]
-    numbers = Columns(cells, padding=(0, 3))
-    rows: list[RenderableType] = [head]
-    if view.steps:
-        rows.append(bar(view.step, view.steps))
-    rows.append(numbers)
+    rows: list[RenderableType] = [bar(view.step, view.steps)] if view.steps else []
+    rows.append(Columns(cells, padding=(0, 3)))
     if view.rewards:
         rows.append(Text.assemble(("reward  ", "dim"), sparkline(view.rewards)))
     if view.evaluations:
-        shown = "  ".join(f"{name} {value:.3f}" for name, value, _, _ in view.evaluations[-5:])
+        shown = "  ".join(f"{clean_text(name, 60)} {value:.3f}" for name, value, _, _ in view.evaluations[-5:])
         rows.append(Text.assemble(("held-out  ", "dim"), shown))
     if view.queues:
-        rows.append(
-            Text.assemble(("waiting  ", "dim"), "  ".join(f"{name} {count}" for name, count in view.queues.items()))
-        )
+        waiting = "  ".join(f"{clean_text(name, 40)} {count}" for name, count in view.queues.items())
+        rows.append(Text.assemble(("waiting  ", "dim"), waiting))
     daemons = Text()
     for daemon in view.daemons:
         daemons.append("● ", style=STATES.get(daemon.state, "red"))
         again = f" ({daemon.restarts} restarts)" if daemon.restarts else ""
-        daemons.append(f"{daemon.name}{again}  ")
-    rows.append(daemons)
-    rows += [Text(clean_text(note, 200), style="yellow") for note in view.notes[-3:]]
-    return Panel(Group(*rows), title="headrace", border_style="dim")
+        daemons.append(f"{clean_text(daemon.name, 40)}{again}  ")
+    return Group(*rows, daemons)
 
 
 def bar(done: int, total: int, width: int = 40) -> Text:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+PAGES = ("overview", "daemons", "queues", "steps", "letters", "samples")
+"""The views of a run, in the order of their keys."""
+
 
 @dataclass(slots=True)
 class DaemonView:
-    """One daemon: ``state`` is running, restarting or gone."""
+    """One daemon: ``state`` is running, restarting or gone. What is not known is None.
+
+    ``rate`` is what it gets done a second, in ``unit``; ``inflight`` the samples it generates; ``busy`` the share of its
+    time in which it does not wait.
+    """
 
     name: str
     role: str
@@ -15,11 +22,61 @@ class DaemonView:
     state: str
     restarts: int = 0
     version: int | None = None
+    rate: float | None = None
+    unit: str = ""
+    inflight: int | None = None
+    busy: float | None = None
+
+
+@dataclass(slots=True)
+class QueueView:
+    """What a consumer group has yet to read of a topic; ``age`` is that of the oldest such record in seconds."""
+
+    group: str
+    topic: str
+    lag: int
+    age: float | None = None
+
+
+@dataclass(slots=True)
+class StepView:
+    """One optimizer step of a stage, its metrics, and the policy version that it made."""
+
+    version: int
+    stage: str
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class LetterView:
+    """One dead letter: when it was written (seconds since the epoch), of which record, why, and what became of it."""
+
+    offset: int
+    at: float
+    record: str
+    group: str
+    worker: str
+    reason: str
+    became: str = "waiting"
+
+
+@dataclass(slots=True)
+class SampleView:
+    """One trained sample: its reward, its votes in a line, and what the model wrote."""
+
+    title: str
+    reward: float
+    votes: str
+    text: str
 
 
 @dataclass(slots=True)
 class RunView:
-    """A run at one moment. Rates are per second over the last refresh; ``evaluations`` are (name, pass@1, low, high)."""
+    """A run at one moment. Rates are per second over the last refresh; ``evaluations`` are (name, pass@1, low, high).
+
+    ``history`` are the last steps; ``lags``, ``letters`` (the newest) and ``samples`` are filled for who asks for them.
+    """
 
     name: str
     stage: str = "starting"
@@ -37,6 +94,11 @@ class RunView:
     queues: dict[str, int] = field(default_factory=dict)
     daemons: list[DaemonView] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    history: list[StepView] = field(default_factory=list)
+    lags: list[QueueView] = field(default_factory=list)
+    letters: list[LetterView] = field(default_factory=list)
+    letters_waiting: int = 0
+    samples: list[SampleView] = field(default_factory=list)
 
 
 def clean_text(text: str, limit: int = 2000) -> str:

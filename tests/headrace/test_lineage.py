@@ -11,8 +11,9 @@ from handmade import Handmade
 from ringtools import headrace
 
 from broker.errors import RunFault
+from headrace.report import report_of
 from headrace.run import write_report
-from headrace.summary import WallClock, report_of, summarise
+from headrace.summary import WallClock, summarise
 from headrace.trace import trace
 from headrace.verify import verify
 
@@ -66,7 +67,7 @@ def test_the_summary_counts_what_the_log_says(made: Handmade, tmp_path: Path) ->
     assert summary["tokens"] == {"generated": 8 * 3, "trained": 24}
     assert summary["staleness"] == {"mean": 0.75, "max": 1.0} and summary["phases"] == {"optimizer": 1.0}
     assert summary["versions"]["torch"][0].isdigit()
-    report = report_of(made.log, run, summary)
+    report = report_of(made.log, run, summary, audit)
     assert report.steps == [2.0, 3.0] and len(report.evaluations) == 2
     assert report.samples[0].reward == 1.5 and report.samples[0].votes["format"] == "1.0 as it should be"
 
