@@ -9,7 +9,9 @@ KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 
-.PHONY: setup setup-kafka setup-sglang run run-sglang test test-kafka test-sglang lint bench bench-trl bench-sglang chaos kafka clean
+RUN ?= runs/tiny
+
+.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test test-kafka test-sglang watch dashboards lint bench bench-trl bench-sglang chaos kafka clean
 
 setup: $(STAMP)
 
@@ -26,8 +28,21 @@ run: $(STAMP)
 run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
-test: $(STAMP)
+test: $(STAMP) setup-watch
 	$(BIN)/python -m pytest tests -m "not kafka and not sglang"
+
+# What the tests of dashboards, alerts and the report look through: Prometheus (unpacked into .venv) and Chromium (installed, as root).
+# A test that needs one that could not be had says so.
+setup-watch: $(STAMP)
+	@$(BIN)/python -m monitoring.prometheus
+	@command -v chromium chromium-browser google-chrome >/dev/null || { test $$(id -u) = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || echo "headrace: install Chromium for the tests of the report (apt install chromium)"
+
+# A Prometheus that watches a run and tells its alerts, until Ctrl-C.
+watch: $(STAMP)
+	@$(BIN)/headrace watch $(RUN)
+
+dashboards: $(STAMP)
+	$(BIN)/python -m monitoring.dashboards
 
 # Kafka's client; the broker itself is fetched by Maven on its first start, into the same .venv.
 setup-kafka: $(KAFKA_STAMP)

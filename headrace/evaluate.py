@@ -22,7 +22,6 @@ from headrace.records import scan
 from headrace.rundir import reopen
 from headrace.runfile import check
 from learner.asked import Asked, leave
-from learner.checkpoint import Checkpoints
 from learner.config import LearnerConfig
 from monitoring.daemon import registrations
 
@@ -118,6 +117,8 @@ def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
     from headrace.run import run_all
 
     if model is None:
+        from learner.checkpoint import Checkpoints
+
         newest = Checkpoints(run.directory / "checkpoints").newest()
         if newest is None:
             raise RunFileError(f"{run.directory} has no checkpoint yet; name one with --model")

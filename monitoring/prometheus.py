@@ -6,7 +6,9 @@ It finds a run's daemons through the file that the run keeps up to date, and lis
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -151,13 +153,23 @@ class Prometheus:
 
 
 def _follow_parent() -> None:
-    import os
-
     die_with_parent(os.getppid())
 
 
 def free_port() -> int:
-    import socket
-
+    """A port of the loopback that nobody uses now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def main() -> int:
+    """Have Prometheus ready: fetch it where it is missing."""
+    try:
+        programs()
+    except PrometheusError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,7 +40,7 @@ class Seen:
 def browse(page: Path, dark: bool = False, size: tuple[int, int] = (1280, 1000)) -> Seen:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        pytest.fail("this test needs Chromium: `make setup-browser` installs it")
+        pytest.fail("this test needs Chromium: `make setup-watch` installs it")
     picture = page.with_suffix(".png")
     command = [
         browser, "--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-background-networking",
