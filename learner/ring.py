@@ -163,6 +163,7 @@ class Learner:
         self.begin(None)
         while (planned := self.planning.next(timeout=0.0)) is not None:
             self.take(planned)
+        self.telemetry.limits(0, 0)
 
     def _follow_mix(self) -> None:
         """Take up the reward mix of an edited run file: the groups that are fed from now on carry it."""

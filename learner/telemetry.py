@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -31,6 +33,7 @@ GAUGES = {
     "lr": "learning_rate",
 }
 """Which metric of a step sets which gauge."""
+USUAL_STEPS = 21  # of whose times the median is the usual one
 
 
 class Telemetry:
@@ -42,6 +45,7 @@ class Telemetry:
         self.broker = BrokerMetrics(registry)
         self._phases: dict[str, float] = {}
         self._last = time.monotonic()
+        self._times: deque[float] = deque(maxlen=USUAL_STEPS)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -69,6 +73,8 @@ class Telemetry:
         phases = {**self._phases, **result.phases}
         phases["other"] = max(0.0, now - self._last - sum(phases.values()))
         metrics = {**result.metrics, "step_seconds": now - self._last}
+        self._times.append(now - self._last)
+        self.metrics.usual_step.set(median(self._times))
         self._last, self._phases = now, {}
         self._export(result.step, metrics, phases)
         return dataclasses.replace(result, metrics=metrics, phases=phases)
@@ -120,12 +126,15 @@ class Telemetry:
             mine.gpu_memory("peak").set(torch.cuda.max_memory_allocated())
 
     def limits(self, max_lag: int, credits: int) -> None:
-        """Export what bounds the planner in this stage."""
+        """Export what bounds the planner in this stage (0 credits: it plans no steps)."""
         self.metrics.max_lag.set(max_lag)
         self.metrics.credits.set(credits)
 
     def begin_stage(self, index: int, stage: Stage) -> None:
         self._last, self._phases = time.monotonic(), {}
+        self._times.clear()
+        self.metrics.usual_step.set(0)
+        self.metrics.last_step.set_to_current_time()
         log_.info("stage %d: %s (%s)", index, stage.name, stage.kind)
 
     def evaluation(self, result: Evaluation) -> None:

@@ -137,11 +137,14 @@ class LearnerMetrics:
         self.epochs = Counter("headrace_membership_epochs", "Broadcast groups formed anew", registry=registry)
         self.receivers = gauge("weight_receivers", "Receivers of weights that are alive")
         self.outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
-        self.credits = gauge("credits", "Groups that may be outstanding at once")
+        self.credits = gauge("credits", "Groups that may be outstanding at once (0: no RL stage is under way)")
         self.max_lag = gauge("max_lag_versions", "Largest staleness that is trained")
         groups = Counter("headrace_groups", "Groups that ended", ["fate"], registry=registry)
         self.groups = lru_cache(maxsize=8)(lambda fate: groups.labels(fate))
-        self.last_step = gauge("last_step_timestamp_seconds", "When the last step ended, seconds since the epoch")
+        self.last_step = gauge(
+            "last_step_timestamp_seconds", "When the last step ended or the stage began, seconds since the epoch"
+        )
+        self.usual_step = gauge("usual_step_seconds", "Median time of the stage's last steps (0: none yet)")
         self.pass_at_1 = gauge("pass_at_1", "Held-out pass@1 of the last evaluation")
         self.cons_at_k = gauge("cons_at_k", "Held-out majority vote of the last evaluation")
         memory = Gauge("headrace_gpu_memory_bytes", "Device memory", ["kind"], registry=registry)

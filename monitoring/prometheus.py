@@ -88,6 +88,8 @@ class Prometheus:
     def __init__(
         self, directory: Path, files: Sequence[Path], rules: Sequence[Path] = (), interval: str = "5s", port: int = 0
     ) -> None:
+        if port:
+            _require_free(port)
         here = programs()
         directory.mkdir(parents=True, exist_ok=True)
         config, out = directory / "prometheus.yml", directory / "prometheus.out"
@@ -138,6 +140,10 @@ class Prometheus:
             return [{"metric": {}, "value": result["result"]}]
         return list(result["result"])
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def wait(self) -> int:
         """Block until the server ends; returns its status."""
         return self._process.wait()
@@ -154,6 +160,14 @@ class Prometheus:
 
 def _follow_parent() -> None:
     die_with_parent(os.getppid())
+
+
+def _require_free(port: int) -> None:
+    """Raises PrometheusError: what listens there already would be taken for the server that is started."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        raise PrometheusError(f"port {port} cannot be had ({error}); 0 takes any free one") from error
 
 
 def free_port() -> int:
