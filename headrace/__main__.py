@@ -72,6 +72,17 @@ def parser() -> argparse.ArgumentParser:
         "--view", dest="views", action="append", default=[], metavar="NAME", choices=PAGES,
         help=f"{', '.join(PAGES)}; with --once as many as you like",
     )  # fmt: skip
+    watch = add("watch", "Prometheus and the alerts of one or several runs")
+    watch.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="its directory, or the run file that starts it"
+    )
+    watch.add_argument(
+        "--port", type=int, default=9090, help="where Prometheus listens on the loopback; 0: any free one"
+    )
+    watch.add_argument(
+        "--dir", dest="directory", type=Path, default=None, metavar="DIR", help="its data; default: RUN/prometheus"
+    )
+    watch.add_argument("--interval", type=int, default=5, metavar="SECONDS", help="between two looks at each daemon")
     logargs.arguments(add("broker", "make, look at and tidy a run's log"))
     evaluate = add("eval", "pass@1 and cons@k of a run's policy, while it goes on or afterwards", run="", json="")
     evaluate.add_argument("--data", metavar="NAME", help="a source of [data] (default heldout)")
@@ -193,6 +204,12 @@ def _top(options: argparse.Namespace) -> int:
     return top_command(options)
 
 
+def _watch(options: argparse.Namespace) -> int:
+    from headrace.watch import watch_command
+
+    return watch_command(options)
+
+
 def _broker(options: argparse.Namespace) -> int:
     from headrace.logtool import broker_command
 
@@ -233,6 +250,7 @@ COMMANDS = {
     "broker": _broker,
     "top": _top,
     "eval": _eval,
+    "watch": _watch,
     "timeline": _timeline,
     "export": _export,
 } | {name: _inspect(name) for name in ("verify", "trace", "replay", "report")}

@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 from monitoring.daemon import die_with_parent
 
 PROGRAMS = ("prometheus", "promtool")
+ALERTS = Path(__file__).with_name("alerts.yaml")
 READY_SECONDS = 30.0
 STOP_SECONDS = 10.0
 SECTION = """\
