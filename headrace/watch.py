@@ -16,8 +16,8 @@ from typing import Any
 from broker.errors import RunFault, RunFileError
 from broker.run import Run
 from headrace.rundir import find_run
-from monitoring.daemon import Stop
-from monitoring.discovery import write_targets
+from monitoring.daemon import Stop, registrations
+from monitoring.discovery import TARGETS, write_targets
 from monitoring.prometheus import ALERTS, Prometheus, PrometheusError, programs
 from monitoring.view import clean_text
 
@@ -36,11 +36,19 @@ QUERIES = {
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A run that is watched, and the file of its alerting rules."""
+    """A run that is watched, the file of its alerting rules, and what its run file has scraped beside it."""
 
     name: str
     directory: Path
     rules: Path
+    others: Mapping[str, str]
+
+    def write_targets(self) -> Path:
+        """Bring ``targets.json`` up to date, unless a supervisor lives that does; returns its path."""
+        path = self.directory / TARGETS
+        if path.exists() and any(d.role == "supervisor" for d in registrations(self.directory)):
+            return path
+        return write_targets(self.name, self.directory, self.others)
 
 
 def watch_command(options: argparse.Namespace) -> int:
@@ -52,7 +60,7 @@ def watch_command(options: argparse.Namespace) -> int:
     rules = sorted({run.rules for run in runs})
     try:
         check_rules(rules)
-        files = [write_targets(run.name, run.directory) for run in runs]
+        files = [run.write_targets() for run in runs]
         server = Prometheus(home, files, rules, f"{options.interval}s", options.port)
         try:
             for line in opening(server.url, runs, rules, home):
@@ -87,7 +95,7 @@ def watched(place: Path) -> Watched:
         run = find_run(place)
     except RunFileError:
         if (place / "daemons").is_dir():
-            return Watched(place.resolve().name, place.resolve(), ALERTS)
+            return Watched(place.resolve().name, place.resolve(), ALERTS, {})
         if not place.is_file():
             raise
         run = Run.open(place)
@@ -95,7 +103,7 @@ def watched(place: Path) -> Watched:
     rules = run.file.resolve(named) if named else ALERTS
     if not rules.is_file():
         raise RunFileError(f"[monitoring] alerts = {named!r}: there is no file {rules}")
-    return Watched(run.table.name, run.directory, rules)
+    return Watched(run.table.name, run.directory, rules, run.monitoring.targets)
 
 
 def check_rules(rules: Iterable[Path]) -> None:
@@ -127,7 +135,7 @@ def follow(server: Prometheus, runs: Sequence[Watched], stop: Stop) -> None:
         if time.monotonic() >= due:
             due = time.monotonic() + TARGETS_SECONDS
             for run in runs:
-                write_targets(run.name, run.directory)
+                run.write_targets()
         try:
             found = server.get("alerts")["alerts"]
         except PrometheusError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import signal
 import socket
@@ -94,10 +95,10 @@ def test_alerts_are_told_as_they_begin_and_end(tmp_path: Path) -> None:
             url = watch.line("Prometheus at").split(" at ")[1].split()[0]
             assert "watches tiny" in watch.lines[-1] and str(tmp_path / "rules.yaml") in watch.line("alerts")
             watch.line("Ctrl-C")
-            with registered(home, "supervisor", "supervisor", exporter.address):  # later than the watch
+            with registered(home, "beside-0", "beside", exporter.address):  # later than the watch
                 up.set(0)
                 line = watch.line("ALERT")
-                assert "Down [critical] daemon=supervisor exported_daemon=actor-1 exported_role=actor" in line
+                assert "Down [critical] daemon=beside-0 exported_daemon=actor-1 exported_role=actor" in line
                 assert "actor-1 of tiny is down. It is 0. (docs/runbook.md#down)" in line
                 up.set(1)
                 assert "over  Down [critical]" in watch.line("over")
@@ -160,6 +161,17 @@ def test_a_run_is_found_by_its_directory_its_file_or_its_daemons(
         watched(tmp_path / "nowhere")
     with pytest.raises(RunFileError, match=r"\[monitoring\] alerts = 'no.yaml': there is no file"):
         watched(run_directory(tmp_path / "other", alerts="no.yaml"))
+
+
+def test_targets_are_written_unless_a_supervisor_does(tmp_path: Path) -> None:
+    home = run_directory(tmp_path / "run", alerts='"\ntargets.kafka = "10.0.0.9:7071')
+    run = watched(home)
+    with registered(home, "actor-0", "actor", "127.0.0.1:9"):
+        found = json.loads(run.write_targets().read_text())
+        assert [t["targets"] for t in found] == [["127.0.0.1:9"], ["10.0.0.9:7071"]]
+        with registered(home, "supervisor", "supervisor", "127.0.0.1:8"):
+            assert json.loads(run.write_targets().read_text()) == found
+    assert [t["labels"]["daemon"] for t in json.loads(run.write_targets().read_text())] == ["kafka"]
 
 
 def test_two_runs_of_one_name_are_told_apart_only_in_two_watches(tmp_path: Path) -> None:
