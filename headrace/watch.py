@@ -87,15 +87,10 @@ def watched_runs(places: Sequence[Path]) -> list[Watched]:
 
 
 def watched(place: Path) -> Watched:
-    """The run in directory ``place``, or the one that run file ``place`` starts.
-
-    Daemons that were started by hand leave no run file in their directory: its name is then the run's. Raises RunFileError.
-    """
+    """The run in directory ``place``, or the one that run file ``place`` starts, also if it has not begun. Raises RunFileError."""
     try:
         run = find_run(place)
     except RunFileError:
-        if (place / "daemons").is_dir():
-            return Watched(place.resolve().name, place.resolve(), ALERTS, {})
         if not place.is_file():
             raise
         run = Run.open(place)

@@ -134,7 +134,7 @@ class Telemetry:
         self._last, self._phases = time.monotonic(), {}
         self._times.clear()
         self.metrics.usual_step.set(0)
-        self.metrics.last_step.set_to_current_time()
+        self.metrics.stage_begin.set_to_current_time()
         log_.info("stage %d: %s (%s)", index, stage.name, stage.kind)
 
     def evaluation(self, result: Evaluation) -> None:

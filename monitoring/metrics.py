@@ -141,9 +141,8 @@ class LearnerMetrics:
         self.max_lag = gauge("max_lag_versions", "Largest staleness that is trained")
         groups = Counter("headrace_groups", "Groups that ended", ["fate"], registry=registry)
         self.groups = lru_cache(maxsize=8)(lambda fate: groups.labels(fate))
-        self.last_step = gauge(
-            "last_step_timestamp_seconds", "When the last step ended or the stage began, seconds since the epoch"
-        )
+        self.last_step = gauge("last_step_timestamp_seconds", "When the last step ended, seconds since the epoch")
+        self.stage_begin = gauge("stage_begin_timestamp_seconds", "When the stage began, seconds since the epoch")
         self.usual_step = gauge("usual_step_seconds", "Median time of the stage's last steps (0: none yet)")
         self.pass_at_1 = gauge("pass_at_1", "Held-out pass@1 of the last evaluation")
         self.cons_at_k = gauge("cons_at_k", "Held-out majority vote of the last evaluation")

@@ -147,16 +147,12 @@ def test_a_taken_port_is_a_fault_and_bad_rules_are_bad_input(tmp_path: Path) -> 
     assert headrace("watch", str(home), "--interval", "0").returncode == 2
 
 
-def test_a_run_is_found_by_its_directory_its_file_or_its_daemons(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_found_by_its_directory_or_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     home = run_directory(tmp_path / "run")
     assert watched(home).name == "tiny" and watched(home).rules == ALERTS
     (tmp_path / "file.toml").write_text('[run]\nname = "later"\nmodel = "m"\n')
     assert watched(tmp_path / "file.toml").directory == tmp_path / "runs" / "later"
-    with registered(tmp_path / "by_hand", "learner-0", "learner", "127.0.0.1:9"):
-        assert watched(tmp_path / "by_hand").name == "by_hand"
     with pytest.raises(RunFileError, match="is no run"):
         watched(tmp_path / "nowhere")
     with pytest.raises(RunFileError, match=r"\[monitoring\] alerts = 'no.yaml': there is no file"):
