@@ -47,6 +47,9 @@ QUIET = {
     "headrace_cons_at_k": "an answer of vowels alone is rare",
     "headrace_engine_mismatch": "a step need not hold a token of staleness 0",
     "headrace_stage": "0 is the first stage",
+    "headrace_credits": "the RL stage may be over at the moment of the scrape",
+    "headrace_max_lag_versions": "the RL stage may be over at the moment of the scrape",
+    "headrace_usual_step_seconds": "the RL stage may be over at the moment of the scrape",
 }
 """What may be absent or zero in a sound run on a CPU, and why."""
 BUBBLE = 0.99
