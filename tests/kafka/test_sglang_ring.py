@@ -1,27 +1,35 @@
-"""The whole ring on real parts: two SGLang servers, Kafka, rewarders and a learner; one server is killed on the way."""
+"""The whole ring on real parts: two SGLang servers, Kafka, rewarders and a learner, of which several are killed on the way."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from ringtools import end_run, processes, start_run, verify, wait_for
+from ringtools import by_role, end_run, processes, start_run, verify, wait_for
 from test_kafka_ring import options, said, steps_of
 
+from actors.sglang.keeper import Keeper
+from actors.sglang.server import Server
 from broker.kafka.server import KafkaServer
 from broker.messages import Manifest, StepResult
 from headrace.records import scan
 from headrace.rundir import reopen
+from monitoring.scrape import scrape
 
 pytestmark = [pytest.mark.kafka, pytest.mark.sglang, pytest.mark.timeout(600)]
 STEPS = 30
 
 
-def servers(run: object) -> list[psutil.Process]:
-    """The servers' main processes; each has a scheduler and a detokenizer below it."""
+def launched(run: object) -> list[psutil.Process]:
+    """The servers' main processes below the supervisor; each has a scheduler and a detokenizer below it."""
     found = []
     for process in processes(run):  # type: ignore[arg-type]
         try:
@@ -32,28 +40,94 @@ def servers(run: object) -> list[psutil.Process]:
     return found
 
 
-def test_the_whole_ring_learns_on_sglang_and_kafka_and_survives_a_server(kafka: KafkaServer, tmp_path: Path) -> None:
+@pytest.fixture
+def second(tiny_model: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server that runs before the ring does, with weights of its own."""
+    server = Server(
+        tmp_path / "second", lambda: str(tiny_model), device="cpu", dtype="float32", slots=16, context=128, seed=1
+    )
+    keeper = Keeper(server)
+    keeper.begin()
+    yield server
+    keeper.stop()
+
+
+def newest_version(directory: Path, actor: str) -> int:
+    """The newest version that ``actor`` has sampled from; -1 if it has not sampled yet."""
+    return max(
+        (t.newest_version for t in records(directory, "trajectories") if getattr(t, "actor", "") == actor), default=-1
+    )
+
+
+def records(directory: Path, topic: str) -> list[Any]:
+    run = reopen(directory)
+    log = run.open_log()
+    found = [message for _, message in scan(log, getattr(run.topics, topic))]
+    log.close()
+    return found
+
+
+def generated(directory: Path, actor: str) -> float:
+    entry = json.loads((directory / "daemons" / f"{actor}.json").read_text())
+    return scrape(entry["metrics"], 5.0)["headrace_generated_tokens_total"]
+
+
+def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
+    kafka: KafkaServer, second: Server, tmp_path: Path
+) -> None:
+    """One server is launched and killed, one joins on the way; the publisher and the learner are killed."""
+    directory = tmp_path / "run"
     settings = options(
-        "servers", kafka.url, "actors.engine=sglang", "actors.launch=true", "actors.count=2", "actors.slots=16",
-        f"stage.1.steps={STEPS}", "stage.1.eval_every=15", "learner.optimizer.lr=2e-3", "learner.deadline=240",
+        "servers", kafka.url, "actors.engine=sglang", "actors.launch=true", "actors.count=1", "actors.slots=16",
+        "stage.1.steps=100000", "stage.1.eval_every=15", "learner.optimizer.lr=2e-3", "learner.deadline=240",
         "learner.group_size=8", "learner.push_timeout=20", "actors.give_back=8",
     )  # fmt: skip
-    run = start_run(tmp_path, *settings)
+    run, late = start_run(directory, *settings), None
     try:
-        wait_for("the third step", lambda: run.poll() is not None or steps_of(tmp_path) >= 3, 300)
-        found = servers(run)
-        assert len(found) == 2, said(tmp_path)
-        os.kill(found[0].pid, signal.SIGKILL)
-        assert run.wait(400) == 0, said(tmp_path)
+
+        def until_step(number: int) -> None:
+            wait_for(f"step {number}", lambda: run.poll() is not None or steps_of(directory) >= number, 300)
+            assert run.poll() is None, said(directory)
+
+        until_step(3)
+        attached = ["--set", "actors.launch=false", "--set", f'actors.servers=["{second.url}"]']
+        command = [sys.executable, "-m", "headrace", "actor", str(directory / "run.toml"), "--dir", str(directory)]
+        with (tmp_path / "late.out").open("wb") as out:
+            late = subprocess.Popen(
+                [*command, "--name", "late", *attached], stdout=out, stderr=out, start_new_session=True
+            )
+        wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 90)
+        until_step(steps_of(directory) + 2)
+        (server,) = launched(run)
+        os.kill(server.pid, signal.SIGKILL)
+        until_step(steps_of(directory) + 4)
+        by_role(run, "publisher")[0].kill()
+        until_step(steps_of(directory) + 4)
+        before = generated(directory, "late")
+        by_role(run, "learner")[0].kill()
+        wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 30)
+        killed = steps_of(directory)
+        until_step(max(STEPS, killed + 4))
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130, said(directory)
+        late.terminate()
+        assert late.wait(40) == 0, (tmp_path / "late.out").read_text()[-2000:]
     finally:
         end_run(run)
-    audit = verify(tmp_path)
-    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dropped"]) == (STEPS, 4 * STEPS, 0, 0)
-    opened = reopen(tmp_path)
-    log = opened.open_log()
-    records = [m for _, m in scan(log, opened.topics.steps)]
-    log.close()
-    rewards = [m.metrics["reward_mean"] for m in records if isinstance(m, Manifest) and "reward_mean" in m.metrics]
+        if late is not None:
+            end_run(late)
+    audit = verify(directory)
+    assert audit["problems"] == [] and audit["dropped"] == 0
+    assert isinstance(audit["steps"], int) and audit["steps"] >= STEPS and audit["trained"] == 4 * audit["steps"]
+    steps = records(directory, "steps")
+    rewards = [m.metrics["reward_mean"] for m in steps if isinstance(m, Manifest) and "reward_mean" in m.metrics]
     assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.05, rewards
-    mismatch = [m.metrics["mismatch"] for m in records if isinstance(m, StepResult) and "mismatch" in m.metrics]
+    results = [m for m in steps if isinstance(m, StepResult)]
+    mismatch = [m.metrics["mismatch"] for m in results if "mismatch" in m.metrics]
     assert mismatch and max(mismatch) < 1e-4, "what the servers sampled from is what the learner computes"
+    assert newest_version(directory, "late") > killed and newest_version(directory, "actor-0") >= killed, (
+        "both take pushes"
+    )
+    busy = [m.phases for m in results if m.stage == 1]
+    blocked = sum(phases.get("publish", 0.0) for phases in busy)
+    assert blocked <= 0.01 * sum(sum(phases.values()) for phases in busy), "the learner waits for no push"
