@@ -92,14 +92,15 @@ def load(client: Any, newest: list[PolicyVersion]) -> None:
 def with_newest(follower: Any, newest: list[PolicyVersion], use: Callable[[], Any]) -> Any:
     """What ``use`` gives with the newest published policy: the files of an older one may be removed while they are read.
 
-    Raises what ``use`` raises once no newer one comes.
+    Raises what ``use`` raises where the files are still there, or no newer ones come.
     """
     while True:
         newest[0] = follower.poll(0.0) or newest[0]
         try:
             return use()
         except (OSError, WeightPushError, EngineError) as error:
-            newer = follower.poll(NEWER_SECONDS)
+            gone = not Path(newest[0].path).exists()
+            newer = follower.poll(NEWER_SECONDS) if gone else None
             if newer is None:
                 raise
             log_.info("version %d is gone already: %s", newest[0].version, error)

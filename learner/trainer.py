@@ -145,7 +145,7 @@ def _kept(
     state: TrainState, chunks: Sequence[PackedChunk], batch: _Batch, objective: Objective, table: LearnerTable
 ) -> list[Tensor | None]:
     """For each chunk which of its trained tokens take part, where that hangs on the whole batch; this costs a forward pass."""
-    if objective.second_moment is None:
+    if objective.second_moment is None or not chunks:
         return [None] * len(chunks)
     rows = [_rows(chunk) for chunk in chunks]
     with torch.no_grad():

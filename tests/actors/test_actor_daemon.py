@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,5 +51,15 @@ def test_a_policy_that_is_removed_while_it_is_read_is_followed_by_a_newer_one(
 
     with pytest.raises(OSError, match="no such file"):
         with_newest(follower, newest, fail)
+
+    newest[0] = replace(newest[0], path=str(tmp_path))
+
+    def fail_though_the_files_are_there() -> str:
+        publish(log, 9)
+        return fail()
+
+    with pytest.raises(OSError, match="no such file"):
+        with_newest(follower, newest, fail_though_the_files_are_there)
+    assert newest[0].version == 3
     follower.close()
     log.close()

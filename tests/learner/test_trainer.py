@@ -95,6 +95,13 @@ def test_silent_groups_cost_nothing_and_keep_their_place_in_the_denominators(mod
     assert metrics["loss"] == pytest.approx(alone["loss"] / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["grpo", "m2po"])
+def test_a_step_whose_groups_are_all_silent_changes_nothing(model: Any, objective: str) -> None:
+    silent = [[Judged(s.trajectory, 0.5) for s in group] for group in groups_of(2)]
+    weights, metrics, _ = stepped(model, silent, table(objective=objective))
+    assert metrics["grad_norm"] == 0 and metrics["tokens_trained"] == 0 and weights == state_sha256(model)
+
+
 def test_a_reference_policy_is_kept_and_refreshed(model: Any) -> None:
     config = table(objective={"name": "grpo", "kl": 0.1, "ref_refresh": 2})
     clone = copy.deepcopy(model)
