@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from cputime import cpu
 
 from broker.log import TopicSpec, open_log
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan, decode, encode
@@ -21,17 +21,6 @@ def trajectory() -> Trajectory:
         "sums-1@0", 3, 16, (ChatMessage("user", "hi"),), "7", "math", {"a": 1}, {"accuracy": 1.0}, "train", "x" * 4000,
         np.arange(TOKENS, dtype=np.int32), -np.ones(TOKENS, np.float32), spans, (VersionSpan(3, 20),), "stop", Sampling(),
     )  # fmt: skip
-
-
-def cpu(work: Callable[[], object], times: int) -> float:
-    """Least CPU microseconds of one call, over five rounds."""
-    best = float("inf")
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(times):
-            work()
-        best = min(best, (time.process_time() - start) / times)
-    return best * 1e6
 
 
 def main() -> None:

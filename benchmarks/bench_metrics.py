@@ -5,9 +5,7 @@ The times of a sample and of a step are those of the tiny recipe (RESULTS.md): 9
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
+from cputime import cpu
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
@@ -17,17 +15,6 @@ from monitoring.metrics import ActorMetrics, BrokerMetrics, RewarderMetrics, Sys
 
 SAMPLE_SECONDS, STEP_SECONDS, SCRAPE_EVERY = 96 / 12_000, 2.5, 5.0
 METRICS = dict.fromkeys(("loss", "grad_norm", "lr", "entropy", "kl_behavior", "ess_ratio", "clip_fraction_low", "clip_fraction_high", "importance_ratio_mean", "importance_ratio_max", "mismatch", "masked_fraction", "reward_mean", "reward/accuracy", "dropped/zero_variance", "zero_variance_group_ratio", "tokens_trained"), 0.5)  # fmt: skip
-
-
-def cpu(work: Callable[[], object], times: int) -> float:
-    """Least CPU seconds of one call, over five rounds."""
-    best = float("inf")
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(times):
-            work()
-        best = min(best, (time.process_time() - start) / times)
-    return best
 
 
 def main() -> None:
@@ -79,8 +66,8 @@ def main() -> None:
         ("a scrape of the learner", cpu(lambda: generate_latest(learner), 50), SCRAPE_EVERY),
     ]
     print("| metrics of | us of CPU | of the time it goes with |\n|---|---|---|")
-    for name, seconds, whole in rows:
-        print(f"| {name} | {seconds * 1e6:,.0f} | {seconds / whole:.3%} |")
+    for name, micros, whole in rows:
+        print(f"| {name} | {micros:,.0f} | {micros / 1e6 / whole:.3%} |")
 
 
 if __name__ == "__main__":
