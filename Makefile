@@ -29,7 +29,7 @@ run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
 test: $(STAMP) setup-watch
-	$(BIN)/python -m pytest tests -m "not kafka and not sglang"
+	$(BIN)/python -m pytest tests -m "not kafka and not sglang" -n 2 --dist worksteal
 
 # What the tests of dashboards, alerts and the report look through: Prometheus (unpacked into .venv) and Chromium (installed, as root).
 # A test that needs one that could not be had says so.

@@ -47,6 +47,7 @@ QUIET = {
     "headrace_cons_at_k": "an answer of vowels alone is rare",
     "headrace_engine_mismatch": "a step need not hold a token of staleness 0",
     "headrace_stage": "0 is the first stage",
+    "headrace_phase_since_timestamp_seconds": "the learner computes most of the time, which is no phase of its own",
     "headrace_credits": "the RL stage may be over at the moment of the scrape",
     "headrace_max_lag_versions": "the RL stage may be over at the moment of the scrape",
     "headrace_usual_step_seconds": "the RL stage may be over at the moment of the scrape",
