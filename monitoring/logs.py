@@ -1,12 +1,15 @@
-"""Log lines of a daemon: readable on a terminal, JSON elsewhere, and always into RUN/logs."""
+"""Log lines of a daemon: always as JSON into RUN/logs; on stderr readable for people, as JSON for a machine's log collector."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
+
+from monitoring.daemon import PARENT
 
 EXTRAS = ("step", "group")
 
@@ -33,13 +36,18 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup_logging(role: str, name: str, run: str, directory: Path, level: int = logging.INFO) -> None:
-    """Send this process's log lines to ``directory/logs/NAME.jsonl``, and to stderr when a person looks on."""
+    """Send this process's log lines to ``directory/logs/NAME.jsonl`` and to stderr.
+
+    On stderr they are text on a terminal, and below a supervisor, which has the JSON in the file beside; else JSON.
+    """
     path = directory / "logs" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(JsonFormatter(run, name))
     handlers: list[logging.Handler] = [to_file]
-    to_people = logging.StreamHandler(sys.stderr)
-    to_people.setFormatter(logging.Formatter(f"%(asctime)s {role} %(levelname)s %(message)s", "%H:%M:%S"))
-    handlers.append(to_people)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    people = sys.stderr.isatty() or bool(os.environ.get(PARENT))
+    text = logging.Formatter(f"%(asctime)s {role} %(levelname)s %(message)s", "%H:%M:%S")
+    to_stderr.setFormatter(text if people else JsonFormatter(run, name))
+    handlers.append(to_stderr)
     logging.basicConfig(level=level, handlers=handlers, force=True)

@@ -106,6 +106,12 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
         before = generated(directory, "late")
         by_role(run, "learner")[0].kill()
         wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 30)
+        found = json.loads((directory / "targets.json").read_text())
+        (address,) = [t["targets"][0] for t in found if t["labels"]["daemon"] == "late.server-0"]
+        numbers = scrape(address, 5.0)
+        assert any(name.startswith("sglang:num_running_reqs") for name in numbers), (
+            "its metrics are scraped beside ours"
+        )
         killed = steps_of(directory)
         until_step(max(STEPS, killed + 4))
         os.kill(run.pid, signal.SIGINT)

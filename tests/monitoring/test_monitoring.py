@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from monitoring.daemon import PARENT
 from monitoring.exporter import Exporter
 from monitoring.live import PlainView, RichView, render
 from monitoring.logs import setup_logging
@@ -59,21 +60,23 @@ def test_metrics_are_served_by_convention() -> None:
     assert scrape(exporter.address, 0.2) == {}
 
 
-def test_log_lines_are_json_in_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("supervised", [True, False])
+def test_log_lines_are_json_but_for_people(
+    tmp_path: Path, supervised: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(PARENT, "1" if supervised else "")
     before = logging.getLogger().handlers[:]
     setup_logging("learner", "learner-0", "tiny", tmp_path)
-    logging.getLogger("x").warning("step %d", 3, extra={"step": 3})
+    logging.getLogger("x").warning("step %d", 3, extra={"step": 3, "group": "sums-1@0"})
     for handler in logging.getLogger().handlers:
         handler.close()
     logging.getLogger().handlers = before
     line = json.loads((tmp_path / "logs" / "learner-0.jsonl").read_text())
-    assert (line["run"], line["daemon"], line["message"], line["step"], line["level"]) == (
-        "tiny",
-        "learner-0",
-        "step 3",
-        3,
-        "warning",
-    )
+    assert (line["run"], line["daemon"], line["message"], line["step"], line["group"], line["level"]) == (
+        "tiny", "learner-0", "step 3", 3, "sums-1@0", "warning",
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.endswith("learner WARNING step 3\n") if supervised else json.loads(said) == line
 
 
 def view() -> RunView:
