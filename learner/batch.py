@@ -35,8 +35,8 @@ class PackedChunk:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Of the ``M`` trained positions of a chunk (``mask_T``), in order: ``logprobs_M`` float32 (differentiable), ``entropy_M``
-    float32 and ``correct_M`` bool (the target was the most likely token), both without gradient."""
+    """Of the ``M`` trained positions of a chunk (``mask_T``), in order: ``logprobs_M`` and ``entropy_M`` float32, both
+    differentiable, and ``correct_M`` bool (the target was the most likely token)."""
 
     logprobs_M: torch.Tensor
     entropy_M: torch.Tensor

@@ -86,6 +86,8 @@ class ObjectiveTable(Table):
     kl_kind: Literal["k1", "k2", "k3"] | None = None
     kl_in: Literal["loss", "reward"] | None = None
     """Whether the divergence is part of the loss, or makes each token's advantage less."""
+    entropy_bonus: float | None = Field(default=None, ge=0)
+    """Weight of the policy's entropy, which the loss is less by."""
     second_moment: float | None = Field(default=None, gt=0)
     """Leave out the tokens that moved furthest until the mean squared log-ratio of the rest is at most this (M2PO: .04)."""
     ref_refresh: int = Field(default=400, ge=1)

@@ -42,24 +42,38 @@ class _TokenLogprobs(torch.autograd.Function):
             entropy[part] = -(probability * torch.where(probability > 0, each, 0.0)).sum(-1)
         ctx.save_for_backward(hidden_MD, weight_VD, target_M, scale_M)
         ctx.rows, ctx.kind = rows, kind
-        ctx.mark_non_differentiable(entropy, correct)
+        ctx.mark_non_differentiable(correct)
+        ctx.set_materialize_grads(False)
         return logprobs, entropy, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_MD, weight_VD, target_M, scale_M = ctx.saved_tensors
-        weight, slope_M = weight_VD.to(ctx.kind), grads[0] * scale_M
+        zeros_M = torch.zeros_like(scale_M)
+        slope_M, spread_M = (zeros_M if grad is None else grad * scale_M for grad in grads[:2])
+        weight = weight_VD.to(ctx.kind)
         grad_hidden = torch.zeros_like(hidden_MD)
         grad_weight = torch.zeros_like(weight_VD, dtype=exact(ctx.kind))
         # rows that the loss leaves out are left out here too: it costs nothing, and what is not finite in them stays there
-        for part in slope_M.nonzero()[:, 0].split(ctx.rows):
+        for part in ((slope_M != 0) | (spread_M != 0)).nonzero()[:, 0].split(ctx.rows):
             hidden = hidden_MD[part].to(ctx.kind)
-            slope = torch.softmax((hidden @ weight.T).to(exact(ctx.kind)) * scale_M[part, None], -1).neg_()
+            logits = (hidden @ weight.T).to(exact(ctx.kind)) * scale_M[part, None]
+            slope = torch.softmax(logits, -1).neg_()
+            flatter = _entropy_slope(logits, slope, spread_M[part]) if grads[1] is not None else None
             slope.scatter_add_(1, target_M[part, None], torch.ones_like(slope[:, :1]))
-            slope = slope.mul_(slope_M[part, None]).to(ctx.kind)
+            slope = slope.mul_(slope_M[part, None])
+            slope = (slope if flatter is None else slope.add_(flatter)).to(ctx.kind)
             grad_hidden[part] = (slope @ weight).to(grad_hidden.dtype)
             grad_weight += slope.T @ hidden
         return grad_hidden, grad_weight.to(weight_VD.dtype), None, None, None, None
+
+
+def _entropy_slope(logits: Tensor, minus_p: Tensor, spread_M: Tensor) -> Tensor:
+    """``dH/dlogits = -p (log p + H)`` of each row times ``spread_M``; ``minus_p`` is ``-softmax(logits)``. ``[m, V]``."""
+    log_p = torch.log_softmax(logits, -1)
+    weighted = torch.where(minus_p < 0, minus_p * log_p, 0.0)
+    entropy = weighted.sum(-1, keepdim=True)
+    return (weighted + minus_p * entropy).mul_(spread_M[:, None])
 
 
 def exact(kind: torch.dtype) -> torch.dtype:
@@ -71,6 +85,8 @@ def token_logprobs(
     hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, temperature: float | Tensor = 1.0, rows: int = 256
 ) -> TokenScores:
     """Scores of ``target_M`` under ``softmax(hidden @ weight^T / temperature)``; entropy in nats at that temperature.
+
+    Log-probabilities and entropy are differentiable.
 
     ``temperature``: one, or one a row ``[M]``. Under autocast the products are in its type, forward and backward.
     """

@@ -178,10 +178,11 @@ def _backward(
         reference_M,
         row_M,
         kept_M,
+        scores.entropy_M,
     )
     loss = (tokens.loss * batch.weights_N[row_M]).sum()
     loss.backward()
-    tally.add(tokens, row_M, state.step - chunk.version_T[chunk.mask_T], scores.entropy_M)
+    tally.add(tokens, row_M, state.step - chunk.version_T[chunk.mask_T], scores.entropy_M.detach())
     return float(loss.detach())
 
 

@@ -30,6 +30,7 @@ def batch_loss(
     advantages_N: Tensor,
     mask_NT: Tensor,
     ref_logprobs_NT: Tensor | None = None,
+    entropy_NT: Tensor | None = None,
 ) -> Result:
     """The loss of ``objective`` (a scalar) and its metrics. Raises ValueError if the shapes do not agree."""
     reference = logprobs_NT if ref_logprobs_NT is None else ref_logprobs_NT
@@ -45,7 +46,16 @@ def batch_loss(
     mask = mask_NT.bool()
     advantages_NT = advantages_N[:, None].expand_as(logprobs_NT)
     kept = kept_tokens(objective, logprobs_NT, behavior_logprobs_NT, advantages_NT, mask)
-    tokens = token_losses(objective, logprobs_NT, behavior_logprobs_NT, advantages_NT, mask, ref_logprobs_NT, kept=kept)
+    tokens = token_losses(
+        objective,
+        logprobs_NT,
+        behavior_logprobs_NT,
+        advantages_NT,
+        mask,
+        ref_logprobs_NT,
+        kept=kept,
+        entropy=entropy_NT,
+    )
     weight_N = AGGREGATIONS[objective.aggregation](mask.sum(1).to(tokens.loss.dtype), objective.constant_length)
     tally = Tally()
     tally.add(tokens, torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask))
@@ -57,7 +67,8 @@ def grpo(
 ) -> Result:
     """GRPO with PPO clipping of pi/mu (arXiv 2402.03300 eq. 3).
 
-    ``settings`` replace fields of ``Objective``; with ``kl`` > 0 also ``ref_logprobs_NT``, of the reference policy.
+    ``settings`` replace fields of ``Objective``; with ``kl`` > 0 also ``ref_logprobs_NT``, of the reference policy, and with
+    ``entropy_bonus`` > 0 ``entropy_NT`` of the policy, differentiable.
     """
     return _named("grpo", logprobs_NT, behavior_logprobs_NT, advantages_N, mask_NT, settings)
 
@@ -89,5 +100,5 @@ def async_objective(
 def _named(
     name: str, logprobs: Tensor, behavior: Tensor, advantages: Tensor, mask: Tensor, settings: dict[str, Any]
 ) -> Result:
-    reference = settings.pop("ref_logprobs_NT", None)
-    return batch_loss(replace(OBJECTIVES[name], **settings), logprobs, behavior, advantages, mask, reference)
+    reference, entropy = settings.pop("ref_logprobs_NT", None), settings.pop("entropy_NT", None)
+    return batch_loss(replace(OBJECTIVES[name], **settings), logprobs, behavior, advantages, mask, reference, entropy)

@@ -34,6 +34,8 @@ class Objective:
     kl_kind: str = "k3"
     kl_in: str = "loss"
     """``reward``: each token's advantage is less by ``kl`` times its divergence, a constant to the gradient."""
+    entropy_bonus: float = 0.0
+    """Weight of the policy's entropy (nats a token), which the loss is less by (arXiv 1602.01783, section 4)."""
     second_moment: float | None = None
     """Leave out tokens by ``terms.second_moment_mask``; the trainer then computes the whole batch's log-probabilities first."""
     constant_length: int = 1024
@@ -44,7 +46,7 @@ class Objective:
 
     @property
     def regularises(self) -> bool:
-        return self.kl > 0 or (self.penalty and self.tau > 0)
+        return self.kl > 0 or self.entropy_bonus > 0 or (self.penalty and self.tau > 0)
 
 
 def _ppo(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:

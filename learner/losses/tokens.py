@@ -44,18 +44,26 @@ def token_losses(
     reference: Tensor | None = None,
     sequence: Tensor | None = None,
     kept: Tensor | None = None,
+    entropy: Tensor | None = None,
 ) -> TokenLoss:
-    """Each token's loss under ``objective``; only ``logprobs`` is differentiated. ``reference`` counts where ``kl`` > 0.
+    """Each token's loss under ``objective``; only ``logprobs`` and ``entropy`` are differentiated.
+
+    ``reference`` counts where ``kl`` > 0, ``entropy`` where ``entropy_bonus`` > 0.
 
     ``kept`` bool are the tokens that take part (``kept_tokens`` of the whole batch); the others' loss is 0.
     ``sequence`` int64 tells which sequence each token is of; without it they are the rows.
-    Half-precision inputs are computed in float32. Raises ValueError if the objective needs a reference that is not given.
+    Half-precision inputs are computed in float32. Raises ValueError if the objective needs a reference or an entropy
+    that is not given.
     """
     inputs = [logprobs, behavior.detach(), advantages.detach()]
     if objective.kl:
         if reference is None:
             raise ValueError(f"kl = {objective.kl} needs the log-probabilities of a reference policy")
         inputs.append(reference.detach())
+    if objective.entropy_bonus:
+        if entropy is None:
+            raise ValueError(f"entropy_bonus = {objective.entropy_bonus} needs the entropy of the policy")
+        inputs.append(entropy)
     tensors, used, invalid = clean(mask, *(t.to(torch.promote_types(t.dtype, torch.float32)) for t in inputs))
     index = (
         torch.arange(len(mask), device=mask.device).view(-1, *[1] * (mask.ndim - 1)) if sequence is None else sequence
@@ -74,6 +82,8 @@ def token_losses(
     loss = term.loss
     if divergence is not None and objective.kl_in == "loss":
         loss = loss + objective.kl * divergence
+    if objective.entropy_bonus:
+        loss = loss - objective.entropy_bonus * tensors[-1]
     return TokenLoss(torch.where(used, loss, 0.0), term, current, sampled, used, invalid, anchor, divergence)
 
 

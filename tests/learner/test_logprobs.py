@@ -42,7 +42,17 @@ def test_against_log_softmax(rows: int, spread: float, temperature: float | torc
     entropy = torch.distributions.Categorical(logits=everything).entropy()
     assert torch.allclose(scores.entropy_M, entropy, atol=1e-4)
     assert (scores.correct_M == (everything.argmax(-1) == target)).all()
-    assert not scores.entropy_M.requires_grad and not scores.correct_M.requires_grad
+    assert not scores.correct_M.requires_grad
+    for leaf in (hidden, weight):
+        leaf.grad = None
+    (scores_again := token_logprobs(hidden, weight, target, temperature, rows)).entropy_M.backward(upstream)
+    got = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    everything = torch.log_softmax(hidden @ weight.T / divisor, -1)
+    (-(everything.exp() * everything).sum(-1) * upstream).sum().backward()
+    assert torch.allclose(scores_again.entropy_M, entropy, atol=1e-4)
+    assert torch.allclose(got[0], hidden.grad, atol=1e-5 * spread, rtol=1e-3)
+    assert torch.allclose(got[1], weight.grad, atol=1e-4, rtol=1e-3)
 
 
 def test_gradients_by_finite_differences_in_float64() -> None:
@@ -50,7 +60,12 @@ def test_gradients_by_finite_differences_in_float64() -> None:
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0, 6, 3, 3, 1])
-    assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, target, 0.7, 2).logprobs_M, (hidden, weight))
+
+    def both(h: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = token_logprobs(h, w, target, 0.7, 2)
+        return scores.logprobs_M, scores.entropy_M
+
+    assert torch.autograd.gradcheck(both, (hidden, weight))
 
 
 def test_a_tied_head_gets_both_gradients() -> None:

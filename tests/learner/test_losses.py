@@ -191,6 +191,29 @@ def test_with_a_reference_policy(objective: Objective) -> None:
         batch_loss(objective, logprobs, behavior, advantages, mask)
 
 
+@pytest.mark.parametrize("name", ["grpo", "dapo", "async", "drgrpo"])
+def test_an_entropy_bonus_is_the_mean_entropy_by_the_aggregation(name: str) -> None:
+    plain, objective = replace(OBJECTIVES[name], kl=0.0), replace(OBJECTIVES[name], kl=0.0, entropy_bonus=0.3)
+    logprobs, behavior, advantages, mask = batch(3, 0.3)
+    entropy = torch.rand(6, 9, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 3
+    entropy[~mask] = NAN
+    leaf = entropy.clone().requires_grad_()
+    loss, _ = batch_loss(objective, logprobs, behavior, advantages, mask, entropy_NT=leaf)
+    loss.backward()
+    without = slow(plain, logprobs.tolist(), behavior.tolist(), advantages.tolist(), mask.tolist())
+    weights, total = AGGREGATIONS[objective.aggregation](mask.sum(1).double(), objective.constant_length), 0.0
+    for i, row in enumerate(mask.tolist()):
+        total += sum(0.3 * weights[i].item() * entropy[i, t].item() for t, counts in enumerate(row) if counts)
+    assert loss.item() == pytest.approx(without - total, rel=1e-9)
+    assert leaf.grad is not None and torch.allclose(leaf.grad, torch.where(mask, -0.3 * weights[:, None], 0.0))
+
+    entropy[tuple(mask.nonzero()[1].tolist())] = INF
+    loss, metrics = batch_loss(objective, logprobs, behavior, advantages, mask, entropy_NT=entropy)
+    assert math.isfinite(loss.item()) and metrics["tokens_invalid"] == 1
+    with pytest.raises(ValueError, match=r"entropy_bonus = 0\.3 needs"):
+        batch_loss(objective, logprobs, behavior, advantages, mask)
+
+
 @pytest.mark.parametrize("objective", [*VARIANTS, replace(OBJECTIVES["async"], kl=0.1)])
 def test_micro_batches_packing_and_order_change_nothing(objective: Objective) -> None:
     """The same tokens, flat and shuffled, whole sequences a micro-batch: the same loss, gradients and metrics."""

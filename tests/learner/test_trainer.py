@@ -102,6 +102,15 @@ def test_a_step_whose_groups_are_all_silent_changes_nothing(model: Any, objectiv
     assert metrics["grad_norm"] == 0 and metrics["tokens_trained"] == 0 and weights == state_sha256(model)
 
 
+def test_an_entropy_bonus_raises_the_entropy(model: Any) -> None:
+    """Of silent groups too, which have no other gradient; at a bonus of 0 they have none."""
+    silent = [[Judged(s.trajectory, 0.5) for s in group] for group in groups_of(3)]
+    config = table(objective={"name": "grpo", "entropy_bonus": 0.1})
+    _, first, _ = stepped(model, silent, config, 1)
+    _, later, _ = stepped(model, silent, config, 6)
+    assert later["entropy"] > first["entropy"] and later["grad_norm"] > 0
+
+
 def test_a_reference_policy_is_kept_and_refreshed(model: Any) -> None:
     config = table(objective={"name": "grpo", "kl": 0.1, "ref_refresh": 2})
     clone = copy.deepcopy(model)
