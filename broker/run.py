@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +87,16 @@ def announced(
     """Serve ``registry`` (and JSON ``pages``) and register the daemon in the run's directory while the block runs."""
     exporter = Exporter(registry, run.monitoring.host, pages=pages or {})
     try:
-        with registered(run.directory, name, role, exporter.address):
+        with registered(run.directory, name, role, _reachable(exporter.address)):
             yield exporter
     finally:
         exporter.close()
+
+
+def _reachable(address: str) -> str:
+    """``address``, by this machine's name where it stands for all of its interfaces."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "::") else address
 
 
 def arguments(role: str, description: str) -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ class BrokerTable(Table):
 
 class MonitoringTable(Table):
     """``[monitoring]``: ``host`` is the address on which daemons serve their metrics (without authentication: keep it on a
-    network that you trust); ``targets`` are further things to scrape beside the run, by name (``kafka = "10.0.0.9:7071"``);
+    network that you trust; ``0.0.0.0`` is all of a machine's, which is then scraped by its name); ``targets`` are further things to scrape beside the run, by name (``kafka = "10.0.0.9:7071"``);
     ``alerts`` may name a file of alerting rules that replaces the project's."""
 
     host: str = "127.0.0.1"

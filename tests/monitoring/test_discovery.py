@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from ringtools import SMALL
 
+from broker.run import Run, announced
 from monitoring.daemon import LOST_SECONDS, registered, registrations
 from monitoring.discovery import targets_text, write_targets
 from monitoring.exporter import Exporter
@@ -71,3 +73,11 @@ def test_a_real_prometheus_finds_a_daemon_through_the_list(tmp_path: Path) -> No
         exporter.close()
         if server is not None:
             server.stop()
+
+
+def test_a_daemon_that_listens_everywhere_is_found_by_its_machines_name(tmp_path: Path) -> None:
+    run = Run.open(SMALL, ["monitoring.host=0.0.0.0"], tmp_path)
+    with announced(run, "learner-0", "learner", CollectorRegistry()):
+        (found,) = json.loads(targets_text("small", tmp_path))
+    host, _, port = found["targets"][0].rpartition(":")
+    assert host == os.uname().nodename and int(port) > 0
