@@ -41,7 +41,7 @@ def _run(where: Path, as_json: bool) -> int:
         print(json.dumps({"ok": not findings, "state": state, "findings": [asdict(f) for f in findings]}, indent=2))
         return 1 if findings else 0
     print(clean_text(state, 400))
-    if not findings:
+    if not any(finding.holds for finding in findings):
         steps = moving(evidence.learner, "headrace_steps_total")
         print("nothing holds it up: " + ("steps are being trained" if steps else "the next step is on its way"))
     show(findings)
@@ -49,7 +49,9 @@ def _run(where: Path, as_json: bool) -> int:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    for number, finding in enumerate(findings):
-        print(f"\n{'it waits, because' if number == 0 else 'also'}: {clean_text(finding.what, 200)}")
+    """What it waits for, the deepest cause first, then what else should be known."""
+    words = iter(["it waits, because", *["also"] * len(findings)])
+    for finding in sorted(findings, key=lambda f: not f.holds):
+        print(f"\n{next(words) if finding.holds else 'notice'}: {clean_text(finding.what, 200)}")
         print(f"  seen   {clean_text(finding.evidence, 500)}")
         print(f"  cure   {clean_text(finding.fix, 400)}")

@@ -24,11 +24,12 @@ MOVING_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One cause: what it is, what shows it, and the command or setting that cures it."""
+    """What it is, what shows it, and the command or setting that cures it; ``holds``: whether the run waits for it."""
 
     what: str
     evidence: str
     fix: str
+    holds: bool = True
 
 
 Rule = Callable[[Evidence], Iterable[Finding]]
@@ -261,7 +262,7 @@ def versions(e: Evidence) -> Iterator[Finding]:
     if len(by) > 1:
         told = "; ".join(f"{version}: {', '.join(names)}" for version, names in sorted(by.items()))
         yield Finding(
-            "daemons run different versions", told, "install one version everywhere and start the others again"
+            "daemons run different versions", told, "install one version everywhere and start the others again", False
         )
 
 
@@ -273,6 +274,7 @@ def clocks(e: Evidence) -> Iterator[Finding]:
                 f"the clock of {daemon.entry.name} is wrong",
                 f"{abs(daemon.clock):.1f} s {ahead} this machine's ({daemon.entry.host})",
                 "set it (chrony, ntpd): deadlines and ages are reckoned across machines",
+                False,
             )
 
 
@@ -283,6 +285,7 @@ def dead_letters(e: Evidence) -> Iterator[Finding]:
             f"{len(recent)} records were buried in the last {MOVING_SECONDS * 10 / 60:.0f} minutes",
             f"the last one from {recent[-1].topic}: {recent[-1].error[:200]}",
             f"`headrace broker dlq list {e.run.directory}`",
+            False,
         )
 
 

@@ -231,6 +231,7 @@ def test_what_daemons_export_is_read(quiet: Path) -> None:
         assert "SGLang server actor-0.server is not healthy" in found
         shown = headrace("doctor", str(quiet))
         assert shown.returncode == 1 and "it waits, because: the log is full" in shown.stdout
+        assert "notice: the clock of fast is wrong" in shown.stdout
 
 
 def test_one_slow_partition_is_told_from_a_slow_rewarder(quiet: Path) -> None:
