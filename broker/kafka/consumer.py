@@ -176,14 +176,18 @@ class LogConsumer:
 
     def _check_place(self) -> None:
         """Join anew if the broker has not known this member twice in a row: what was read ahead is somebody else's work."""
-        self._missed = 0 if self._instance in self._groups.members(self._group) else self._missed + 1
+        self._checked = time.monotonic()
+        try:
+            listed = self._instance in self._groups.members(self._group)
+        except LogUnavailable:
+            return  # a broker that cannot be asked says nothing of this member's place
+        self._missed = 0 if listed else self._missed + 1
         if self._missed > 1:
             log.warning("%s lost its place in group %s, and joins it again", self._instance, self._group)
             self._consumer.close(autocommit=False, timeout_ms=1000)
             self._moved([TopicPartition(*part) for part in self._held], ())
             self._consumer = self._open()
             self._missed = 0
-        self._checked = time.monotonic()
 
     def _take(self, records: list[Record]) -> None:
         with self._changed:
