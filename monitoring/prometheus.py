@@ -67,7 +67,11 @@ def _fetch(home: Path) -> None:
         if shutil.which(tool) is None:
             raise PrometheusError(f"there is no {tool} to fetch Prometheus with: {hint}")
     home.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["apt-get", "download", "prometheus"], cwd=home, capture_output=True, text=True)
+    download = ["apt-get", "download", "prometheus"]
+    done = subprocess.run(download, cwd=home, capture_output=True, text=True)
+    if done.returncode:  # the lists of packages may be missing or old
+        subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
+        done = subprocess.run(download, cwd=home, capture_output=True, text=True)
     packages = sorted(home.glob("prometheus_*.deb"))
     if done.returncode or not packages:
         raise PrometheusError(f"Prometheus could not be fetched ({done.stderr.strip()[-300:]}): {hint}")
