@@ -33,6 +33,8 @@ class ServerLink:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.version = -1
+        self.answers = True
+        """Whether it took the last order's connection, or has answered since."""
         self.running = 0
         """Samples that it works on."""
         self.failures = 0
@@ -43,8 +45,10 @@ class ServerLink:
         try:
             answer = httpx.get(f"{self.url}/{what}", timeout=timeout)
             answer.raise_for_status()
+            self.answers = True
             return dict(answer.json())
         except (httpx.HTTPError, ValueError) as error:
+            self.answers = False
             raise EngineError(f"the server at {self.url} does not answer: {error}") from error
 
 
@@ -63,6 +67,10 @@ class ServerSink:
         self._whole = -1  # the version that the server was last known to hold whole
         self._busy = threading.Lock()
         self._http = httpx.Client(timeout=ORDER_SECONDS)
+
+    @property
+    def ready(self) -> bool:
+        return self._link.answers
 
     def join(self, lane: Lane) -> None:
         with self._busy:
@@ -181,6 +189,7 @@ class ServerSink:
         try:
             answer = self._http.post(f"{self._link.url}/{order}", json=fields, timeout=timeout)
         except httpx.HTTPError as error:
+            self._link.answers = self._link.answers and not isinstance(error, httpx.ConnectError)
             raise WeightPushError(f"{order} at {self._link.url}: {type(error).__name__} {error}") from error
         try:
             found = answer.json()

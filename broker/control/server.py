@@ -23,7 +23,8 @@ STATE_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Member:
-    """A daemon that is alive; ``receiver`` tells how many ranks of a broadcast take its weights (0: none). ``seen`` is the monotonic time of its last word.
+    """A daemon that is alive; ``receiver`` tells how many ranks of a broadcast take its weights (0: none), ``receives`` whether
+    they can now. ``seen`` is the monotonic time of its last word.
 
     ``identity`` is that of its connection; ``instance`` is that of the process, and outlives a connection.
     """
@@ -35,6 +36,7 @@ class Member:
     receiver: int
     status: Mapping[str, Any]
     seen: float
+    receives: bool = True
 
 
 class ControlServer:
@@ -85,7 +87,7 @@ class ControlServer:
         return time.monotonic() - member.seen <= self._lease
 
     def receivers(self) -> list[Member]:
-        return sorted((m for m in self.members() if m.receiver), key=lambda m: m.name)
+        return sorted((m for m in self.members() if m.receiver and m.receives), key=lambda m: m.name)
 
     def evict(self, name: str) -> None:
         """Forget a member; if it lives, its next word is answered with an invitation to join again."""
@@ -164,7 +166,9 @@ class ControlServer:
                 member.seen = time.monotonic()
                 if kind == "beat":
                     member.status = _map(message.get("status"))
+                    member.receives = member.status.get("receives") is not False
                 elif kind == "ack":
+                    member.receives = message.get("receives") is not False
                     self.acks.put(message)
                 else:
                     return False

@@ -36,7 +36,12 @@ class WeightClient:
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
         self._client = ControlClient(
-            name, "actor", receiver=sink.ranks, keys=keys, status=status, handler=self._orders.put
+            name,
+            "actor",
+            receiver=sink.ranks,
+            keys=keys,
+            status=lambda: {**status(), "receives": sink.ready},
+            handler=self._orders.put,
         )
 
     @property
@@ -100,7 +105,7 @@ class WeightClient:
         try:
             yield ack
         except HeadraceError as error:
-            self._client.send("ack", **ack, ok=False, error=str(error)[:500])
+            self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._sink.ready)
             raise
         self._client.send("ack", **ack, ok=True)
 

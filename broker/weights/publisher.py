@@ -33,6 +33,7 @@ from broker.weights.sink import Lane, Push, TensorSpec
 log = logging.getLogger("weights")
 START_SECONDS = 60.0  # a publisher process imports torch first
 WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
+AWAY_SECONDS = 0.05  # between two looks whether a member has said that it is away
 ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
 
 
@@ -75,6 +76,7 @@ class WeightPublisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._epoch = 0
         self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
+        self._early: list[Message] = []  # words that came before they were waited for
         self._heard: set[str] = set()  # who has said a word in the epoch of the push under way
         self._closing = self._warm = self._started = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -278,6 +280,8 @@ class WeightPublisher:
 
     def _acks(self, limit: float) -> Iterator[Message]:
         """The members' words on this epoch as they come, for ``limit`` seconds."""
+        yield from self._early
+        self._early.clear()
         deadline = time.monotonic() + limit
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -288,7 +292,19 @@ class WeightPublisher:
                 self._heard.add(str(ack.get("name")))
                 yield ack
 
+    def _away(self) -> str:
+        """What a member has said meanwhile that cannot take part at all; empty if none has."""
+        while not self._control.acks.empty():
+            ack = self._control.acks.get()
+            if ack.get("epoch") == self._epoch:
+                self._heard.add(str(ack.get("name")))
+                self._early.append(ack)
+                if ack.get("receives") is False:
+                    return f"{ack.get('name')} is away: {ack.get('error')}"
+        return ""
+
     def _drain(self) -> None:
+        self._early.clear()
         while not self._control.acks.empty():
             self._control.acks.get()
 
@@ -309,7 +325,7 @@ class WeightPublisher:
         assert process.stdin is not None and process.stdout is not None
         try:
             write_frame(process.stdin, {"do": do, **fields})
-            answer = self._answer(process, self._timeout + 1.0)
+            answer = self._answer(process, self._timeout + 1.0, together=do in ("join", "push"))
         except OSError as error:
             self._kill()
             raise WeightPushError(f"the publisher process has ended: {error}") from error
@@ -338,12 +354,15 @@ class WeightPublisher:
         self._answer(self._process, START_SECONDS)
         return self._process
 
-    def _answer(self, process: subprocess.Popen[bytes], limit: float) -> dict[str, Any]:
+    def _answer(self, process: subprocess.Popen[bytes], limit: float, together: bool = False) -> dict[str, Any]:
+        """What the process answers. Where it works ``together`` with members, one that is away ends that at once."""
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], limit)
-        if not ready:
-            self._kill()
-            raise WeightPushError(f"the publisher process did not finish within {limit:.0f} s")
+        deadline = time.monotonic() + limit
+        while not select.select([process.stdout], [], [], AWAY_SECONDS)[0]:
+            why = self._away() if together else ""
+            if why or time.monotonic() > deadline:
+                self._kill()
+                raise WeightPushError(why or f"the publisher process did not finish within {limit:.0f} s")
         answer = read_frame(process.stdout)
         if answer is None:
             self._kill()

@@ -50,6 +50,10 @@ class WeightSink(Protocol):
 
     ranks: int
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can take part in a broadcast; the others are kept waiting by one that cannot."""
+
     def join(self, lane: Lane) -> None:
         """Enter the broadcast group of a new epoch (leaving the old one). Blocks at most ``lane.timeout``."""
 

@@ -255,6 +255,7 @@ class Broken:
     """A receiver that enters the lane and leaves the others waiting there."""
 
     ranks = 1
+    ready = True
 
     def __init__(self, how: str) -> None:
         self.how = how

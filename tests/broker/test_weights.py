@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from broker.control.server import ControlServer
-from broker.errors import ControlError
+from broker.errors import ControlError, WeightPushError
 from broker.weights.client import WeightClient
 from broker.weights.group import serve_store
 from broker.weights.publisher import WeightPublisher
@@ -166,6 +166,7 @@ class Sharded:
     """An engine of two ranks, each of which takes part in the broadcast."""
 
     ranks = 2
+    ready = True
 
     def __init__(self) -> None:
         self.took: list[tuple[int, float]] = []
@@ -204,6 +205,50 @@ def test_a_sharded_receiver_takes_its_ranks_of_the_lane(learner: Learner) -> Non
         learner.until(lambda: len(sink.took) == 4)
         assert sorted(sink.took) == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0)]
         assert learner.publisher.stats.evictions == 0
+    finally:
+        client.close()
+
+
+class Away:
+    """An engine whose server is gone: it lives, and can take no part."""
+
+    ranks = 1
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.asked = 0
+
+    def join(self, lane: Lane) -> None:
+        self.asked += 1
+        self.ready = False
+        raise WeightPushError("connection refused")
+
+    def receive(self, push: Push) -> str:
+        raise WeightPushError("no lane")
+
+    def load(self, path: Path, version: int) -> None:
+        """It is asked for nothing else."""
+
+    def leave(self) -> None:
+        """It is in no group."""
+
+
+def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Learner) -> None:
+    (remote,) = together(learner, "good")
+    sink = Away()
+    client = WeightClient("one without a server", sink)
+    client.connect(learner.control.endpoint)
+    learner.until(lambda: len(learner.control.receivers()) == 2)
+    try:
+        learner.push(1)
+        remote.wait("took", "1")
+        assert sink.asked == 1 and learner.publisher.stats.epochs == 2, "one attempt was enough to see it"
+        assert len(learner.control.receivers()) == 1
+        learner.push(2)
+        remote.wait("took", "2")
+        assert sink.asked == 1 and learner.publisher.stats.evictions == 0
+        sink.ready = True
+        learner.until(lambda: len(learner.control.receivers()) == 2)
     finally:
         client.close()
 
