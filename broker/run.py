@@ -68,9 +68,10 @@ class Run:
 
         What the process does with it is counted into ``metrics``.
         """
-        if stop is not None:
-            log = wait_for_log(self.open_log, stop)
-            return MeteredLog(log, metrics, self.topics.deadletters) if metrics else log
+        log = self._open_log() if stop is None else wait_for_log(self._open_log, stop)
+        return MeteredLog(log, metrics, self.topics.deadletters) if metrics else log
+
+    def _open_log(self) -> Log:
         log = open_log(self.url)
         try:
             log.create(self.topics.specs())

@@ -41,7 +41,7 @@ def eval_command(options: argparse.Namespace) -> int:
     }
     asked = parse({key: value for key, value in wanted.items() if value is not None}, Asked, "headrace eval")
     _known(run, asked)
-    if options.model is None and _learner_lives(run):
+    if options.model is None and _lives(run, "learner"):
         result = _ask(run, asked)
     else:
         result = _alone(run, asked, options.model)
@@ -78,8 +78,8 @@ def _known(run: Run, asked: Asked) -> None:
         )
 
 
-def _learner_lives(run: Run) -> bool:
-    return any(d.role == "learner" for d in registrations(run.directory))
+def _lives(run: Run, *roles: str) -> bool:
+    return any(d.role in roles for d in registrations(run.directory))
 
 
 def _result(run: Run, name: str) -> Evaluation | None:
@@ -102,14 +102,10 @@ def _ask(run: Run, asked: Asked) -> Evaluation:
                 if result is None:
                     raise RunFault(f"the learner has refused the evaluation; see {run.directory / 'logs'}")
                 return result
-            if not _learner_lives(run) and not _supervised(run):
+            if not _lives(run, "learner", "supervisor"):
                 raise RunFault("the run has ended before the evaluation did; ask again to evaluate its last checkpoint")
     finally:
         path.unlink(missing_ok=True)
-
-
-def _supervised(run: Run) -> bool:
-    return any(d.role == "supervisor" for d in registrations(run.directory))
 
 
 def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:

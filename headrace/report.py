@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from broker.log import Log
 from broker.messages import Manifest, Trajectory
 from broker.run import Run
 from headrace.records import scan
+from headrace.secrets import without_secrets
 from headrace.showcase import showcase
 from headrace.summary import History
 from headrace.texts import Window
@@ -21,10 +21,6 @@ from monitoring.report import Histogram, RunReport, TextWindow
 
 WINDOWS = 40
 READ_A_WINDOW = 512  # samples whose words are counted: enough for shares that are exact to a few percent
-SECRETS = (
-    re.compile(r"""(?i)(\w*(?:password|passphrase|secret)\w*\s*[=:]\s*["']?)[^&\s"']+"""),
-    re.compile(r"""(://[^/\s:@"']*:)[^@/\s"']+(?=@)"""),
-)
 
 
 def report_of(log: Log, run: Run, summary: Mapping[str, Any], audit: Audit) -> RunReport:
@@ -38,7 +34,7 @@ def report_of(log: Log, run: Run, summary: Mapping[str, Any], audit: Audit) -> R
     return RunReport(
         name=run.table.name,
         summary=dict(summary),
-        config=_without_secrets(run.file.path.read_text(encoding="utf-8") if run.file.path.is_file() else ""),
+        config=without_secrets(run.file.path.read_text(encoding="utf-8") if run.file.path.is_file() else ""),
         steps=[float(r.step) for r in history.rl],
         series={name: [r.metrics.get(name, float("nan")) for r in history.rl] for name in names},
         evaluations=[(float(e.step), e.name, e.pass_at_1, *e.pass_at_1_interval) for e in history.evaluations],
@@ -50,13 +46,6 @@ def report_of(log: Log, run: Run, summary: Mapping[str, Any], audit: Audit) -> R
         dropped=dict(audit.dropped_by_reason),
         problems=list(audit.problems),
     )
-
-
-def _without_secrets(text: str) -> str:
-    """The run file as it may be shown around: a password in the address of the log stays at home."""
-    for secret in SECRETS:
-        text = secret.sub(r"\1***", text)
-    return text
 
 
 def _trained_samples(log: Log, run: Run, trained: Sequence[Manifest]) -> tuple[list[Histogram], list[TextWindow]]:

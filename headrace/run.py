@@ -14,10 +14,11 @@ from broker.messages import Manifest
 from broker.run import Run
 from headrace.edits import Edits, commands
 from headrace.records import newest
-from headrace.rundir import record, replace
+from headrace.rundir import record
 from headrace.runfile import WholeRun, check
 from headrace.supervisor import Supervisor, sole_supervisor
 from monitoring.daemon import Stop
+from monitoring.files import replace
 from monitoring.live import LiveView, open_view
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import tomli_w
 from broker.errors import RunFileError
 from broker.run import Run
 from broker.runfile import RunFile, RunTable
+from monitoring.files import replace
 
 RUN_FILE = "run.toml"
 
@@ -48,13 +48,6 @@ def find_run(where: Path) -> Run:
     if where.name == RUN_FILE and where.with_suffix(".base").is_file():
         return reopen(where.parent)
     return reopen(Path("runs") / RunFile.read(where).table("run", RunTable).name)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write ``path`` in one go: a reader, or a start after a kill, finds the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def changes(before: Any, after: Any, where: str = "") -> list[str]:

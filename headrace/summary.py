@@ -14,8 +14,8 @@ from broker.log import Log
 from broker.messages import Evaluation, Manifest, StepResult, Trajectory
 from broker.run import Run
 from headrace.records import scan
-from headrace.rundir import replace
 from headrace.verify import Audit
+from monitoring.files import replace
 
 PACKAGES = ("headrace", "torch", "transformers", "numpy", "pyzmq", "msgpack", "math-verify")
 CLOCK = "seconds.json"

@@ -13,7 +13,8 @@ from broker.topics import Topics
 from headrace.chrometrace import ChromeTrace, Slice
 from headrace.inspect import step_range
 from headrace.lives import OTHER, Fate, Sample, Stretch, stretch
-from headrace.rundir import reopen, replace
+from headrace.rundir import reopen
+from monitoring.files import replace
 from monitoring.view import clean_text
 
 LEARNER, QUEUE, JOIN = "learner", "prompts waiting for an actor", "samples waiting for the learner"

@@ -33,6 +33,7 @@ class Watcher:
         self._log: Log | None = None
         self._looked = 0.0
         self._restarts: dict[str, int] = {}
+        self._known: set[tuple[str, str]] = set()  # name and role of all that were ever seen
         pages = {"/targets": lambda: targets_text(run.table.name, run.directory, run.monitoring.targets)}
         self._stack.enter_context(announced(run, "supervisor", "supervisor", registry, pages))
 
@@ -53,19 +54,15 @@ class Watcher:
 
     def _alive(self, daemons: Sequence[DaemonView]) -> None:
         """Those that are supervised here, and those that were started elsewhere and have announced themselves."""
+        up = {(d.name, d.role): True for d in registrations(self._run.directory)}
+        up |= {(d.name, d.role): d.state == "running" for d in daemons}
+        self._known |= up.keys()
+        for name, role in self._known:
+            self._metrics.up(name, role).set(up.get((name, role), False))
         for daemon in daemons:
-            self._metrics.up(daemon.name, daemon.role).set(daemon.state == "running")
             more = daemon.restarts - self._restarts.get(daemon.name, 0)
             self._metrics.restarts(daemon.name, daemon.role).inc(more)
             self._restarts[daemon.name] = daemon.restarts
-        supervised = {daemon.name for daemon in daemons}
-        for found in registrations(self._run.directory):
-            if found.name not in supervised:
-                self._metrics.up(found.name, found.role).set(1)
-                supervised.add(found.name)
-        for name, role in self._metrics.known() - {(d.name, d.role) for d in daemons}:
-            if name not in supervised:
-                self._metrics.up(name, role).set(0)
 
     def _look_at_log(self) -> None:
         self._log = self._log or self._run.open_log()

@@ -62,7 +62,8 @@ class Publishing:
         self.published = version
         now, before = self._publisher.stats, self._told
         evicted = now.evicted[len(before.evicted) :]
-        self._telemetry.pushed(now.push_seconds - before.push_seconds, evicted, now.epochs - before.epochs)
+        receivers = [member.name for member in self.control.receivers()]
+        self._telemetry.pushed(now.push_seconds - before.push_seconds, receivers, evicted, now.epochs - before.epochs)
         self._told = replace(now)
 
     def close(self) -> None:

@@ -91,9 +91,11 @@ class Telemetry:
                 self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
-    def pushed(self, seconds: float, evicted: Sequence[str], epochs: int) -> None:
-        """Export one push of weights; members ``evicted`` and new ``epochs`` since the push before."""
+    def pushed(self, seconds: float, receivers: Sequence[str], evicted: Sequence[str], epochs: int) -> None:
+        """Export one push of weights to ``receivers``; members ``evicted`` and new ``epochs`` since the push before."""
         self.metrics.broadcast_seconds.observe(seconds)
+        for name in receivers:  # at 0 from its first push on: a rate needs a beginning
+            self.metrics.evictions(name)
         for name in evicted:
             self.metrics.evictions(name).inc()
         self.metrics.epochs.inc(epochs)

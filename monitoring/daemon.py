@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+from monitoring.files import replace
+
 PARENT = "HEADRACE_PARENT"
 """Environment variable with the pid of the supervising process; a child that finds itself orphaned exits."""
 
@@ -104,9 +106,7 @@ def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Re
     entry = Registration(name, role, os.getpid(), metrics, time.time(), socket.gethostname(), own_version())
     path = run_dir / "daemons" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{entry.pid}")
-    temporary.write_text(json.dumps(asdict(entry)))
-    temporary.replace(path)
+    replace(path, json.dumps(asdict(entry)))
     over = threading.Event()
 
     def touch() -> None:

@@ -6,7 +6,6 @@ Only what lives is listed: a daemon that leaves or dies disappears with the next
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 from monitoring.daemon import Registration, registrations
+from monitoring.files import replace
 
 TARGETS = "targets.json"
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -45,9 +45,7 @@ def write_targets(run: str, directory: Path, others: Mapping[str, str] = NONE) -
     """Bring ``directory/targets.json`` up to date, in one go and only if it changed; returns its path."""
     path, text = directory / TARGETS, targets_text(run, directory, others)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        temporary = path.with_name(f".{TARGETS}.{os.getpid()}")  # the supervisor and a watcher may both write
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        replace(path, text)  # the supervisor and a watcher may both write
     return path
 
 

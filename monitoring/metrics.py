@@ -162,8 +162,7 @@ class RunMetrics:
         )
         self.lag = lru_cache(maxsize=256)(lambda group, topic: lag.labels(group, topic))
         up = Gauge("headrace_daemon_up", "1 while the daemon runs", ["daemon", "role"], registry=registry)
-        self._up: dict[tuple[str, str], Gauge] = {}
-        self._any_up = up
+        self.up = lru_cache(maxsize=1024)(lambda daemon, role: up.labels(daemon, role))
         restarts = Counter(
             "headrace_daemon_restarts", "Ends that a restart followed", ["daemon", "role"], registry=registry
         )
@@ -172,14 +171,6 @@ class RunMetrics:
         self.disk_size = Gauge("headrace_disk_size_bytes", "Size of the disk of the run's directory", registry=registry)
         self.dead_letters = Gauge("headrace_dead_letters_kept", "Records in the dead letters", registry=registry)
         self.stage = Gauge("headrace_stage", "Index of the stage under way", registry=registry)
-
-    def up(self, daemon: str, role: str) -> Gauge:
-        """Whether ``daemon`` runs."""
-        return self._up.setdefault((daemon, role), self._any_up.labels(daemon, role))
-
-    def known(self) -> set[tuple[str, str]]:
-        """Daemon and role of all that were ever seen."""
-        return set(self._up)
 
 
 class BrokerMetrics:

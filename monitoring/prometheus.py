@@ -15,11 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from monitoring.daemon import die_with_parent
+from monitoring.ports import free_ports
 
 PROGRAMS = ("prometheus", "promtool")
 ALERTS = Path(__file__).with_name("alerts.yaml")
@@ -99,7 +101,7 @@ class Prometheus:
         directory.mkdir(parents=True, exist_ok=True)
         config, out = directory / "prometheus.yml", directory / "prometheus.out"
         config.write_text(configuration(files, rules, interval), encoding="utf-8")
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         command = [
             str(here / "prometheus"), f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}",
@@ -107,7 +109,11 @@ class Prometheus:
         ]  # fmt: skip
         with out.open("ab") as file:
             self._process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_follow_parent
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         try:
             self._wait(out)
@@ -163,22 +169,12 @@ class Prometheus:
                 self._process.wait()
 
 
-def _follow_parent() -> None:
-    die_with_parent(os.getppid())
-
-
 def _require_free(port: int) -> None:
     """Raises PrometheusError: what listens there already would be taken for the server that is started."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except (OSError, OverflowError) as error:
         raise PrometheusError(f"port {port} cannot be had ({error}); 0 takes any free one") from error
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from broker.errors import EngineError
+from monitoring.ports import free_ports
 
 log = logging.getLogger("sglang")
 START_SECONDS = 600.0
@@ -39,8 +39,7 @@ class Server:
     ) -> None:  # fmt: skip
         self._directory, self._model, self._device = directory, model, device
         directory.mkdir(parents=True, exist_ok=True)
-        with socket.create_server((host, 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = free_ports(1, host)
         self.url = f"http://{host}:{port}"
         self._command = [
             sys.executable, "-m", "sglang.launch_server", "--dtype", dtype, "--host", host,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from broker.errors import LogUnavailable, RunFault
 from monitoring.daemon import PARENT, Stop
+from monitoring.ports import free_ports
 
 POM = Path(__file__).with_name("pom.xml")
 JMX = Path(__file__).with_name("jmx.yaml")
@@ -70,13 +71,6 @@ def install(home: Path | None = None) -> Path:
             raise RunFault(f"Maven could not fetch Kafka: {' '.join(last)}")
         done.touch()
     return lib
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody uses now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(s.getsockname()[1]) for s in sockets]
 
 
 class KafkaServer:

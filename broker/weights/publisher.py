@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ class WeightPublisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._epoch = 0
         self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
-        self._early: list[Message] = []  # words that came before they were waited for
+        self._early: deque[Message] = deque()  # words that came before they were waited for
         self._heard: set[str] = set()  # who has said a word in the epoch of the push under way
         self._closing = self._warm = self._started = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -280,24 +281,29 @@ class WeightPublisher:
 
     def _acks(self, limit: float) -> Iterator[Message]:
         """The members' words on this epoch as they come, for ``limit`` seconds."""
-        yield from self._early
-        self._early.clear()
+        while self._early:
+            yield self._early.popleft()
         deadline = time.monotonic() + limit
         while (left := deadline - time.monotonic()) > 0:
             try:
                 ack = self._control.acks.get(timeout=left)
             except queue.Empty:
                 return
-            if ack.get("epoch") == self._epoch:
-                self._heard.add(str(ack.get("name")))
+            if self._concerns(ack):
                 yield ack
+
+    def _concerns(self, ack: Message) -> bool:
+        """Whether a word is on this epoch; who has said it is then heard."""
+        if ack.get("epoch") != self._epoch:
+            return False
+        self._heard.add(str(ack.get("name")))
+        return True
 
     def _away(self) -> str:
         """What a member has said meanwhile that cannot take part at all; empty if none has."""
         while not self._control.acks.empty():
             ack = self._control.acks.get()
-            if ack.get("epoch") == self._epoch:
-                self._heard.add(str(ack.get("name")))
+            if self._concerns(ack):
                 self._early.append(ack)
                 if ack.get("receives") is False:
                     return f"{ack.get('name')} is away: {ack.get('error')}"

@@ -88,6 +88,10 @@ class Evidence:
     def learner(self) -> Daemon | None:
         return next(iter(self.of("learner")), None)
 
+    def of_learner(self, name: str, label: str) -> dict[str, float]:
+        """Values of the learner's metric ``name`` by the value of its ``label``; none without a learner."""
+        return self.learner.labelled(name, label) if self.learner else {}
+
     def lag(self, group: str, topic: str) -> int:
         """What ``group`` has yet to commit; a group that never joined has everything before it, which is not counted here."""
         return sum(self.lags.get((group, topic), {}).values())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
 from broker.messages import StepResult
 from headrace.doctor.evidence import BETWEEN_SECONDS, Daemon, Evidence
+from headrace.rundir import RUN_FILE
 
 RESTARTS = 3  # ends of one daemon that make a loop
 BACKLOG = 16  # records that one partition may hold without being called slow
-GENERATED = "headrace_generated_tokens_total"
+GENERATED, PHASE_SINCE = "headrace_generated_tokens_total", "headrace_phase_since_timestamp_seconds"
 ONE_PARTITION = 0.8  # share of a group's backlog that lies in one partition
 FULL_SHARE, FULL_BYTES = 0.02, 500e6
 PHASE_SECONDS = 10.0
@@ -69,10 +69,15 @@ def crash_loop(e: Evidence) -> Iterator[Finding]:
                 )
 
 
+def command(e: Evidence, what: str, *more: str) -> str:
+    """The command that starts ``what`` of this run, as it is shown."""
+    return f"`{' '.join(['headrace', what, str(e.run.directory / RUN_FILE), *more, '--dir', str(e.run.directory)])}`"
+
+
 def nobody(e: Evidence) -> Iterator[Finding]:
     if e.daemons:
         return
-    start = f"`headrace run {e.run.directory / 'run.toml'} --dir {e.run.directory}` goes on from where it was"
+    start = f"{command(e, 'run')} goes on from where it was"
     if (e.run.directory / "finished").exists():
         yield Finding("the run is finished", f"{e.run.directory / 'finished'} is there", "nothing; see report.html")
         return
@@ -101,7 +106,7 @@ def no_learner(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             "no learner lives",
             f"{len(e.daemons)} other daemons do; last words: {e.words.get('learner-0', 'none')}",
-            f"`headrace learner {e.run.directory / 'run.toml'} --dir {e.run.directory}`",
+            command(e, "learner"),
         )
 
 
@@ -120,7 +125,7 @@ def no_actors(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             "no actor lives",
             f"{e.waiting.unsampled} groups wait for samples",
-            f"`headrace actor {e.run.directory / 'run.toml'} --dir {e.run.directory}` as often as you like, each with its --name",
+            f"{command(e, 'actor')} as often as you like, each with its --name",
         )
 
 
@@ -138,11 +143,12 @@ def no_rewarder(e: Evidence) -> Iterator[Finding]:
         table = e.whole.rewarders.get(name)
         if serving or not waiting:
             continue
-        if table is not None and table.external and _moves(e, e.run.topics.group(f"rewarder.{name}")):
-            continue
-        start = f"`headrace rewarder {e.run.directory / 'run.toml'} --rewarder {name} --dir {e.run.directory}`"
+        start = command(e, "rewarder", "--rewarder", name)
         if table is not None and table.external:
-            start = f"start your program; it is to read {e.run.topics.trajectories} in group {e.run.topics.group(f'rewarder.{name}')}"
+            group = e.run.topics.group(f"rewarder.{name}")
+            if _moves(e, group):
+                continue
+            start = f"start your program; it is to read {e.run.topics.trajectories} in group {group}"
         yield Finding(f"no rewarder serves {name!r}", f"{waiting} groups wait for its votes", start)
 
 
@@ -155,10 +161,8 @@ def _moves(e: Evidence, group: str) -> bool:
 
 def slow_partition(e: Evidence) -> Iterator[Finding]:
     for (group, topic), lags in e.lags.items():
-        total, (worst, most) = (
-            sum(lags.values()),
-            max(((p, n) for p, n in lags.items()), key=lambda x: x[1], default=(0, 0)),
-        )
+        total = sum(lags.values())
+        worst, most = max(lags.items(), key=lambda item: item[1], default=(0, 0))
         before = e.earlier_lags.get((group, topic), {}).get(worst, 0)
         if len(lags) > 1 and most >= BACKLOG and most >= ONE_PARTITION * total and most >= before:
             yield Finding(
@@ -184,11 +188,7 @@ def slow_rewarder(e: Evidence) -> Iterator[Finding]:
 
 def slow_actors(e: Evidence) -> Iterator[Finding]:
     """The learner waits, and it is samples that it waits for."""
-    since = (
-        e.learner.labelled("headrace_phase_since_timestamp_seconds", "phase").get("wait_data", 0.0)
-        if e.learner
-        else 0.0
-    )
+    since = e.of_learner(PHASE_SINCE, "phase").get("wait_data", 0.0)
     waits = e.now - since if since else 0.0
     if waits >= MOVING_SECONDS and e.waiting.unsampled >= e.whole.learner.learner.groups_per_step and e.of("actor"):
         tokens = sum(d.get(GENERATED) - d.before.get(GENERATED, 0.0) for d in e.of("actor")) / BETWEEN_SECONDS
@@ -200,8 +200,11 @@ def slow_actors(e: Evidence) -> Iterator[Finding]:
 
 
 def credits_gone(e: Evidence) -> Iterator[Finding]:
-    learner = e.learner
-    if learner is None or not e.waiting.oldest or not 0 < learner.get("headrace_credits") <= e.waiting.groups:
+    """Credits are always lent out; it is a fault when the learner has waited for long meanwhile."""
+    learner, since = e.learner, e.of_learner(PHASE_SINCE, "phase").get("wait_data", 0.0)
+    if learner is None or not since or e.now - since < PHASE_SECONDS or not e.waiting.oldest:
+        return
+    if not 0 < learner.get("headrace_credits") <= e.waiting.groups:
         return
     parts = [f"{e.waiting.unsampled} lack samples"] if e.waiting.unsampled else []
     parts += [f"{count} lack votes of {name!r}" for name, count in e.waiting.unjudged.items()]
@@ -215,9 +218,7 @@ def credits_gone(e: Evidence) -> Iterator[Finding]:
 
 
 def learner_busy(e: Evidence) -> Iterator[Finding]:
-    if e.learner is None:
-        return
-    for phase, since in e.learner.labelled("headrace_phase_since_timestamp_seconds", "phase").items():
+    for phase, since in e.of_learner(PHASE_SINCE, "phase").items():
         if since and phase != "wait_data" and e.now - since > PHASE_SECONDS:
             fix = {
                 "checkpoint": "a slow file system below RUN/checkpoints? raise [learner] checkpoint_every",
@@ -227,9 +228,7 @@ def learner_busy(e: Evidence) -> Iterator[Finding]:
 
 
 def evictions(e: Evidence) -> Iterator[Finding]:
-    for member, count in (
-        e.learner.labelled("headrace_broadcast_evictions_total", "member") if e.learner else {}
-    ).items():
+    for member, count in e.of_learner("headrace_broadcast_evictions_total", "member").items():
         if count >= EVICTIONS:
             yield Finding(
                 f"broadcasts evict {member} again and again",
@@ -307,10 +306,8 @@ def state_of(e: Evidence) -> str:
     if stage is not None:
         parts.append(f"stage {stage.stage}, step {stage.stage_step}, version {stage.step}")
     learner = e.learner
-    if learner is not None and learner.get("headrace_last_step_timestamp_seconds"):
-        parts.append(
-            f"last step {max(0.0, time.time() - learner.get('headrace_last_step_timestamp_seconds')):.0f} s ago"
-        )
+    if learner is not None and (last := learner.get("headrace_last_step_timestamp_seconds")):
+        parts.append(f"last step {max(0.0, e.now - last):.0f} s ago")
     roles = [f"{len(e.of(role))} {role}s" for role in ("learner", "actor", "rewarder") if e.of(role)]
     return "; ".join([*parts, ", ".join(roles) or "no daemons"])
 

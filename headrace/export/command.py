@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
-import re
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -19,22 +17,22 @@ from headrace.export.curves import Curves, Point
 from headrace.export.sink import Sink, sink_of
 from headrace.records import read, scan
 from headrace.rundir import reopen
+from headrace.secrets import tables_without_secrets, without_secrets
 from monitoring.daemon import Stop
 
 MARK = ".headrace-export"
 """A file that says that the directory is an export's own, to be removed and made anew."""
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 2.0
-SECRET = re.compile(r"(password=)[^&\"'\s]+", re.IGNORECASE)
 
 
 def export_command(options: argparse.Namespace) -> int:
     run, open_sink = reopen(options.run), sink_of(options.to)
     out = (options.out or run.directory / "export" / options.to).resolve()
-    config = SECRET.sub(r"\1***", run.file.path.read_text(encoding="utf-8"))
+    tables, config = tables_without_secrets(run.file.tables), without_secrets(run.file.path.read_text(encoding="utf-8"))
 
     def opened(directory: Path) -> Sink:
-        sink = open_sink(directory, run.table.name, tomllib.loads(config))
+        sink = open_sink(directory, run.table.name, tables)
         sink.text("config", config)
         return sink
 

@@ -133,8 +133,7 @@ def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> Non
     ring.start("rewarder", "vowels-0", "--rewarder", "vowels")
     begun = ring.steps()
     wait_for("steps", lambda: ring.steps() > begun + 8, 60)
-    sound = diagnosis(ring.run)
-    assert sound["ok"], sound
+    wait_for("a sound ring", lambda: diagnosis(ring.run)["ok"], 60)
 
     ring.signal("vowels-0", signal.SIGSTOP)
     assert ring.wait_until_named("vowels-0 is stopped")["fix"] == f"`kill -CONT {ring.daemons['vowels-0'].pid}`"

@@ -21,6 +21,7 @@ from ringtools import wait_for
 
 from broker.messages import StepResult
 from headrace.__main__ import main
+from headrace.secrets import tables_without_secrets
 
 Curve = dict[int, float]  # value by step
 Curves = dict[str, Curve]
@@ -217,3 +218,14 @@ def test_a_run_without_steps_gives_empty_curves(tmp_path: Path) -> None:
     curves, texts = tensorboard(tmp_path / "export" / "tensorboard")
     assert curves == {} and 'name = "small"' in texts["text/config"]
     made.close()
+
+
+def test_passwords_of_any_form_stay_at_home() -> None:
+    tables = {
+        "broker": {"url": "kafka://me:hunter2@h:1?sasl_plain_password=hunter3&x=1"},
+        "rewarders": {"judge": {"api_secret": 42, "hosts": ["http://u:hunter4@h"], "budget": 7}},
+    }
+    assert tables_without_secrets(tables) == {
+        "broker": {"url": "kafka://me:***@h:1?sasl_plain_password=***&x=1"},
+        "rewarders": {"judge": {"api_secret": "***", "hosts": ["http://u:***@h"], "budget": 7}},
+    }
