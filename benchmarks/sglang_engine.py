@@ -1,23 +1,28 @@
 """The SGLang engine against its own server driven by SGLang's bench_serving, and what an update costs: ``make bench-sglang``.
 
 Both send the same number of random prompts of one length, with the same settings and concurrency, in turns; the ratio is of
-medians. Updates go the product's way: publisher process, gloo lane, pause, load, go on.
+medians. Updates go the product's way: publisher process, gloo lane, pause, load, go on; one after every ``STEP`` samples, which
+are as many tokens as a step of recipes/tiny.toml has.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors.engine import Request, UpdateMode
 from actors.sglang.engine import SglangEngine
@@ -31,8 +36,8 @@ from learner.model import load_model, save_model
 
 TINY = Path(__file__).resolve().parent.parent / "recipes" / "tiny_model"
 PROMPTS, PROMPT, ANSWER, SLOTS, CONTEXT, ROUNDS = 192, 32, 96, 16, 160, 3
-STEP_SECONDS = 1.0  # one update a step: the tiny recipe's step on a loaded machine
-UPDATES = 12
+STEP = 88  # samples between two updates: 8,448 tokens, as 256 samples of 33
+SHAPE = {"hidden_size": 256, "intermediate_size": 960, "num_hidden_layers": 4, "head_dim": 64}  # 3.8 M parameters
 
 
 def direct(url: str, model: Path, directory: Path, number: int) -> float:
@@ -49,11 +54,11 @@ def direct(url: str, model: Path, directory: Path, number: int) -> float:
     return float(json.loads(out.read_text().splitlines()[-1])["output_throughput"])
 
 
-def through(engine: SglangEngine, number: int, group: int = 1) -> float:
-    """Tokens per second through the engine, as an actor drives it."""
+def through(engine: SglangEngine, number: int, group: int = 1, step: Callable[[], object] = lambda: None) -> float:
+    """Tokens per second through the engine, as an actor drives it; ``step`` is called after every ``STEP`` samples."""
     draw = np.random.default_rng(number)
     waiting = PROMPTS // group
-    tokens, running, started = 0, 0, time.monotonic()
+    tokens, running, finished, started = 0, 0, 0, time.monotonic()
     while waiting or running:
         while waiting and running + group <= SLOTS:
             waiting -= 1
@@ -62,55 +67,64 @@ def through(engine: SglangEngine, number: int, group: int = 1) -> float:
             running += group
         for done in engine.poll(0.05):
             tokens += len(done.tokens)
-            running -= 1
+            running, finished = running - 1, finished + 1
+            if finished % STEP == 0:
+                step()
     return tokens / (time.monotonic() - started)
 
 
-def updates(engine: SglangEngine, mode: UpdateMode, model: Path, directory: Path) -> tuple[float, float]:
-    """Seconds that the server stands still for one update (median), and the tokens per second with one update a step."""
-    control, pauses = ControlServer(), []
+@dataclass
+class Standstill:
+    """Stands before a sink's orders to its server, and measures from the pause that is confirmed to the order to go on."""
+
+    order: Callable[..., dict[str, Any]]
+    since: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+
+    def __call__(self, order: str, *arguments: Any, **fields: Any) -> dict[str, Any]:
+        answer = self.order(order, *arguments, **fields)
+        now = time.monotonic()
+        if order == "pause_generation":
+            self.since = now
+        if order == "continue_generation":
+            self.seconds.append(now - self.since)
+        return answer
+
+
+def updates(engine: SglangEngine, mode: UpdateMode, model: Path, directory: Path) -> tuple[list[float], float, float]:
+    """Seconds of each standstill, its share of the time, and the tokens per second, with one update a step."""
+    control = ControlServer()
     publisher = WeightPublisher(control, directory / f"weights-{mode}", template=model, timeout=30.0)
     sink = engine.sinks[""]
-    inner = sink.receive
-
-    def timed(push: object) -> str:
-        started = time.monotonic()
-        held = inner(push)  # type: ignore[arg-type]
-        pauses.append(time.monotonic() - started)
-        return held
-
-    sink.receive = timed  # type: ignore[method-assign,assignment]
+    stops = Standstill(sink._order)  # type: ignore[attr-defined]
+    sink._order = stops  # type: ignore[attr-defined]
     client = WeightClient("server", sink)
     client.connect(control.endpoint)
     weights = dict(AutoModelForCausalLM.from_pretrained(model).state_dict())
-    stop = threading.Event()
-
-    def step() -> None:
-        number = 0
-        while not stop.wait(STEP_SECONDS) and number < UPDATES * 10:
-            number += 1
-            publisher.publish(number, weights)
-
-    thread = threading.Thread(target=step)
+    versions = itertools.count(1)
     while not control.receivers():
         time.sleep(0.02)
-    thread.start()
-    rate = statistics.median(through(engine, 100 + i) for i in range(ROUNDS))
-    stop.set()
-    thread.join()
+    publisher.publish(next(versions), weights)
+    publisher.wait(60)
+    stops.seconds.clear()
+    started = time.monotonic()
+    rates = [through(engine, 100 + i, step=lambda: publisher.publish(next(versions), weights)) for i in range(ROUNDS)]
+    share = sum(stops.seconds) / (time.monotonic() - started)
     publisher.wait(60)
     client.close()
     publisher.close()
     control.close()
-    sink.receive = inner  # type: ignore[method-assign]
-    return statistics.median(pauses), rate
+    return stops.seconds, share, statistics.median(rates)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         model = directory / "model"
-        save_model(load_model(str(TINY), init="random", seed=1), str(TINY), model)
+        shape = directory / "shape"
+        shutil.copytree(TINY, shape)
+        AutoConfig.from_pretrained(TINY, **SHAPE, layer_types=None).save_pretrained(shape)
+        save_model(load_model(str(shape), init="random", seed=1), str(shape), model)
         size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters())
         server = Server(
             directory / "server",
@@ -147,14 +161,14 @@ def report(server: Server, model: Path, size: int, directory: Path) -> None:
     print(
         f"| bench_serving | {b:,.0f} | 100% |\n| through the engine | {a:,.0f} | {a / b:.1%} |\n| groups of 8 | {grouped:,.0f} | {grouped / b:.1%} |\n"
     )
-    print(
-        "| update mode | server stands still | of a step of 1 s | tokens/s with one update a step |\n|---|---|---|---|"
-    )
+    print("| update mode | server stands still | of the time, one update a step | tokens/s with one update a step |")
+    print("|---|---|---|---|")
     for mode in ("retract", "in_place", "abort"):
         engine = SglangEngine(str(model), [server.url], slots=SLOTS, context=CONTEXT, mode=mode)
         engine.sinks[""].load(model, 0)
-        pause, rate = updates(engine, mode, model, directory)
-        print(f"| {mode} | {pause * 1000:.0f} ms | {pause / STEP_SECONDS:.1%} | {rate:,.0f} ({rate / a:.1%}) |")
+        stops, share, rate = updates(engine, mode, model, directory)
+        median = statistics.median(stops) * 1000
+        print(f"| {mode} | {median:.0f} ms ({len(stops)} updates) | {share:.2%} | {rate:,.0f} ({rate / a:.1%}) |")
         engine.close()
 
 

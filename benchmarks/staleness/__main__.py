@@ -1,0 +1,30 @@
+"""Objectives against stale data: ``python -m benchmarks.staleness run GRID`` trains what is missing, ``table`` writes staleness.md."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+
+from benchmarks.staleness.bases import base
+from benchmarks.staleness.grids import GRIDS
+from benchmarks.staleness.results import missing
+from benchmarks.staleness.runner import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.staleness", description=__doc__)
+    parser.add_argument("grid", choices=GRIDS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    options = parser.parse_args()
+    settings = missing(GRIDS[options.grid]())
+    for seed in sorted({s.base for s in settings}):
+        base(seed)
+    print(f"{len(settings)} experiments, about a minute of one core each", flush=True)
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=8) as pool:
+        for number, line in enumerate(pool.imap(run, settings, chunksize=1), 1):
+            print(f"{number}/{len(settings)} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
