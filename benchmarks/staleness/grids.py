@@ -34,11 +34,13 @@ def lags() -> Iterator[Setting]:
         yield default(lag, 0)
     for base in BASES:
         yield replace(default(8, base), beta1=0.9)
+    for options in ({"weight_cap": 2.0}, {"advantage_std": "none"}, {"tau": 0.0}):
+        yield replace(default(8, 0), options=options)
 
 
 def default(lag: int, base: int) -> Setting:
     """What a learner does unless it is told otherwise, at this task's rate."""
-    return Setting("async", lag, 7e-4, 0.0, base, {"weight_cap": 1.0, "advantage_std": "population"})
+    return Setting("async", lag, 7e-4, 0.0, base)
 
 
 def proof() -> Iterator[Setting]:
