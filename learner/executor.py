@@ -22,8 +22,8 @@ from learner.groups import Judged
 from learner.loraconfig import LoraTable
 from learner.model import load_model, load_tokenizer, save_model, set_gradient_checkpointing
 from learner.optimizer import build_optimizer
+from learner.policy import PolicyWeights
 from learner.trainer import TrainState, train_step
-from learner.weights import Weights
 
 
 class Executor:
@@ -57,8 +57,11 @@ class Executor:
         torch.set_rng_state(state["rng"])
         self.train = None
         self._check_options()
+        table = self.lora_table(self.progress.stage)
         if state.get("lora") is not None:
-            lora.restore(self.model, state["lora"], self.lora(self.progress.stage))
+            lora.restore(self.model, state["lora"], table.dropout if table is not None else 0.0)
+        if state.get("optimizer") is not None or state["extra"]:
+            lora.check_same(self.model, table)
         stage = self.config.stages[self.progress.stage] if self.progress.stage < len(self.config.stages) else None
         if state.get("optimizer") is not None and isinstance(stage, RlStage):
             train = self._train_state(self.progress.stage)
@@ -96,12 +99,12 @@ class Executor:
     def _adapter_files(self) -> str | None:
         """Name of the stage whose adapters are to be written; None if none are."""
         at = self.progress.stage
-        table = self.lora(at)
+        table = self.lora_table(at)
         if table is None or table.publish != "adapters" or not lora.is_adapted(self.model):
             return None
         return f"{at}-{self.config.stages[at].name}"
 
-    def lora(self, stage_index: int) -> LoraTable | None:
+    def lora_table(self, stage_index: int) -> LoraTable | None:
         """What the run file says of the adapters of a stage."""
         stage = self.config.stages[stage_index] if stage_index < len(self.config.stages) else None
         if stage is None or isinstance(stage, EvaluateStage):
@@ -113,7 +116,7 @@ class Executor:
         for index, stage in enumerate(self.config.stages):
             if stage.model and index > self.progress.stage:
                 return
-            table = self.lora(index)
+            table = self.lora_table(index)
             if table is not None:
                 lora.targeted(self.model, table)
 
@@ -127,7 +130,13 @@ class Executor:
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """The policy's parameters by name as engines get them, tied ones once; each is computed when it is asked for."""
         table = self.config.learner
-        return Weights(self.model, getattr(torch, table.publish_dtype or table.dtype), tied=False)
+        return PolicyWeights(self.model, getattr(torch, table.publish_dtype or table.dtype), tied=False)
+
+    def reconfigure(self, config: LearnerConfig, stage: int) -> None:
+        """Go on in ``stage`` by other options. Raises RunFileError if they ask for other adapters in the middle of it."""
+        self.config = config
+        if self.train is not None and self.train.stage == stage:
+            lora.check_same(self.model, self.lora_table(stage))
 
     # -- execution -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Low-rank adapters on a model (peft): put in, taken along in checkpoints, merged for good, or written for others.
 
 The model stays what it is, with linear layers replaced in place; only the adapters take a gradient. Nothing here merges
-while training goes on: ``learner.weights`` computes the merged policy beside it. Linear layers only: no embedding, no head
+while training goes on: ``learner.policy`` computes the merged policy beside it. Linear layers only: no embedding, no head
 (the head's product is computed without the layer), no experts that are one fused parameter.
 """
 
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -32,6 +32,11 @@ NAME = "default"  # of the adapter, which peft wants one for
 def layers(model: torch.nn.Module) -> Iterator[tuple[str, Linear]]:
     """The adapted layers of ``model`` by the names that they have in the base model."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear))
+
+
+def base_weight(layer: Linear) -> Tensor:
+    """The weight below the adapters of a layer."""
+    return cast(Tensor, layer.get_base_layer().weight)
 
 
 def is_adapted(model: torch.nn.Module) -> bool:
@@ -74,7 +79,7 @@ def adapt(model: Any, table: LoraTable, seed: int) -> None:
     """
     config = LoraConfig(
         r=table.rank,
-        lora_alpha=table.alpha,
+        lora_alpha=table.alpha,  # type: ignore[arg-type]  # a factor: it need not be whole
         lora_dropout=table.dropout,
         target_modules=targeted(model, table),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -121,27 +126,24 @@ def state(model: Any) -> dict[str, Any] | None:
         return None
     return {
         **settings(model),
-        "base": {name: layer.get_base_layer().weight for name, layer in layers(model)},
+        "base": {name: base_weight(layer) for name, layer in layers(model)},
         "adapters": adapters(model),
     }
 
 
-def restore(model: Any, found: Mapping[str, Any], table: LoraTable | None) -> None:
+def restore(model: Any, found: Mapping[str, Any], dropout: float = 0.0) -> None:
     """Undo the merge in ``model``, in place, with what ``state`` gave; bit for bit.
 
-    ``table`` is what the run file asks for. Raises RunFileError if that is something else than ``found``, CheckpointError if
-    ``found`` does not belong to the model.
+    Raises CheckpointError if ``found`` does not belong to the model.
     """
-    names = [str(name) for name in found["layers"]]
-    made = LoraTable(rank=found["rank"], alpha=found["alpha"], targets=tuple(names), dropout=table.dropout if table else 0)
-    adapt(model, made, 0)
-    check_same(model, table)
+    names = tuple(str(name) for name in found["layers"])
     try:
+        adapt(model, LoraTable(rank=found["rank"], alpha=found["alpha"], targets=names, dropout=dropout), 0)
         with torch.no_grad():
             for name, layer in layers(model):
-                layer.get_base_layer().weight.copy_(found["base"][name])
+                base_weight(layer).copy_(found["base"][name])
             load_adapters(model, found["adapters"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, RunFileError) as error:
         raise CheckpointError(f"the adapters do not belong to this model: {error}") from error
 
 
@@ -164,17 +166,16 @@ def load_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def merged(layer: Linear) -> Tensor:
     """``W + alpha / rank * B A`` of one layer, a new tensor of the weight's shape."""
-    return layer.get_base_layer().weight + layer.get_delta_weight(NAME)
+    return base_weight(layer) + layer.get_delta_weight(NAME)
 
 
 @torch.no_grad()
 def merge(model: Any) -> None:
     """End adapted training: the merged weights become the model's own, in place, and all of them take a gradient again."""
     for name, layer in list(layers(model)):
-        base = layer.get_base_layer()
-        base.weight.copy_(merged(layer))
+        base_weight(layer).copy_(merged(layer))
         parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, base)
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
     model.requires_grad_(True)
     vars(model).pop("peft_config", None)
 

@@ -29,7 +29,7 @@ class LoraTable(Table):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if isinstance(value, str) and value != "all-linear":
-            raise ValueError(f"use \"all-linear\" or a list of names, as [{value!r}]")
+            raise ValueError(f'use "all-linear" or a list of names, as [{value!r}]')
         if isinstance(value, list | tuple) and not value:
             raise ValueError('name at least one layer, or use "all-linear"')
         return value

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from broker.errors import CheckpointError, EngineError, RunFileError
 from learner import attention, lora
-from learner.weights import Weights
+from learner.policy import PolicyWeights
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -121,7 +121,8 @@ def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:
     T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
     """
     if not on:
-        model.gradient_checkpointing_disable()
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
         return
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -135,13 +136,13 @@ def save_model(model: PreTrainedModel, tokenizer_source: str, directory: Path) -
 
     Of an adapted model the merged weights are written.
     """
-    model.save_pretrained(directory, state_dict=dict(Weights(model)) if lora.is_adapted(model) else None)
+    model.save_pretrained(directory, state_dict=dict(PolicyWeights(model)) if lora.is_adapted(model) else None)
     save_tokenizer(tokenizer_source, directory)
 
 
 def save_base(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
     """Write the model below the adapters as ``save_model`` would have before it was adapted."""
-    model.save_pretrained(directory, state_dict=dict(Weights(model, adapted=False)))
+    model.save_pretrained(directory, state_dict=dict(PolicyWeights(model, adapted=False)))
     save_tokenizer(tokenizer_source, directory)
 
 

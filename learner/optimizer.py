@@ -50,12 +50,14 @@ class Optimizers:
 
     def state_bytes(self) -> int:
         """Bytes of the state, wherever it lies."""
-        return sum(t.nbytes for optimizer, _ in self._parts for state in optimizer.state.values() for t in tensors(state))
+        return sum(
+            t.nbytes for optimizer, _ in self._parts for state in optimizer.state.values() for t in tensors(state)
+        )
 
     def state_to(self, device: torch.device) -> None:
         """Move the state of all parameters to ``device``."""
         for optimizer, _ in self._parts:
-            move_state(optimizer, list(optimizer.state), device)
+            move_state(optimizer, [p for group in optimizer.param_groups for p in group["params"]], device)
 
     def state_dict(self) -> list[dict[str, Any]]:
         return [optimizer.state_dict() for optimizer, _ in self._parts]
@@ -67,9 +69,9 @@ class Optimizers:
                 optimizer.load_state_dict(part)
                 continue
             optimizer.load_state_dict({**part, "state": {}})
-            places = (p for group in optimizer.param_groups for p in group["params"])
-            for place, parameter in enumerate(places):
-                for name, value in part["state"].get(place, {}).items():
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            for number, parameter in enumerate(parameters):
+                for name, value in part["state"].get(number, {}).items():
                     place = torch.empty_like(value, pin_memory=parameter.is_cuda and value.ndim > 0)
                     optimizer.state[parameter][name] = place.copy_(value)
 
@@ -118,9 +120,7 @@ def stream(optimizer: torch.optim.Optimizer, size: int = STREAMED) -> None:
             group["params"] = whole
 
 
-def chunked(
-    parameters: Sequence[torch.nn.Parameter], size: int, alike: bool = False
-) -> list[list[torch.nn.Parameter]]:
+def chunked(parameters: Sequence[torch.nn.Parameter], size: int, alike: bool = False) -> list[list[torch.nn.Parameter]]:
     """The parameters in runs of at least ``size`` bytes; with ``alike`` all of one shape are in one run."""
     units: dict[Any, list[torch.nn.Parameter]] = defaultdict(list)
     for parameter in parameters:

@@ -25,9 +25,9 @@ from learner.losses.tokens import kept_tokens, token_losses
 from learner.memory import Activations
 from learner.optimizer import Optimizers, learning_rate
 from learner.packing import Sequenced, pack, packing_efficiency
+from learner.policy import PolicyWeights
 from learner.reference import reference_of, refresh, scored_by
 from learner.residence import Residence
-from learner.weights import Weights
 
 Groups = Sequence[Sequence[Judged]]
 
@@ -243,7 +243,7 @@ def _batch_metrics(state: TrainState, samples: Sequence[Judged], batch: _Batch) 
 def state_sha256(model: torch.nn.Module) -> str:
     """The policy's fingerprint: names, shapes and bytes of its weights, in order (of an adapted model the merged ones)."""
     digest = hashlib.sha256()
-    for name, tensor in Weights(model).items():
+    for name, tensor in PolicyWeights(model).items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -149,7 +149,8 @@ class LearnerMetrics:
         memory = Gauge("headrace_gpu_memory_bytes", "Device memory", ["kind"], registry=registry)
         self.gpu_memory = lru_cache(maxsize=4)(lambda kind: memory.labels(kind))
         self.activation_memory = gauge(
-            "activation_memory_bytes", "What the forward pass of a chunk holds for its backward pass, the most of a step"
+            "activation_memory_bytes",
+            "What the forward pass of a chunk holds for its backward pass, the most of a step",
         )
         self.parameter_bytes = gauge("parameter_bytes", "Size of the learner's model")
         self.trained_parameter_bytes = gauge("trained_parameter_bytes", "Size of the parameters that take a gradient")

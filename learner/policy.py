@@ -14,7 +14,7 @@ from torch import Tensor
 from learner import lora
 
 
-class Weights(Mapping[str, Tensor]):
+class PolicyWeights(Mapping[str, Tensor]):
     """The state of ``model`` by name. Floating-point parameters are rounded to ``dtype`` (None: as they are).
 
     ``tied = False`` leaves out the further names of a tensor. ``adapted = False`` gives the weights below the adapters.
