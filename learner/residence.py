@@ -24,16 +24,16 @@ class _Copy:
 
 
 class Parameters:
-    """The parameters of one module and their places in the host's memory."""
+    """The parameters of one module, which computes on ``device``, and their places in the host's memory."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self._module, self._device = module, device
         self._copies: dict[torch.nn.Parameter, _Copy] = {}
 
     @torch.no_grad()
     def stow(self) -> None:
         """Move the values to the host; frozen ones that have not changed since they were fetched are not copied again."""
-        out = [p for p in self._module.parameters() if not self._is_stowed(p)]
+        out = [p for p in self._module.parameters() if not self._is_away(p)]
         for parameter in out:
             held = self._copies.get(parameter)
             if held is None or parameter.requires_grad or held.version != parameter._version:
@@ -44,16 +44,18 @@ class Parameters:
             parameter.data = self._copies[parameter].tensor
 
     @torch.no_grad()
-    def fetch(self, device: torch.device) -> None:
-        """Move the values to ``device``; the host's places are kept."""
+    def fetch(self) -> None:
+        """Move the values back to the device; the host's places are kept."""
         for parameter in self._module.parameters():
-            if self._is_stowed(parameter) or parameter.device.type != device.type:
+            if self._is_away(parameter):
                 self._copies[parameter] = _Copy(parameter.data, parameter._version)
-                parameter.data = to_device(parameter, device)
+                parameter.data = to_device(parameter, self._device)
 
-    def _is_stowed(self, parameter: torch.nn.Parameter) -> bool:
+    def _is_away(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether the values lie in the host's memory: because they were stowed, here or by somebody else."""
         held = self._copies.get(parameter)
-        return held is not None and held.tensor.data_ptr() == parameter.data_ptr()
+        stowed = held is not None and held.tensor.data_ptr() == parameter.data_ptr()
+        return stowed or parameter.device.type != self._device.type
 
 
 def to_host(tensor: Tensor, place: Tensor | None = None) -> Tensor:
@@ -83,8 +85,8 @@ class Residence:
     def __init__(self, model: Any, optimizers: Any = None, reference: Any = None, device: Any = None) -> None:
         self.device = torch.device(device if device is not None else model.device)
         self._optimizers = optimizers
-        self._model = Parameters(model)
-        self._reference = Parameters(reference) if isinstance(reference, torch.nn.Module) else None
+        self._model = Parameters(model, self.device)
+        self._reference = Parameters(reference, self.device) if isinstance(reference, torch.nn.Module) else None
 
     def to_host(self) -> None:
         """Everything to the host; the device's memory is given back to whoever needs it."""
@@ -108,7 +110,7 @@ class Residence:
 
     def model_to_device(self) -> None:
         if self.device.type == "cuda":
-            self._model.fetch(self.device)
+            self._model.fetch()
 
     def reference_to_host(self) -> None:
         if self.device.type == "cuda" and self._reference is not None:
@@ -116,4 +118,4 @@ class Residence:
 
     def reference_to_device(self) -> None:
         if self.device.type == "cuda" and self._reference is not None:
-            self._reference.fetch(self.device)
+            self._reference.fetch()
