@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile, Table, nearest, parse
+from learner.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 
 class SourceTable(Table):
@@ -122,6 +123,13 @@ class LearnerTable(Table):
     threads: int = Field(default=1, ge=1)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    publish_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the weights that engines get (default: ``dtype``). Checkpoints are always in float32."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute the layers again in the backward pass."""
+    offload: Offload = "none"
+    """What lies in the host's memory between uses: the state of the ``optimizer``, or ``all`` (the weights and the reference too)."""
+    lora: LoraTable | None = None
     checkpoint_every: int = Field(default=50, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     publish_every: int = Field(default=1, ge=1)
@@ -143,6 +151,10 @@ class LearnerTable(Table):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    _adapted = field_validator("lora")(adapted)
+
+    _as_sampled = field_validator("lora")(as_sampled)
 
 
 class StageTable(Table):
@@ -167,12 +179,17 @@ class SftStage(StageTable):
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
     pack_tokens: int = Field(default=4096, ge=16)
     threads: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    offload: Offload = "none"
+    lora: LoraTable | None = None
     checkpoint_every: int = Field(default=200, ge=1)
     until_tag: str = ""
     until_accuracy: float = Field(default=0.0, ge=0, le=1)
     level_up: float = Field(default=0.93, ge=0, le=1)
     level_step: float = Field(default=0.0625, gt=0, le=1)
     cooldown_steps: int = Field(default=0, ge=0)
+
+    _adapted = field_validator("lora")(adapted)
 
 
 class RlStage(StageTable):

@@ -14,11 +14,15 @@ import torch
 
 from broker.errors import CheckpointError
 from broker.messages import Manifest, StepResult
+from learner import lora
+from learner.adapters import AdapterFiles
 from learner.checkpoint import Checkpoints, Progress, read_progress, read_state
-from learner.config import LearnerConfig, RlStage
+from learner.config import EvaluateStage, LearnerConfig, RlStage
 from learner.groups import Judged
-from learner.model import load_model, load_tokenizer, save_model
+from learner.loraconfig import LoraTable
+from learner.model import load_model, load_tokenizer, save_model, set_gradient_checkpointing
 from learner.optimizer import build_optimizer
+from learner.policy import PolicyWeights
 from learner.trainer import TrainState, train_step
 
 
@@ -35,6 +39,7 @@ class Executor:
         self.model_path = model_path
         self.progress = Progress()
         self.train: TrainState | None = None
+        self.adapters = AdapterFiles(directory / "adapters")
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -42,6 +47,7 @@ class Executor:
         """Begin a run: the model of the run file, or random weights of its shape."""
         self.model = load_model(self.model_path, dtype=torch.float32, device=self.device, init=init, seed=self.seed)
         self.progress = Progress()
+        self._check_options()
 
     def load(self, path: Path) -> Mapping[str, Any]:
         """Take up a checkpoint; returns a supervised stage's own state. Raises CheckpointError."""
@@ -50,6 +56,12 @@ class Executor:
         state = read_state(path)
         torch.set_rng_state(state["rng"])
         self.train = None
+        self._check_options()
+        table = self.lora_table(self.progress.stage)
+        if state.get("lora") is not None:
+            lora.restore(self.model, state["lora"], table.dropout if table is not None else 0.0)
+        if state.get("optimizer") is not None or state["extra"]:
+            lora.check_same(self.model, table)
         stage = self.config.stages[self.progress.stage] if self.progress.stage < len(self.config.stages) else None
         if state.get("optimizer") is not None and isinstance(stage, RlStage):
             train = self._train_state(self.progress.stage)
@@ -66,6 +78,7 @@ class Executor:
             "extra": dict(extra or {}),
             "optimizer": None,
             "reference": None,
+            "lora": lora.state(self.model),
         }
         if train is not None:
             state["optimizer"] = train.optimizers.state_dict()
@@ -75,6 +88,37 @@ class Executor:
 
     def save_model(self, directory: Path) -> None:
         save_model(self.model, self.model_path, directory)
+        if (where := self._adapter_files()) is not None:
+            self.adapters.write(self.model, self.model_path, where, directory / "adapter")
+
+    def save_adapters(self, version: int) -> None:
+        """Write the adapters of policy ``version`` for others, if the stage under way asks for it."""
+        if (where := self._adapter_files()) is not None:
+            self.adapters.publish(self.model, self.model_path, where, version)
+
+    def _adapter_files(self) -> str | None:
+        """Name of the stage whose adapters are to be written; None if none are."""
+        at = self.progress.stage
+        table = self.lora_table(at)
+        if table is None or table.publish != "adapters" or not lora.is_adapted(self.model):
+            return None
+        return f"{at}-{self.config.stages[at].name}"
+
+    def lora_table(self, stage_index: int) -> LoraTable | None:
+        """What the run file says of the adapters of a stage."""
+        stage = self.config.stages[stage_index] if stage_index < len(self.config.stages) else None
+        if stage is None or isinstance(stage, EvaluateStage):
+            return None
+        return self.config.rl(stage).lora if isinstance(stage, RlStage) else stage.lora
+
+    def _check_options(self) -> None:
+        """Raises RunFileError if a stage asks of the model what it cannot do; before hours of the stages before it."""
+        for index, stage in enumerate(self.config.stages):
+            if stage.model and index > self.progress.stage:
+                return
+            table = self.lora_table(index)
+            if table is not None:
+                lora.targeted(self.model, table)
 
     @property
     def vocabulary(self) -> int:
@@ -83,14 +127,16 @@ class Executor:
     def tokenizer(self) -> Any:
         return load_tokenizer(self.model_path)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The parameters by name, tied ones once."""
-        seen: dict[int, str] = {}
-        out: dict[str, torch.Tensor] = {}
-        for name, tensor in self.model.state_dict().items():
-            if seen.setdefault(tensor.data_ptr(), name) == name:
-                out[name] = tensor
-        return out
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The policy's parameters by name as engines get them, tied ones once; each is computed when it is asked for."""
+        table = self.config.learner
+        return PolicyWeights(self.model, getattr(torch, table.publish_dtype or table.dtype), tied=False)
+
+    def reconfigure(self, config: LearnerConfig, stage: int) -> None:
+        """Go on in ``stage`` by other options. Raises RunFileError if they ask for other adapters in the middle of it."""
+        self.config = config
+        if self.train is not None and self.train.stage == stage:
+            lora.check_same(self.model, self.lora_table(stage))
 
     # -- execution -----------------------------------------------------------------------------------------------------
 
@@ -108,7 +154,7 @@ class Executor:
             self.progress = Progress(manifest.step, manifest.stage, 0, False, offset)
         else:
             self.progress = Progress(version, manifest.stage, self.progress.stage_step, True, offset)
-            self.train = None
+            self._end_stage()
         return None
 
     def _step(self, manifest: Manifest, groups: tuple[tuple[Judged, ...], ...], offset: int) -> StepResult:
@@ -131,12 +177,23 @@ class Executor:
         return StepResult(manifest.step, manifest.stage, stage_step + 1, metrics, report.phases, time.time())
 
     def _train_state(self, stage_index: int) -> TrainState:
-        """A fresh optimizer (and reference) for an RL stage."""
+        """A fresh optimizer (and reference) for an RL stage; fresh adapters too, unless a checkpoint has brought them."""
         stage = self.config.stages[stage_index]
         assert isinstance(stage, RlStage)
         table = self.config.rl(stage)
-        self.train = TrainState.begin(self.model, build_optimizer(self.model, table.optimizer), stage_index, table)
+        if table.lora is not None and not lora.is_adapted(self.model):
+            lora.adapt(self.model, table.lora, self.seed + stage_index)
+        set_gradient_checkpointing(self.model, table.gradient_checkpointing)
+        optimizers = build_optimizer(self.model, table.optimizer, table.offload != "none")
+        self.train = TrainState.begin(self.model, optimizers, stage_index, table, self.device)
         return self.train
+
+    def _end_stage(self) -> None:
+        """Give up what only the stage needed: its optimizer and reference; its adapters become part of the weights."""
+        if self.train is not None:
+            self.train.residence.model_to_device()
+        self.train = None
+        lora.merge(self.model)
 
     def _replace_weights(self, manifest: Manifest) -> None:
         """The model is from now on what lies in the manifest's directory (of the run), or under its Hugging Face id."""

@@ -53,6 +53,7 @@ class Publishing:
         if version != self._newest:
             self._newest = version
             self._publisher.publish(version, self._executor.tensors())
+            self._executor.save_adapters(version)
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:
         """Called by the publisher's thread once ``version`` can be had."""

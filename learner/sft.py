@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from learner import lora
 from learner.config import SftStage
 from learner.data.source import DocumentSource
 from learner.documents import DocumentTokenizer, Tokenized
 from learner.logprobs import score
+from learner.memory import Activations
+from learner.model import set_gradient_checkpointing
 from learner.optimizer import build_optimizer, learning_rate
 from learner.packing import Sequenced, pack
+from learner.residence import Residence
 
 SMOOTHING = 0.9  # of the accuracy's moving average
 COOLED = 0.05  # share of the rate that the cool-down ends at
@@ -71,7 +75,11 @@ class SftTrainer:
     def __init__(self, model: Any, tokenizer: Any, source: DocumentSource, stage: SftStage, seed: int) -> None:
         self._model, self._source, self._stage, self._seed = model, source, stage, seed
         self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag)
-        self._optimizers = build_optimizer(model, stage.optimizer)
+        if stage.lora is not None and not lora.is_adapted(model):
+            lora.adapt(model, stage.lora, seed)
+        set_gradient_checkpointing(model, stage.gradient_checkpointing)
+        self._optimizers = build_optimizer(model, stage.optimizer, stage.offload != "none")
+        self._residence = Residence(model, self._optimizers)
         self._at = Curriculum(level=0.0 if stage.until_accuracy else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,15 +114,20 @@ class SftTrainer:
         chunks = pack(
             [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
             self._stage.pack_tokens,
-            str(self._model.device),
+            str(self._residence.device),
         )
         trained = sum(int(d.trained[1:].sum()) for d in documents)
         packed = time.monotonic()
+        self._residence.model_to_device()
+        if self._stage.lora is not None and self._stage.lora.dropout:
+            torch.manual_seed(self._seed + self._at.step)  # what is dropped follows from the step alone
+        activations = Activations(self._model, self._residence.device)
         loss, hits = 0.0, 0
         tagged = [d.tagged for d in documents]
         for chunk in chunks:
-            scores = score(self._model, chunk)
-            part = -scores.logprobs_M.sum() / max(1, trained)
+            with activations.measured():
+                scores = score(self._model, chunk)
+                part = -scores.logprobs_M.sum() / max(1, trained)
             part.backward()
             loss += float(part.detach())
             own = zip(chunk.rows_N, chunk.prefixes_N, strict=True)
@@ -126,12 +139,14 @@ class SftTrainer:
         rate = self._at.rate(self._stage)
         self._optimizers.set_lr(rate)
         norm = self._optimizers.step()
+        if self._stage.offload == "all":
+            self._residence.model_to_host()
         wanted = sum(int(t[1:].sum()) for t in tagged)
         self._at.step += 1
         self._at.see(hits / max(1, wanted), self._stage)
         metrics = {
             "loss": loss, "accuracy": self._at.accuracy, "level": self._at.level, "grad_norm": norm, "lr": rate,
-            "tokens_trained": float(trained),
+            "tokens_trained": float(trained), **activations.metrics(self._optimizers),
         }  # fmt: skip
         phases = {
             "pack": packed - started,

@@ -31,6 +31,10 @@ GAUGES = {
     "mismatch": "mismatch",
     "loss": "loss",
     "lr": "learning_rate",
+    "activation_memory_bytes": "activation_memory",
+    "parameter_bytes": "parameter_bytes",
+    "trained_parameter_bytes": "trained_parameter_bytes",
+    "optimizer_state_bytes": "optimizer_state",
 }
 """Which metric of a step sets which gauge."""
 USUAL_STEPS = 21  # of whose times the median is the usual one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -23,8 +22,12 @@ from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import Objective, objective_of
 from learner.losses.report import Tally
 from learner.losses.tokens import kept_tokens, token_losses
+from learner.memory import Activations
 from learner.optimizer import Optimizers, learning_rate
 from learner.packing import Sequenced, pack, packing_efficiency
+from learner.policy import PolicyWeights
+from learner.reference import reference_of, refresh, scored_by
+from learner.residence import Residence
 
 Groups = Sequence[Sequence[Judged]]
 
@@ -36,14 +39,28 @@ class TrainState:
     model: Any
     optimizers: Optimizers
     stage: int
+    residence: Residence
     step: int = 0
     stage_step: int = 0
     reference: Any = None
 
     @classmethod
-    def begin(cls, model: Any, optimizers: Optimizers, stage: int, table: LearnerTable) -> TrainState:
-        """The state at the start of an RL stage; a reference policy is kept only where the objective asks for one."""
-        return cls(model, optimizers, stage, reference=_frozen(model) if objective_of(table.objective).kl else None)
+    def begin(
+        cls, model: Any, optimizers: Optimizers, stage: int, table: LearnerTable, device: Any = None
+    ) -> TrainState:
+        """The state at the start of an RL stage; a reference policy is kept only where the objective asks for one.
+
+        ``device`` is where the model computes (default: where it lies).
+        """
+        state = cls(model, optimizers, stage, Residence(model, optimizers, device=device))
+        if objective_of(table.objective).kl:
+            state.keep_reference()
+        return state
+
+    def keep_reference(self) -> None:
+        """The policy as it is becomes the reference."""
+        self.reference = reference_of(self.model)
+        self.residence = Residence(self.model, self.optimizers, self.reference, self.residence.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +77,31 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     objective = objective_of(table.objective)
     samples = [judged for group in groups for judged in group]
     if objective.kl and state.reference is None:  # a replay may ask for a divergence that the recorded run did without
-        state.reference = _frozen(state.model)
-    batch = _batch(groups, samples, objective, table, state.model.device)
-    chunks = pack(_sequences(samples, batch.advantages_N, objective), table.pack_tokens, str(state.model.device))
+        state.keep_reference()
+    device = state.residence.device
+    batch = _batch(groups, samples, objective, table, device)
+    chunks = pack(_sequences(samples, batch.advantages_N, objective), table.pack_tokens, str(device))
     packed = time.monotonic()
 
-    tally, loss = Tally(), 0.0
+    tally, loss, activations = Tally(), 0.0, Activations(state.model, device)
+    references = _references(state, chunks, batch, objective, table)
+    state.residence.model_to_device()
     kept = _kept(state, chunks, batch, objective, table)
-    for chunk, kept_M in zip(chunks, kept, strict=True):
-        loss += _backward(state, chunk, batch, objective, table, tally, kept_M)
+    for chunk, kept_M, reference_M in zip(chunks, kept, references, strict=True):
+        loss += _backward(state, chunk, batch, objective, table, tally, activations, kept_M, reference_M)
     computed = time.monotonic()
 
     rate = learning_rate(table.optimizer, state.stage_step, total_steps)
     state.optimizers.set_lr(rate)
     grad_norm = state.optimizers.step()
     if state.reference is not None and (state.stage_step + 1) % table.objective.ref_refresh == 0:
-        state.reference.load_state_dict(state.model.state_dict())
+        refresh(state.reference, state.model)
+    if table.offload == "all":
+        state.residence.model_to_host()
     metrics = {
         **tally.result(),
         **_batch_metrics(state, samples, batch),
+        **activations.metrics(state.optimizers),
         "loss": loss,
         "grad_norm": grad_norm,
         "step_skipped": float(not math.isfinite(grad_norm)),
@@ -158,29 +181,45 @@ def _kept(
     return list(kept.split([len(row_M) for row_M in rows]))
 
 
+def _references(
+    state: TrainState, chunks: Sequence[PackedChunk], batch: _Batch, objective: Objective, table: LearnerTable
+) -> list[Tensor | None]:
+    """For each chunk what the reference policy makes of its trained tokens, before the policy itself is scored: the two then
+    need not be on the device at once."""
+    if not objective.kl:
+        return [None] * len(chunks)
+    if isinstance(state.reference, torch.nn.Module):
+        state.residence.reference_to_device()
+    else:  # it is made of the policy
+        state.residence.model_to_device()
+    with torch.no_grad(), scored_by(state.reference) as model:
+        found: list[Tensor | None] = [_scored(model, c, _rows(c), batch, table).logprobs_M for c in chunks]
+    if table.offload == "all":
+        state.residence.reference_to_host()
+    return found
+
+
 def _backward(
     state: TrainState, chunk: PackedChunk, batch: _Batch, objective: Objective, table: LearnerTable, tally: Tally,
-    kept_M: Tensor | None,
+    activations: Activations, kept_M: Tensor | None, reference_M: Tensor | None,
 ) -> float:  # fmt: skip
     """Add one chunk's gradient; returns its part of the loss."""
     row_M = _rows(chunk)
-    scores, reference_M = _scored(state.model, chunk, row_M, batch, table), None
-    if objective.kl:
-        with torch.no_grad():
-            reference_M = _scored(state.reference, chunk, row_M, batch, table).logprobs_M
-    everything = torch.ones_like(row_M, dtype=torch.bool)
-    tokens = token_losses(
-        objective,
-        scores.logprobs_M,
-        chunk.behavior_T[chunk.mask_T],
-        batch.advantages_N[row_M],
-        everything,
-        reference_M,
-        row_M,
-        kept_M,
-        scores.entropy_M,
-    )
-    loss = (tokens.loss * batch.weights_N[row_M]).sum()
+    with activations.measured():
+        scores = _scored(state.model, chunk, row_M, batch, table)
+        everything = torch.ones_like(row_M, dtype=torch.bool)
+        tokens = token_losses(
+            objective,
+            scores.logprobs_M,
+            chunk.behavior_T[chunk.mask_T],
+            batch.advantages_N[row_M],
+            everything,
+            reference_M,
+            row_M,
+            kept_M,
+            scores.entropy_M,
+        )
+        loss = (tokens.loss * batch.weights_N[row_M]).sum()
     loss.backward()
     tally.add(tokens, row_M, state.step - chunk.version_T[chunk.mask_T], scores.entropy_M.detach())
     return float(loss.detach())
@@ -201,15 +240,10 @@ def _batch_metrics(state: TrainState, samples: Sequence[Judged], batch: _Batch) 
     }
 
 
-def _frozen(model: Any) -> Any:
-    """A copy of the policy that is never trained."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
 def state_sha256(model: torch.nn.Module) -> str:
-    """The weights' fingerprint: names, shapes and bytes, in order."""
+    """The policy's fingerprint: names, shapes and bytes of its weights, in order (of an adapted model the merged ones)."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in PolicyWeights(model).items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -46,11 +46,17 @@ def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
     return out, at
 
 
-def write(tensors: Mapping[str, Tensor], flat: Tensor) -> None:
-    """Copy ``tensors`` into ``flat`` (uint8), in order."""
-    at, _ = places(specs_of(tensors))
-    for (start, size), tensor in zip(at, tensors.values(), strict=True):
-        flat[start : start + size].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
+def write(specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], flat: Tensor) -> None:
+    """Copy ``tensors`` into ``flat`` (uint8), in the order of ``specs``; each is asked for once, and then let go.
+
+    Raises WeightPushError if a tensor is not what its spec says.
+    """
+    at, _ = places(specs)
+    for (start, size), spec in zip(at, specs, strict=True):
+        tensor = tensors[spec.name].detach()
+        if (str(tensor.dtype), tuple(tensor.shape)) != (f"torch.{spec.dtype}", spec.shape):
+            raise WeightPushError(f"parameter {spec.name!r} is {tensor.dtype} {tuple(tensor.shape)}, and was {spec}")
+        flat[start : start + size].view(tensor.dtype).copy_(tensor.reshape(-1))
 
 
 def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:

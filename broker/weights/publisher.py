@@ -95,7 +95,7 @@ class WeightPublisher:
         with self._changed:
             buffer = 1 - self._active if self._active is not None else 0
             self._waiting = None
-        layout.write(tensors, self._flat[buffer])
+        layout.write(self._specs, tensors, self._flat[buffer])
         with self._changed:
             self._waiting = (version, buffer)
             self._changed.notify_all()
