@@ -36,6 +36,12 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def state_to(self, device: torch.device) -> None:
+        """Move the state to ``device``, but the counts of steps, which lie where the optimizers have put them."""
+        for optimizer, _ in self._parts:
+            for state in optimizer.state.values():
+                state.update({k: v.to(device) for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim})
+
     def state_dict(self) -> list[dict[str, Any]]:
         return [optimizer.state_dict() for optimizer, _ in self._parts]
 

@@ -16,6 +16,10 @@ from broker.weights.sink import Lane, Push
 Apply = Callable[[int, Mapping[str, Tensor]], None]
 
 
+def _nothing(*of: object) -> None:
+    """What an engine does that holds no memory of its own."""
+
+
 class DistributedReceiver:
     """Implements ``WeightSink`` for engines that take tensors. ``apply`` returns once the engine samples from them.
 
@@ -25,8 +29,11 @@ class DistributedReceiver:
     ranks = 1
     ready = True
 
-    def __init__(self, apply: Apply, device: str = "cpu") -> None:
-        self._apply, self._device = apply, device
+    def __init__(
+        self, apply: Apply, device: str = "cpu", rest: Callable[[], None] = _nothing,
+        wake: Callable[[int, float], None] = _nothing,
+    ) -> None:  # fmt: skip
+        self._apply, self._device, self._rest, self._wake = apply, device, rest, wake
         self._group: Any = None
         self._lane: Lane | None = None
         self._flat = torch.empty(0, dtype=torch.uint8)
@@ -66,3 +73,10 @@ class DistributedReceiver:
 
     def leave(self) -> None:
         self._group = self._lane = None
+
+    def rest(self) -> None:
+        self._flat = torch.empty(0, dtype=torch.uint8)
+        self._rest()
+
+    def wake(self, version: int, patience: float) -> None:
+        self._wake(version, patience)
