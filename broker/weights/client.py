@@ -46,9 +46,13 @@ class WeightClient:
             "actor",
             receiver=sink.ranks,
             keys=keys,
-            status=lambda: {**status(), "receives": sink.ready, "turn": self._turn},
+            status=lambda: {**status(), "receives": self._receives, "turn": self._turn},
             handler=self._orders.put,
         )
+
+    @property
+    def _receives(self) -> bool:
+        return self._sink.ready and not self._resting
 
     @property
     def joined(self) -> bool:
@@ -149,7 +153,7 @@ class WeightClient:
                 raise WeightPushError("it rests: it is the learner's turn")
             yield ack
         except HeadraceError as error:
-            self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._sink.ready)
+            self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._receives)
             raise
         self._client.send("ack", **ack, ok=True)
 

@@ -253,6 +253,21 @@ def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Le
         client.close()
 
 
+def test_a_receiver_that_rests_takes_no_push_and_catches_up_when_it_is_woken(learner: Learner) -> None:
+    (remote,) = together(learner, "good")
+    learner.push(1)
+    remote.wait("took", "1")
+    learner.control.announce(turn=1, rest=True)
+    learner.until(lambda: [m.status["turn"] for m in learner.control.members()] == [1])
+    learner.push(2)
+    time.sleep(1.0)
+    assert not [line for line in remote.said if line[1] == "2"] and learner.publisher.stats.evictions == 0
+    learner.control.announce(turn=2, rest=False)
+    remote.wait("loaded", "2")
+    learner.push(3)
+    remote.wait("took", "3")
+
+
 @pytest.mark.parametrize("how", ["die", "stop"])
 def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_on(learner: Learner, how: str) -> None:
     good, bad = together(learner, "good", how)
