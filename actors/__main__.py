@@ -71,9 +71,12 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             return
         from actors.worker import ActorWorker
         from broker.weights.client import WeightClient
+        from broker.weights.devices import gpu_of
+
+        where = {"gpu": gpu_of(table.device)} if table.engine == "local" else {}
 
         def status() -> dict[str, Any]:
-            return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address}
+            return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address, **where}
 
         clients = []
         for suffix, sink in engine.sinks.items():

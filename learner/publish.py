@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from broker.control.server import ControlServer
-from broker.errors import DecodeError
+from broker.errors import DecodeError, RunFileError
 from broker.log import Log, Producer, Record
 from broker.messages import PolicyVersion, decode, encode
 from broker.patience import PatientProducer
@@ -45,6 +45,7 @@ class Publishing:
             timeout=table.push_timeout,
             bucket_bytes=int(table.bucket_mb * 2**20),
             backend=backend_of(table, executor.device),
+            device=executor.device,
             road=table.weights,
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
@@ -80,10 +81,13 @@ class Publishing:
 
 
 def backend_of(table: LearnerTable, device: str) -> str:
-    """What carries the broadcasts of a learner on ``device``."""
-    if table.backend != "auto":
-        return table.backend
-    return "nccl" if device.startswith("cuda") and not table.colocated else "gloo"
+    """What carries the broadcasts of a learner on ``device``. Raises RunFileError where it cannot."""
+    on_gpu = device.startswith("cuda")
+    if table.backend == "nccl" and not on_gpu:
+        raise RunFileError(
+            f'[learner] backend = "nccl" needs a GPU, and the learner is on {device!r}: use backend = "gloo"'
+        )
+    return table.backend if table.backend != "auto" else "nccl" if on_gpu and not table.colocated else "gloo"
 
 
 def announce_control(log: Log, topic: str, producer: Producer, endpoint: str, owner: str) -> bool:

@@ -47,10 +47,10 @@ def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
 
 
 def write(tensors: Mapping[str, Tensor], flat: Tensor) -> None:
-    """Copy ``tensors`` into ``flat`` (uint8), in order."""
+    """Copy ``tensors`` into ``flat`` (uint8), in order; from a GPU in order with the stream that is current (see ``snapshot``)."""
     at, _ = places(specs_of(tensors))
     for (start, size), tensor in zip(at, tensors.values(), strict=True):
-        flat[start : start + size].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
+        flat[start : start + size].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
 
 
 def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:

@@ -46,9 +46,10 @@ class DistributedReceiver:
         if self._group is None or self._lane is None:
             raise WeightPushError("a push without a lane")
         _, size = layout.places(push.specs)
-        on = self._device if self._lane.backend == "nccl" else "cpu"
-        if self._flat.numel() != size:
-            self._flat = torch.empty(size, dtype=torch.uint8, device=on)
+        on = torch.device(self._device if self._lane.backend == "nccl" else "cpu")
+        if self._flat.numel() != size or self._flat.device.type != on.type:
+            lock = on.type == "cpu" and torch.device(self._device).type == "cuda"  # the engine copies it on
+            self._flat = torch.empty(size, dtype=torch.uint8, device=on, pin_memory=lock)
         for bucket in layout.buckets(push.specs, push.bucket_bytes):
             group.broadcast(self._group, self._flat[bucket.start : bucket.end], self._lane.timeout)
         found = layout.checksum(self._flat)

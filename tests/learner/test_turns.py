@@ -25,6 +25,7 @@ from broker.runfile import RunFile
 from broker.weights.client import WeightClient
 from learner.config import LearnerConfig, LearnerTable
 from learner.executor import Executor
+from learner.publish import backend_of
 from learner.telemetry import Telemetry
 from learner.turns import Turns
 from monitoring.daemon import Stop
@@ -254,6 +255,22 @@ def test_a_stop_ends_the_waiting(bench: Bench) -> None:
     started = time.monotonic()
     bench.turns.begin()
     assert time.monotonic() - started < PATIENCE - 0.5
+
+
+@pytest.mark.parametrize(
+    ("device", "table", "backend"),
+    [
+        ("cpu", {}, "gloo"),
+        ("cuda", {}, "nccl"),
+        ("cuda:1", {}, "nccl"),
+        ("cuda", {"colocated": True}, "gloo"),
+        ("cuda", {"backend": "gloo"}, "gloo"),
+    ],
+)
+def test_what_carries_the_weights(device: str, table: dict[str, Any], backend: str) -> None:
+    assert backend_of(LearnerTable.model_validate(table), device) == backend
+    with pytest.raises(RunFileError, match="needs a GPU"):
+        backend_of(LearnerTable(backend="nccl"), "cpu")
 
 
 @pytest.mark.parametrize(
