@@ -145,6 +145,8 @@ def parse(raw: Any, model: type[Model], where: str) -> Model:
         if first["type"] == "missing":
             raise RunFileError(f"{where} {key} is missing") from None
         message = first["msg"].removeprefix("Value error, ")
+        if not key:  # of several keys together: it names them
+            raise RunFileError(f"{where} {message}") from None
         raise RunFileError(f"{where} {key} = {first['input']!r}: {message[:1].lower()}{message[1:]}") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile, Table, nearest, parse
@@ -139,6 +139,13 @@ class LearnerTable(Table):
     """Receivers of one broadcast group."""
     push_timeout: float = Field(default=60.0, gt=0)
     bucket_mb: float = Field(default=64.0, gt=0)
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """What carries a broadcast: ``nccl`` between devices (never two ranks on one), ``gloo`` through the host's memory; ``auto`` is nccl
+    where the learner has a device to itself."""
+    colocated: bool = False
+    """Engines and learner take turns on one set of devices: while actors generate, the model rests in the host's memory."""
+    turn_steps: int = Field(default=1, ge=1)
+    """With ``colocated``: optimizer steps of one turn; the engines get the weights behind the last one."""
     deterministic: bool = False
     """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
 
@@ -146,6 +153,19 @@ class LearnerTable(Table):
     def credits(self) -> int:
         """Groups that may be outstanding at once: fed in order and trained in order, none then becomes older than ``max_lag``."""
         return (self.max_lag + 1) * self.groups_per_step
+
+    @model_validator(mode="after")
+    def _takes_turns(self) -> LearnerTable:
+        if self.turn_steps > self.max_lag + 1:
+            raise ValueError(
+                f"turn_steps = {self.turn_steps} trains samples that are {self.turn_steps - 1} versions old: raise max_lag "
+                f"({self.max_lag}) to that, or lower turn_steps"
+            )
+        if self.colocated and self.backend == "nccl":
+            raise ValueError(
+                'colocated = true with backend = "nccl": NCCL takes no two ranks on one device; use backend = "gloo"'
+            )
+        return self
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -104,6 +104,14 @@ class Telemetry:
             self.metrics.evictions(name).inc()
         self.metrics.epochs.inc(epochs)
 
+    def evicted(self, name: str) -> None:
+        """Export that an actor did not answer when the turn on the devices changed."""
+        self.metrics.evictions(name).inc()
+
+    def turn(self, seconds: float) -> None:
+        """Export one turn of the learner on devices that it shares with engines."""
+        self.metrics.turn_seconds.observe(seconds)
+
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:
         mine = self.metrics
         mine.steps.inc()

@@ -129,6 +129,9 @@ class LearnerMetrics:
         self.broadcast_seconds = histogram(
             "weight_broadcast_seconds", "One push of weights to all receivers", PHASE_SECONDS
         )
+        self.turn_seconds = histogram(
+            "turn_seconds", "One turn of the learner on devices that it shares with engines", PHASE_SECONDS
+        )
         self.checkpoint_seconds = histogram("checkpoint_seconds", "Writing one checkpoint", PHASE_SECONDS)
         evictions = Counter(
             "headrace_broadcast_evictions", "Receivers that did not answer a push", ["member"], registry=registry

@@ -49,6 +49,7 @@ def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
 def write(specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], flat: Tensor) -> None:
     """Copy ``tensors`` into ``flat`` (uint8), in the order of ``specs``; each is asked for once, and then let go.
 
+    From a GPU in order with the stream that is current (see ``snapshot``).
     Raises WeightPushError if a tensor is not what its spec says.
     """
     at, _ = places(specs)
@@ -56,7 +57,7 @@ def write(specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor], flat: Tens
         tensor = tensors[spec.name].detach()
         if (str(tensor.dtype), tuple(tensor.shape)) != (f"torch.{spec.dtype}", spec.shape):
             raise WeightPushError(f"parameter {spec.name!r} is {tensor.dtype} {tuple(tensor.shape)}, and was {spec}")
-        flat[start : start + size].view(tensor.dtype).copy_(tensor.reshape(-1))
+        flat[start : start + size].view(tensor.dtype).copy_(tensor.reshape(-1), non_blocking=True)
 
 
 def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:
