@@ -16,7 +16,7 @@ from broker.errors import EngineError
 from learner.attention import plan_segments
 from learner.batch import PackedChunk, TokenScores
 
-SMALL = 1 << 22  # logits of this many elements are one chunk whatever the vocabulary
+SMALL = 1 << 22  # logits of this many elements are one chunk whatever the vocabulary, and are kept if they are all
 LOWEST = -1e30  # stands for a logit that has overflowed to minus infinity: 0 times it is 0
 CACHED = 1 << 19  # logits that a processor's cache holds: on a CPU all that is not a product is done on so many at once
 
@@ -35,6 +35,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropy = (hidden_MD.new_empty(count, dtype=exact(kind)) for _ in range(2))
         correct = torch.empty(count, dtype=torch.bool, device=hidden_MD.device)
         products = weight.new_empty(min(rows, count), len(weight))
+        keep = products.numel() <= SMALL and count <= rows and kind == exact(kind)
         for at in range(0, count, rows):
             hidden = hidden_MD[at : at + rows].to(kind)
             product = torch.mm(hidden, weight.T, out=products[: len(hidden)])
@@ -47,7 +48,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 logprobs[here] = (chosen - top - log_total)[:, 0]
                 correct[here] = (chosen == top)[:, 0]
                 entropy[here] = log_total[:, 0] - torch.linalg.vecdot(odds, logits) / total[:, 0]
-        ctx.save_for_backward(hidden_MD, weight_VD, target_M, scale_M)
+        ctx.save_for_backward(hidden_MD, weight_VD, target_M, scale_M, products if keep else None)
         ctx.rows, ctx.kind = rows, kind
         ctx.mark_non_differentiable(correct)
         ctx.set_materialize_grads(False)
@@ -55,7 +56,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        hidden_MD, weight_VD, target_M, scale_M = ctx.saved_tensors
+        hidden_MD, weight_VD, target_M, scale_M, kept_MV = ctx.saved_tensors
         zeros_M = torch.zeros_like(scale_M)
         slope_M, spread_M = (zeros_M if grad is None else grad * scale_M for grad in grads[:2])
         weight = weight_VD.to(ctx.kind)
@@ -67,10 +68,15 @@ class _TokenLogprobs(torch.autograd.Function):
         products = weight.new_empty(min(ctx.rows, len(heard)), len(weight))
         for part in heard.split(ctx.rows):
             hidden = hidden_MD[part].to(ctx.kind)
-            product = torch.mm(hidden, weight.T, out=products[: len(part)])
+            product = products[: len(part)]
+            if kept_MV is None:
+                torch.mm(hidden, weight.T, out=product)
             for block in _blocks(product):
                 here = part[block]
-                logits = product[block].to(exact(ctx.kind)).mul_(scale_M[here, None])
+                if kept_MV is None:
+                    logits = product[block].to(exact(ctx.kind)).mul_(scale_M[here, None])
+                else:
+                    logits = kept_MV[here]  # a copy, less each row's largest: what follows is the same
                 slope, spread = slope_M[here, None], spread_M[here, None] if grads[1] is not None else None
                 product[block] = _logits_slope(logits, target_M[here, None], slope, spread)
             if grad_hidden is not None:
