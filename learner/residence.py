@@ -2,7 +2,7 @@
 
 ``stow`` and ``fetch`` move the values below parameters that stay the same objects, so optimizers, tied weights and hooks hold.
 On a GPU the host's copies are pinned and kept, so that a move costs one transfer and no allocation. Gradients stay
-where they are: call between steps. A sharded model's parameters (DTensor) are for FSDP2's own CPUOffloadPolicy.
+where they are: call between steps. Sharded parameters (DTensor) are beyond it: FSDP2 has an offload policy of its own.
 """
 
 from __future__ import annotations
