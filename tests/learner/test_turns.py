@@ -257,6 +257,12 @@ def test_a_stop_ends_the_waiting(bench: Bench) -> None:
     assert time.monotonic() - started < PATIENCE - 0.5
 
 
+def test_a_single_stage_cannot_take_turns() -> None:
+    config = LearnerConfig(RunFile.read(SMALL, ["stage.1.learner.colocated=true"]))
+    with pytest.raises(RunFileError, match=r"set it in \[learner\]"):
+        config.rl(config.stages[1])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("device", "table", "backend"),
     [
