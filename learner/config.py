@@ -277,7 +277,9 @@ class LearnerConfig:
         return stages
 
     def rl(self, stage: RlStage) -> LearnerTable:
-        """``[learner]`` with the stage's own keys in place."""
+        """``[learner]`` with the stage's own keys in place. Raises RunFileError, also for a key that holds for a whole run."""
+        if "colocated" in stage.learner:
+            raise RunFileError(f"[[stage]] {stage.name} learner.colocated holds for the whole run: set it in [learner]")
         return parse(
             merge(self.file.tables.get("learner", {}), stage.learner), LearnerTable, f"[[stage]] {stage.name} learner"
         )

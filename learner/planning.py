@@ -14,6 +14,7 @@ from broker.errors import LogUnavailable
 from broker.messages import Evaluation
 from learner.evaluate import Evaluations
 from learner.planner import Planned, Planner, StagePlan
+from learner.turns import Turns
 
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
@@ -30,7 +31,7 @@ class PlanningThread(threading.Thread):
         evaluations: Evaluations,
         on_evaluation: Callable[[Evaluation], None],
         log_away: Callable[[bool], None] = lambda away: None,
-        turns: bool = False,
+        turns: Turns | None = None,
     ) -> None:
         super().__init__(name="planner", daemon=True)
         self._planner, self._evaluations, self._on_evaluation = planner, evaluations, on_evaluation
@@ -73,7 +74,7 @@ class PlanningThread(threading.Thread):
 
     def _ahead(self, stage: StagePlan | None) -> int:
         """Steps that are planned before they are taken."""
-        return stage.table.turn_steps if stage is not None and self._turns else 1
+        return stage.table.turn_steps if stage is not None and self._turns and self._turns.colocated else 1
 
     def check(self) -> None:
         if self.failure is not None:
@@ -99,9 +100,9 @@ class PlanningThread(threading.Thread):
             self.failure = error
 
     def _notice_stall(self) -> None:
-        """If the log was away, between two turns or in the middle of one, nobody could answer: deadlines begin anew."""
+        """If the log was away, between two rounds or in the middle of one, or engines rest, nobody can answer: deadlines begin anew."""
         now = time.time()
-        if now - self._turned > STALL_SECONDS:
+        if now - self._turned > STALL_SECONDS or (self._turns is not None and self._turns.under_way):
             self._planner.restart_deadlines(now)
             self._evaluations.restart_deadlines(now)
 

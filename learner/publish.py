@@ -91,9 +91,10 @@ def backend_of(table: LearnerTable, device: str) -> str:
     return table.backend if table.backend != "auto" else "nccl" if on_gpu and not table.colocated else "gloo"
 
 
-def announce_control(log: Log, topic: str, producer: Producer, endpoint: str, owner: str) -> bool:
+def announce_control(run: Run, log: Log, producer: Producer, endpoint: str, owner: str) -> bool:
     """Tell the actors of a learner before this one where to find it; the weights that they have stay the newest. False if there
     are none: nothing was ever published."""
+    topic = run.topics.policy
     reader = log.reader(topic)
     try:
         found = [message for record in read_all(reader, log.ends(topic)) if (message := _policy(record)) is not None]
@@ -101,7 +102,7 @@ def announce_control(log: Log, topic: str, producer: Producer, endpoint: str, ow
         reader.close()
     if not found:
         return False
-    producer.send(topic, b"", encode(replace(found[-1], control=endpoint, learner=owner)))
+    producer.send(topic, run.table.name.encode(), encode(replace(found[-1], control=endpoint, learner=owner)))
     producer.flush()
     return True
 

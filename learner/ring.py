@@ -84,9 +84,7 @@ class Learner:
         stack.callback(self.publishing.close)
         self.turns.settled = self.publishing.settled
         planner, evaluations = self._planner(steps, tail, stack)
-        self.planning = PlanningThread(
-            planner, evaluations, self._evaluation_done, self.telemetry.log_away, table.colocated
-        )
+        self.planning = PlanningThread(planner, evaluations, self._evaluation_done, self.telemetry.log_away, self.turns)
         telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
         self.planning.start()
         stack.callback(self.planning.stop)
@@ -104,8 +102,7 @@ class Learner:
         stack.callback(control.close)
         turns = Turns(control, self.executor, self.config.learner, self.telemetry, self.stop)
         if turns.colocated:
-            topic = self.run.topics.policy
-            known = announce_control(self.log, topic, self._results, control.endpoint, self.owner)
+            known = announce_control(self.run, self.log, self._results, control.endpoint, self.owner)
             turns.begin(SETTLE_SECONDS if known else 0.0)
         return turns
 
@@ -284,7 +281,8 @@ class Learner:
 
     def close_stage(self, index: int) -> None:
         """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
-        self.take(self.planning.call(lambda planner, _: planner.close(index)))
+        with self.turns.turn():
+            self.take(self.planning.call(lambda planner, _: planner.close(index)))
         self.save(self.config.learner)
 
     def replace_weights(self, index: int, where: str) -> None:

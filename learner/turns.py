@@ -102,6 +102,8 @@ class Turns:
             time.sleep(LOOK_SECONDS)
             behind = self._behind()
             missing |= {member.name for member in behind}
+        if self._stop:
+            return
         for name in sorted(missing - {m.name for m in self.control.members() if self._is_done(m)}):
             if self.control.evict(name):
                 log.warning("evicting %s: it did not %s in time", name, "rest" if rest else "wake")

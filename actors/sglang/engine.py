@@ -116,7 +116,7 @@ class SglangEngine:
             "input_ids": [min(self._ends)],
             "sampling_params": {**self._parameters(sampling, 1), "max_new_tokens": 1},
         }
-        for link in self._links:
+        for link in (link for link in self._links if not link.resting):
             try:
                 answer = httpx.post(f"{link.url}/generate", json=body, timeout=CHECK_SECONDS)
             except httpx.HTTPError:

@@ -185,6 +185,12 @@ def _time() -> Row:
                     Query("sum(increase(headrace_membership_epochs_total[]))", "groups formed"), limits=above(1, 5),
                 ),
                 graph(
+                    "Turns on shared devices", "s",
+                    "Quantiles of the seconds that a turn of the learner takes where it shares devices with engines, which "
+                    "rest meanwhile. If they exceed the engines' turns by far, raise groups_per_step or lower turn_steps.",
+                    *quantiles("headrace_turn_seconds", shares=(0.5, 0.9)),
+                ),
+                graph(
                     "Receivers of weights", "none",
                     "Actors that take part in the broadcast. If there are fewer than actors are up, some sample from "
                     "old weights: look at the versions on the Actors dashboard.",

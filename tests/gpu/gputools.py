@@ -18,8 +18,10 @@ ON_ONE_GPU = [
 
 
 def allocated() -> int:
-    """Bytes of the device that this process holds."""
+    """Bytes of the device that this process holds, without the workspaces that cuBLAS keeps."""
     gc.collect()
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
     return torch.cuda.memory_allocated()
 
 

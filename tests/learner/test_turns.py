@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from test_planner import TOPICS, Ring
 
 from actors.engine import Completion, Request
 from actors.local.engine import LocalEngine
@@ -20,11 +22,13 @@ from actors.opening import Opening
 from broker.control.client import ControlClient
 from broker.control.server import ControlServer
 from broker.errors import RunFileError
+from broker.log import open_log
 from broker.messages import Sampling
 from broker.runfile import RunFile
 from broker.weights.client import WeightClient
 from learner.config import LearnerConfig, LearnerTable
 from learner.executor import Executor
+from learner.planning import PlanningThread
 from learner.publish import backend_of
 from learner.telemetry import Telemetry
 from learner.turns import Turns
@@ -240,6 +244,34 @@ def test_an_engine_is_opened_where_no_learner_is_heard_of(monkeypatch: pytest.Mo
     opening.close()
 
 
+def test_a_turns_steps_are_planned_before_it_and_no_deadline_passes_in_it(bench: Bench, tmp_path: Path) -> None:
+    log = open_log(f"sqlite://{tmp_path / 'log'}")
+    log.create(TOPICS.specs())
+    ring = Ring(log, max_lag=2, turn_steps=2, deadline=2.0)
+    thread = PlanningThread(ring.planner, ring.evaluations, lambda result: None, turns=bench.turns)
+    thread.start()
+    thread.begin(ring.stage)
+    prompts: list[Any] = []
+    until(lambda: prompts.extend(ring.fed()) or len(prompts) == 6)
+    for prompt in prompts[:2]:
+        ring.answer(prompt, [0, 1])
+    until(lambda: thread.call(lambda planner, _: planner.planned) == 1)
+    assert not thread.is_ready(), "one step of two"
+    for prompt in prompts[2:4]:
+        ring.answer(prompt, [0, 1])
+    until(thread.is_ready)
+    late = {prompt.group_id for prompt in prompts[4:]}
+    bench.turns.begin()
+    time.sleep(2.5)
+    assert late <= thread.call(lambda planner, _: set(planner.join.groups)), "nobody can answer in a turn"
+    bench.turns.end()
+    until(lambda: not late & thread.call(lambda planner, _: set(planner.join.groups)))
+    thread.begin(replace(ring.stage, last_step=2))
+    assert thread.next(0.0) and thread.is_ready(), "at the end of a stage a turn takes what is left"
+    thread.stop()
+    log.close()
+
+
 def test_without_colocated_there_are_no_turns(bench: Bench) -> None:
     turns = Turns(bench.control, bench.executor, LearnerTable(), bench.telemetry, bench.stop)
     actor = bench.actor()
@@ -255,6 +287,12 @@ def test_a_stop_ends_the_waiting(bench: Bench) -> None:
     started = time.monotonic()
     bench.turns.begin()
     assert time.monotonic() - started < PATIENCE - 0.5
+
+
+def test_a_single_stage_cannot_take_turns() -> None:
+    config = LearnerConfig(RunFile.read(SMALL, ["stage.1.learner.colocated=true"]))
+    with pytest.raises(RunFileError, match=r"set it in \[learner\]"):
+        config.rl(config.stages[1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
