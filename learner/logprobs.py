@@ -85,7 +85,14 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_weight.addmm_(product.T, hidden)
             elif grad_weight is not None:
                 grad_weight += product.T @ hidden
-        return grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None, None, None
+        return (
+            grad_hidden,
+            grad_weight if grad_weight is None else grad_weight.to(weight_VD.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _blocks(logits_MV: Tensor) -> Iterator[slice]:

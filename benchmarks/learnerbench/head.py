@@ -62,7 +62,9 @@ def peak(vocabulary: int, bonus: float, variant: str) -> float:
 
 
 def report(times: int, rounds: int) -> None:
-    print(f"## Log-probabilities, entropy and loss\n\n{TOKENS:,} tokens, hidden {WIDTH}, GRPO, float32, one thread; forward and backward.\n")
+    print(
+        f"## Log-probabilities, entropy and loss\n\n{TOKENS:,} tokens, hidden {WIDTH}, GRPO, float32, one thread; forward and backward.\n"
+    )
     print("| vocabulary | entropy | log_softmax: s | chunks: s | ratio | log_softmax: MiB | chunks: MiB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for vocabulary in VOCABULARIES:
@@ -74,4 +76,7 @@ def report(times: int, rounds: int) -> None:
                 seconds = cpu_medians({name: getattr(problem, name) for name in VARIANTS}, rounds)
                 held = [in_fresh_process("peak", str(vocabulary), str(bonus), name) for name in VARIANTS]
                 a, b = (seconds[name] for name in VARIANTS)
-                print(f"| {vocabulary:,} | {kind} | {a:.2f} | {b:.2f} | {b / a:.2f} | {held[0]:,.0f} | {held[1]:,.0f} | {held[1] / held[0]:.3f} |", flush=True)
+                print(
+                    f"| {vocabulary:,} | {kind} | {a:.2f} | {b:.2f} | {b / a:.2f} | {held[0]:,.0f} | {held[1]:,.0f} | {held[1] / held[0]:.3f} |",
+                    flush=True,
+                )

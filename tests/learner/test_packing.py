@@ -74,4 +74,4 @@ def test_samples_of_one_prompt_share_it_within_a_chunk() -> None:
     assert (chunk.lengths_N, chunk.prefixes_N) == ((10, 3, 2), ((0, 0), (0, 5), (0, 5)))
     assert chunk.target_T[chunk.mask_T].tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert chunk.sequence_T.tolist() == [0] * 10 + [1] * 3 + [2] * 2
-    assert packing_efficiency([chunk], 100) == 25 / 100
+    assert packing_efficiency([chunk], 100) == 15 / 100
