@@ -1,8 +1,12 @@
-"""The learner daemon: ``python -m learner FILE``. Exit status 0 finished, 2 bad input, 3 a fault (one line says which)."""
+"""The learner daemon: ``python -m learner FILE``. Exit status 0 finished, 2 bad input, 3 a fault (one line says which).
+
+Under torchrun it is a pool: rank 0 is this learner, the others follow its orders and open nothing but the model's files.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +15,7 @@ from broker.daemon import run_daemon
 from broker.errors import RunFileError
 from broker.run import Run, announced, arguments
 from learner.config import LearnerConfig
+from learner.parallel.place import Place, find_place, follow_agent
 from monitoring.daemon import Stop
 
 STOPPED = 130
@@ -18,22 +23,53 @@ STOPPED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments("learner", __doc__ or "").parse_args(argv)
+    follow_agent()
 
     def work(stop: Stop) -> int:
+        place = find_place()
+        if place is not None and place.rank:
+            return serve_rank(place)
         run = Run.open(options.file, options.overrides, options.directory)
         config = LearnerConfig(run.file)
         if not config.stages:
             raise RunFileError("the run file has no [[stage]]")
-        return serve(run, config, stop, options.name)
+        return serve(run, config, stop, options.name, place)
 
-    return run_daemon("learner", work)
+    try:
+        status = run_daemon("learner", work)
+    except Exception:
+        if not find_place():
+            raise
+        logging.getLogger("learner").exception("the learner has failed")
+        status = 1
+    if find_place():  # a pool that broke would keep the interpreter waiting for the other ranks
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
-def serve(run: Run, config: LearnerConfig, stop: Stop, name: str) -> int:
-    """Run all stages with metrics and registration around them."""
+def serve_rank(place: Place) -> int:
+    """Follow rank 0 of a pool to its end."""
+    from transformers.utils import logging as transformers_logging
+
+    from learner.parallel.follower import follow
+    from learner.parallel.group import join
+
+    transformers_logging.disable_progress_bar()
+    follow(join(place))
+    return 0
+
+
+def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place | None = None) -> int:
+    """Run all stages with metrics and registration around them; with a ``place``, as rank 0 of a pool."""
     from prometheus_client import CollectorRegistry
     from transformers.utils import logging as transformers_logging
 
+    from learner.executor import chosen_device
+    from learner.parallel.group import join
+    from learner.parallel.plan import ALONE
     from learner.ring import Learner
     from learner.stages import run_stages
     from learner.telemetry import Telemetry
@@ -44,8 +80,11 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str) -> int:
     registry = CollectorRegistry()
     with ExitStack() as stack:
         stack.enter_context(announced(run, name, "learner", registry))
-        learner = Learner(run, config, stop, Telemetry(registry), stack, name)
+        plan = join(place, chosen_device(config.learner), config.learner.pool_timeout) if place else ALONE
+        learner = Learner(run, config, stop, Telemetry(registry), stack, name, plan)
         finished = run_stages(learner)
+        learner.executor.close()
+        plan.end()
     logging.getLogger("learner").info("finished" if finished else "stopped; the same command resumes")
     return 0 if finished else STOPPED
 

@@ -131,6 +131,12 @@ class LearnerTable(Table):
     """Receivers of one broadcast group."""
     push_timeout: float = Field(default=60.0, gt=0)
     bucket_mb: float = Field(default=64.0, gt=0)
+    processes: int = Field(default=1, ge=1)
+    """Ranks of the learner that ``headrace run`` starts on this machine: more than one are a pool (docs/parallel.md)."""
+    pool_timeout: float = Field(default=600.0, gt=0)
+    """Seconds after which a collective of the pool has failed, and the pool ends."""
+    pool_memory: Literal["sharded", "gathered"] = "sharded"
+    """Whether the whole weights and gradients come and go with every layer, or stay on each rank for the time of a step."""
     deterministic: bool = False
     """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
 

@@ -6,6 +6,7 @@ instead of all. Log-sum-exp in float32.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from broker.errors import EngineError
 from learner.attention import plan_segments
 from learner.batch import PackedChunk, TokenScores
 
+SCORE = "packed_scores"  # of a sharded model: the method that brings its weights together first
 SMALL = 1 << 22  # logits of this many elements are one chunk whatever the vocabulary
 
 
@@ -107,6 +109,11 @@ def score(model: Any, chunk: PackedChunk, *, temperature: float | Tensor = 1.0, 
 
     ``temperature``: one, or one a trained position ``[M]``. Raises EngineError if the model's head has a bias.
     """
+    return getattr(model, SCORE, partial(scores_of, model))(chunk, temperature, rows)
+
+
+def scores_of(model: Any, chunk: PackedChunk, temperature: float | Tensor, rows: int) -> TokenScores:
+    """``score`` of a model whose weights are here."""
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise EngineError("packed training does not know output heads with a bias")

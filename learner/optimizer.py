@@ -9,6 +9,7 @@ import torch
 
 from learner.config import OptimizerTable
 from learner.muon import Muon
+from learner.parallel.shards import whole
 
 MUON_MOMENTUM = 0.95
 
@@ -28,7 +29,7 @@ class Optimizers:
 
     def step(self) -> float:
         """Clip, step, and clear the gradients; returns the norm before clipping. A non-finite gradient makes no step."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)))
         if math.isfinite(norm):
             for optimizer, _ in self._parts:
                 optimizer.step()

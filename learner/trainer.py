@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -25,13 +24,18 @@ from learner.losses.report import Tally
 from learner.losses.tokens import kept_tokens, token_losses
 from learner.optimizer import Optimizers, learning_rate
 from learner.packing import Sequenced, pack, packing_efficiency
+from learner.parallel.plan import ALONE, ParallelPlan
+from learner.parallel.share import Share
 
 Groups = Sequence[Sequence[Judged]]
 
 
 @dataclass(slots=True)
 class TrainState:
-    """What a step changes. ``step`` is the policy version that the model holds, ``stage_step`` counts within the stage."""
+    """What a step changes. ``step`` is the policy version that the model holds, ``stage_step`` counts within the stage.
+
+    ``plan``: over which ranks the model and the work are spread.
+    """
 
     model: Any
     optimizers: Optimizers
@@ -39,11 +43,15 @@ class TrainState:
     step: int = 0
     stage_step: int = 0
     reference: Any = None
+    plan: ParallelPlan = ALONE
 
     @classmethod
-    def begin(cls, model: Any, optimizers: Optimizers, stage: int, table: LearnerTable) -> TrainState:
+    def begin(
+        cls, model: Any, optimizers: Optimizers, stage: int, table: LearnerTable, plan: ParallelPlan = ALONE
+    ) -> TrainState:
         """The state at the start of an RL stage; a reference policy is kept only where the objective asks for one."""
-        return cls(model, optimizers, stage, reference=_frozen(model) if objective_of(table.objective).kl else None)
+        reference = plan.frozen(model) if objective_of(table.objective).kl else None
+        return cls(model, optimizers, stage, reference=reference, plan=plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +67,65 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     started = time.monotonic()
     objective = objective_of(table.objective)
     samples = [judged for group in groups for judged in group]
-    if objective.kl and state.reference is None:  # a replay may ask for a divergence that the recorded run did without
-        state.reference = _frozen(state.model)
-    batch = _batch(groups, samples, objective, table, state.model.device)
-    chunks = pack(_sequences(samples, batch.advantages_N, objective), table.pack_tokens, str(state.model.device))
+    batch = _batch(groups, samples, objective, table)
+    chunks = pack(_sequences(samples, batch.advantages_N, objective), table.pack_tokens)
+    known = _batch_metrics(state, samples, batch)
+    at = {"stage": state.stage, "step": state.step, "stage_step": state.stage_step}
+    rate = learning_rate(table.optimizer, state.stage_step, total_steps)
+    share = state.plan.deal(Share.whole(chunks, _fields(batch)), state.model.device, "step", rate=rate, **at)
     packed = time.monotonic()
 
-    tally, loss = Tally(), 0.0
-    kept = _kept(state, chunks, batch, objective, table)
-    for chunk, kept_M in zip(chunks, kept, strict=True):
-        loss += _backward(state, chunk, batch, objective, table, tally, kept_M)
-    computed = time.monotonic()
-
-    rate = learning_rate(table.optimizer, state.stage_step, total_steps)
-    state.optimizers.set_lr(rate)
-    grad_norm = state.optimizers.step()
-    if state.reference is not None and (state.stage_step + 1) % table.objective.ref_refresh == 0:
-        state.reference.load_state_dict(state.model.state_dict())
+    done = take_share(state, share, table, rate)
     metrics = {
-        **tally.result(),
-        **_batch_metrics(state, samples, batch),
-        "loss": loss,
-        "grad_norm": grad_norm,
-        "step_skipped": float(not math.isfinite(grad_norm)),
+        **done.tally.result(),
+        **known,
+        "loss": done.loss,
+        "grad_norm": done.grad_norm,
+        "step_skipped": float(not math.isfinite(done.grad_norm)),
         "lr": rate,
         "packing_efficiency": packing_efficiency(chunks, table.pack_tokens),
         "samples": float(len(samples)),
         "groups": float(len(groups)),
     }
-    state.step, state.stage_step = state.step + 1, state.stage_step + 1
-    stepped = time.monotonic()
-    phases = {"pack": packed - started, "forward_backward": computed - packed, "optimizer": stepped - computed}
+    computed = packed + done.forward_backward
+    phases = {
+        "pack": packed - started,
+        "forward_backward": done.forward_backward,
+        "optimizer": time.monotonic() - computed,
+    }
     return StepReport(metrics, phases)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a step gave over all ranks; ``forward_backward`` in seconds."""
+
+    tally: Tally
+    loss: float
+    grad_norm: float
+    forward_backward: float
+
+
+def take_share(state: TrainState, share: Share, table: LearnerTable, rate: float) -> Done:
+    """What every rank does of a step: loss and backward of its chunks, then clip and step together with the others."""
+    started = time.monotonic()
+    objective, batch = objective_of(table.objective), _Batch(**share.batch)
+    if objective.kl and state.reference is None:  # a replay may ask for a divergence that the recorded run did without
+        state.reference = state.plan.frozen(state.model)
+    tally, loss = Tally(), 0.0
+    kept = _kept(state, share, batch, objective, table)
+    for chunk, kept_M in zip(state.plan.rounds(state.model, share.chunks), kept, strict=True):
+        loss += _backward(state, chunk, batch, objective, table, tally, kept_M)
+    sums, tally.maxima = state.plan.totals({"loss": loss, **tally.sums}, tally.maxima)
+    loss, tally.sums = sums.pop("loss"), sums
+    computed = time.monotonic()
+
+    state.optimizers.set_lr(rate)
+    grad_norm = state.optimizers.step()
+    if state.reference is not None and (state.stage_step + 1) % table.objective.ref_refresh == 0:
+        state.reference.load_state_dict(state.model.state_dict())
+    state.step, state.stage_step = state.step + 1, state.stage_step + 1
+    return Done(tally, loss, grad_norm, computed - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +139,7 @@ class _Batch:
 
 
 def _batch(
-    groups: Groups, samples: Sequence[Judged], objective: Objective, table: LearnerTable, device: torch.device
+    groups: Groups, samples: Sequence[Judged], objective: Objective, table: LearnerTable
 ) -> _Batch:
     """All that hangs on the whole batch, so that no micro-batch, packing or order changes it."""
     rewards_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
@@ -119,7 +154,11 @@ def _batch(
     weights_N = AGGREGATIONS[objective.aggregation](lengths_N, objective.constant_length)
     # greedy samples carry log-probabilities of temperature 1
     temperatures_N = torch.tensor([s.trajectory.sampling.temperature or 1.0 for s in samples])
-    return _Batch(*(t.to(device) for t in (advantages_N, weights_N, lengths_N, temperatures_N)))
+    return _Batch(advantages_N, weights_N, lengths_N, temperatures_N)
+
+
+def _fields(batch: _Batch) -> dict[str, Tensor]:
+    return {field.name: getattr(batch, field.name) for field in fields(batch)}
 
 
 def _sequences(samples: Sequence[Judged], advantages_N: Tensor, objective: Objective) -> list[Sequenced]:
@@ -142,20 +181,20 @@ def _scored(model: Any, chunk: PackedChunk, row_M: Tensor, batch: _Batch, table:
 
 
 def _kept(
-    state: TrainState, chunks: Sequence[PackedChunk], batch: _Batch, objective: Objective, table: LearnerTable
+    state: TrainState, share: Share, batch: _Batch, objective: Objective, table: LearnerTable
 ) -> list[Tensor | None]:
     """For each chunk which of its trained tokens take part, where that hangs on the whole batch; this costs a forward pass."""
-    if objective.second_moment is None or not chunks:
-        return [None] * len(chunks)
-    rows = [_rows(chunk) for chunk in chunks]
-    with torch.no_grad():
-        logprobs = [
-            _scored(state.model, c, row_M, batch, table).logprobs_M for c, row_M in zip(chunks, rows, strict=True)
-        ]
-    behavior = torch.cat([chunk.behavior_T[chunk.mask_T] for chunk in chunks])
-    everything = torch.ones_like(behavior, dtype=torch.bool)
-    kept = kept_tokens(objective, torch.cat(logprobs), behavior, batch.advantages_N[torch.cat(rows)], everything)
-    return list(kept.split([len(row_M) for row_M in rows]))
+    if objective.second_moment is None or not share.chunks:
+        return [None] * len(share.chunks)
+    everybodys = torch.zeros(3, share.total, device=share.chunks[0].tokens_T.device)
+    for chunk, place in zip(share.chunks, share.places, strict=True):
+        row_M = _rows(chunk)
+        with torch.no_grad():
+            logprobs_M = _scored(state.model, chunk, row_M, batch, table).logprobs_M
+        everybodys[:, place] = torch.stack((logprobs_M, chunk.behavior_T[chunk.mask_T], batch.advantages_N[row_M]))
+    logprobs, behavior, advantages = state.plan.added(everybodys)
+    kept = kept_tokens(objective, logprobs, behavior, advantages, torch.ones_like(logprobs, dtype=torch.bool))
+    return [kept[place] for place in share.places]
 
 
 def _backward(
@@ -199,11 +238,6 @@ def _batch_metrics(state: TrainState, samples: Sequence[Judged], batch: _Batch) 
         "staleness_queue_mean": fmean(state.step - t.newest_version for t in trajectories),
         "versions_per_sample": fmean(len(t.versions) for t in trajectories),
     }
-
-
-def _frozen(model: Any) -> Any:
-    """A copy of the policy that is never trained."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def state_sha256(model: torch.nn.Module) -> str:

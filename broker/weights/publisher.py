@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,25 +85,31 @@ class WeightPublisher:
 
     # -- for the trainer -----------------------------------------------------------------------------------------------
 
-    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced."""
+    def publish(self, version: int, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced.
+
+        Tensors that come one by one (in the order that ``warm`` was told) go straight into the snapshot, so that their source
+        need not hold them all.
+        """
         if self.failure is not None:
             raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
         started = time.monotonic()
-        if not self._flat:
-            self._allocate(tensors)
+        if isinstance(tensors, Mapping):
+            if not self._flat:
+                self._allocate(layout.specs_of(tensors))
+            tensors = tensors.items()
         with self._changed:
             buffer = 1 - self._active if self._active is not None else 0
             self._waiting = None
-        layout.write(tensors, self._flat[buffer])
+        layout.write(self._specs, tensors, self._flat[buffer])
         with self._changed:
             self._waiting = (version, buffer)
             self._changed.notify_all()
         self.stats.blocked_seconds += time.monotonic() - started
 
-    def warm(self, tensors: Mapping[str, Tensor]) -> None:
+    def warm(self, specs: tuple[TensorSpec, ...]) -> None:
         """Make room for snapshots and start the publisher process, so that the first push does not wait for it."""
-        self._allocate(tensors)
+        self._allocate(specs)
         with self._changed:
             self._warm = True
             self._changed.notify_all()
@@ -123,8 +129,8 @@ class WeightPublisher:
             os.close(file)
         self._files = []
 
-    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
-        self._specs = layout.specs_of(tensors)
+    def _allocate(self, specs: tuple[TensorSpec, ...]) -> None:
+        self._specs = specs
         _, self._size = layout.places(self._specs)
         for i in range(2):
             file = os.memfd_create(f"headrace-weights-{i}")
