@@ -23,17 +23,16 @@ def follow(pool: Pool) -> None:
     """Follow rank 0 to its end. What stops a pool tells rank 0 alone: the others let it finish its work."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    order = pool.heard()
-    if order is None:
-        return pool.end()
-    _, fields = order
-    follower = Follower(pool, **fields)
+    follower: Follower | None = None
     while (order := pool.heard()) is not None:
         name, fields = order
-        follower.orders[name](**fields)
-    follower.executor.close()
+        if name == "begin":
+            follower = Follower(pool, **fields)
+        elif follower is not None:
+            follower.orders[name](**fields)
+    if follower is not None:
+        follower.executor.close()
     pool.end()
-    return None
 
 
 class Follower:

@@ -45,12 +45,12 @@ def take_part(pool: Pool, model: Any, state: Mapping[str, Any], bucket_bytes: in
     """Copy this rank's part of ``model`` and ``state`` (a tree of tensors and JSON) into memory; all ranks together."""
     files: dict[str, dict[str, Tensor]] = {}
     where: dict[str, str] = {}
-    size = 0
-    cut = buckets(named_tensors(model), bucket_bytes)
+    named = named_tensors(model)
+    size = sum(t.numel() * t.element_size() for _, t in named)
+    cut = buckets(named, min(bucket_bytes, -(-size // pool.world)))
     for bucket, owner in zip(cut, owners(cut, pool.world), strict=True):
         file = f"model-{owner + 1:05d}-of-{pool.world:05d}.safetensors"
         where |= {name: file for name, _ in bucket}
-        size += sum(t.numel() * t.element_size() for _, t in bucket)
         for name, tensor in gathered(bucket, pool, owner):
             files.setdefault(file, {})[name] = copied(tensor)
     tensors: dict[str, Tensor] = {}

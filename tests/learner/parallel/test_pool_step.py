@@ -1,0 +1,77 @@
+"""A step of a pool is the step of one process: loss, metrics and weights after ten steps, on real ranks over gloo."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pooltools import executor, in_pool, steps
+
+from learner.parallel.plan import ALONE
+
+CASES: dict[str, dict[str, Any]] = {
+    "async": {},
+    "kl": {"objective": {"name": "grpo", "kl": 0.1, "ref_refresh": 4}},
+    "m2po": {"objective": {"name": "m2po", "second_moment": 0.5}},
+    "gspo": {"objective": "gspo"},
+    "muon": {"optimizer": {"lr": 1e-4, "eps": 1e-3, "muon": 5.0, "weight_decay": 0.1}},
+    "gathered": {"pool_memory": "gathered"},
+    "few chunks": {"pack_tokens": 4096},
+}
+
+
+def main(pool: Any, model: str, *names: str) -> dict[str, Any]:
+    """Of each case the metrics of the tenth step, and the file with the weights behind it."""
+    from safetensors.torch import save_file
+
+    out = {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as directory:
+            made = executor(pool, model, directory, **CASES[name])
+            made.start("pretrained")
+            metrics = steps(made, 1, 10)
+        file = tempfile.mkstemp(suffix=".safetensors")[1]
+        save_file({key: tensor.clone() for key, tensor in made.weights()}, file)
+        tied = made.model.lm_head.weight is made.model.model.embed_tokens.weight
+        out[name] = {"metrics": metrics, "weights": file, "tied": tied}
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return main(ALONE, str(tiny_model), *CASES)
+
+
+def check(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    from safetensors.torch import load_file
+
+    assert found["tied"] and found["metrics"].keys() == wanted["metrics"].keys()
+    for name, value in wanted["metrics"].items():
+        assert math.isclose(found["metrics"][name], value, rel_tol=1e-5, abs_tol=1e-5), name
+    weights, right = load_file(found["weights"]), load_file(wanted["weights"])
+    assert weights.keys() == right.keys()
+    for name, tensor in right.items():
+        print(name, (weights[name] - tensor).abs().max())
+        assert (weights[name] - tensor).abs().max() <= 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def two(tiny_model: Path) -> dict[str, Any]:
+    return dict(in_pool(2, __file__, str(tiny_model), *CASES))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_take_the_step_of_one_process(alone: dict[str, Any], two: dict[str, Any], name: str) -> None:
+    check(two[name], alone[name])
+
+
+def test_three_ranks_with_fewer_chunks_than_ranks(alone: dict[str, Any], tiny_model: Path) -> None:
+    """Also where no dimension of the model is a multiple of the ranks."""
+    found = in_pool(3, __file__, str(tiny_model), "few chunks", "m2po")
+    check(found["few chunks"], alone["few chunks"])
+    check(found["m2po"], alone["m2po"])
