@@ -9,7 +9,7 @@ import torch
 
 from learner.config import OptimizerTable
 from learner.muon import Muon
-from learner.parallel.shards import whole
+from learner.parallel.shards import is_sharded, whole
 
 MUON_MOMENTUM = 0.95
 
@@ -42,7 +42,11 @@ class Optimizers:
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         for (optimizer, _), part in zip(self._parts, state, strict=True):
+            own = [group.get("foreach") for group in optimizer.param_groups]  # how it is computed is no state
             optimizer.load_state_dict(part)
+            for group, together in zip(optimizer.param_groups, own, strict=True):
+                if "foreach" in group:
+                    group["foreach"] = together
 
 
 def build_optimizer(model: torch.nn.Module, table: OptimizerTable) -> Optimizers:
@@ -56,7 +60,10 @@ def build_optimizer(model: torch.nn.Module, table: OptimizerTable) -> Optimizers
     hidden = [p for p in everything if table.muon and p.ndim == 2 and id(p) not in heads]
     taken = {id(p) for p in hidden}
     rest = [p for p in everything if id(p) not in taken]
-    adamw = torch.optim.AdamW(rest, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay)
+    together = True if any(is_sharded(p) for p in rest) else None  # torch itself takes sharded ones one by one
+    adamw = torch.optim.AdamW(
+        rest, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay, foreach=together
+    )
     parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, 1.0)]
     if hidden:
         muon = Muon(hidden, lr=table.lr * table.muon, weight_decay=table.weight_decay, momentum=MUON_MOMENTUM)

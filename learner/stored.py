@@ -75,8 +75,11 @@ def stored_tensors(directory: Path, layout: Layout) -> dict[str, Stored]:
                 shapes[path] = shape
             start = int(first)
             found.setdefault(path, []).append(Piece(start, start + shape[0] if shape else start, file, key))
-    for path, shape in layout.shapes.items():
-        have = sum(piece.last - piece.first for piece in found[path])
-        if have != shape[0]:
-            raise CheckpointError(f"checkpoint {directory} is damaged: {path} has {have} of its {shape[0]} rows")
-    return {path: Stored(shapes[path], tuple(sorted(found[path], key=lambda p: p.first))) for path in found}
+    stored = {path: Stored(shapes[path], tuple(sorted(found[path], key=lambda p: p.first))) for path in found}
+    for path in layout.shapes:
+        rows, at = shapes[path][0], 0
+        for piece in stored[path].pieces:
+            at = piece.last if piece.first == at else -1
+        if at != rows:
+            raise CheckpointError(f"checkpoint {directory} is damaged: the pieces of {path} are not its {rows} rows")
+    return stored

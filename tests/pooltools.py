@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +23,72 @@ from learner.config import LearnerConfig
 from monitoring.ports import free_ports
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 110.0
+SECONDS = 60.0
 NAMED = (GroupRef("d-0@0", Position(0, 0), (SampleRef(0, Position(0, 0), ()), SampleRef(1, Position(0, 1), ()))),)
 """A manifest names what it trains; here the samples are given beside it."""
-SETTLED = {"lr": 1e-3}
-"""With a tiny eps Adam turns the rounding of a gradient near 0 into a step of full size."""
 
 
-def start_pool(world: int, module: str, *arguments: str, device: str = "cpu") -> list[subprocess.Popen[str]]:
-    """The ranks of a pool; rank 0 calls ``main(pool, *arguments)`` of the test module ``module`` (a path)."""
-    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
-    path = f"{HERE}:{HERE.parent}:{os.environ.get('PYTHONPATH', '')}"
-    out = []
-    for rank in range(world):
-        environment = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path}
-        command = [sys.executable, "-m", "pooltools", device, module, *arguments]
-        out.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    return out
+class Ranks:
+    """A pool of real processes. Rank 0 waits on its stdin for calls: a test module, whose ``main(pool, *arguments)`` it makes."""
 
+    def __init__(self, world: int, device: str = "cpu", timeout: float = 60.0) -> None:
+        place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+        path = f"{HERE}:{HERE.parent}:{os.environ.get('PYTHONPATH', '')}"
+        self.processes: list[subprocess.Popen[str]] = []
+        self._errors = [tempfile.TemporaryFile("w+") for _ in range(world)]
+        for rank in range(world):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "pooltools", device, str(timeout)],
+                    env={**os.environ, **place, **own},
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors[rank], text=True,
+                )  # fmt: skip
+            )
 
-def in_pool(world: int, module: str, *arguments: str, device: str = "cpu") -> Any:
-    """What rank 0 of a pool returned, through JSON."""
-    ranks = start_pool(world, module, *arguments, device=device)
-    try:
-        said = [rank.communicate(timeout=SECONDS) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors[-3000:] for _, errors in said)
-    return json.loads(said[0][0].splitlines()[-1])
+    def call(self, module: str, *arguments: str) -> Any:
+        """What ``main`` of the module at path ``module`` returned on rank 0, through JSON."""
+        self.send(module, *arguments)
+        said = self.processes[0].stdout
+        assert said is not None
+        line = said.readline()
+        assert line, self.errors()
+        return json.loads(line)
+
+    def send(self, module: str, *arguments: str) -> None:
+        """Have rank 0 make a call, without waiting for it."""
+        asked = self.processes[0].stdin
+        assert asked is not None
+        asked.write(json.dumps([module, *arguments]) + "\n")
+        asked.flush()
+
+    def errors(self) -> str:
+        """The last words of all ranks."""
+        time.sleep(1.0)  # the first to go is noticed before all have spoken
+        for file in self._errors:
+            file.seek(0)
+        return "\n".join(file.read()[-3000:] for file in self._errors)
+
+    def end(self) -> list[int]:
+        """Let rank 0 end the pool; returns the exit statuses."""
+        for process in self.processes:
+            process.stdin.close()  # type: ignore[union-attr]
+        try:
+            return [process.wait(SECONDS) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
 
 def executor(plan: Any, model: str, directory: str, **learner: Any) -> Any:
     """An executor with one RL stage, and ``[learner]`` as given."""
     from learner.executor import Executor
 
-    tables = {"learner": {"pack_tokens": 128, "device": "cpu", "optimizer": SETTLED, **learner}}
+    tables = {"learner": {"pack_tokens": 128, "device": "cpu", "optimizer": {"lr": 1e-3}, **learner}}
     tables["stage"] = [{"kind": "rl", "steps": 10}]  # type: ignore[assignment]
     config = LearnerConfig(RunFile(tables, Path(directory), Path(directory) / "run.toml"))
     made = Executor(config, model, 0, Path(directory), plan)
@@ -81,18 +109,18 @@ def rank_main() -> None:
     from learner.parallel.group import join
     from learner.parallel.place import find_place
 
-    device, module, *arguments = sys.argv[1:]
     place = find_place()
     assert place is not None
     if place.rank:
         follow(join(place))
         return
-    pool = join(place, device, 60.0)
-    sys.path.insert(0, str(Path(module).parent))
-    main: Callable[..., Any] = importlib.import_module(Path(module).stem).main
-    result = main(pool, *arguments)
+    pool = join(place, sys.argv[1], float(sys.argv[2]))
+    out, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        module, *arguments = json.loads(line)
+        sys.path.insert(0, str(Path(module).parent))
+        print(json.dumps(importlib.import_module(Path(module).stem).main(pool, *arguments)), file=out, flush=True)
     pool.end()
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds some rows of it only."""
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor``, gathered from the ranks if it is sharded: all of them must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

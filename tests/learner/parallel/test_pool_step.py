@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pooltools import executor, in_pool, steps
+from pooltools import Ranks, executor, steps
 
 from learner.parallel.plan import ALONE
 
@@ -56,13 +56,12 @@ def check(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     weights, right = load_file(found["weights"]), load_file(wanted["weights"])
     assert weights.keys() == right.keys()
     for name, tensor in right.items():
-        print(name, (weights[name] - tensor).abs().max())
         assert (weights[name] - tensor).abs().max() <= 1e-5, name
 
 
 @pytest.fixture(scope="module")
-def two(tiny_model: Path) -> dict[str, Any]:
-    return dict(in_pool(2, __file__, str(tiny_model), *CASES))
+def two(tiny_model: Path, two_ranks: Ranks) -> dict[str, Any]:
+    return dict(two_ranks.call(__file__, str(tiny_model), *CASES))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,8 +69,10 @@ def test_two_ranks_take_the_step_of_one_process(alone: dict[str, Any], two: dict
     check(two[name], alone[name])
 
 
-def test_three_ranks_with_fewer_chunks_than_ranks(alone: dict[str, Any], tiny_model: Path) -> None:
+def test_three_ranks_with_fewer_chunks_than_ranks(
+    alone: dict[str, Any], tiny_model: Path, three_ranks: Ranks
+) -> None:
     """Also where no dimension of the model is a multiple of the ranks."""
-    found = in_pool(3, __file__, str(tiny_model), "few chunks", "m2po")
+    found = three_ranks.call(__file__, str(tiny_model), "few chunks", "m2po")
     check(found["few chunks"], alone["few chunks"])
     check(found["m2po"], alone["m2po"])
