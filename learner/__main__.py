@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from broker.daemon import run_daemon
-from broker.errors import RunFileError
+from broker.errors import HeadraceError, RunFileError
 from broker.run import Run, announced, arguments
 from learner.config import LearnerConfig
 from learner.parallel.place import Place, find_place, follow_agent
@@ -81,9 +81,13 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place |
     with ExitStack() as stack:
         stack.enter_context(announced(run, name, "learner", registry))
         plan = join(place, chosen_device(config.learner), config.learner.pool_timeout) if place else ALONE
-        learner = Learner(run, config, stop, Telemetry(registry), stack, name, plan)
-        finished = run_stages(learner)
-        learner.executor.close()
+        try:
+            learner = Learner(run, config, stop, Telemetry(registry), stack, name, plan)
+            finished = run_stages(learner)
+            learner.executor.close()
+        except HeadraceError:
+            plan.end()
+            raise
         plan.end()
     logging.getLogger("learner").info("finished" if finished else "stopped; the same command resumes")
     return 0 if finished else STOPPED

@@ -47,7 +47,7 @@ class ParallelPlan:
         return share.to(device)
 
     def end(self) -> None:
-        """The work is over: let the others go."""
+        """The work is over: let the others go, if they are waiting for an order."""
 
     # -- the model -----------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,8 @@ class Pool(ParallelPlan):
         return None if name == END else (name, fields)
 
     def end(self) -> None:
+        if self._depth:
+            return
         if self.leads:
             self.orders.tell([END, {}])
         if self._watch is not None:

@@ -34,7 +34,8 @@ class Watch:
             dist.recv(torch.zeros(1, dtype=torch.uint8), peer, self._group)
         except RuntimeError:
             if not self._over.is_set():
-                log_.error("rank %d of the pool is gone; this rank ends too", peer)
+                if self._rank == 0:  # what ends rank 0, it says itself
+                    log_.error("rank %d of the pool is gone; the pool ends", peer)
                 logging.shutdown()
                 os._exit(AWAY)
 
