@@ -5,9 +5,11 @@ Under torchrun it is a pool: rank 0 is this learner, the others follow its order
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -19,6 +21,7 @@ from learner.parallel.place import Place, find_place, follow_agent
 from monitoring.daemon import Stop
 
 STOPPED = 130
+LOST_SECONDS = 5.0  # a rank that failed because it has lost another is ended by its watch before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not find_place():
             raise
         logging.getLogger("learner").exception("the learner has failed")
+        time.sleep(LOST_SECONDS)
         status = 1
     if find_place():  # a pool that broke would keep the interpreter waiting for the other ranks
         logging.shutdown()
@@ -86,7 +90,8 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place |
             finished = run_stages(learner)
             learner.executor.close()
         except HeadraceError:
-            plan.end()
+            with contextlib.suppress(RuntimeError):  # a pool that broke ends by itself
+                plan.end()
             raise
         plan.end()
     logging.getLogger("learner").info("finished" if finished else "stopped; the same command resumes")

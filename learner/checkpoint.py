@@ -55,7 +55,7 @@ def flatten(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
     raise CheckpointError(f"{path or 'state'} is a {type(tree).__name__}, which a checkpoint cannot hold")
 
 
-def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
     """The inverse of ``flatten``."""
     if not isinstance(tree, dict):
         return tree
@@ -193,7 +193,9 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((path / STATE).read_text())
         if header["format"] not in (1, 2):
-            raise CheckpointError(f"checkpoint {path} has format {header['format']}; this version reads formats 1 and 2")
+            raise CheckpointError(
+                f"checkpoint {path} has format {header['format']}; this version reads formats 1 and 2"
+            )
         return dict(header)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"no readable checkpoint at {path}: {error}") from error

@@ -138,9 +138,7 @@ class _Batch:
     temperatures_N: Tensor
 
 
-def _batch(
-    groups: Groups, samples: Sequence[Judged], objective: Objective, table: LearnerTable
-) -> _Batch:
+def _batch(groups: Groups, samples: Sequence[Judged], objective: Objective, table: LearnerTable) -> _Batch:
     """All that hangs on the whole batch, so that no micro-batch, packing or order changes it."""
     rewards_N = torch.tensor([s.reward for s in samples], dtype=torch.float64)
     lengths_N = torch.tensor([float(s.trajectory.response_tokens) for s in samples])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from samples import groups_of
 
 from broker.messages import GroupRef, Manifest, Position, SampleRef
 from broker.runfile import RunFile
+from learner.__main__ import LOST_SECONDS
 from learner.config import LearnerConfig
 from monitoring.ports import free_ports
 
@@ -35,16 +37,15 @@ class Ranks:
         place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
         path = f"{HERE}:{HERE.parent}:{os.environ.get('PYTHONPATH', '')}"
         self.processes: list[subprocess.Popen[str]] = []
-        self._errors = [tempfile.TemporaryFile("w+") for _ in range(world)]
+        self._errors = [tempfile.TemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
         for rank in range(world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "pooltools", device, str(timeout)],
-                    env={**os.environ, **place, **own},
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors[rank], text=True,
-                )  # fmt: skip
+            command = [sys.executable, "-m", "pooltools", device, str(timeout)]
+            errors, pipe = self._errors[rank], subprocess.PIPE
+            process = subprocess.Popen(
+                command, env={**os.environ, **place, **own}, stdin=pipe, stdout=pipe, stderr=errors, text=True
             )
+            self.processes.append(process)
 
     def call(self, module: str, *arguments: str) -> Any:
         """What ``main`` of the module at path ``module`` returned on rank 0, through JSON."""
@@ -88,7 +89,7 @@ def executor(plan: Any, model: str, directory: str, **learner: Any) -> Any:
     """An executor with one RL stage, and ``[learner]`` as given."""
     from learner.executor import Executor
 
-    tables = {"learner": {"pack_tokens": 128, "device": "cpu", "optimizer": {"lr": 1e-3}, **learner}}
+    tables = {"learner": {"pack_tokens": 128, "device": plan.device or "cpu", "optimizer": {"lr": 1e-3}, **learner}}
     tables["stage"] = [{"kind": "rl", "steps": 10}]  # type: ignore[assignment]
     config = LearnerConfig(RunFile(tables, Path(directory), Path(directory) / "run.toml"))
     made = Executor(config, model, 0, Path(directory), plan)
@@ -107,13 +108,13 @@ def steps(made: Any, first: int, last: int, groups: int = 4) -> dict[str, float]
 def rank_main() -> None:
     from learner.parallel.follower import follow
     from learner.parallel.group import join
-    from learner.parallel.place import find_place
+    from learner.parallel.place import Place
 
-    place = find_place()
-    assert place is not None
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place = Place(rank, world, rank, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), False)
     if place.rank:
         follow(join(place))
-        return
+        os._exit(0)
     pool = join(place, sys.argv[1], float(sys.argv[2]))
     out, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
@@ -121,7 +122,13 @@ def rank_main() -> None:
         sys.path.insert(0, str(Path(module).parent))
         print(json.dumps(importlib.import_module(Path(module).stem).main(pool, *arguments)), file=out, flush=True)
     pool.end()
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    rank_main()
+    try:
+        rank_main()
+    except BaseException:
+        traceback.print_exc()
+        time.sleep(LOST_SECONDS)
+    os._exit(1)  # a pool that broke would keep the interpreter waiting

@@ -18,7 +18,9 @@ from learner.parallel.pool import Pool
 from learner.parallel.watch import Watch
 
 START_SECONDS = 600.0  # for all ranks to load torch and meet
-FOREVER = timedelta(days=3650)  # an order may be long in coming: who gives it waits for samples
+FOREVER = timedelta(
+    days=3650
+)  # an order may be long in coming: who gives it waits for samples; to be given takes no time
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,7 +42,8 @@ def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
         store=store, rank=place.rank, world_size=place.world, timeout=limit,
     )  # fmt: skip
     mesh = init_device_mesh(device, (place.world,), mesh_dim_names=("shard",))
-    orders, writers, watch = (dist.new_group(backend="gloo", timeout=limit) for limit in (FOREVER, limit, FOREVER))
+    patience = (FOREVER if place.rank else limit, limit, FOREVER)
+    orders, writers, watch = (dist.new_group(backend="gloo", timeout=each) for each in patience)
     return Pool(mesh, Channel(orders), Channel(writers), Watch(watch))
 
 

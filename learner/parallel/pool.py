@@ -16,9 +16,9 @@ from learner.batch import PackedChunk
 from learner.config import LearnerConfig, RlStage
 from learner.parallel.channel import Channel
 from learner.parallel.plan import ParallelPlan
-from learner.parallel.share import Share, from_bytes, to_bytes
 from learner.parallel.sharding import frozen_copy, shard_model
 from learner.parallel.shards import first_row, from_rows
+from learner.parallel.share import Share, from_bytes, to_bytes
 from learner.parallel.watch import Watch
 from learner.stored import Stored
 

@@ -25,7 +25,7 @@ def shard_model(model: Any, mesh: DeviceMesh, mixed: bool, gathered: bool) -> An
     kind = torch.bfloat16 if mixed else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in [*decoder_layers(model), model]:
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False if gathered or part is model else True)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=not (gathered or part is model))
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -40,7 +40,9 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        raise RunFileError(f"[run] model of type {type(model).__name__} does not name its layers; use one process for it")
+        raise RunFileError(
+            f"[run] model of type {type(model).__name__} does not name its layers; use one process for it"
+        )
     return layers
 
 
@@ -52,7 +54,16 @@ def frozen_copy(model: Any, mesh: DeviceMesh, mixed: bool) -> Any:
         )
     bare.tie_weights()
     other = shard_model(bare, mesh, mixed, gathered=False).eval().requires_grad_(False)
-    other.set_reshard_after_forward(True)
+    compute, over = getattr(other, SCORE), getattr(other, "reset_iter_state", None)
+
+    def compute_and_forget(*arguments: Any) -> Any:
+        """FSDP keeps the order of the layers, and the head, for a backward pass; here none comes."""
+        scores = compute(*arguments)
+        if over is not None:
+            over()
+        return scores
+
+    setattr(other, SCORE, compute_and_forget)
     other.load_state_dict(model.state_dict())
     for (_, mine), (_, found) in zip(other.named_buffers(), model.named_buffers(), strict=True):
         mine.copy_(found)

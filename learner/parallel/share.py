@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -36,7 +37,7 @@ class Share:
     ) -> Share:
         """All of a step."""
         ends = np.cumsum([0, *(int(chunk.mask_T.sum()) for chunk in chunks)]).tolist()
-        places = tuple(slice(a, b) for a, b in zip(ends, ends[1:], strict=False))
+        places = tuple(slice(a, b) for a, b in pairwise(ends))
         return cls(tuple(chunks), places, ends[-1], dict(batch or {}), tuple(marks))
 
     def dealt(self, world: int) -> list[Share]:
@@ -79,12 +80,8 @@ def padding() -> PackedChunk:
 
 
 def _moved(chunk: PackedChunk, device: torch.device | str) -> PackedChunk:
-    return replace(chunk, **{name: value.to(device) for name, value in _tensors(chunk).items()})
-
-
-def _tensors(chunk: PackedChunk) -> dict[str, Tensor]:
-    values = {f.name: getattr(chunk, f.name) for f in fields(chunk)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    values: dict[str, Any] = {f.name: getattr(chunk, f.name) for f in fields(chunk)}
+    return PackedChunk(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
 
 
 def to_bytes(share: Share) -> bytes:

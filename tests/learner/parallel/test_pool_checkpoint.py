@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,16 +15,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from broker.errors import CheckpointError
-from learner.checkpoint import Checkpoints, read_progress, read_state
+from learner.checkpoint import Checkpoints, Progress, read_progress, read_state
 from learner.parallel.plan import ALONE
 
+FILE = "headrace-00002-of-00002.safetensors"
 SETTINGS = {"objective": {"name": "grpo", "kl": 0.1}, "optimizer": {"lr": 1e-3, "muon": 5.0}}
 """All that a state can have: a reference, and both optimizers."""
 
 
 def main(plan: Any, model: str, home: str, *orders: str) -> list[str]:
-    """Carry out orders: ``start``, ``load=PATH``, ``steps=FIRST-LAST``, ``save`` (in the background), ``named=NAME``."""
-    checkpoints, saved = Checkpoints(Path(home)), []
+    """Carry out orders: ``start``, ``load=PATH``, ``steps=FIRST-LAST``, ``save`` (in the background), ``named=NAME``, ``disk`` (wait
+    for it)."""
+    checkpoints, saved = SlowDisk(Path(home)), []
     made = executor(plan, model, home, **SETTINGS)
     for order in orders:
         what, _, value = order.partition("=")
@@ -33,17 +36,48 @@ def main(plan: Any, model: str, home: str, *orders: str) -> list[str]:
             made.load(Path(value))
         elif what == "steps":
             steps(made, *map(int, value.split("-")))
+        elif what == "disk":
+            assert not Path(saved[-1]).exists(), "nothing bears a name that is not yet whole"
+            checkpoints.free.set()
+            made.close()
+        elif what == "fails":
+            with pytest.raises((CheckpointError, OSError)) as error:
+                made.save(checkpoints, 9, value)
+            saved.append(str(error.value))
+            checkpoints.spoilt = ""
+        elif what == "spoil":
+            checkpoints.spoilt = value
         else:
+            checkpoints.free = Event() if what == "save" else DONE
             saved.append(str(made.save(checkpoints, 9, value)))
-    made.close()
     return saved
+
+
+DONE = Event()
+DONE.set()
+
+
+class SlowDisk(Checkpoints):
+    """A disk that is not done before ``free`` is set, and that refuses to write a file of the name ``spoilt``."""
+
+    free, spoilt = DONE, ""
+
+    def begin(self, progress: Progress, name: str = "") -> tuple[Path, Path]:
+        final, beside = super().begin(progress, name)
+        if self.spoilt:
+            (beside / self.spoilt).mkdir()
+        return final, beside
+
+    def finish(self, *arguments: Any, **named: Any) -> Path:
+        assert self.free.wait(50)
+        return super().finish(*arguments, **named)
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_model: Path, two_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two ranks: saved after step 2, in the background while step 3 goes on, and after step 4."""
+    """Two ranks: saved after step 2, on a disk that is done only after step 4, and then once more."""
     home = tmp_path_factory.mktemp("two")
-    orders = ("start", "steps=1-2", "save", "steps=3-4", "save")
+    orders = ("start", "steps=1-2", "save", "steps=3-4", "disk", "named=fourth")
     second, fourth = two_ranks.call(__file__, str(tiny_model), str(home), *orders)
     return {"second": Path(second), "fourth": Path(fourth)}
 
@@ -74,6 +108,24 @@ def test_every_rank_writes_a_part_and_transformers_loads_it_as_it_stands(saved: 
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     progress = read_progress(path)
     assert (progress.version, progress.stage_step, progress.steps_offset) == (2, 2, 2)
+
+
+def test_steps_go_on_while_the_disk_is_slow_and_leave_what_is_written_alone(
+    saved: dict[str, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    """The fixture's second checkpoint became whole behind its fourth step: what it holds is that of the second."""
+    (one,) = take(None, str(tiny_model), str(tmp_path), "start", "steps=1-2", "named=one")
+    for name, tensor in weights(saved["second"]).items():
+        assert torch.allclose(weights(Path(one))[name], tensor, atol=1e-5)
+    moved = [(weights(saved["fourth"])[name] - tensor).abs().max() for name, tensor in weights(saved["second"]).items()]
+    assert max(moved) > 1e-3
+
+
+def test_a_rank_that_cannot_write_leaves_no_checkpoint(tiny_model: Path, two_ranks: Ranks, tmp_path: Path) -> None:
+    """Rank 1 finds a directory where its file is to be."""
+    told = two_ranks.call(__file__, str(tiny_model), str(tmp_path), "start", f"spoil={FILE}", "fails=bad", "named=good")
+    assert "could not write its part" in told[0] and Path(told[1]).name == "good"
+    assert [path.name for path, _ in Checkpoints(tmp_path).all()] == ["good"]
 
 
 def test_the_parts_hold_about_as_much_each(saved: dict[str, Path]) -> None:
@@ -118,15 +170,15 @@ def damaged(path: Path, to: Path) -> Path:
 
 def test_a_part_that_is_missing_or_cut_is_told(saved: dict[str, Path], tmp_path: Path) -> None:
     missing = damaged(saved["second"], tmp_path / "missing")
-    (missing / "headrace-00002-of-00002.safetensors").unlink()
+    (missing / FILE).unlink()
     with pytest.raises(CheckpointError, match="damaged"):
         read_state(missing)
     cut = damaged(saved["second"], tmp_path / "cut")
-    file = cut / "headrace-00002-of-00002.safetensors"
+    file = cut / FILE
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="damaged"):
         read_state(cut)
     mixed = damaged(saved["second"], tmp_path / "mixed")
-    shutil.copy(mixed / "headrace-00001-of-00002.safetensors", mixed / "headrace-00002-of-00002.safetensors")
+    shutil.copy(mixed / "headrace-00001-of-00002.safetensors", mixed / FILE)
     with pytest.raises(CheckpointError, match="the pieces of"):
         read_state(mixed)
