@@ -146,6 +146,12 @@ class LearnerTable(Table):
     """Engines and learner take turns on one set of devices: while actors generate, the model rests in the host's memory."""
     turn_steps: int = Field(default=1, ge=1)
     """With ``colocated``: optimizer steps of one turn; the engines get the weights behind the last one."""
+    processes: int = Field(default=1, ge=1)
+    """Ranks of the learner that ``headrace run`` starts on this machine: more than one are a pool (docs/parallel.md)."""
+    pool_timeout: float = Field(default=600.0, gt=0)
+    """Seconds after which a collective of the pool has failed, and the pool ends."""
+    pool_memory: Literal["sharded", "gathered"] = "sharded"
+    """Whether the whole weights and gradients come and go with every layer, or stay on each rank for the time of a step."""
     deterministic: bool = False
     """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
 

@@ -7,6 +7,7 @@ instead of all. Log-sum-exp in float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from broker.errors import EngineError
 from learner.attention import plan_segments
 from learner.batch import PackedChunk, TokenScores
 
+SCORE = "packed_scores"  # of a sharded model: the method that brings its weights together first
 SMALL = 1 << 22  # logits of this many elements are one chunk whatever the vocabulary, and are kept if they are all
 LOWEST = -1e30  # stands for a logit that has overflowed to minus infinity: 0 times it is 0
 CACHED = 1 << 19  # logits that a processor's cache holds: on a CPU all that is not a product is done on so many at once
@@ -157,6 +159,11 @@ def score(model: Any, chunk: PackedChunk, *, temperature: float | Tensor = 1.0, 
 
     ``temperature``: one, or one a trained position ``[M]``. Raises EngineError if the model's head has a bias.
     """
+    return getattr(model, SCORE, partial(scores_of, model))(chunk, temperature, rows)
+
+
+def scores_of(model: Any, chunk: PackedChunk, temperature: float | Tensor, rows: int) -> TokenScores:
+    """``score`` of a model whose weights are here."""
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise EngineError("packed training does not know output heads with a bias")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from learner.optimizer import Optimizers
+from learner.parallel.shards import is_sharded
 
 
 @dataclass(slots=True)
@@ -55,12 +56,15 @@ class Activations:
 
     def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
+        self._sharded = any(
+            is_sharded(p) for p in model.parameters()
+        )  # its layers' weights come and go, and are saved meanwhile
         self._measured: list[Held] = []
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         """The block is the forward pass of one chunk."""
-        if self._measured and self._device.type != "cuda":
+        if self._device.type != "cuda" and (self._measured or self._sharded):
             yield
             return
         with held_for_backward(self._model, self._device) as held:

@@ -15,6 +15,7 @@ import torch
 
 from learner.config import OptimizerTable
 from learner.muon import Muon
+from learner.parallel.shards import is_sharded, whole
 from learner.residence import synchronise, to_device, to_host
 
 MUON_MOMENTUM = 0.95
@@ -40,7 +41,7 @@ class Optimizers:
 
     def step(self) -> float:
         """Clip, step, and clear the gradients; returns the norm before clipping. A non-finite gradient makes no step."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)))
         if math.isfinite(norm):
             for optimizer, _ in self._parts:
                 stream(optimizer) if self.offload else optimizer.step()
@@ -66,7 +67,11 @@ class Optimizers:
         """Take up what ``state_dict`` gave. Offloaded state goes past the device."""
         for (optimizer, _), part in zip(self._parts, state, strict=True):
             if not self.offload:
+                own = [group.get("foreach") for group in optimizer.param_groups]  # how it is computed is no state
                 optimizer.load_state_dict(part)
+                for group, together in zip(optimizer.param_groups, own, strict=True):
+                    if "foreach" in group:
+                        group["foreach"] = together
                 continue
             optimizer.load_state_dict({**part, "state": {}})
             parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -87,7 +92,10 @@ def build_optimizer(model: torch.nn.Module, table: OptimizerTable, offload: bool
     hidden = [p for p in everything if table.muon and p.ndim == 2 and id(p) not in heads]
     taken = {id(p) for p in hidden}
     rest = [p for p in everything if id(p) not in taken]
-    adamw = torch.optim.AdamW(rest, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay)
+    together = True if any(is_sharded(p) for p in rest) else None  # torch itself takes sharded ones one by one
+    adamw = torch.optim.AdamW(
+        rest, lr=table.lr, betas=table.betas, eps=table.eps, weight_decay=table.weight_decay, foreach=together
+    )
     parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, 1.0)]
     if hidden:
         muon = Muon(hidden, lr=table.lr * table.muon, weight_decay=table.weight_decay, momentum=MUON_MOMENTUM)

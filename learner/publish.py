@@ -50,13 +50,13 @@ class Publishing:
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
         )
-        self._publisher.warm(executor.tensors())
+        self._publisher.warm(executor.specs())
 
     def publish(self, version: int) -> None:
         """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""
         if version != self._newest:
             self._newest = version
-            self._publisher.publish(version, self._executor.tensors())
+            self._publisher.publish(version, self._executor.weights())
             self._executor.save_adapters(version)
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:

@@ -33,6 +33,7 @@ from learner.evaluate import Evaluations, Request
 from learner.executor import Executor
 from learner.feed import Ask, Feed, Schedule
 from learner.join import Join
+from learner.parallel.plan import ALONE, ParallelPlan
 from learner.planner import Planned, Planner, StagePlan
 from learner.planning import PlanningThread
 from learner.publish import Publishing, announce_control
@@ -54,8 +55,9 @@ class Learner:
     """What a stage can do: wait for planned steps, execute them, evaluate, save, close."""
 
     def __init__(
-        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, stack: ExitStack, name: str
-    ) -> None:
+        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, stack: ExitStack, name: str,
+        plan: ParallelPlan = ALONE,
+    ) -> None:  # fmt: skip
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
         self.log: Log = run.open_log(stop, telemetry.broker)
@@ -65,7 +67,7 @@ class Learner:
         self._results = self._patient(self.log.producer())
         stack.callback(self._results.close)
         self.checkpoints = Checkpoints(run.directory / "checkpoints")
-        self.executor = Executor(config, model_path(run), run.table.seed, run.directory)
+        self.executor = Executor(config, model_path(run), run.table.seed, run.directory, plan)
         self.evaluated: dict[str, float] = {}
         """pass@1 by the name of each evaluation since the checkpoint that this learner began with."""
         self._schedules: dict[tuple[str, bool], Schedule] = {}

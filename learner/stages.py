@@ -98,6 +98,7 @@ def _run_sft(learner: Learner, index: int, stage: SftStage) -> bool:
         learner.documents(stage.data),
         stage,
         learner.run.table.seed,
+        learner.executor.plan,
     )
     if resumed and learner.extra:
         trainer.load_state_dict(learner.extra)

@@ -50,7 +50,10 @@ def cell(found: Sequence[Result]) -> str:
 
 def table(results: Sequence[Result]) -> list[str]:
     lags = sorted({found["lag"] for found in results})
-    lines = ["| objective | lr | beta1 |" + "".join(f" lag {lag} |" for lag in lags), "|---|---|---|" + "---|" * len(lags)]
+    lines = [
+        "| objective | lr | beta1 |" + "".join(f" lag {lag} |" for lag in lags),
+        "|---|---|---|" + "---|" * len(lags),
+    ]
     found = rows(results)
     worst = max(lags)
 
@@ -60,20 +63,30 @@ def table(results: Sequence[Result]) -> list[str]:
 
     for key in sorted(found, key=order):
         name, lr, beta1 = key
-        lines.append(f"| {name} | {lr:g} | {beta1:g} |" + "".join(f" {cell(found[key].get(lag, []))} |" for lag in lags))
+        lines.append(
+            f"| {name} | {lr:g} | {beta1:g} |" + "".join(f" {cell(found[key].get(lag, []))} |" for lag in lags)
+        )
     return lines
 
 
 def by_base(results: Sequence[Result], setting: Setting) -> list[str]:
     """``setting`` on every base and at every lag, with the share of the same base on-policy (the best of all settings)."""
-    mine = [r for r in results if label(r) == label(setting.__dict__) and (r["lr"], r["beta1"]) == (setting.lr, setting.beta1)]
+    mine = [
+        r
+        for r in results
+        if label(r) == label(setting.__dict__) and (r["lr"], r["beta1"]) == (setting.lr, setting.beta1)
+    ]
     bases, lags = sorted({r["base"] for r in mine}), sorted({r["lag"] for r in mine})
-    best = {b: max((final(r) for r in results if r["base"] == b and r["lag"] == 0), default=float("nan")) for b in bases}
+    best = {
+        b: max((final(r) for r in results if r["base"] == b and r["lag"] == 0), default=float("nan")) for b in bases
+    }
     value = {(r["base"], r["lag"]): final(r) for r in mine}
     head = "| base | best on-policy |" + "".join(f" lag {lag} | of on-policy |" for lag in lags)
     lines = [head, "|---|---|" + "---|---|" * len(lags)]
     for b in bases:
-        cells = [f" {value[b, lag]:.3f} | {value[b, lag] / best[b]:.1%} |" if (b, lag) in value else " | |" for lag in lags]
+        cells = [
+            f" {value[b, lag]:.3f} | {value[b, lag] / best[b]:.1%} |" if (b, lag) in value else " | |" for lag in lags
+        ]
         lines.append(f"| {b} | {best[b]:.3f} |" + "".join(cells))
     means = [[value[b, lag] / best[b] for b in bases if (b, lag) in value] for lag in lags]
     lines.append("| mean | |" + "".join(f" | {fmean(m):.1%} |" for m in means))
@@ -94,7 +107,12 @@ def plot(results: Sequence[Result], path: Path) -> None:
     axes = figure.add_subplot()
     for key in whole[:SHOWN]:
         lags = sorted(found[key])
-        axes.plot(lags, [fmean(map(final, found[key][lag])) for lag in lags], "o-", label=f"{key[0].replace('`', '')}, lr {key[1]:g}")
+        axes.plot(
+            lags,
+            [fmean(map(final, found[key][lag])) for lag in lags],
+            "o-",
+            label=f"{key[0].replace('`', '')}, lr {key[1]:g}",
+        )
     axes.set(xlabel="lag (updates)", ylabel="held-out pass@1 after 40 + lag steps", ylim=(0, 1))
     axes.legend(fontsize=7)
     with rc_context({"svg.hashsalt": "headrace"}):

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -86,12 +86,21 @@ class WeightPublisher:
 
     # -- for the trainer -----------------------------------------------------------------------------------------------
 
-    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced."""
+    def publish(self, version: int, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced.
+
+        Tensors that come one by one (in the order that ``warm`` was told) go straight into the snapshot, so that their source
+        need not hold them all.
+        """
         if self.failure is not None:
             raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
         started = time.monotonic()
-        snapshots = self._snapshots or self._allocate(tensors)
+        if isinstance(tensors, Mapping):
+            if self._snapshots is None:
+                self._allocate(layout.specs_of(tensors))
+            tensors = tensors.items()
+        snapshots = self._snapshots
+        assert snapshots is not None, "tensors that come one by one need their specs first: call warm"
         with self._changed:
             buffer = 1 - self._active if self._active is not None else 0
             self._waiting = None
@@ -102,9 +111,9 @@ class WeightPublisher:
             self._changed.notify_all()
         self.stats.blocked_seconds += time.monotonic() - started
 
-    def warm(self, tensors: Mapping[str, Tensor]) -> None:
+    def warm(self, specs: tuple[TensorSpec, ...]) -> None:
         """Make room for snapshots and start the publisher process, so that the first push does not wait for it."""
-        self._allocate(tensors)
+        self._allocate(specs)
         with self._changed:
             self._warm = True
             self._changed.notify_all()
@@ -123,11 +132,10 @@ class WeightPublisher:
         if self._snapshots is not None:
             self._snapshots.close()
 
-    def _allocate(self, tensors: Mapping[str, Tensor]) -> Snapshots:
-        self._specs = layout.specs_of(tensors)
+    def _allocate(self, specs: tuple[TensorSpec, ...]) -> None:
+        self._specs = specs
         _, self._size = layout.places(self._specs)
         self._snapshots = Snapshots(self._size, self._device)
-        return self._snapshots
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

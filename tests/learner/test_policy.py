@@ -85,11 +85,11 @@ def test_a_snapshot_computes_each_tensor_once(tiny_model: Path, tmp_path: Path) 
     specs = layout.specs_of(executor.tensors())
     flat = torch.zeros(layout.places(specs)[1], dtype=torch.uint8)
     weights = Counting(executor.tensors())
-    layout.write(specs, weights, flat)
+    layout.write(specs, weights.items(), flat)
     assert weights.asked == [spec.name for spec in specs]
     assert all(torch.equal(t, executor.tensors()[name]) for name, t in layout.views(specs, flat).items())
-    with pytest.raises(WeightPushError, match=r"'model.*' is torch.float32"):
-        layout.write(specs, PolicyWeights(executor.model), flat)
+    with pytest.raises(WeightPushError, match=r"'model.*' torch.float32 .* came where"):
+        layout.write(specs, PolicyWeights(executor.model).items(), flat)
 
 
 def test_a_receiver_holds_exactly_the_rounded_weights(tiny_model: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_receiver_holds_exactly_the_rounded_weights(tiny_model: Path, tmp_path
 
     client = WeightClient("a receiver", DistributedReceiver(take_in))
     try:
-        publisher.warm(executor.tensors())
+        publisher.warm(executor.specs())
         client.connect(control.endpoint)
         while not control.receivers():
             arrived.wait(0.05)
