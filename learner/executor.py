@@ -188,7 +188,7 @@ class Executor:
         if not isinstance(self.plan, Pool):
             return specs_of(self.tensors())
         return tuple(
-            TensorSpec(name, str(self._rounded(tensor[:0]).dtype).removeprefix("torch."), tuple(tensor.shape))
+            TensorSpec(name, str(self._kind(tensor)).removeprefix("torch."), tuple(tensor.shape))
             for name, tensor in named_tensors(self.model)
         )
 
@@ -200,7 +200,7 @@ class Executor:
         with self.plan.ordering("weights"):
             for bucket in buckets(named_tensors(self.model), self._bucket_bytes):
                 for name, tensor in gathered(bucket, self.plan, owner=0):
-                    yield name, self._rounded(tensor)
+                    yield name, tensor.to(self._kind(tensor))
 
     @property
     def _published(self) -> torch.dtype:
@@ -209,8 +209,8 @@ class Executor:
         kind: torch.dtype = getattr(torch, table.publish_dtype or table.dtype)
         return kind
 
-    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._published) if tensor.is_floating_point() else tensor
+    def _kind(self, tensor: torch.Tensor) -> torch.dtype:
+        return self._published if tensor.is_floating_point() else tensor.dtype
 
     @property
     def _bucket_bytes(self) -> int:

@@ -46,6 +46,7 @@ def alone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def check(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
     assert len(found) == len(wanted)
     for one, two in zip(found, wanted, strict=True):
+        two.pop("activation_memory_bytes", None)  # in a pool it cannot be told from weights that come and go
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
 
 
