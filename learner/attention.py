@@ -56,7 +56,7 @@ def plan_segments(
     A segment sees the tokens at its prefix (start, length) before its own; they are computed again for it, and their own
     outputs come from the segment that holds them.
     """
-    pieces = _pieces(lengths, prefixes or ((0, 0),) * len(lengths))
+    pieces = _pieces(lengths, prefixes)
     groups: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: piece.size):
         if groups and piece.size <= SPREAD * groups[-1][0].size:
@@ -71,10 +71,8 @@ def plan_segments(
         places.append(index_NL.flatten())
         shapes.append((len(members), index_NL.shape[1]))
         at += index_NL.numel()
-    on_cuda = torch.device(device).type == "cuda" and bool(pieces)
-    return Segments(
-        torch.cat(places).to(device), tuple(shapes), order_T.to(device), _ragged(pieces, device) if on_cuda else None
-    )
+    ragged = ragged_plan(lengths, device, prefixes) if torch.device(device).type == "cuda" and lengths else None
+    return Segments(torch.cat(places).to(device), tuple(shapes), order_T.to(device), ragged)
 
 
 class Piece(NamedTuple):
@@ -86,11 +84,12 @@ class Piece(NamedTuple):
     size: int
 
 
-def _pieces(lengths: tuple[int, ...], prefixes: tuple[tuple[int, int], ...]) -> list[Piece]:
+def _pieces(lengths: tuple[int, ...], prefixes: tuple[tuple[int, int], ...] | None) -> list[Piece]:
     starts = accumulate(lengths, initial=0)
+    before = prefixes or ((0, 0),) * len(lengths)
     return [
         Piece(start, lead, cut, length + cut)
-        for start, length, (lead, cut) in zip(starts, lengths, prefixes, strict=False)
+        for start, length, (lead, cut) in zip(starts, lengths, before, strict=False)
     ]
 
 
@@ -103,7 +102,13 @@ def _padded(members: Sequence[Piece]) -> tuple[Tensor, Tensor, Tensor]:
     return index, inside, own
 
 
-def _ragged(pieces: Sequence[Piece], device: torch.device | str) -> Ragged:
+def ragged_plan(
+    lengths: tuple[int, ...],
+    device: torch.device | str,
+    prefixes: tuple[tuple[int, int], ...] | None = None,
+) -> Ragged:
+    """As ``plan_segments``, without padding."""
+    pieces = _pieces(lengths, prefixes)
     index_NL, inside_NL, own_NL = _padded(pieces)
     sizes_N = torch.tensor([piece.size for piece in pieces])
     bounds_N1 = F.pad(sizes_N.cumsum(0), (1, 0)).to(torch.int32)

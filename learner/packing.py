@@ -83,6 +83,7 @@ def assign(lengths: Sequence[int], size: int, prompts: Sequence[tuple[Hashable, 
     families = _families(lengths, prompts or [(i, 0) for i in range(len(lengths))])
     waiting = sorted(family.rank for family in families)
     bins: list[list[int]] = []
+    family: _Family | None
     begun: _Family | None = None
     while waiting:
         room, span, members = size, SPAN * size, []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def attend(
     """Each token's output ``[T, H, D]``; ``K`` heads of keys, each for ``H / K`` heads of queries."""
     q, k, v = (x.to(kind)[ragged.places_W] for x in (query_THD, key_TKD, value_TKD))
     grouped = q.shape[1] // k.shape[1]
-    options = {}
+    options: dict[str, Any] = {}
     if grouped > 1 and "enable_gqa" in KNOWN:
         options["enable_gqa"] = True
     elif grouped > 1:

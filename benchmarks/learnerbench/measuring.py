@@ -15,10 +15,8 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def cpu_medians(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds (all threads) of each, taken in turn, so that what else the machine does falls on all alike."""
+    """Median CPU seconds (all threads) of each, taken in turn, so that what else the machine does falls on all alike. Each has run before."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for work in variants.values():
-        work()
     for _ in range(rounds):
         for name, work in variants.items():
             gc.collect()

@@ -66,6 +66,7 @@ def report(times: int, rounds: int) -> None:
                 ways = {"own": [apart(s) for s in items], "shared": items}
                 found = {name: logprobs(model, part, len(items)) for name, part in ways.items()}
                 gap = max(float((a - b).abs().max()) for a, b in zip(*found.values(), strict=True))
+                packed_step(model, items, advantages_N, CHUNK)
                 seconds = cpu_medians(
                     {
                         name: lambda part=part, a=advantages_N: packed_step(model, part, a, CHUNK)
