@@ -80,9 +80,11 @@ def padding() -> PackedChunk:
 
 
 def _moved(chunk: PackedChunk, device: torch.device | str) -> PackedChunk:
-    values: dict[str, Any] = {f.name: getattr(chunk, f.name) for f in fields(chunk)}
-    moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()}
-    return PackedChunk(**moved)
+    return PackedChunk(**{f.name: _there(getattr(chunk, f.name), device) for f in fields(chunk)})
+
+
+def _there(value: Any, device: torch.device | str) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def to_bytes(share: Share) -> bytes:

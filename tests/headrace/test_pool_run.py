@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from ringtools import by_role, end_run, headrace, processes, start_run, verify, wait_for
+from ringtools import SMALL, by_role, end_run, headrace, processes, start_run, verify, wait_for
 from safetensors.torch import load_file
 
 from broker.messages import StepResult
 from headrace.records import scan
 from headrace.rundir import reopen
 from learner.checkpoint import Checkpoints
+from monitoring.ports import free_ports
 
 STEPS = 14
 
@@ -102,3 +104,51 @@ def test_what_a_pool_refuses_is_told_once_and_not_tried_again(tmp_path: Path) ->
         end_run(run)
     assert "a pool computes every stage in [learner] dtype = 'float32'" in said(tmp_path).splitlines()[-1]
     assert "starting it again" not in said(tmp_path)
+
+
+SUPERVISED = """
+[run]
+name = "small"
+model = "{model}"
+[data]
+corpus = {{ use = "learner.data.sums:SumsCorpus" }}
+[[stage]]
+kind = "sft"
+init = "random"
+data = "corpus"
+steps = 60
+documents_per_step = 4
+checkpoint_every = 5
+"""
+
+
+def start_node(directory: Path, number: int, port: int) -> subprocess.Popen[bytes]:
+    """One of two torchruns that make one pool, as on two machines."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}",
+        "--master-addr=127.0.0.1", f"--master-port={port}", "--max-restarts=2",
+        "-m", "learner", str(directory / "run.toml"), "--dir", str(directory),
+    ]  # fmt: skip
+    with (directory / "run.out").open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@pytest.mark.timeout(400)
+def test_two_nodes_by_hand_start_the_pool_again_where_its_newest_checkpoint_is(tmp_path: Path) -> None:
+    """torchrun's agents serve the rendezvous, and their --max-restarts takes the supervisor's place."""
+    (tmp_path / "run.toml").write_text(SUPERVISED.format(model=SMALL.parents[2] / "recipes" / "tiny_model"))
+    port = free_ports(1)[0]
+    nodes = [start_node(tmp_path, number, port) for number in range(2)]
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    try:
+        wait_for("a checkpoint", lambda: checkpoints.newest() or nodes[0].poll() is not None, 150)
+        ranks(nodes[1])[1].kill()
+        assert [node.wait(200) for node in nodes] == [0, 0], said(tmp_path)
+    finally:
+        for node in nodes:
+            end_run(node)
+    text = (tmp_path / "run.out").read_text()
+    assert text.count("resuming from checkpoint") == 1 and "finished" in text
+    newest = checkpoints.newest()
+    assert newest is not None and newest[1].closed
+    assert len(list((tmp_path / "checkpoints").glob("stage-0-*/model-*.safetensors"))) == 2

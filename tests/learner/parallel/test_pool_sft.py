@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def main(plan: Any, model: str, home: str, load: str, count: str) -> dict[str, A
     training = SftTrainer(made.model, made.tokenizer(), SumsCorpus(), SftStage.model_validate(STAGE), 0, plan)
     if extra:
         training.load_state_dict(extra)
-    reports = [report.metrics for report, _ in zip(training.steps(), range(int(count)), strict=False)]
+    reports = [report.metrics for report in islice(training.steps(), int(count))]
     path = made.save(Checkpoints(Path(home)), 9, f"after-{count}", training.state_dict())
     return {"metrics": reports, "path": str(path)}
 
