@@ -47,6 +47,13 @@ class OptimizerTable(Table):
     """Share of ``lr`` that a falling schedule ends at."""
 
 
+class RlOptimizerTable(OptimizerTable):
+    """As learning from stale samples wants it (benchmarks/staleness.md): no first-moment momentum, and a rate that falls."""
+
+    betas: tuple[float, float] = (0.0, 0.95)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+
+
 class ObjectiveTable(Table):
     """What the loss is: a named objective, and values that replace its own defaults (see learner/losses)."""
 
@@ -104,7 +111,7 @@ class LearnerTable(Table):
     """
 
     objective: ObjectiveTable = ObjectiveTable()
-    optimizer: OptimizerTable = OptimizerTable()
+    optimizer: RlOptimizerTable = RlOptimizerTable()
     sampling: SamplingTable = SamplingTable()
     groups_per_step: int = Field(default=32, ge=1)
     group_size: int = Field(default=16, ge=1)

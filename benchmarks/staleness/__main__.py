@@ -1,4 +1,4 @@
-"""Objectives against stale data: ``python -m benchmarks.staleness run GRID`` trains what is missing, ``table`` writes staleness.md."""
+"""Objectives against stale data: ``python -m benchmarks.staleness GRID`` trains what is missing, and writes staleness.md."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import multiprocessing
 import os
 
 from benchmarks.staleness.bases import base
-from benchmarks.staleness.grids import GRIDS
+from benchmarks.staleness.grids import GRIDS, default
 from benchmarks.staleness.results import missing
 from benchmarks.staleness.runner import run
+from benchmarks.staleness.table import write
 
 
 def main() -> None:
@@ -20,10 +21,12 @@ def main() -> None:
     settings = missing(GRIDS[options.grid]())
     for seed in sorted({s.base for s in settings}):
         base(seed)
-    print(f"{len(settings)} experiments, about a minute of one core each", flush=True)
+    if settings:
+        print(f"{len(settings)} experiments, about a minute of one core each", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=8) as pool:
         for number, line in enumerate(pool.imap(run, settings, chunksize=1), 1):
             print(f"{number}/{len(settings)} {line}", flush=True)
+    write(default(8, 0))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The base models that experiments begin from: the first stage of recipes/tiny.toml, on one thread, once for each seed."""
+"""The base models that experiments begin from: the first stage of recipes/tiny.toml as it stands, once for each seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def base(seed: int) -> Path:
     if not found.exists():
         tables = tomllib.loads((ROOT / "recipes" / "tiny.toml").read_text())
         tables["run"] |= {"model": str(ROOT / "recipes" / "tiny_model"), "seed": seed}
-        tables["stage"] = [{**tables["stage"][0], "threads": 1}]
+        tables["stage"] = tables["stage"][:1]
         home.mkdir(parents=True, exist_ok=True)
         (home / "base.toml").write_text(tomli_w.dumps(tables))
         command = [sys.executable, "-m", "learner", str(home / "base.toml"), "--dir", str(home / "run")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -21,16 +22,32 @@ def full() -> Iterator[Setting]:
 
 def screen() -> Iterator[Setting]:
     """Every objective at lag 8 on one base, two rates, momentum off."""
-    for lr, name in product((5e-4, 1e-3), OBJECTIVES):
-        yield Setting(name, 8, lr, 0.0, 1)
+    for lr, name in product((7e-4, 3e-4), OBJECTIVES):
+        yield Setting(name, 8, lr, 0.0, 0)
 
 
-def finalists() -> Iterator[Setting]:
-    """The best of the screen on every base, beside on-policy GRPO with the recipe's rate."""
+def lags() -> Iterator[Setting]:
+    """How the result falls with the lag, on one base."""
+    for name, lag in product(("grpo", "topr", "cispo", "m2po", "gspo", "tis"), (0, 2, 4, 8, 16)):
+        yield Setting(name, lag, 7e-4, 0.0, 0)
+    for lag in (2, 4):
+        yield default(lag, 0)
     for base in BASES:
-        yield Setting("topr", 8, 7e-4, 0.0, base)
-        yield Setting("async", 8, 7e-4, 0.0, base, {"weight_cap": 1.0, "advantage_std": "population"})
+        yield replace(default(8, base), beta1=0.9)
+
+
+def default(lag: int, base: int) -> Setting:
+    """What a learner does unless it is told otherwise, at this task's rate."""
+    return Setting("async", lag, 7e-4, 0.0, base, {"weight_cap": 1.0, "advantage_std": "population"})
+
+
+def proof() -> Iterator[Setting]:
+    """The default at several lags on every base, beside on-policy GRPO at the best rate known for it."""
+    for base in BASES:
+        yield default(8, base)
         yield Setting("grpo", 0, 1e-3, 0.9, base)
+    for lag, base in product((16, 0), BASES):
+        yield default(lag, base)
 
 
-GRIDS: dict[str, Callable[[], Iterator[Setting]]] = {"screen": screen, "finalists": finalists, "full": full}
+GRIDS: dict[str, Callable[[], Iterator[Setting]]] = {"screen": screen, "proof": proof, "lags": lags, "full": full}

@@ -83,7 +83,7 @@ OBJECTIVES: dict[str, Objective] = {
     "grpo": Objective(_ppo, "population", "sequence_mean"),
     "dapo": Objective(_ppo, "population", "token_mean", clip_high=0.28),
     "topr": Objective(_tapered, "sample", "sequence_mean"),
-    "async": Objective(_trust_region, "none", "token_mean", penalty=True),
+    "async": Objective(_trust_region, "population", "token_mean", weight_cap=1.0, penalty=True),
     "drgrpo": Objective(_ppo, "none", "constant"),
     "rloo": Objective(_ppo, "none", "sequence_mean", advantage_baseline="leave_one_out"),
     "reinforce_pp": Objective(_ppo, "batch", "token_mean"),
@@ -97,7 +97,9 @@ OBJECTIVES: dict[str, Objective] = {
     "dppo": Objective(_trust_region, "none", "token_mean", weight_cap=10.0, penalty=True),
     "r1": Objective(_ppo, "population", "sequence_mean", clip_low=10.0, clip_high=10.0, kl=1e-3),
 }
-"""``r1`` has the published settings of DeepSeek-R1 (arXiv 2501.12948, section 2: eps 10, beta .001; G 16, lr 3e-6, the reference refreshed
+"""``async`` is the default, as it came out of benchmarks/staleness.md: DPPO's mask, negatives and positives alike weighed with at most 1.
+
+``r1`` has the published settings of DeepSeek-R1 (arXiv 2501.12948, section 2: eps 10, beta .001; G 16, lr 3e-6, the reference refreshed
 every 400 steps stand in the run file). Its danger: at eps 10 the clip has no lower bound that works, and a negative advantage is
 never clipped, so a token that the policy has left (w far from 1) gets an unbounded gradient. Use it with fresh data
 (``max_lag = 0`` or 1), or with ``dual_clip``.
