@@ -62,10 +62,8 @@ class Pool(ParallelPlan):
         if self.leads and not self._depth:
             self.orders.tell([name, fields])
         self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
+        yield
+        self._depth -= 1  # not where the block has failed: the others are then anywhere, and are given no more orders
 
     def deal(self, share: Share, device: torch.device | str, name: str, **fields: Any) -> Share:
         with self.ordering(name, **fields):
