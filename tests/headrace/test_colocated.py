@@ -23,8 +23,12 @@ from headrace.records import scan
 from headrace.rundir import reopen
 from monitoring.scrape import scrape
 
-LONG = ("learner.groups_per_step=8", "learner.group_size=8", "learner.sampling.max_new_tokens=80", "actors.slots=32")
-"""Steps of some seconds, so that a turn can be met in its middle."""
+LONG = (
+    "learner.groups_per_step=12", "learner.group_size=8", "learner.sampling.max_new_tokens=100", "actors.slots=32",
+    "stage.0.steps=1", "stage.1.eval_every=0",
+)  # fmt: skip
+"""Steps of a second and more, so that a turn can be met in its middle."""
+FIRST = 5  # the first turn of the RL stage: those before are of the learner's start and of supervised training
 
 
 def sets(*settings: str) -> list[str]:
@@ -54,16 +58,14 @@ class Watcher:
             self._client.connect(policies[-1].control)
 
     def meet_turn(self, run: subprocess.Popen[bytes]) -> None:
-        """Wait for the learner's turn, of an RL stage that has made a step."""
+        """Wait for the learner's turn to train by reinforcement."""
 
         def met() -> bool:
             assert run.poll() is None, said(self._directory)
-            if steps_of(self._directory) < 1:
-                return False
             self.follow()
-            return self.rest
+            return self.rest and self.turn >= FIRST
 
-        wait_for("the learner's turn", met, 120)
+        wait_for("the learner's turn", met, 300)
 
     def close(self) -> None:
         self._client.close()
@@ -93,17 +95,22 @@ def scraped(directory: Path, daemon: str) -> dict[str, float]:
     return scrape(entry["metrics"], 5.0)
 
 
-@pytest.mark.timeout(300)
+def evictions(directory: Path) -> float:
+    found = scraped(directory, "learner-0").items()
+    return sum(value for name, value in found if name.startswith("headrace_broadcast_evictions_total"))
+
+
+@pytest.mark.timeout(600)
 def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path: Path) -> None:
     run = start_run(tmp_path, *sets("learner.max_lag=0", "stage.1.steps=24", "stage.1.eval_every=12", "actors.count=2"))
     try:
-        wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 150)
+        wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 300)
         check_metrics(tmp_path, quiet={"headrace_outstanding_groups", "headrace_weight_receivers"})  # 0 in a turn
         learner, actor = scraped(tmp_path, "learner-0"), scraped(tmp_path, "actor-0")
         assert learner["headrace_turn_seconds_count"] >= 8
         assert sum(v for k, v in learner.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
         assert sum(v for k, v in actor.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
-        assert run.wait(150) == 0, said(tmp_path)
+        assert run.wait(300) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
@@ -111,68 +118,64 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
     assert audit["evaluated"] == 8 + 8 + 16
     steps = {m.step: m for m in manifests(tmp_path) if m.kind == "step"}
     of_group = {ref.group_id: step for step, m in steps.items() for ref in m.groups}
-    samples = [m for m in read(tmp_path, "trajectories") if isinstance(m, Trajectory) and m.purpose == "train"]
+    samples: dict[str, Trajectory] = {}
+    for m in read(tmp_path, "trajectories"):
+        if isinstance(m, Trajectory) and m.purpose == "train":
+            samples.setdefault(m.id, m)  # of what a redelivery brings again the first holds
     assert len(samples) == 24 * 4 * 4
-    for sample in samples:
+    for sample in samples.values():
         assert [span.version for span in sample.versions] == [of_group[sample.group_id] - 1], "of the newest weights"
     results = results_of(tmp_path)
     assert all(r.metrics["staleness_max"] == 0 and r.metrics["mismatch"] < 1e-4 for r in results)
     assert all("turn" in r.phases for r in results if r.step > min(steps))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Path) -> None:
     """Nothing is sampled until its successor has taken the steps that were ordered; two steps a turn, one publication each."""
-    run = start_run(
-        tmp_path, *sets(*LONG, "learner.max_lag=1", "learner.turn_steps=2", "stage.1.steps=6", "stage.1.eval_every=0")
-    )
+    run = start_run(tmp_path, *sets(*LONG, "learner.max_lag=1", "learner.turn_steps=2", "stage.1.steps=6"))
     try:
         with watching(tmp_path) as watcher:
             watcher.meet_turn(run)
-            time.sleep(0.3)
-            (learner,) = by_role(run, "learner")
-            assert watcher.rest
-            learner.kill()
+            by_role(run, "learner")[0].kill()
             time.sleep(0.5)  # samples that were finished before are still being published
             drawn = scraped(tmp_path, "actor-0")["headrace_generated_tokens_total"]
             time.sleep(1.5)
             assert scraped(tmp_path, "actor-0")["headrace_generated_tokens_total"] == drawn, "it rests"
             before = steps_of(tmp_path)
-            wait_for("more steps", lambda: steps_of(tmp_path) > before or run.poll() is not None, 90)
-        assert run.wait(200) == 0, said(tmp_path)
+            wait_for("more steps", lambda: steps_of(tmp_path) > before or run.poll() is not None, 200)
+        assert run.wait(300) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
-    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (6, 48, 0, [])
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (6, 72, 0, [])
     published = {m.version for m in read(tmp_path, "policy") if isinstance(m, PolicyVersion)}
     assert all(r.metrics["staleness_max"] <= 1 for r in results_of(tmp_path)) and len(published) <= 6
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_actor_that_dies_or_stops_holds_no_turn_up_and_comes_back(tmp_path: Path) -> None:
     run = start_run(
-        tmp_path, *sets(*LONG, "learner.max_lag=1", "stage.1.steps=10", "stage.1.eval_every=0", "actors.count=2", "learner.push_timeout=4")
+        tmp_path, *sets(*LONG, "learner.max_lag=1", "stage.1.steps=8", "actors.count=2", "learner.push_timeout=4")
     )  # fmt: skip
     try:
         with watching(tmp_path) as watcher:
             watcher.meet_turn(run)
             by_role(run, "actors")[0].kill()
-            before = steps_of(tmp_path)
-            wait_for("steps without it", lambda: steps_of(tmp_path) >= before + 2 or run.poll() is not None, 90)
+            made = steps_of(tmp_path)
+            wait_for("steps without it", lambda: steps_of(tmp_path) >= made + 2 or run.poll() is not None, 200)
             wait_for("its return", lambda: len(by_role(run, "actors")) == 2, 60)
             wait_for("the engines' turn", lambda: not watcher.rest, 60)
-            stopped = by_role(run, "actors")[0]
+            before, stopped = evictions(tmp_path), by_role(run, "actors")[0]
             os.kill(stopped.pid, signal.SIGSTOP)
             watcher.meet_turn(run)
-            turn, started = watcher.turn, time.monotonic()
-            wait_for("the turn's end", lambda: watcher.turn > turn, 60)
-            learner = scraped(tmp_path, "learner-0")
-            evicted = sum(v for k, v in learner.items() if k.startswith("headrace_broadcast_evictions_total"))
-            assert evicted >= 1 and time.monotonic() - started < 40
+            turn = watcher.turn
+            wait_for("the turn's end without it", lambda: watcher.turn > turn, 200)
+            assert evictions(tmp_path) > before
             os.kill(stopped.pid, signal.SIGCONT)
             wait_for("all receivers", lambda: scraped(tmp_path, "learner-0")["headrace_weight_receivers"] == 2, 60)
-        assert run.wait(200) == 0, said(tmp_path)
+        assert run.wait(300) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
-    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (10, 80, 0, [])
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (8, 96, 0, [])
