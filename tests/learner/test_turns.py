@@ -168,7 +168,7 @@ def test_who_does_not_answer_is_evicted_and_who_comes_in_a_turn_rests_at_once(be
     bench.member("deaf", status=lambda: {"turn": 0})
     started = time.monotonic()
     bench.turns.begin()
-    assert PATIENCE <= time.monotonic() - started < PATIENCE + 2 and good.engine.resting
+    assert PATIENCE <= time.monotonic() - started < 3 * PATIENCE and good.engine.resting
     assert bench.number("headrace_broadcast_evictions_total", member="deaf") == 1
     assert bench.number("headrace_broadcast_evictions_total", member="good") == 0
     late = bench.actor("late")
@@ -286,7 +286,7 @@ def test_a_stop_ends_the_waiting(bench: Bench) -> None:
     threading.Timer(0.5, bench.stop.set).start()
     started = time.monotonic()
     bench.turns.begin()
-    assert time.monotonic() - started < PATIENCE - 0.5
+    assert time.monotonic() - started < PATIENCE
 
 
 def test_a_single_stage_cannot_take_turns() -> None:
