@@ -12,7 +12,7 @@ GRID ?= proof
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-staleness chaos kafka clean
+.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -82,7 +82,7 @@ chaos: $(STAMP)
 	HEADRACE_KILLS=$(KILLS) HEADRACE_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos -s
 
 bench: $(STAMP)
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/bench_learner.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # The same task with TRL's GRPOTrainer, from the base that `make run` has made; its packages lie beside the project's, in .venv/trl.
 bench-trl: $(STAMP)
@@ -91,6 +91,10 @@ bench-trl: $(STAMP)
 
 bench-sglang: $(SGLANG_STAMP)
 	$(BIN)/python benchmarks/sglang_engine.py
+
+# Memory and speed of the learner's step; its largest part takes 5 GB.
+bench-learner: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_learner.py --times 3
 
 # Objectives against stale data: trains what is missing of GRID (screen, proof, lags, full), and writes benchmarks/staleness.md.
 bench-staleness: $(STAMP)

@@ -185,10 +185,10 @@ def _time() -> Row:
                     Query("sum(increase(headrace_membership_epochs_total[]))", "groups formed"), limits=above(1, 5),
                 ),
                 graph(
-                    "Turns on shared devices", "s",
-                    "Quantiles of the seconds that a turn of the learner takes where it shares devices with engines, which "
-                    "rest meanwhile. If they exceed the engines' turns by far, raise groups_per_step or lower turn_steps.",
-                    *quantiles("headrace_turn_seconds", shares=(0.5, 0.9)),
+                    "The learner's turns", "percentunit",
+                    "Share of the time that is the learner's where it shares devices with engines, which rest meanwhile (0: it has "
+                    "devices of its own). Far above one half: raise groups_per_step, or lower turn_steps.",
+                    Query("sum(rate(headrace_turn_seconds_sum[]))", "the learner's"),
                 ),
                 graph(
                     "Receivers of weights", "none",

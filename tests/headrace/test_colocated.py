@@ -171,7 +171,7 @@ def test_an_actor_that_dies_or_stops_holds_no_turn_up_and_comes_back(tmp_path: P
             watcher.meet_turn(run)
             turn = watcher.turn
             wait_for("the turn's end without it", lambda: watcher.turn > turn, 200)
-            assert evictions(tmp_path) > before
+            wait_for("its eviction", lambda: evictions(tmp_path) > before, 60)  # told with the push that follows
             os.kill(stopped.pid, signal.SIGCONT)
             wait_for("all receivers", lambda: scraped(tmp_path, "learner-0")["headrace_weight_receivers"] == 2, 120)
             until = steps_of(tmp_path) + 2
