@@ -8,10 +8,11 @@ SGLANG_STAMP := .venv/.installed-sglang
 KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
+GRID ?= proof
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test test-kafka test-sglang watch dashboards lint bench bench-trl bench-sglang chaos kafka clean
+.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -29,7 +30,7 @@ run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
 test: $(STAMP) setup-watch
-	$(BIN)/python -m pytest tests -m "not kafka and not sglang" -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -m "not kafka and not sglang and not gpu" -n 2 --dist worksteal
 
 # What the tests of dashboards, alerts and the report look through: Prometheus (unpacked into .venv) and Chromium (installed, as root).
 # A test that needs one that could not be had says so.
@@ -68,6 +69,10 @@ $(SGLANG_STAMP): $(STAMP)
 test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	$(BIN)/python -m pytest tests -m sglang
 
+# On a machine with a CUDA device.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest tests -m gpu
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,7 +82,7 @@ chaos: $(STAMP)
 	HEADRACE_KILLS=$(KILLS) HEADRACE_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos -s
 
 bench: $(STAMP)
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/bench_learner.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # The same task with TRL's GRPOTrainer, from the base that `make run` has made; its packages lie beside the project's, in .venv/trl.
 bench-trl: $(STAMP)
@@ -86,6 +91,14 @@ bench-trl: $(STAMP)
 
 bench-sglang: $(SGLANG_STAMP)
 	$(BIN)/python benchmarks/sglang_engine.py
+
+# Memory and speed of the learner's step; its largest part takes 5 GB.
+bench-learner: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_learner.py --times 3
+
+# Objectives against stale data: trains what is missing of GRID (screen, proof, lags, full), and writes benchmarks/staleness.md.
+bench-staleness: $(STAMP)
+	$(BIN)/python -m benchmarks.staleness $(GRID)
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import ActorsTable
+from actors.opening import KNOWN_SECONDS, LOOK_SECONDS, Opening
 from broker.daemon import run_daemon
 from broker.errors import EngineError, HeadraceError, RunFault, WeightPushError
 from broker.messages import PolicyVersion
@@ -59,14 +61,22 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             if stop:
                 return
         newest = [policy]  # ``follow`` puts newer ones there
+        opening = None
+        if run.colocated:
+            opening = Opening(name, policy.control, run.control_keys())
+            stack.callback(opening.close)
+            opening.wait(stop, system.idle("turn"))
         engine = with_newest(follower, newest, lambda: open_engine(table, newest, run, name, stop, stack))
         if engine is None:
             return
         from actors.worker import ActorWorker
         from broker.weights.client import WeightClient
+        from broker.weights.devices import gpu_of
+
+        where = {"gpu": gpu_of(table.device)} if table.engine == "local" else {}
 
         def status() -> dict[str, Any]:
-            return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address}
+            return {"pid": os.getpid(), "version": engine.version, "metrics": exporter.address, **where}
 
         clients = []
         for suffix, sink in engine.sinks.items():
@@ -75,6 +85,9 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             with_newest(follower, newest, partial(load, client, newest))
             client.connect(newest[0].control)
             clients.append(client)
+        if opening is not None:
+            wait_joined(clients, stop)
+            opening.close()
         threading.Thread(target=follow, args=(run, clients, newest, stop), name="policy", daemon=True).start()
         worker = ActorWorker(name, log, run.topics, engine, engine.tokenizer, table, metrics, broker, system)
         stack.callback(worker.close)
@@ -83,6 +96,13 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
         for failure in (engine.failure, *(client.refused for client in clients)):
             if failure:
                 raise RunFault(failure)
+
+
+def wait_joined(clients: Sequence[Any], stop: Stop) -> None:
+    """Wait until the learner knows all receivers, or is away."""
+    deadline = time.monotonic() + KNOWN_SECONDS
+    while not all(client.joined for client in clients) and time.monotonic() < deadline and not stop:
+        stop.wait(LOOK_SECONDS)
 
 
 def load(client: Any, newest: list[PolicyVersion]) -> None:
@@ -155,9 +175,10 @@ def sglang_engine(
 
     urls = list(table.servers)
     if table.launch:
+        saver = ("--enable-memory-saver",) if run.colocated and table.device != "cpu" else ()
         server = Server(
             run.directory / "sglang" / name, lambda: newest[0].path, device=table.device, dtype=table.dtype, slots=table.slots,
-            context=table.context_length, seed=seed, arguments=table.server_args,
+            context=table.context_length, seed=seed, arguments=(*saver, *table.server_args),
         )  # fmt: skip
         keeper = Keeper(server, stop.set)
         stack.callback(keeper.stop)

@@ -77,6 +77,17 @@ class Engine(Protocol):
     def cancel(self, group_id: str) -> None:
         """Forget what is queued or running for this group; nothing of it is returned any more."""
 
+    @property
+    def resting(self) -> bool:
+        """Whether it samples nothing because the devices are the learner's."""
+
+    def rest(self) -> None:
+        """Sample nothing more and give the device memory back, until ``wake``. Requests are queued meanwhile; what was under way goes on
+        afterwards by the update mode. Each of ``sinks`` can do it alone. Raises WeightPushError if a server refuses."""
+
+    def wake(self, version: int = -1, patience: float = 0.0) -> None:
+        """Take the device memory back and sample: from ``version`` on, or after ``patience`` seconds from the weights that are held."""
+
     def poll(self, timeout: float) -> list[Completion]:
         """Work for about ``timeout`` seconds or until samples are finished, and return these."""
 

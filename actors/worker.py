@@ -70,10 +70,10 @@ class ActorWorker:
             self._engine.poll(POLL_SECONDS)
             return
         self._take()
-        started = time.monotonic()
+        started, rested = time.monotonic(), self._engine.resting
         done = self._engine.poll(POLL_SECONDS)
-        if not self._work:
-            self._system.waited("no_prompts", time.monotonic() - started)
+        if rested or not self._work:
+            self._system.waited("turn" if rested else "no_prompts", time.monotonic() - started)
         for completion in done:
             self._publish(completion)
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))

@@ -57,6 +57,11 @@ class Run:
     def url(self) -> str:
         return self.broker.url or f"sqlite://{self.directory / 'log'}"
 
+    @property
+    def colocated(self) -> bool:
+        """Whether engine and learner take turns on one set of devices: what actors must know of the learner's table."""
+        return bool(self.file.tables.get("learner", {}).get("colocated", False))
+
     def control_keys(self) -> Keys | None:
         """The keys of the control road, if the run file names some. Raises ControlError."""
         from broker.control.keys import Keys

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -145,6 +145,8 @@ def parse(raw: Any, model: type[Model], where: str) -> Model:
         if first["type"] == "missing":
             raise RunFileError(f"{where} {key} is missing") from None
         message = first["msg"].removeprefix("Value error, ")
+        if not key:  # of several keys together: it names them
+            raise RunFileError(f"{where} {message}") from None
         raise RunFileError(f"{where} {key} = {first['input']!r}: {message[:1].lower()}{message[1:]}") from None
 
 
@@ -188,5 +190,6 @@ def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     here: Any = model
     for name in path:
         field = here.model_fields.get(name) if isinstance(here, type) and issubclass(here, BaseModel) else None
-        here = field.annotation if field else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        here = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []

@@ -175,7 +175,11 @@ def _plan(options: argparse.Namespace) -> int:
     for number, stage in enumerate(whole.learner.stages):
         shown = {k: v for k, v in stage.model_dump(exclude_defaults=True).items() if k not in ("name", "kind")}
         print(f"  stage {number} {stage.name} ({stage.kind}) {shown}")
-    print(f"  1 learner, {whole.actors.count} actors ({whole.actors.engine}, {whole.actors.slots} slots each)")
+    ranks = whole.learner.learner.processes
+    learner = f"1 learner of {ranks} processes" if ranks > 1 else "1 learner"
+    print(f"  {learner}, {whole.actors.count} actors ({whole.actors.engine}, {whole.actors.slots} slots each)")
+    if whole.learner.learner.colocated:
+        print(f"  they take turns on one set of devices: {whole.learner.learner.turn_steps} steps a turn")
     for name, table in whole.rewarders.items():
         weight = whole.run.rewards.get(name)
         mix = "not in [run] rewards" if weight is None else f"weight {weight:g}"

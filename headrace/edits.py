@@ -19,7 +19,9 @@ from headrace.supervisor import Command, Supervisor
 def commands(whole: WholeRun, run: Run) -> list[Command]:
     """The daemons of a run on one machine."""
     common = (str(run.directory / RUN_FILE), "--dir", str(run.directory), "--name")
-    out = [Command("learner-0", "learner", ("learner", *common, "learner-0"))]
+    ranks = whole.learner.learner.processes
+    learner = ("learner.parallel.launch", str(ranks)) if ranks > 1 else ("learner",)
+    out = [Command("learner-0", "learner", (*learner, *common, "learner-0"))]
     out += [Command(f"actor-{i}", "actor", ("actors", *common, f"actor-{i}")) for i in range(whole.actors.count)]
     for name, table in whole.rewarders.items():
         for i in range(0 if table.external else table.workers):

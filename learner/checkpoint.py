@@ -1,6 +1,7 @@
 """Checkpoints: one atomic directory each, with all that the executor's state is; loads in transformers as it stands.
 
-No pickle: tensors lie in safetensors, everything else in JSON. Single process; a pool's sharded state is beyond it.
+No pickle: tensors lie in safetensors, everything else in JSON. A pool's ranks write a file each (format 2): a tensor that is
+sharded by its rows lies there in pieces, ``PATH@FIRST_ROW``; any number of ranks reads them again.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from broker.errors import CheckpointError
+from learner.stored import TENSORS, Layout, Stored, stored_tensors
 
-STATE, TENSORS = "headrace.json", "headrace.safetensors"
+STATE = "headrace.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Progress:
 def flatten(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
     """``tree`` with its tensors taken out into ``tensors`` and named in their place; the rest must be JSON."""
     if isinstance(tree, torch.Tensor):
-        tensors[path] = tree.detach().cpu().contiguous().clone()
+        tensors[path] = tree.detach()
         return {"__tensor__": path}
     if isinstance(tree, Mapping):
         return {"__map__": [[_key(k), flatten(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
@@ -52,7 +55,7 @@ def flatten(tree: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
     raise CheckpointError(f"{path or 'state'} is a {type(tree).__name__}, which a checkpoint cannot hold")
 
 
-def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
     """The inverse of ``flatten``."""
     if not isinstance(tree, dict):
         return tree
@@ -87,16 +90,27 @@ class Checkpoints:
         name: str = "",
     ) -> Path:
         """Write beside, fsync, rename. ``state`` is a tree of tensors and JSON; ``save_model`` writes the model's own files."""
+        final, beside = self.begin(progress, name)
+        save_model(beside)
+        tensors: dict[str, torch.Tensor] = {}
+        tree = flatten(dict(state), tensors)
+        save_file({path: t.cpu().contiguous().clone() for path, t in tensors.items()}, beside / TENSORS)
+        return self.finish(progress, tree, final, beside, keep)
+
+    def begin(self, progress: Progress, name: str = "") -> tuple[Path, Path]:
+        """The name of a new checkpoint, and the empty directory beside it that it is written into."""
         final = self.directory / (name or f"step-{progress.version:08d}-{progress.stage}-{progress.stage_step:08d}")
         beside = self.directory / f".{final.name}.{os.getpid()}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        save_model(beside)
-        tensors: dict[str, torch.Tensor] = {}
-        tree = flatten(dict(state), tensors)
-        save_file(tensors, beside / TENSORS)
+        return final, beside
+
+    def finish(
+        self, progress: Progress, tree: Any, final: Path, beside: Path, keep: int, layout: Layout | None = None
+    ) -> Path:
+        """All tensors are written: the state ``tree`` makes the directory a checkpoint, fsynced and renamed."""
         header = {
-            "format": 1,
+            "format": 2 if layout else 1,
             "created": time.time(),
             "version": progress.version,
             "stage": progress.stage,
@@ -105,6 +119,7 @@ class Checkpoints:
             "steps_offset": progress.steps_offset,
             "extra": dict(progress.extra),
             "state": tree,
+            **({"shards": layout.ranks, "shapes": layout.shapes} if layout else {}),
         }
         (beside / STATE).write_text(json.dumps(header))
         for path in [*beside.rglob("*"), beside]:
@@ -150,18 +165,37 @@ def read_progress(path: Path) -> Progress:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The state tree of the checkpoint at ``path``. Raises CheckpointError."""
+    return dict(resolved(open_state(path), lambda stored: stored.rows()))
+
+
+def open_state(path: Path) -> dict[str, Any]:
+    """The state tree of the checkpoint at ``path`` with its tensors not yet read. Raises CheckpointError."""
     header = _header(path)
+    layout = Layout(header.get("shards", 0), header.get("shapes", {}))
     try:
-        return dict(unflatten(header["state"], load_file(path / TENSORS)))
-    except (OSError, KeyError) as error:
+        return dict(unflatten(header["state"], stored_tensors(path, layout)))
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
+
+
+def resolved(tree: Any, read: Callable[[Stored], Any]) -> Any:
+    """``tree`` with ``read`` of each of its stored tensors."""
+    if isinstance(tree, Stored):
+        return read(tree)
+    if isinstance(tree, dict):
+        return {key: resolved(value, read) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(resolved(value, read) for value in tree)
+    return tree
 
 
 def _header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((path / STATE).read_text())
-        if header["format"] != 1:
-            raise CheckpointError(f"checkpoint {path} has format {header['format']}; this version reads format 1")
+        if header["format"] not in (1, 2):
+            raise CheckpointError(
+                f"checkpoint {path} has format {header['format']}; this version reads formats 1 and 2"
+            )
         return dict(header)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"no readable checkpoint at {path}: {error}") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile, Table, nearest, parse
+from learner.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 
 class SourceTable(Table):
@@ -129,6 +130,13 @@ class LearnerTable(Table):
     threads: int = Field(default=1, ge=1)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    publish_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the weights that engines get (default: ``dtype``). Checkpoints are always in float32."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute the layers again in the backward pass."""
+    offload: Offload = "none"
+    """What lies in the host's memory between uses: the state of the ``optimizer``, or ``all`` (the weights and the reference too)."""
+    lora: LoraTable | None = None
     checkpoint_every: int = Field(default=50, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     publish_every: int = Field(default=1, ge=1)
@@ -138,6 +146,19 @@ class LearnerTable(Table):
     """Receivers of one broadcast group."""
     push_timeout: float = Field(default=60.0, gt=0)
     bucket_mb: float = Field(default=64.0, gt=0)
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """What carries a broadcast: ``nccl`` between devices (never two ranks on one), ``gloo`` through the host's memory; ``auto`` is nccl
+    where the learner has a device to itself."""
+    colocated: bool = False
+    """Engines and learner take turns on one set of devices: while actors generate, the model rests in the host's memory."""
+    turn_steps: int = Field(default=1, ge=1)
+    """With ``colocated``: optimizer steps of one turn; the engines get the weights behind the last one."""
+    processes: int = Field(default=1, ge=1)
+    """Ranks of the learner that ``headrace run`` starts on this machine: more than one are a pool (docs/parallel.md)."""
+    pool_timeout: float = Field(default=600.0, gt=0)
+    """Seconds after which a collective of the pool has failed, and the pool ends."""
+    pool_memory: Literal["sharded", "gathered"] = "sharded"
+    """Whether the whole weights and gradients come and go with every layer, or stay on each rank for the time of a step."""
     deterministic: bool = False
     """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
 
@@ -146,10 +167,27 @@ class LearnerTable(Table):
         """Groups that may be outstanding at once: fed in order and trained in order, none then becomes older than ``max_lag``."""
         return (self.max_lag + 1) * self.groups_per_step
 
+    @model_validator(mode="after")
+    def _takes_turns(self) -> LearnerTable:
+        if self.turn_steps > self.max_lag + 1:
+            raise ValueError(
+                f"turn_steps = {self.turn_steps} trains samples that are {self.turn_steps - 1} versions old: raise max_lag "
+                f"({self.max_lag}) to that, or lower turn_steps"
+            )
+        if self.colocated and self.backend == "nccl":
+            raise ValueError(
+                'colocated = true with backend = "nccl": NCCL takes no two ranks on one device; use backend = "gloo"'
+            )
+        return self
+
     @field_validator("objective", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    _adapted = field_validator("lora")(adapted)
+
+    _as_sampled = field_validator("lora")(as_sampled)
 
 
 class StageTable(Table):
@@ -174,12 +212,17 @@ class SftStage(StageTable):
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
     pack_tokens: int = Field(default=4096, ge=16)
     threads: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    offload: Offload = "none"
+    lora: LoraTable | None = None
     checkpoint_every: int = Field(default=200, ge=1)
     until_tag: str = ""
     until_accuracy: float = Field(default=0.0, ge=0, le=1)
     level_up: float = Field(default=0.93, ge=0, le=1)
     level_step: float = Field(default=0.0625, gt=0, le=1)
     cooldown_steps: int = Field(default=0, ge=0)
+
+    _adapted = field_validator("lora")(adapted)
 
 
 class RlStage(StageTable):
@@ -247,7 +290,9 @@ class LearnerConfig:
         return stages
 
     def rl(self, stage: RlStage) -> LearnerTable:
-        """``[learner]`` with the stage's own keys in place."""
+        """``[learner]`` with the stage's own keys in place. Raises RunFileError, also for a key that holds for a whole run."""
+        if "colocated" in stage.learner:
+            raise RunFileError(f"[[stage]] {stage.name} learner.colocated holds for the whole run: set it in [learner]")
         return parse(
             merge(self.file.tables.get("learner", {}), stage.learner), LearnerTable, f"[[stage]] {stage.name} learner"
         )

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from broker.errors import CheckpointError, EngineError, RunFileError
-from learner import attention
+from learner import attention, lora
+from learner.policy import PolicyWeights
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -114,9 +115,34 @@ def load_tokenizer(path: str) -> Any:
         raise RunFileError(f"[run] model = {path!r} has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
+def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:
+    """Keep only what goes into each layer for the backward pass, and compute the layers again there. Raises RunFileError.
+
+    T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
+    """
+    if not on:
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        return
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise RunFileError(f"gradient_checkpointing = true: {error}") from None
+    model.disable_input_require_grads()  # transformers asks for gradients of frozen embeddings, which only reentrant needs
+
+
 def save_model(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
-    """Write the model and its tokenizer's files so that transformers and engines load ``directory`` as it is."""
-    model.save_pretrained(directory)
+    """Write the model and its tokenizer's files so that transformers and engines load ``directory`` as it is.
+
+    Of an adapted model the merged weights are written.
+    """
+    model.save_pretrained(directory, state_dict=dict(PolicyWeights(model)) if lora.is_adapted(model) else None)
+    save_tokenizer(tokenizer_source, directory)
+
+
+def save_base(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
+    """Write the model below the adapters as ``save_model`` would have before it was adapted."""
+    model.save_pretrained(directory, state_dict=dict(PolicyWeights(model, adapted=False)))
     save_tokenizer(tokenizer_source, directory)
 
 

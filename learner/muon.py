@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.parallel.shards import as_sharded, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
@@ -33,9 +35,11 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                update = orthogonalise(torch.stack([self._direction(p, group["momentum"]) for p in parameters]))
+                directions = [whole(self._direction(p, group["momentum"])) for p in parameters]
+                update = orthogonalise(torch.stack(directions))
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, change in zip(parameters, update, strict=True):
+                    change = as_sharded(change, parameter)
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-rate)
 
     def _direction(self, parameter: torch.nn.Parameter, momentum: float) -> Tensor:

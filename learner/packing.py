@@ -1,12 +1,12 @@
-"""Packs sequences into chunks: sorted by length, best fit, so that almost no token of a chunk is padding.
+"""Packs sequences into chunks: the longest first, so that almost no room is left over, and the samples of a prompt together.
 
-R1's layout (arXiv 2501.12948, supplement): the longest first, each into the fullest chunk that still takes it.
+R1's layout (arXiv 2501.12948, supplement), with a prompt laid down once for all its samples in a chunk.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ import torch
 
 from broker.messages import FloatArray, IntArray, Trajectory
 from learner.batch import PackedChunk
+
+SPAN = 4  # attention lays a shared prompt out for each of its samples: at most so many times the tokens of a chunk
+SLACK = 1 / 32  # of a chunk's room: so much may stay empty before a prompt is laid down twice to fill it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +48,98 @@ class Sequenced:
         return cls(tokens, mask, np.zeros(len(tokens), np.float32), np.full(len(tokens), -1, np.int32), row)
 
 
-def assign(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Best-fit decreasing: which sequences go into each chunk of ``size`` tokens. What is longer gets a chunk of its own."""
+@dataclass(slots=True)
+class _Family:
+    """The sequences of one prompt that are not in a chunk yet: (own tokens, -index), the longest last."""
+
+    number: int
+    shared: int
+    left: list[tuple[int, int]]
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """All that it needs of a chunk; of equals the first one is the highest."""
+        return self.shared + sum(own for own, _ in self.left), -self.number
+
+    def take(self, room: int, span: int) -> tuple[list[int], int]:
+        """The longest that fit, one by one, into ``room`` tokens, prompts counted once, and ``span``, prompts counted each
+        time; and the room that they need."""
+        taken, needed = [], self.shared
+        while (at := bisect_right(self.left, (min(room - needed, span - self.shared), 0)) - 1) >= 0:
+            own, index = self.left.pop(at)
+            taken.append(-index)
+            needed += own
+            span -= self.shared + own
+        return taken, needed
+
+
+def assign(lengths: Sequence[int], size: int, prompts: Sequence[tuple[Hashable, int]] | None = None) -> list[list[int]]:
+    """Which sequences go into each chunk of ``size`` tokens. What is longer gets a chunk of its own.
+
+    ``prompts``: what each begins with and how many tokens that are: counted once a chunk, so a prompt's sequences stay together
+    where they can. The largest family that fits goes first; where none fits whole and much room is left, one is divided. In
+    all its sequences, prompts counted each time, a chunk has no more than ``SPAN`` times ``size``.
+    """
+    families = _families(lengths, prompts or [(i, 0) for i in range(len(lengths))])
+    waiting = sorted(family.rank for family in families)
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, bin), ascending
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = bisect_left(room, (lengths[i], -1))
-        if at == len(room):
-            bins.append([i])
-            insort(room, (size - lengths[i], len(bins) - 1))
-        else:
-            free, number = room.pop(at)
-            bins[number].append(i)
-            insort(room, (free - lengths[i], number))
+    family: _Family | None
+    begun: _Family | None = None
+    while waiting:
+        room, span, members = size, SPAN * size, []
+        family, begun = begun or families[-waiting[-1][1]], None
+        while family is not None:
+            del waiting[bisect_left(waiting, family.rank)]
+            taken, needed = family.take(room, span)
+            if not taken:  # the first of a chunk, and too long for any
+                taken, needed = [-family.left.pop()[1]], room
+            members += taken
+            room, span = room - needed, span - sum(lengths[i] for i in taken)
+            if family.left:
+                insort(waiting, family.rank)
+                begun = family
+            family = _next(families, waiting, room, span, size)
+        bins.append(members)
     return bins
+
+
+def _families(lengths: Sequence[int], prompts: Sequence[tuple[Hashable, int]]) -> list[_Family]:
+    """In order of their first sequence. A prompt that only one has is its own."""
+    found: dict[Hashable, _Family] = {}
+    for i, (prompt, shared) in enumerate(prompts):
+        family = found.setdefault(prompt if shared else (i, None), _Family(len(found), shared, []))
+        insort(family.left, (lengths[i] - shared, -i))
+    return list(found.values())
+
+
+def _next(
+    families: Sequence[_Family], waiting: Sequence[tuple[int, int]], room: int, span: int, size: int
+) -> _Family | None:
+    """The largest that fits whole; else, where much room is left, the one whose prompt costs least of those that fit in part."""
+
+    def fits(family: _Family, of_it: int) -> bool:
+        return family.shared + of_it <= min(room, span)
+
+    at = bisect_right(waiting, (room, 1)) - 1
+    if at >= 0 and fits(families[-waiting[at][1]], families[-waiting[at][1]].left[0][0]):
+        return families[-waiting[at][1]]
+    if room <= SLACK * size:
+        return None
+    parts = [families[-number] for _, number in waiting if fits(families[-number], families[-number].left[0][0])]
+    return min(parts, key=lambda family: (family.shared, family.number), default=None)
 
 
 def pack(sequences: Sequence[Sequenced], size: int, device: str = "cpu") -> list[PackedChunk]:
     """The chunks of these sequences, ``size`` tokens each at most. Deterministic in the order of ``sequences``."""
-    bins = assign([len(s.tokens) for s in sequences], size)
+    prompts = [(s.tokens[: s.shared].tobytes(), s.shared) for s in sequences]
+    bins = assign([len(s.tokens) for s in sequences], size, prompts)
     return [_chunk([sequences[i] for i in members], device) for members in bins]
 
 
 def packing_efficiency(chunks: Sequence[PackedChunk], size: int) -> float:
-    """Share of the chunks' room that holds tokens, those that a shared prefix stands for included."""
-    whole = [len(c.tokens_T) + sum(length for _, length in c.prefixes_N) for c in chunks]
-    return sum(whole) / sum(max(size, count) for count in whole) if chunks else 1.0
+    """Share of the chunks' room that holds tokens; a prompt that sequences of a chunk share is held once."""
+    held = [len(c.tokens_T) for c in chunks]
+    return sum(held) / sum(max(size, count) for count in held) if chunks else 1.0
 
 
 def _chunk(members: Sequence[Sequenced], device: str) -> PackedChunk:

@@ -14,6 +14,7 @@ from broker.errors import LogUnavailable
 from broker.messages import Evaluation
 from learner.evaluate import Evaluations
 from learner.planner import Planned, Planner, StagePlan
+from learner.turns import Turns
 
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
@@ -30,16 +31,17 @@ class PlanningThread(threading.Thread):
         evaluations: Evaluations,
         on_evaluation: Callable[[Evaluation], None],
         log_away: Callable[[bool], None] = lambda away: None,
+        turns: Turns | None = None,
     ) -> None:
         super().__init__(name="planner", daemon=True)
         self._planner, self._evaluations, self._on_evaluation = planner, evaluations, on_evaluation
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._planned: queue.Queue[Planned] = queue.Queue(maxsize=1)
+        self._planned: queue.SimpleQueue[Planned] = queue.SimpleQueue()
         self._stop_flag = threading.Event()
         self._stage: StagePlan | None = None
         self._turned = time.time()
         self.failure: BaseException | None = None
-        self._log_away = log_away
+        self._log_away, self._turns = log_away, turns
 
     def call(self, action: Callable[[Planner, Evaluations], T]) -> T:
         """Run ``action`` on the planner's thread and return what it returns (or raise what it raises)."""
@@ -62,6 +64,17 @@ class PlanningThread(threading.Thread):
         except queue.Empty:
             self.check()
             return None
+
+    def is_ready(self) -> bool:
+        """Whether all steps of the next turn are planned (without turns: whether one is)."""
+        self.check()
+        stage = self._stage
+        at_end = stage is not None and self._planner.planned >= stage.last_step
+        return self._planned.qsize() >= (1 if at_end else self._ahead(stage))
+
+    def _ahead(self, stage: StagePlan | None) -> int:
+        """Steps that are planned before they are taken."""
+        return stage.table.turn_steps if stage is not None and self._turns and self._turns.colocated else 1
 
     def check(self) -> None:
         if self.failure is not None:
@@ -87,9 +100,9 @@ class PlanningThread(threading.Thread):
             self.failure = error
 
     def _notice_stall(self) -> None:
-        """If the log was away, between two turns or in the middle of one, nobody could answer: deadlines begin anew."""
+        """If the log was away, between two rounds or in the middle of one, or engines rest, nobody can answer: deadlines begin anew."""
         now = time.time()
-        if now - self._turned > STALL_SECONDS:
+        if now - self._turned > STALL_SECONDS or (self._turns is not None and self._turns.under_way):
             self._planner.restart_deadlines(now)
             self._evaluations.restart_deadlines(now)
 
@@ -113,7 +126,7 @@ class PlanningThread(threading.Thread):
             return
         planner.expire(stage.table, now)
         planner.refill(stage)
-        if planner.planned < stage.last_step and self._planned.empty():
+        if planner.planned < stage.last_step and self._planned.qsize() < self._ahead(stage):
             planned = planner.plan(stage)
             if planned is not None:
                 self._planned.put(planned)

@@ -34,7 +34,7 @@ def replay(run: Run, first: int, last: int, out: Path, changed: Run | None = Non
             if manifest.step > last:
                 break
             if manifest.step == first and changed is not None:
-                executor.config = LearnerConfig(changed.file)
+                executor.reconfigure(LearnerConfig(changed.file), manifest.stage)
             executor.execute(manifest, reader.groups(manifest), offset)
     finally:
         reader.close()

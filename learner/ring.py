@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from broker.control.server import ControlServer
 from broker.errors import HeldByAnother, RunFileError
 from broker.log import Log, Producer
 from broker.messages import Evaluation, Sampling, StepResult, encode
@@ -32,17 +33,21 @@ from learner.evaluate import Evaluations, Request
 from learner.executor import Executor
 from learner.feed import Ask, Feed, Schedule
 from learner.join import Join
+from learner.parallel.plan import ALONE, ParallelPlan
 from learner.planner import Planned, Planner, StagePlan
 from learner.planning import PlanningThread
-from learner.publish import Publishing
+from learner.publish import Publishing, announce_control
 from learner.records import ManifestReader
 from learner.recovery import Tail, read_outstanding, read_tail
 from learner.sft import SftReport
 from learner.telemetry import Telemetry
+from learner.turns import Turns
 from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")
 SFT_RECORD_EVERY = 10  # steps of supervised training between two records in the log
+SETTLE_SECONDS = 3.0  # that actors of a learner before this one have to find it, before it takes devices that it shares
+READY_SECONDS = 0.02  # between two looks whether a turn's steps are planned
 TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's steps for this long
 
 
@@ -50,8 +55,9 @@ class Learner:
     """What a stage can do: wait for planned steps, execute them, evaluate, save, close."""
 
     def __init__(
-        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, stack: ExitStack, name: str
-    ) -> None:
+        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, stack: ExitStack, name: str,
+        plan: ParallelPlan = ALONE,
+    ) -> None:  # fmt: skip
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
         self.log: Log = run.open_log(stop, telemetry.broker)
@@ -61,7 +67,7 @@ class Learner:
         self._results = self._patient(self.log.producer())
         stack.callback(self._results.close)
         self.checkpoints = Checkpoints(run.directory / "checkpoints")
-        self.executor = Executor(config, model_path(run), run.table.seed, run.directory)
+        self.executor = Executor(config, model_path(run), run.table.seed, run.directory, plan)
         self.evaluated: dict[str, float] = {}
         """pass@1 by the name of each evaluation since the checkpoint that this learner began with."""
         self._schedules: dict[tuple[str, bool], Schedule] = {}
@@ -73,19 +79,34 @@ class Learner:
         self._asked: set[str] = set()
         self.extra: Mapping[str, Any] = {}
         self.resumed_step = 0
+        self.turns = self._first_turn(stack)
         tail = self._recover()
-        self.publishing = Publishing(run, self.executor, config.learner, self.owner, telemetry, stop)
+        control, table = self.turns.control, config.learner
+        self.publishing = Publishing(run, self.executor, table, self.owner, telemetry, stop, control)
         stack.callback(self.publishing.close)
+        self.turns.settled = self.publishing.settled
         planner, evaluations = self._planner(steps, tail, stack)
-        self.planning = PlanningThread(planner, evaluations, self._evaluation_done, self.telemetry.log_away)
+        self.planning = PlanningThread(planner, evaluations, self._evaluation_done, self.telemetry.log_away, self.turns)
         telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
         self.planning.start()
         stack.callback(self.planning.stop)
+        self.turns.end()
+        self.turns.publish = self.publish
 
     def _patient(self, producer: Producer) -> Producer:
         return PatientProducer(producer, self.stop, self.telemetry.log_away)
 
     # -- start ---------------------------------------------------------------------------------------------------------
+
+    def _first_turn(self, stack: ExitStack) -> Turns:
+        """The control road; on devices that it shares, a learner begins in its turn: it may have steps to execute again."""
+        control = ControlServer(self.run.broker.control, self.run.control_keys())
+        stack.callback(control.close)
+        turns = Turns(control, self.executor, self.config.learner, self.telemetry, self.stop)
+        if turns.colocated:
+            known = announce_control(self.run, self.log, self._results, control.endpoint, self.owner)
+            turns.begin(SETTLE_SECONDS if known else 0.0)
+        return turns
 
     def _recover(self) -> Tail:
         """Load the newest checkpoint and execute the manifests that follow it."""
@@ -162,7 +183,9 @@ class Learner:
         """Plan no more steps of the stage, and take those that are planned already: a manifest is an order."""
         self.begin(None)
         while (planned := self.planning.next(timeout=0.0)) is not None:
+            self.turns.begin()
             self.take(planned)
+        self.turns.end()
         self.telemetry.limits(0, 0)
 
     def _follow_mix(self) -> None:
@@ -192,13 +215,26 @@ class Learner:
                 place(self.run.directory, asked.name).unlink(missing_ok=True)
 
     def next(self) -> Planned | None:
-        """Wait for the next planned step; None when the learner is to stop."""
+        """Wait for the next planned step; None when the learner is to stop. A turn on shared devices begins once all its steps are
+        planned, and goes on as long as another is."""
+        if self.turns.under_way:
+            planned = None if self.stop else self.planning.next(timeout=0.0)
+            if planned is not None:
+                return planned
+            self.turns.end()
+        planned = self._wait_planned()
+        if planned is not None:
+            self.turns.begin()
+        return planned
+
+    def _wait_planned(self) -> Planned | None:
         with self.telemetry.waiting("wait_data"):
             while not self.stop:
                 self._follow_mix()
                 self._follow_asked()
-                planned = self.planning.next(timeout=0.2)
-                if planned is not None:
+                if self.turns.colocated and not self.planning.is_ready():
+                    self.stop.wait(READY_SECONDS)
+                elif (planned := self.planning.next(timeout=0.2)) is not None:
                     return planned
         return None
 
@@ -231,6 +267,8 @@ class Learner:
         return open_documents(name, table, self.run.file)
 
     def publish(self) -> None:
+        if self.turns.under_way:  # the engines rest: it is done at the turn's end
+            return
         with self.telemetry.phase("publish"):
             self.publishing.publish(self.progress.version)
 
@@ -245,12 +283,14 @@ class Learner:
 
     def close_stage(self, index: int) -> None:
         """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
-        self.take(self.planning.call(lambda planner, _: planner.close(index)))
+        with self.turns.turn():
+            self.take(self.planning.call(lambda planner, _: planner.close(index)))
         self.save(self.config.learner)
 
     def replace_weights(self, index: int, where: str) -> None:
         """Make the weights in ``where`` (a directory of the run, or a model id) the next policy version."""
-        self.take(self.planning.call(lambda planner, _: planner.weights(index, where)))
+        with self.turns.turn():
+            self.take(self.planning.call(lambda planner, _: planner.weights(index, where)))
         self.publish()
 
     def ask(self, index: int, name: str, step: int, stage: EvaluateStage, table: LearnerTable) -> None:

@@ -7,19 +7,26 @@ stage ends some steps after that accuracy is reached at the highest level, with 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from learner import lora
+from learner.batch import PackedChunk
 from learner.config import SftStage
 from learner.data.source import DocumentSource
 from learner.documents import DocumentTokenizer, Tokenized
 from learner.logprobs import score
-from learner.optimizer import build_optimizer, learning_rate
+from learner.memory import Activations
+from learner.model import set_gradient_checkpointing
+from learner.optimizer import Optimizers, build_optimizer, learning_rate
 from learner.packing import Sequenced, pack
+from learner.parallel.plan import ALONE, ParallelPlan
+from learner.parallel.share import Share
+from learner.residence import Residence
 
 SMOOTHING = 0.9  # of the accuracy's moving average
 COOLED = 0.05  # share of the rate that the cool-down ends at
@@ -68,10 +75,17 @@ class Curriculum:
 class SftTrainer:
     """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number."""
 
-    def __init__(self, model: Any, tokenizer: Any, source: DocumentSource, stage: SftStage, seed: int) -> None:
-        self._model, self._source, self._stage, self._seed = model, source, stage, seed
+    def __init__(
+        self, model: Any, tokenizer: Any, source: DocumentSource, stage: SftStage, seed: int, plan: ParallelPlan = ALONE
+    ) -> None:
+        self._model, self._source, self._stage, self._seed, self._plan = model, source, stage, seed, plan
         self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag)
-        self._optimizers = build_optimizer(model, stage.optimizer)
+        with plan.ordering("begin_sft", stage=stage.model_dump()):
+            if stage.lora is not None and not lora.is_adapted(model):
+                lora.adapt(model, stage.lora, seed)
+            set_gradient_checkpointing(model, stage.gradient_checkpointing)
+            self._optimizers = build_optimizer(model, stage.optimizer, stage.offload != "none")
+        self._residence = Residence(model, self._optimizers)
         self._at = Curriculum(level=0.0 if stage.until_accuracy else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +93,8 @@ class SftTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._at = Curriculum(**state["curriculum"])
-        self._optimizers.load_state_dict(state["optimizers"])
+        with self._plan.ordering("resume_sft"):
+            self._optimizers.load_state_dict(state["optimizers"])
 
     def steps(self) -> Iterator[SftReport]:
         """Train until the stage ends, a report a step."""
@@ -106,36 +121,65 @@ class SftTrainer:
         chunks = pack(
             [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
             self._stage.pack_tokens,
-            str(self._model.device),
         )
         trained = sum(int(d.trained[1:].sum()) for d in documents)
-        packed = time.monotonic()
-        loss, hits = 0.0, 0
-        tagged = [d.tagged for d in documents]
-        for chunk in chunks:
-            scores = score(self._model, chunk)
-            part = -scores.logprobs_M.sum() / max(1, trained)
-            part.backward()
-            loss += float(part.detach())
-            own = zip(chunk.rows_N, chunk.prefixes_N, strict=True)
-            of_tag = np.concatenate([np.append(tagged[row][1:], False)[cut:] for row, (_, cut) in own])
-            hits += int(
-                scores.correct_M[torch.from_numpy(of_tag)[chunk.mask_T.cpu()].to(scores.correct_M.device)].sum()
-            )
-        computed = time.monotonic()
+        whole = Share.whole(chunks, marks=[_tagged(chunk, documents) for chunk in chunks])
         rate = self._at.rate(self._stage)
-        self._optimizers.set_lr(rate)
-        norm = self._optimizers.step()
-        wanted = sum(int(t[1:].sum()) for t in tagged)
+        share = self._plan.deal(whole, self._residence.device, "step_sft", trained=trained, rate=rate)
+        packed = time.monotonic()
+        self._residence.model_to_device()
+        if self._stage.lora is not None and self._stage.lora.dropout:
+            torch.manual_seed(self._seed + self._at.step)  # what is dropped follows from the step alone
+        activations = Activations(self._model, self._residence.device)
+        done = take_documents(self._model, self._optimizers, self._plan, share, trained, rate, activations)
+        loss, hits, norm, seconds = done
+        if self._stage.offload == "all":
+            self._residence.model_to_host()
+        wanted = sum(int(d.tagged[1:].sum()) for d in documents)
         self._at.step += 1
         self._at.see(hits / max(1, wanted), self._stage)
         metrics = {
             "loss": loss, "accuracy": self._at.accuracy, "level": self._at.level, "grad_norm": norm, "lr": rate,
-            "tokens_trained": float(trained),
+            "tokens_trained": float(trained), **activations.metrics(self._optimizers),
         }  # fmt: skip
         phases = {
             "pack": packed - started,
-            "forward_backward": computed - packed,
-            "optimizer": time.monotonic() - computed,
+            "forward_backward": seconds,
+            "optimizer": time.monotonic() - packed - seconds,
         }
         return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage))
+
+
+def take_documents(
+    model: Any,
+    optimizers: Optimizers,
+    plan: ParallelPlan,
+    share: Share,
+    trained: int,
+    rate: float,
+    activations: Activations,
+) -> tuple[float, float, float, float]:
+    """What every rank does of a step: loss and backward of its chunks, then clip and step together with the others.
+
+    Returns loss, hits on tagged tokens and gradient norm over all ranks, and the seconds until the gradient was there.
+    """
+    started = time.monotonic()
+    sums = {"loss": 0.0, "hits": 0.0}
+    for chunk, tagged_M in zip(plan.rounds(model, share.chunks), share.marks, strict=True):
+        with activations.measured():
+            scores = score(model, chunk)
+            part = -scores.logprobs_M.sum() / max(1, trained)
+        part.backward()
+        sums["loss"] += float(part.detach())
+        sums["hits"] += int(scores.correct_M[tagged_M].sum())
+    sums, _ = plan.totals(sums, {})
+    computed = time.monotonic()
+    optimizers.set_lr(rate)
+    return sums["loss"], sums["hits"], optimizers.step(), computed - started
+
+
+def _tagged(chunk: PackedChunk, documents: Sequence[Tokenized]) -> torch.Tensor:
+    """Which of the chunk's trained tokens carry the wanted tag, bool [M]."""
+    own = zip(chunk.rows_N, chunk.prefixes_N, strict=True)
+    of_tag = np.concatenate([np.append(documents[row].tagged[1:], False)[cut:] for row, (_, cut) in own])
+    return torch.from_numpy(of_tag)[chunk.mask_T]

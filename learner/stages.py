@@ -84,6 +84,11 @@ def run_evaluate(learner: Learner, index: int, stage: EvaluateStage) -> bool:
 
 def run_sft(learner: Learner, index: int, stage: SftStage) -> bool:
     """Supervised training; its result is a checkpoint that is kept, and becomes the next policy version."""
+    with learner.turns.turn():
+        return _run_sft(learner, index, stage)
+
+
+def _run_sft(learner: Learner, index: int, stage: SftStage) -> bool:
     resumed = learner.progress.stage == index and not learner.progress.closed
     if not resumed or not learner.extra:
         begin_with_model(learner, index, stage)
@@ -93,6 +98,7 @@ def run_sft(learner: Learner, index: int, stage: SftStage) -> bool:
         learner.documents(stage.data),
         stage,
         learner.run.table.seed,
+        learner.executor.plan,
     )
     if resumed and learner.extra:
         trainer.load_state_dict(learner.extra)

@@ -31,6 +31,10 @@ GAUGES = {
     "mismatch": "mismatch",
     "loss": "loss",
     "lr": "learning_rate",
+    "activation_memory_bytes": "activation_memory",
+    "parameter_bytes": "parameter_bytes",
+    "trained_parameter_bytes": "trained_parameter_bytes",
+    "optimizer_state_bytes": "optimizer_state",
 }
 """Which metric of a step sets which gauge."""
 USUAL_STEPS = 21  # of whose times the median is the usual one
@@ -99,6 +103,14 @@ class Telemetry:
         for name in evicted:
             self.metrics.evictions(name).inc()
         self.metrics.epochs.inc(epochs)
+
+    def evicted(self, name: str) -> None:
+        """Export that an actor did not answer when the turn on the devices changed."""
+        self.metrics.evictions(name).inc()
+
+    def turn(self, seconds: float) -> None:
+        """Export one turn of the learner on devices that it shares with engines."""
+        self.metrics.turn_seconds.observe(seconds)
 
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:
         mine = self.metrics

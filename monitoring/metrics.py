@@ -129,6 +129,9 @@ class LearnerMetrics:
         self.broadcast_seconds = histogram(
             "weight_broadcast_seconds", "One push of weights to all receivers", PHASE_SECONDS
         )
+        self.turn_seconds = histogram(
+            "turn_seconds", "One turn of the learner on devices that it shares with engines", PHASE_SECONDS
+        )
         self.checkpoint_seconds = histogram("checkpoint_seconds", "Writing one checkpoint", PHASE_SECONDS)
         evictions = Counter(
             "headrace_broadcast_evictions", "Receivers that did not answer a push", ["member"], registry=registry
@@ -148,6 +151,13 @@ class LearnerMetrics:
         self.cons_at_k = gauge("cons_at_k", "Held-out majority vote of the last evaluation")
         memory = Gauge("headrace_gpu_memory_bytes", "Device memory", ["kind"], registry=registry)
         self.gpu_memory = lru_cache(maxsize=4)(lambda kind: memory.labels(kind))
+        self.activation_memory = gauge(
+            "activation_memory_bytes",
+            "What the forward pass of a chunk holds for its backward pass, the most of a step",
+        )
+        self.parameter_bytes = gauge("parameter_bytes", "Size of the learner's model")
+        self.trained_parameter_bytes = gauge("trained_parameter_bytes", "Size of the parameters that take a gradient")
+        self.optimizer_state = gauge("optimizer_state_bytes", "Size of the optimizer's state, wherever it lies")
 
 
 class RunMetrics:

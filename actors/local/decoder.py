@@ -8,7 +8,7 @@ untied heads. Sliding windows, experts and dynamic rotary scaling are refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -39,9 +39,24 @@ class Cache:
     """Keys and values of ``rows`` sequences of up to ``length`` tokens: per layer ``[rows, KV, length, D]``."""
 
     def __init__(self, decoder: Decoder, rows: int, length: int) -> None:
-        shape = (rows, decoder.kv_heads, length, decoder.head_dim)
-        self.keys = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(decoder.depth)]
-        self.values = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(decoder.depth)]
+        self._shape = (rows, decoder.kv_heads, length, decoder.head_dim)
+        self._depth, self._dtype, self._device = decoder.depth, decoder.dtype, decoder.device
+        self.allocate()
+
+    def allocate(self) -> None:
+        """Room for all rows, empty."""
+        self.keys, self.values = (
+            [torch.zeros(self._shape, dtype=self._dtype, device=self._device) for _ in range(self._depth)]
+            for _ in range(2)
+        )
+
+    def release(self) -> None:
+        """Hold nothing, until ``allocate``."""
+        self.keys, self.values = [], []
+
+    def move(self, device: str) -> None:
+        """Hold what there is on ``device``."""
+        self.keys, self.values = ([t.to(device) for t in tensors] for tensors in (self.keys, self.values))
 
     def copy(self, source: Cache, from_row: int, to_row: int, length: int) -> None:
         """Copy the first ``length`` tokens of a row of ``source`` (which may be this cache)."""
@@ -104,6 +119,17 @@ class Decoder:
         untied = "lm_head.weight" in tensors and not self.config.tie_word_embeddings
         self.head = take("lm_head.weight").clone() if untied else self.embedding
         self.layers = layers
+
+    def move(self, device: str) -> None:
+        """Hold the weights on ``device``; they are computed with on ``self.device`` only."""
+        tied = self.head is self.embedding
+        for layer in self.layers:
+            for field in fields(layer):
+                tensor = getattr(layer, field.name)
+                if tensor is not None:
+                    setattr(layer, field.name, tensor.to(device))
+        self.embedding, self.final_norm = self.embedding.to(device), self.final_norm.to(device)
+        self.head = self.embedding if tied else self.head.to(device)
 
     def prefill(self, tokens_BT: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
         """Fill rows ``0..B`` of ``cache`` from their tokens (padded on the right); logits ``[B, V]`` behind the last token of each."""

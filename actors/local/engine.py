@@ -6,12 +6,9 @@ One thread samples; weights come from another through ``sink`` and are taken ove
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from actors.engine import Completion, Request, UpdateMode
 from actors.local.decoder import Cache, Decoder
+from actors.local.orders import Orders
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
 from actors.prompting import answer_text, check_prompt, end_tokens
@@ -84,10 +82,11 @@ class LocalEngine:
         self._ready: deque[_Group] = deque()
         self._done: list[Completion] = []
         self._generator = torch.Generator(device=device).manual_seed(seed)
-        self._updates: queue.SimpleQueue[tuple[int, Mapping[str, Tensor], Future[None]]] = queue.SimpleQueue()
+        self._orders = Orders()
         self._version = -1
-        self._driver = threading.get_ident()
-        self._sink: WeightSink = DistributedReceiver(self.apply, device)
+        self._asleep = self._stale = False  # without device memory; with a cache that is to be computed again
+        self._awaited, self._until = -1, 0.0  # the version to sample from after a rest, and when others will do
+        self._sink: WeightSink = DistributedReceiver(self.apply, device, self.rest, self.wake)
 
     @property
     def version(self) -> int:
@@ -100,21 +99,17 @@ class LocalEngine:
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def apply(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Sample from these weights; returns once that is so. Called from any thread."""
-        if threading.get_ident() == self._driver:
-            return self._take_over(version, tensors)
-        done: Future[None] = Future()
-        self._updates.put((version, tensors, done))
-        return done.result()
+        """Sample from these weights; returns once that is so. Called from any thread. Raises EngineError."""
+        self._orders.give(lambda: self._take_over(version, tensors))
 
     @torch.no_grad()
     def _take_over(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        if self._asleep:
+            raise EngineError("the engine rests: it takes no weights before it is woken")
         self._decoder.load(tensors)
         self._version = version
         if self._mode == "abort":
-            for row in range(len(self._live)):
-                self._finish(row, "abort")
-            self._live.clear()
+            self._abort()
         elif self._mode == "retract" and self._live:
             self._recompute()
         lengths = (self._length - self._prompt)[: len(self._live)].tolist()
@@ -122,16 +117,64 @@ class LocalEngine:
             if slot.versions[-1].start == start:  # nothing was drawn under the version before
                 slot.versions.pop()
             slot.versions.append(VersionSpan(version, start))
-        while self._ready:  # prompts were computed with the old weights
+        self._requeue()
+
+    def _abort(self) -> None:
+        """End all live samples as they are."""
+        for row in range(len(self._live)):
+            self._finish(row, "abort")
+        self._live.clear()
+
+    def _requeue(self) -> None:
+        """Put back the prompts that were computed with weights, or in a cache, that are no more."""
+        while self._ready:
             group = self._ready.pop()
             self._free_prompts.append(group.row)
             self._queue.appendleft(replace(group.request, indices=tuple(group.waiting)))
 
     def _recompute(self) -> None:
         """Keys and values of all live samples with the weights as they are now; the newest token enters with the next step."""
+        self._stale = False
         count = len(self._live)
         longest = int(self._length[:count].max()) - 1
         self._decoder.prefill(self._tokens[:count, :longest], self._length[:count].clamp(max=longest), self._cache)
+
+    # -- turns on the device -------------------------------------------------------------------------------------------
+
+    @property
+    def resting(self) -> bool:
+        return self._asleep or (self._version < self._awaited and time.monotonic() < self._until)
+
+    def rest(self) -> None:
+        """Weights go to host memory. So does the cache with mode ``in_place``; with the others it is computed again afterwards."""
+        self._orders.give(self._rest)
+
+    def wake(self, version: int = -1, patience: float = 0.0) -> None:
+        self._orders.give(lambda: self._wake(version, patience))
+
+    def _rest(self) -> None:
+        if self._asleep:
+            return
+        self._asleep = True
+        if self._mode == "abort":
+            self._abort()
+        for cache in (self._cache, self._prompts):
+            cache.move("cpu") if self._mode == "in_place" else cache.release()
+        if self._mode != "in_place":
+            self._stale = True
+            self._requeue()
+        self._decoder.move("cpu")
+        if torch.device(self._device).type == "cuda":
+            torch.cuda.empty_cache()  # another process is to have it
+
+    def _wake(self, version: int, patience: float) -> None:
+        if not self._asleep:
+            return
+        self._decoder.move(self._device)
+        for cache in (self._cache, self._prompts):
+            cache.move(self._device) if self._mode == "in_place" else cache.allocate()
+        self._awaited, self._until = version, time.monotonic() + patience
+        self._asleep = False
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -162,29 +205,27 @@ class LocalEngine:
 
     @torch.no_grad()
     def poll(self, timeout: float) -> list[Completion]:
-        self._driver = threading.get_ident()
         deadline = time.monotonic() + timeout
         while True:
-            self._update()
-            self._admit()
-            if self._live:
-                self._step()
+            self._orders.obey()
+            resting = self.resting
+            if not resting:
+                self._go_on()
             if self._done:
                 done, self._done = self._done, []
                 return done
             if time.monotonic() >= deadline:
                 return []
-            if not self._live:
+            if resting or not self._live:
                 time.sleep(min(0.005, max(0.0, deadline - time.monotonic())))
 
-    def _update(self) -> None:
-        while not self._updates.empty():
-            version, tensors, done = self._updates.get()
-            try:
-                self._take_over(version, tensors)
-                done.set_result(None)
-            except Exception as error:  # it belongs to the thread that brought the weights
-                done.set_exception(error)
+    def _go_on(self) -> None:
+        """One token for every live sample."""
+        if self._stale and self._live:
+            self._recompute()
+        self._admit()
+        if self._live:
+            self._step()
 
     def _admit(self) -> None:
         """Give free slots to waiting samples; compute the prompts of the next requests when those have run out."""
@@ -334,5 +375,4 @@ class LocalEngine:
 
     def close(self) -> None:
         self._sink.leave()
-        while not self._updates.empty():
-            self._updates.get()[2].set_exception(EngineError("the engine is closed"))
+        self._orders.refuse(EngineError("the engine is closed"))

@@ -33,7 +33,6 @@ SAMPLE_SECONDS = 3600.0  # that one request may take: a server that says nothing
 BACK_OFF = (0.2, 0.5, 1.0, 2.0, 5.0)
 WAIT_SECONDS = 0.02  # between two looks for a server that may be asked
 CHECK_SECONDS = 60.0
-PUSH_SECONDS = 5.0  # after a broken push its version comes again; if it does not, older weights serve
 
 
 class SglangEngine:
@@ -57,7 +56,9 @@ class SglangEngine:
         self._newest, self._recovering = newest, set[str]()
         said = [link.ask("server_info", timeout) for link in self._links]
         self._sinks = {
-            link.url: ServerSink(link, mode, int(about.get("tp_size") or 1), partial(self._lost, link, PUSH_SECONDS))
+            link.url: ServerSink(
+                link, mode, int(about.get("tp_size") or 1), partial(self._lost, link), gives_back(about)
+            )
             for link, about in zip(self._links, said, strict=True)
         }
         self.name = f"sglang/{said[0].get('version', '?')}"
@@ -93,6 +94,18 @@ class SglangEngine:
     def sinks(self) -> Mapping[str, WeightSink]:
         return {"" if len(self._sinks) == 1 else f".{i}": sink for i, sink in enumerate(self._sinks.values())}
 
+    @property
+    def resting(self) -> bool:
+        return all(link.resting for link in self._links)
+
+    def rest(self) -> None:
+        for sink in self._sinks.values():
+            sink.rest()
+
+    def wake(self, version: int = -1, patience: float = 0.0) -> None:
+        for sink in self._sinks.values():
+            sink.wake(version, patience)
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def check(self, sampling: Sampling) -> None:
@@ -103,7 +116,7 @@ class SglangEngine:
             "input_ids": [min(self._ends)],
             "sampling_params": {**self._parameters(sampling, 1), "max_new_tokens": 1},
         }
-        for link in self._links:
+        for link in (link for link in self._links if not link.resting):
             try:
                 answer = httpx.post(f"{link.url}/generate", json=body, timeout=CHECK_SECONDS)
             except httpx.HTTPError:
@@ -234,16 +247,17 @@ class SglangEngine:
         ):
             try:
                 self._sinks[link.url].recover(self._newest())
-            except (EngineError, WeightPushError) as error:
+            except WeightPushError as error:
                 log.info("%s is away: %s", link.url, error)
         self._recovering.discard(link.url)
         if link.version >= 0:
             log.info("%s is back with version %d after %.0f s", link.url, link.version, time.monotonic() - begun)
 
     async def _free_server(self, request: Request) -> ServerLink:
-        """Wait for a server that holds weights new enough; the one with the least to do, none that has just failed first."""
+        """Wait for a server that does not rest and holds weights new enough; the one with the least to do, none that has just failed first."""
         while True:
-            ready = [link for link in self._links if link.version >= max(0, request.min_version)]
+            enough = max(0, request.min_version)
+            ready = [link for link in self._links if link.version >= enough and not link.resting]
             if ready:
                 return min(ready, key=lambda link: (link.failures, link.running))
             await asyncio.sleep(WAIT_SECONDS)
@@ -278,6 +292,11 @@ class SglangEngine:
         empty = np.zeros(0, np.int32), np.zeros(0, np.float32)
         for index in request.indices:
             self._done.put((number, Completion(request.group_id, index, *empty, (), "refused", why, time.time())))
+
+
+def gives_back(about: Mapping[str, Any]) -> bool:
+    """Whether a server can be told to give its memory back: one on a CPU ends when it is."""
+    return bool(about.get("enable_memory_saver")) and about.get("device") != "cpu"
 
 
 def spans_of(about: Mapping[str, Any]) -> tuple[VersionSpan, ...]:

@@ -24,7 +24,9 @@ log = logging.getLogger("sglang")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
 ORDER_SECONDS = 30.0
 LOAD_SECONDS = 600.0
+PUSH_SECONDS = 5.0  # after a broken push its version comes again; if it does not, older weights serve
 MARGIN_SECONDS = 5.0
+RELEASED = " released"  # behind the version of weights whose memory is given back: what a later actor finds there
 
 
 class ServerLink:
@@ -39,6 +41,8 @@ class ServerLink:
         """Samples that it works on."""
         self.failures = 0
         """Of requests in a row."""
+        self.resting = False
+        """Whether it is to be asked nothing, because the devices are the learner's."""
 
     def ask(self, what: str, timeout: float) -> dict[str, Any]:
         """What the server says of itself (``server_info``, ``get_model_info``). Raises EngineError if it does not answer."""
@@ -56,13 +60,16 @@ class ServerSink:
     """Implements ``broker.weights.sink.WeightSink`` for one server.
 
     ``mode`` is what becomes of running samples: with ``retract`` their cache is computed again, with ``in_place`` kept, with
-    ``abort`` they end and are asked for again. ``broken`` is told when a set of weights did not come whole.
+    ``abort`` they end and are asked for again. ``broken`` is told when it holds no whole set of weights, and for how many seconds
+    one may be waited for. A server that ``gives_back`` its memory at rest keeps neither cache nor weights.
     """
 
     def __init__(
-        self, link: ServerLink, mode: UpdateMode, ranks: int = 1, broken: Callable[[str], None] = lambda why: None
-    ) -> None:
-        self._link, self._mode, self.ranks, self._broken = link, mode, ranks, broken
+        self, link: ServerLink, mode: UpdateMode, ranks: int = 1, broken: Callable[[float, str], None] = lambda seconds, why: None,
+        gives_back: bool = False,
+    ) -> None:  # fmt: skip
+        self._link, self._mode, self.ranks, self._broken, self._gives_back = link, mode, ranks, broken, gives_back
+        self._rests = False
         self._lane: Lane | None = None
         self._whole = -1  # the version that the server was last known to hold whole
         self._busy = threading.Lock()
@@ -99,7 +106,7 @@ class ServerSink:
             yield
         except WeightPushError as error:
             if self._link.version < 0:
-                self._broken(str(error))
+                self._broken(PUSH_SECONDS, str(error))
             raise
 
     def leave(self) -> None:
@@ -109,16 +116,69 @@ class ServerSink:
     def recover(self, newest: tuple[Path, int] | None) -> None:
         """Take the server up again after it was away: with what it still holds, else with the ``newest`` published weights.
 
-        Raises EngineError or WeightPushError while that is not possible.
+        Raises WeightPushError while that is not possible.
         """
         with self._busy:
-            if self._link.version >= 0:
+            if self._link.version >= 0 or self._link.resting:
                 return
-            held = str(self._link.ask("get_model_info", ORDER_SECONDS).get("weight_version"))
+            held = self._held()
             if self._whole >= 0 and held == str(self._whole):
                 self._go_on(self._whole)
             elif newest is not None:
                 self._load(*newest)
+
+    def rest(self) -> None:
+        """Memory can only be given back with no sample in it, so ``in_place`` is then as ``retract``."""
+        with self._busy:
+            self._link.resting = True
+            if self._rests:
+                return
+            if self._mode == "abort":
+                self._order("pause_generation", ORDER_SECONDS, mode="abort")
+            kept = self._mode == "in_place" and not self._gives_back
+            self._order("pause_generation", ORDER_SECONDS, mode="in_place" if kept else "retract")
+            if self._gives_back:
+                self._give_memory_back()
+            self._rests = True
+
+    def wake(self, version: int, patience: float) -> None:
+        """Without weights as new as ``version`` the server stays paused until they come."""
+        with self._busy:
+            self._link.resting = self._rests = False
+            self._link.version, why = -1, f"weights of version {version} are to come"
+            try:
+                if self._whole >= max(0, version):
+                    return self._go_on(self._whole)
+            except WeightPushError as error:
+                patience, why = 0.0, str(error)
+        self._broken(patience, why)
+
+    def _give_memory_back(self) -> None:
+        held = self._held()
+        if not held.endswith(RELEASED):
+            self._name_weights(held + RELEASED)
+            try:
+                self._order("release_memory_occupation", LOAD_SECONDS)
+            except WeightPushError:
+                self._name_weights(held)
+                raise
+        self._whole = -1
+
+    def _take_memory_back(self) -> None:
+        """Only where it was given back, be it by an actor before this one: a server that is told so without that ends."""
+        if self._gives_back and (held := self._held()).endswith(RELEASED):
+            self._order("resume_memory_occupation", LOAD_SECONDS)
+            self._name_weights(held.removesuffix(RELEASED) + " lost")
+
+    def _held(self) -> str:
+        """What the server calls the weights that it holds. Raises WeightPushError if it does not answer."""
+        try:
+            return str(self._link.ask("get_model_info", ORDER_SECONDS).get("weight_version"))
+        except EngineError as error:
+            raise WeightPushError(str(error)) from error
+
+    def _name_weights(self, name: str) -> None:
+        self._order("update_weight_version", ORDER_SECONDS, new_version=name, abort_all_requests=False)
 
     def _receive(self, push: Push) -> str:
         lane = self._lane
@@ -163,6 +223,7 @@ class ServerSink:
 
     def _pause(self) -> None:
         self._link.version = self._whole = -1
+        self._take_memory_back()
         self._order("pause_generation", ORDER_SECONDS, mode=self._mode)
 
     def _go_on(self, version: int) -> None:

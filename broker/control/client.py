@@ -28,7 +28,8 @@ TAKEN_SECONDS = (
 
 
 class ControlClient:
-    """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread.
+    """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread. The state that
+    comes with the welcome has ``joined`` in it: what was heard before is of another membership.
 
     ``refused`` says why the learner will not have this daemon, once that is sure: another living one has its name.
     """
@@ -43,6 +44,8 @@ class ControlClient:
         self._wanted = ""
         self._endpoint = ""
         self.joined = False
+        self.heard = time.monotonic()
+        """When the learner last said anything (monotonic)."""
         self.refused = ""
         self.malformed = 0
         self._instance = uuid.uuid4().hex
@@ -61,6 +64,10 @@ class ControlClient:
     def send(self, kind: str, **fields: Any) -> None:
         self._out.put(pack(kind, name=self._name, **fields))
         self._wake.set()
+
+    def beat(self) -> None:
+        """Tell the status now, not only with the next beat."""
+        self.send("beat", status=self._status())
 
     def close(self) -> None:
         self._stop.set()
@@ -99,7 +106,7 @@ class ControlClient:
                     sub = self._socket(zmq.SUB, str(message.get("pub")), poller)
                     sub.subscribe(b"")
                     self.joined, self._taken_since = True, 0.0
-                    self._handler({"k": "state", **message.get("state", {})})
+                    self._handler({"k": "state", "joined": True, **message.get("state", {})})
                 elif message["k"] == "rejoin":
                     self._send(dealer, self._join())
                 elif message["k"] == "taken":
@@ -129,6 +136,7 @@ class ControlClient:
     def _read(self, socket: zmq.Socket[bytes]) -> Message:
         """The next message; one of no kind if it is malformed."""
         message = unpack(socket.recv())
+        self.heard = time.monotonic()
         if message is None:
             self.malformed += 1
             return {"k": ""}

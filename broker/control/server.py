@@ -52,7 +52,7 @@ class ControlServer:
         self._lease = lease
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}
-        self._state: dict[str, Any] = {"version": -1, "path": "", "epoch": 0}
+        self._state: dict[str, Any] = {"version": -1, "path": "", "epoch": 0, "turn": 0, "rest": False}
         self._out: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
         self.acks: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.malformed = 0
@@ -89,10 +89,10 @@ class ControlServer:
     def receivers(self) -> list[Member]:
         return sorted((m for m in self.members() if m.receiver and m.receives), key=lambda m: m.name)
 
-    def evict(self, name: str) -> None:
-        """Forget a member; if it lives, its next word is answered with an invitation to join again."""
+    def evict(self, name: str) -> bool:
+        """Forget a member; if it lives, its next word is answered with an invitation to join again. False if there is none."""
         with self._lock:
-            self._members.pop(name, None)
+            return self._members.pop(name, None) is not None
 
     def tell(self, member: Member, kind: str, **fields: Any) -> None:
         self._out.put((member.identity, pack(kind, **fields)))

@@ -14,24 +14,30 @@ from typing import Any
 from broker.control.client import ControlClient
 from broker.control.keys import Keys
 from broker.control.wire import Message
-from broker.errors import HeadraceError
+from broker.errors import HeadraceError, WeightPushError
 from broker.weights.sink import Lane, Push, TensorSpec, WeightSink
 
 log = logging.getLogger("weights")
+ALONE_SECONDS = (
+    30.0  # without a word of the learner after which a sink that rests is woken: it may have died in its turn
+)
+LOOK_SECONDS = 0.5  # between two looks whether the learner is still there
 
 
 class WeightClient:
-    """Joins as a receiver, takes pushes, and catches up from disk with what it has missed.
+    """Joins as a receiver, takes pushes, and catches up from disk with what it has missed. Where engine and learner take turns on
+    one device (``learner/turns.py``), has the sink rest while it is the learner's turn.
 
     ``version`` is the newest that the sink has confirmed (-1: none); ``updated`` hears how many seconds each took.
     """
 
     def __init__(
         self, name: str, sink: WeightSink, status: Callable[[], dict[str, Any]] = dict, keys: Keys | None = None,
-        updated: Callable[[float], object] = lambda seconds: None,
+        updated: Callable[[float], object] = lambda seconds: None, alone: float = ALONE_SECONDS,
     ) -> None:  # fmt: skip
         self.version = -1
-        self._sink, self._updated = sink, updated
+        self._sink, self._updated, self._alone = sink, updated, alone
+        self._turn, self._resting = 0, False
         self._orders: queue.Queue[Message | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
@@ -40,9 +46,18 @@ class WeightClient:
             "actor",
             receiver=sink.ranks,
             keys=keys,
-            status=lambda: {**status(), "receives": sink.ready},
+            status=lambda: {**status(), "receives": self._receives, "turn": self._turn},
             handler=self._orders.put,
         )
+
+    @property
+    def _receives(self) -> bool:
+        return self._sink.ready and not self._resting
+
+    @property
+    def joined(self) -> bool:
+        """Whether the learner knows this receiver."""
+        return self._client.joined
 
     @property
     def refused(self) -> str:
@@ -65,10 +80,16 @@ class WeightClient:
         self._thread.join(5)
 
     def _run(self) -> None:
-        while (order := self._orders.get()) is not None:
-            kind = order.pop("k")
+        while True:
+            kind = "wake"
             try:
+                order = self._orders.get(timeout=LOOK_SECONDS if self._resting else None)
+                if order is None:
+                    return
+                kind = order.pop("k")
                 self._take(kind, order)
+            except queue.Empty:
+                self._notice_loss()
             except HeadraceError as error:
                 log.warning("%s: %s", kind, error)
             except (KeyError, TypeError, ValueError) as error:
@@ -81,8 +102,33 @@ class WeightClient:
             self._push(order)
         elif kind == "fetch":
             self._fetch(**order)
-        elif kind == "state" and order["version"] > self.version and order["path"] and self._orders.empty():
-            self.load(Path(order["path"]), order["version"])
+        elif kind == "state":
+            self._take_turns(order)
+            if not self._resting and order["version"] > self.version and order["path"] and self._orders.empty():
+                self.load(Path(order["path"]), order["version"])
+
+    def _take_turns(self, state: Message) -> None:
+        """Rest while it is the learner's turn, and tell once it is so; of an older word nothing is taken."""
+        turn, rest = int(state.get("turn", 0)), bool(state.get("rest", False))
+        if turn < self._turn and not state.get("joined"):
+            return
+        if rest and not self._resting:
+            self._sink.rest()
+            self._resting = True
+        elif not rest and self._resting:
+            self._resting = False
+            self._sink.wake(int(state.get("coming", -1)), float(state.get("patience", 0.0)))
+        if turn != self._turn:
+            self._turn = turn
+            self._client.beat()
+
+    def _notice_loss(self) -> None:
+        """Go on alone where the learner has not been heard of for long: it may have died in its turn."""
+        silence = time.monotonic() - self._client.heard
+        if silence > self._alone:
+            log.warning("nothing was heard of the learner for %.0f s: sampling goes on without its turn's end", silence)
+            self._resting, self._turn = False, 0
+            self._sink.wake(-1, 0.0)
 
     def _join(self, lane: Lane) -> None:
         with self._acknowledging(what="lane", epoch=lane.epoch):
@@ -103,9 +149,11 @@ class WeightClient:
     def _acknowledging(self, **ack: Any) -> Iterator[dict[str, Any]]:
         """Tell the learner how the block ended; what the block puts into the map goes with it."""
         try:
+            if self._resting:
+                raise WeightPushError("it rests: it is the learner's turn")
             yield ack
         except HeadraceError as error:
-            self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._sink.ready)
+            self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._receives)
             raise
         self._client.send("ack", **ack, ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 import torch.distributed as dist
 
 from broker.errors import WeightPushError
+from broker.weights.devices import CURE
 from broker.weights.sink import Lane
+
+POLL_SECONDS = 0.001  # between two looks at a collective on the device
+WATCHDOG = 10  # times the limit of a push
 
 
 def serve_store(host: str, timeout: float) -> Any:
@@ -38,7 +43,9 @@ def join(lane: Lane, store: Any = None) -> Any:
             inside = dist.PrefixStore(part, inside)
         if lane.backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
-            options._timeout = limit
+            options._timeout = (
+                limit * WATCHDOG
+            )  # torch ends the whole process after that: ``broadcast`` gives up long before
             return dist.ProcessGroupNCCL(inside, lane.rank, lane.world, options)
         gloo: Any = dist.ProcessGroupGloo
         choice = gloo._Options()
@@ -60,10 +67,26 @@ def _own_address(lane: Lane) -> str:
 
 
 def broadcast(group: Any, piece: torch.Tensor, timeout: float) -> None:
-    """Broadcast from rank 0. Raises WeightPushError if a peer is lost or the time is over."""
+    """Broadcast from rank 0, on the device of ``piece``. Raises WeightPushError if a peer is lost or the time is over."""
     options = dist.BroadcastOptions()
     options.rootRank = 0
     try:
-        group.broadcast([piece], options).wait(timedelta(seconds=timeout))
+        work = group.broadcast([piece], options)
+        if piece.is_cuda:
+            _finish(group, work, timeout)
+        work.wait(timedelta(seconds=timeout))
     except (RuntimeError, dist.DistError) as error:
-        raise WeightPushError(f"broadcast broke: {str(error).splitlines()[0]}") from error
+        says = str(error)
+        if "Duplicate GPU" in says:
+            raise WeightPushError(f"two ranks are on one GPU, which NCCL forbids: {CURE}") from error
+        raise WeightPushError(f"broadcast broke: {says.splitlines()[0]}") from error
+
+
+def _finish(group: Any, work: Any, timeout: float) -> None:
+    """Wait for a collective on the device. One whose peer has died runs for ever there: only ``abort`` ends it."""
+    deadline = time.monotonic() + timeout
+    while not work.is_completed():
+        if time.monotonic() > deadline:
+            group.abort()
+            raise WeightPushError(f"broadcast did not end within {timeout} s")
+        time.sleep(POLL_SECONDS)

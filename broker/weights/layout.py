@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +46,23 @@ def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
     return out, at
 
 
-def write(tensors: Mapping[str, Tensor], flat: Tensor) -> None:
-    """Copy ``tensors`` into ``flat`` (uint8), in order."""
-    at, _ = places(specs_of(tensors))
-    for (start, size), tensor in zip(at, tensors.values(), strict=True):
-        flat[start : start + size].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
+def write(specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], flat: Tensor) -> None:
+    """Copy ``tensors`` into ``flat`` (uint8) as they come; each is then let go.
+
+    From a GPU in order with the stream that is current (see ``snapshot``).
+    Raises WeightPushError if they are not those of ``specs``.
+    """
+    at, _ = places(specs)
+    rest = iter(tensors)
+    for spec, (start, size) in zip(specs, at, strict=True):
+        name, tensor = next(rest, ("nothing", flat))
+        if specs_of({name: tensor}) != (spec,):
+            raise WeightPushError(
+                f"{name!r} {tensor.dtype} {tuple(tensor.shape)} came where {spec.name!r} {spec.dtype} {spec.shape} was to come"
+            )
+        flat[start : start + size].view(tensor.dtype).copy_(tensor.detach().reshape(-1), non_blocking=True)
+    for name, _ in rest:
+        raise WeightPushError(f"{name!r} came after the last parameter")
 
 
 def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:

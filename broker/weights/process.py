@@ -21,10 +21,11 @@ from monitoring.daemon import die_with_parent
 class Publisher:
     """Carries out the orders of ``broker.weights.publisher``."""
 
-    def __init__(self, buffers: list[int], size: int) -> None:
+    def __init__(self, buffers: list[int], size: int, device: str) -> None:
         import torch
 
         torch.set_num_threads(1)
+        self._device, self._locked = device, False
         maps = [mmap.mmap(fd, size) for fd in buffers]
         self._flat = [torch.frombuffer(m, dtype=torch.uint8) for m in maps]
         self._stores: list[Any] = []
@@ -46,7 +47,12 @@ class Publisher:
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import join
+        from broker.weights.snapshot import lock
 
+        if not self._locked and any(lane["backend"] == "nccl" for lane in lanes):
+            self._locked = True
+            for flat in self._flat:
+                lock(flat)
         with ThreadPoolExecutor(len(lanes)) as pool:
             asked = [Lane(**lane) for lane in lanes]
             groups = pool.map(join, asked, self._stores)
@@ -62,7 +68,7 @@ class Publisher:
         def push(group: Any, lane: Lane) -> None:
             for start, end in cuts:
                 piece = self._flat[buffer][start:end]
-                broadcast(group, piece.cuda() if lane.backend == "nccl" else piece, lane.timeout)
+                broadcast(group, piece.to(self._device) if lane.backend == "nccl" else piece, lane.timeout)
 
         with ThreadPoolExecutor(max(1, len(self._groups))) as pool:
             lanes = [pool.submit(push, *lane) for lane in self._groups]
@@ -110,8 +116,8 @@ class Publisher:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
-    size, *buffers = (int(a) for a in sys.argv[2:])
-    publisher = Publisher(buffers, size)
+    size, *buffers = (int(a) for a in sys.argv[3:])
+    publisher = Publisher(buffers, size, sys.argv[2])
     out, sys.stdout = sys.stdout.buffer, sys.stderr  # what libraries print must not come between the frames
     write_frame(out, {"ready": True})
     while (order := read_frame(sys.stdin.buffer)) is not None:

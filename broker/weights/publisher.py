@@ -7,7 +7,6 @@ are still in the collective. Who did not answer is evicted and may join again; t
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import queue
 import select
@@ -16,12 +15,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from broker.control.server import ControlServer, Member
@@ -29,7 +27,9 @@ from broker.control.wire import Message
 from broker.errors import WeightPushError
 from broker.frames import kill, read_frame, write_frame
 from broker.weights import layout
+from broker.weights.devices import check_members
 from broker.weights.sink import Lane, Push, TensorSpec
+from broker.weights.snapshot import Snapshots
 
 log = logging.getLogger("weights")
 START_SECONDS = 60.0  # a publisher process imports torch first
@@ -53,25 +53,26 @@ class PushStats:
 
 
 class WeightPublisher:
-    """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``."""
+    """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``. ``device`` is the
+    one that the weights are on, and from which they are broadcast with the backend ``nccl``."""
 
     def __init__(
         self, control: ControlServer, directory: Path, *, template: Path, lane: int = 8, timeout: float = 60.0,
-        bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2,
+        bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2, device: str = "cpu",
         road: Literal["broadcast", "disk"] = "broadcast",
         on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None,
     ) -> None:  # fmt: skip
         self._control, self._directory, self._template = control, directory, template
         self._lane_size, self._timeout, self._bucket_bytes, self._keep = lane, timeout, bucket_bytes, keep
         self._backend, self._host, self._on_published, self._road = backend, host, on_published, road
+        self._device = device
         self.stats = PushStats()
         self.failure: BaseException | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self._changed = threading.Condition()
         self._waiting: tuple[int, int] | None = None  # version and buffer
         self._active: int | None = None  # buffer of the push under way
-        self._files: list[int] = []
-        self._flat: list[Tensor] = []
+        self._snapshots: Snapshots | None = None
         self._specs: tuple[TensorSpec, ...] = ()
         self._size = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,25 +86,34 @@ class WeightPublisher:
 
     # -- for the trainer -----------------------------------------------------------------------------------------------
 
-    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced."""
+    def publish(self, version: int, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced.
+
+        Tensors that come one by one (in the order that ``warm`` was told) go straight into the snapshot, so that their source
+        need not hold them all.
+        """
         if self.failure is not None:
             raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
         started = time.monotonic()
-        if not self._flat:
-            self._allocate(tensors)
+        if isinstance(tensors, Mapping):
+            if self._snapshots is None:
+                self._allocate(layout.specs_of(tensors))
+            tensors = tensors.items()
+        snapshots = self._snapshots
+        assert snapshots is not None, "tensors that come one by one need their specs first: call warm"
         with self._changed:
             buffer = 1 - self._active if self._active is not None else 0
             self._waiting = None
-        layout.write(tensors, self._flat[buffer])
+        with snapshots.writing(buffer):
+            layout.write(self._specs, tensors, snapshots.flat[buffer])
         with self._changed:
             self._waiting = (version, buffer)
             self._changed.notify_all()
         self.stats.blocked_seconds += time.monotonic() - started
 
-    def warm(self, tensors: Mapping[str, Tensor]) -> None:
+    def warm(self, specs: tuple[TensorSpec, ...]) -> None:
         """Make room for snapshots and start the publisher process, so that the first push does not wait for it."""
-        self._allocate(tensors)
+        self._allocate(specs)
         with self._changed:
             self._warm = True
             self._changed.notify_all()
@@ -119,18 +129,13 @@ class WeightPublisher:
             self._changed.notify_all()
         self._thread.join(self._timeout + 10)
         self._kill()
-        for file in self._files:
-            os.close(file)
-        self._files = []
+        if self._snapshots is not None:
+            self._snapshots.close()
 
-    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
-        self._specs = layout.specs_of(tensors)
+    def _allocate(self, specs: tuple[TensorSpec, ...]) -> None:
+        self._specs = specs
         _, self._size = layout.places(self._specs)
-        for i in range(2):
-            file = os.memfd_create(f"headrace-weights-{i}")
-            os.ftruncate(file, max(1, self._size))
-            self._files.append(file)
-            self._flat.append(torch.frombuffer(mmap.mmap(file, max(1, self._size)), dtype=torch.uint8)[: self._size])
+        self._snapshots = Snapshots(self._size, self._device)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -166,6 +171,8 @@ class WeightPublisher:
             log.warning("%s", error)
 
     def _publish(self, version: int, buffer: int) -> None:
+        assert self._snapshots is not None
+        self._snapshots.wait(buffer)
         started = time.monotonic()
         for attempt in range(ATTEMPTS):
             try:
@@ -178,7 +185,7 @@ class WeightPublisher:
                     raise
                 self._kill()
         path = Path(saved["path"])
-        checksum = layout.checksum(self._flat[buffer])
+        checksum = layout.checksum(self._snapshots.flat[buffer])
         push = Push(version, self._specs, self._bucket_bytes, checksum)
         for _ in range(ATTEMPTS):
             if self._deliver(push, buffer, path):
@@ -225,7 +232,10 @@ class WeightPublisher:
         self._order("push", buffer=buffer, cuts=cuts)
 
     def _form(self, members: Sequence[Member]) -> None:
-        """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError."""
+        """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError, or RunFault if NCCL
+        can never reach one of them."""
+        if self._backend == "nccl":
+            check_members(self._device, members)
         self._epoch += 1
         self.stats.epochs += 1
         self._members = ()
@@ -345,16 +355,12 @@ class WeightPublisher:
         self._kill()
         self.stats.restarts += self._started
         self._started = True
-        command = [
-            sys.executable,
-            "-m",
-            "broker.weights.process",
-            str(os.getpid()),
-            str(max(1, self._size)),
-            *map(str, self._files),
-        ]
+        assert self._snapshots is not None
+        files = self._snapshots.files
+        command = [sys.executable, "-m", "broker.weights.process", str(os.getpid()), self._device, str(max(1, self._size)),
+                   *map(str, files)]  # fmt: skip
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._files, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=files, start_new_session=True
         )
         self._members = ()
         self._answer(self._process, START_SECONDS)

@@ -16,6 +16,10 @@ from broker.weights.sink import Lane, Push
 Apply = Callable[[int, Mapping[str, Tensor]], None]
 
 
+def _nothing(*of: object) -> None:
+    """What an engine does that holds no memory of its own."""
+
+
 class DistributedReceiver:
     """Implements ``WeightSink`` for engines that take tensors. ``apply`` returns once the engine samples from them.
 
@@ -25,8 +29,11 @@ class DistributedReceiver:
     ranks = 1
     ready = True
 
-    def __init__(self, apply: Apply, device: str = "cpu") -> None:
-        self._apply, self._device = apply, device
+    def __init__(
+        self, apply: Apply, device: str = "cpu", rest: Callable[[], None] = _nothing,
+        wake: Callable[[int, float], None] = _nothing,
+    ) -> None:  # fmt: skip
+        self._apply, self._device, self._rest, self._wake = apply, device, rest, wake
         self._group: Any = None
         self._lane: Lane | None = None
         self._flat = torch.empty(0, dtype=torch.uint8)
@@ -39,9 +46,10 @@ class DistributedReceiver:
         if self._group is None or self._lane is None:
             raise WeightPushError("a push without a lane")
         _, size = layout.places(push.specs)
-        on = self._device if self._lane.backend == "nccl" else "cpu"
-        if self._flat.numel() != size:
-            self._flat = torch.empty(size, dtype=torch.uint8, device=on)
+        on = torch.device(self._device if self._lane.backend == "nccl" else "cpu")
+        if self._flat.numel() != size or self._flat.device.type != on.type:
+            lock = on.type == "cpu" and torch.device(self._device).type == "cuda"  # the engine copies it on
+            self._flat = torch.empty(size, dtype=torch.uint8, device=on, pin_memory=lock)
         for bucket in layout.buckets(push.specs, push.bucket_bytes):
             group.broadcast(self._group, self._flat[bucket.start : bucket.end], self._lane.timeout)
         found = layout.checksum(self._flat)
@@ -66,3 +74,10 @@ class DistributedReceiver:
 
     def leave(self) -> None:
         self._group = self._lane = None
+
+    def rest(self) -> None:
+        self._flat = torch.empty(0, dtype=torch.uint8)
+        self._rest()
+
+    def wake(self, version: int, patience: float) -> None:
+        self._wake(version, patience)

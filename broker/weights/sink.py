@@ -68,3 +68,10 @@ class WeightSink(Protocol):
 
     def leave(self) -> None:
         """Leave the broadcast group, if any."""
+
+    def rest(self) -> None:
+        """Stop sampling and give the device memory back, until ``wake``. Nothing if it rests already."""
+
+    def wake(self, version: int, patience: float) -> None:
+        """Take the device memory back and go on: with weights of ``version`` once they are there, or after ``patience`` seconds with
+        those that are held. What was under way at ``rest`` goes on as after a change of weights."""

@@ -22,16 +22,20 @@ FLAG_NAMES = {
     "clip_dual": "clip_fraction_dual",
     "capped": "capped_fraction",
 }
+NOTHING = float("-inf")  # the largest of no values
 SILENCING = ("clip_high", "clip_low", "clip_dual")
 """The flags of a token whose advantage has no gradient."""
 
 
 class Tally:
-    """Adds up tokens' statistics over micro-batches; every sequence lies in one of them."""
+    """Adds up tokens' statistics over micro-batches; every sequence lies in one of them.
+
+    ``sums`` and ``maxima`` have the same names on all ranks of a pool that have seen a micro-batch, be it without tokens.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._max: dict[str, float] = {}
+        self.sums: dict[str, float] = {}
+        self.maxima: dict[str, float] = {}
 
     def add(
         self, tokens: TokenLoss, sequence: Tensor, staleness: Tensor | None = None, entropy: Tensor | None = None
@@ -70,19 +74,20 @@ class Tally:
                 sums["mismatch"] = torch.where(lag == 0, log_w.abs(), 0.0)
             sums |= _sequence_sums(sequence[used], log_w, silent)
             self._add({name: values.sum() for name, values in sums.items()})
-            if ratio.numel():
-                for name, values in high.items():
-                    self._max[name] = max(self._max.get(name, float("-inf")), float(values.max()))
+            for name, values in high.items():
+                most = float(values.max()) if values.numel() else NOTHING
+                self.maxima[name] = max(self.maxima.get(name, NOTHING), most)
 
     def _add(self, sums: dict[str, Tensor]) -> None:
         """One transfer from the device for all of them."""
         for name, value in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def result(self) -> dict[str, float]:
         """Means over tokens, shares, and maxima."""
-        sums, tokens = self._sums, self._sums.get("tokens", 0.0)
-        out = {"tokens_trained": tokens, "tokens_invalid": sums.get("tokens_invalid", 0.0), **self._max}
+        sums, tokens = self.sums, self.sums.get("tokens", 0.0)
+        out = {"tokens_trained": tokens, "tokens_invalid": sums.get("tokens_invalid", 0.0)}
+        out |= {name: value for name, value in self.maxima.items() if value > NOTHING}
         if not tokens:
             return out
         out |= {name: sums[name] / tokens for name in MEANS if name in sums}

@@ -12,8 +12,8 @@ def dashboard() -> Dashboard:
     return new(
         "headrace-learner",
         "Learner",
-        "Health of the objective, the samples that are trained, and the time of a step.",
-        [_policy(), _ratio(), _samples(), _time()],
+        "Health of the objective, the samples that are trained, the time of a step, and its memory.",
+        [_policy(), _ratio(), _samples(), _time(), _memory()],
     )
 
 
@@ -54,12 +54,6 @@ def _policy() -> Row:
                     "Learning rate of the last step. If it is not what the schedule of the run file says, a resumed "
                     "run may use another file.",
                     Query("headrace_learning_rate", "rate"),
-                ),
-                graph(
-                    "Device memory", "bytes",
-                    "Memory of the learner's accelerator, zero on a processor. If the peak is close to what the "
-                    "device has, the next long batch fails: lower the tokens of a micro-batch.",
-                    Query(or_zero("max by (kind) (headrace_gpu_memory_bytes)", "kind"), "{{kind}}"),
                 ),
             ],
         ],
@@ -191,10 +185,46 @@ def _time() -> Row:
                     Query("sum(increase(headrace_membership_epochs_total[]))", "groups formed"), limits=above(1, 5),
                 ),
                 graph(
+                    "The learner's turns", "percentunit",
+                    "Share of the time that is the learner's where it shares devices with engines, which rest meanwhile (0: it has "
+                    "devices of its own). Far above one half: raise groups_per_step, or lower turn_steps.",
+                    Query("sum(rate(headrace_turn_seconds_sum[]))", "the learner's"),
+                ),
+                graph(
                     "Receivers of weights", "none",
                     "Actors that take part in the broadcast. If there are fewer than actors are up, some sample from "
                     "old weights: look at the versions on the Actors dashboard.",
                     Query("headrace_weight_receivers", "receivers"),
+                ),
+            ],
+        ],
+    )  # fmt: skip
+
+
+def _memory() -> Row:
+    return Row(
+        "Memory",
+        [
+            [
+                graph(
+                    "Device memory", "bytes",
+                    "Memory of the learner's accelerator, zero on a processor. If the peak is close to what the "
+                    "device has, the next long batch fails: lower the tokens of a micro-batch.",
+                    Query(or_zero("max by (kind) (headrace_gpu_memory_bytes)", "kind"), "{{kind}}"),
+                ),
+                graph(
+                    "Activations of a chunk", "bytes",
+                    "What the forward pass of the step's largest chunk holds for its backward pass. If it is most of the "
+                    "device's memory, set gradient_checkpointing, or lower pack_tokens.",
+                    Query("headrace_activation_memory_bytes", "activations"),
+                ),
+                graph(
+                    "Model and optimizer", "bytes",
+                    "Size of the model, of what is trained of it (gradients take the same again), and of the optimizer's "
+                    "state. If they are most of the device's memory, set offload or lora.",
+                    Query("headrace_parameter_bytes", "parameters"),
+                    Query("headrace_trained_parameter_bytes", "trained"),
+                    Query("headrace_optimizer_state_bytes", "optimizer state"),
                 ),
             ],
         ],

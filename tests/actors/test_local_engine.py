@@ -224,3 +224,62 @@ def test_stop_strings_are_found_over_token_borders_by_the_tokens_that_can_end_th
             hit = bool(finder.candidates(stops)[ids[i - 1]]) and finder.hit(ids[:i], stops)
             assert hit == (i == first), (text, i)
     assert int(finder.candidates(("=12",)).sum()) < 30, "few tokens can end it"
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+@pytest.mark.parametrize("newer_weights", [False, True])
+def test_what_is_under_way_goes_on_after_a_rest(policy: Policy, tmp_path: Path, mode: str, newer_weights: bool) -> None:
+    """No token is drawn at rest; behind it samples go on with the weights that are there then, as around an update."""
+    newer = Policy(tmp_path, CONFIGS["qwen3"], seed=1)
+    engine = engine_of(policy, mode=mode, slots=4)
+    engine.submit(request("a", PROMPTS["a"], 3, max_new_tokens=40))
+    engine.submit(request("c", PROMPTS["c"], 3, max_new_tokens=40))  # for two of these there is no slot yet
+    done: list[Completion] = []
+    for _ in range(4):
+        done += engine.poll(0.0)
+    assert not done and not engine.resting
+    before = int((engine._length - engine._prompt)[: len(engine._live)].sum())
+    engine.rest()
+    engine.rest()
+    assert engine.resting
+    done = engine.poll(0.1)
+    assert [c.finish_reason for c in done] == ["abort"] * (4 if mode == "abort" else 0)
+    drawn = sum(len(c.tokens) for c in done) + int((engine._length - engine._prompt)[: len(engine._live)].sum())
+    assert drawn == before > 0
+    engine.submit(request("b", PROMPTS["b"], 2))
+    engine.cancel("a")
+    done = [c for c in done if c.group_id != "a"]
+    engine.wake()
+    if newer_weights:
+        engine.apply(1, newer.weights())
+    engine.wake()
+    done += drain(engine, 5 - len(done))
+    kept = 0
+    for c in done:
+        prompt = np.array(PROMPTS[c.group_id], np.int32)
+        expected = policy.logprobs(prompt, c.tokens)
+        change = c.versions[-1].start if c.versions[-1].version == 1 else len(c.tokens)
+        assert c.logprobs[:change] == pytest.approx(expected[:change], abs=1e-4)
+        if mode != "in_place" or change == 0:
+            assert c.logprobs[change:] == pytest.approx(newer.logprobs(prompt, c.tokens)[change:], abs=1e-4)
+        kept += 0 < change < len(c.tokens) if newer_weights else c.group_id == "c" and c.finish_reason != "abort"
+    assert kept if mode != "abort" else any(c.finish_reason == "abort" for c in done)
+    assert engine.room() == 4
+
+
+def test_an_engine_that_is_woken_waits_for_the_weights_of_the_turn_but_not_for_ever(policy: Policy) -> None:
+    engine = engine_of(policy)
+    engine.submit(request("a", PROMPTS["a"], 1))
+    engine.rest()
+    with pytest.raises(EngineError, match="rests"):
+        engine.apply(1, policy.weights())
+    engine.wake(version=1, patience=60.0)
+    assert engine.poll(0.1) == [] and engine.resting
+    engine.apply(1, policy.weights())
+    (done,) = drain(engine, 1)
+    assert [v.version for v in done.versions] == [1]
+    engine.rest()
+    engine.wake(version=2, patience=0.2)  # it never comes
+    engine.submit(request("b", PROMPTS["b"], 1))
+    (done,) = drain(engine, 1)
+    assert [v.version for v in done.versions] == [1]

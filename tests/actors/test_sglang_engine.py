@@ -358,3 +358,93 @@ def test_a_killed_server_is_started_again_with_the_newest_weights_and_no_sample_
     for c in again:
         expected = newer.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens)
         assert c.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+# -- turns on the device -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+def test_nothing_is_sampled_at_rest_and_what_was_under_way_goes_on(opened: Opener, policy: Policy, mode: str) -> None:
+    """A server on a CPU cannot give memory back: it is paused, and lives on."""
+    engine = opened(mode)
+    crossed = 0
+    for attempt in range(6):
+        for name in ("a", "c"):
+            engine.submit(request(name, PROMPTS[name], 4, max_new_tokens=50))
+        time.sleep(0.02 * attempt)
+        engine.rest()
+        engine.rest()
+        assert engine.resting and engine.version == 0
+        early = engine.poll(0.1)
+        early += engine.poll(0.1)  # those that had ended, and with abort those that end now
+        engine.submit(request("b", PROMPTS["b"], 2))
+        assert engine.poll(1.0) == [], "nothing ends at rest"
+        engine.wake()
+        assert not engine.resting
+        done = early + drain(engine, 10 - len(early))
+        assert {c.group_id for c in done} == {"a", "b", "c"}
+        for c in done:
+            expected = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens)
+            assert c.logprobs == pytest.approx(expected, abs=1e-4)
+        cut = sum(c.finish_reason == "abort" and len(c.tokens) > 0 for c in done)
+        assert not cut or mode == "abort"
+        crossed += cut if mode == "abort" else len(early) < 8
+        if crossed:
+            break
+    assert crossed, "no sample was under way"
+
+
+def test_a_server_that_is_woken_waits_for_the_weights_of_the_turn_but_not_for_ever(
+    opened: Opener, road: Callable[[SglangEngine], Road], policy: Policy, newer: Policy
+) -> None:
+    engine = opened("retract", newest=lambda: (newer.path, 2))
+    way = road(engine)
+    way.push(1, policy.weights())
+    engine.submit(request("c", PROMPTS["c"], 8, max_new_tokens=50))
+    time.sleep(0.03)
+    way.control.announce(turn=1, rest=True)
+    deadline = time.monotonic() + 30
+    while not engine.resting:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    early = engine.poll(0.2)
+    way.control.announce(turn=2, rest=False, coming=2, patience=60.0)
+    while engine.resting or not way.control.receivers():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert engine.poll(1.0) == [], "the weights of the turn are still to come"
+    way.push(2, newer.weights())
+    assert engine.version == 2
+    for c in drain(engine, 8 - len(early)):
+        assert [span.version for span in c.versions] in ([1, 2], [2])
+        change = c.versions[-1].start
+        prompt = np.array(PROMPTS["c"], np.int32)
+        assert c.logprobs[:change] == pytest.approx(policy.logprobs(prompt, c.tokens)[:change], abs=1e-4)
+        assert c.logprobs[change:] == pytest.approx(newer.logprobs(prompt, c.tokens)[change:], abs=1e-4)
+    engine.rest()
+    engine.wake(version=3, patience=0.5)
+    assert engine.version == -1
+    engine.submit(request("b", PROMPTS["b"], 2))
+    assert [c.versions[-1].version for c in drain(engine, 2, seconds=30)] == [2, 2], "version 3 never came"
+
+
+def test_a_server_that_dies_at_rest_is_asked_for_nothing_before_it_is_woken(
+    opened: Opener, server: Server, newer: Policy
+) -> None:
+    engine = opened(newest=lambda: (newer.path, 7))
+    engine.submit(request("c", PROMPTS["c"], 4, max_new_tokens=50))
+    time.sleep(0.03)
+    engine.rest()
+    early = engine.poll(0.2)
+    os.kill(psutil.Process(server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
+    os.killpg(server.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 150
+    while not server.alive() or not server._answers():
+        assert time.monotonic() < deadline and engine.resting
+        time.sleep(0.5)
+    engine.rest()  # as the control road says it again
+    assert engine.poll(2.0) == [] and engine.version == -1
+    engine.wake(7, 0.0)
+    for c in drain(engine, 4 - len(early), seconds=60):
+        assert [span.version for span in c.versions] == [7]
+        assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)

@@ -36,11 +36,15 @@ def test_acknowledged_records_survive_kill_9_once_and_in_order(tmp_path: Path) -
     files = [str(tmp_path / f"done-{w}") for w in range(2)]
     for file in files:
         Path(file).touch()
-    for _ in range(4):
+    for round_ in range(4):
         workers = [SPAWN.Process(target=append_for_ever, args=(url, w, files[w]), daemon=True) for w in range(2)]
         for worker in workers:
             worker.start()
-        time.sleep(rng.uniform(0.8, 1.2))
+        deadline = time.monotonic() + 60
+        while any(Path(file).read_text().count("\n") <= 10 * (round_ + 1) for file in files):
+            assert time.monotonic() < deadline, "nothing was acknowledged"
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, 0.1))
         for worker in workers:
             os.kill(worker.pid or 0, signal.SIGKILL)
             worker.join()

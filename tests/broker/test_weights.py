@@ -20,9 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from broker.control.server import ControlServer
-from broker.errors import ControlError, WeightPushError
+from broker.control.server import ControlServer, Member
+from broker.errors import ControlError, RunFault, WeightPushError
 from broker.weights.client import WeightClient
+from broker.weights.devices import gpu_of, refuse_shared
 from broker.weights.group import serve_store
 from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
@@ -91,7 +92,7 @@ class Learner:
         self.remotes.append(remote)
         return remote
 
-    def until(self, happened: Callable[[], bool], seconds: float = 40.0) -> None:
+    def until(self, happened: Callable[[], object], seconds: float = 40.0) -> None:
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline
@@ -253,6 +254,21 @@ def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Le
         client.close()
 
 
+def test_a_receiver_that_rests_takes_no_push_and_catches_up_when_it_is_woken(learner: Learner) -> None:
+    (remote,) = together(learner, "good")
+    learner.push(1)
+    remote.wait("took", "1")
+    learner.control.announce(turn=1, rest=True)
+    learner.until(lambda: [m.status["turn"] for m in learner.control.members()] == [1])
+    learner.push(2)
+    time.sleep(1.0)
+    assert not [line for line in remote.said if line[1] == "2"] and learner.publisher.stats.evictions == 0
+    learner.control.announce(turn=2, rest=False)
+    remote.wait("loaded", "2")
+    learner.push(3)
+    remote.wait("took", "3")
+
+
 @pytest.mark.parametrize("how", ["die", "stop"])
 def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_on(learner: Learner, how: str) -> None:
     good, bad = together(learner, "good", how)
@@ -338,3 +354,37 @@ def test_the_newest_version_replaces_one_that_waits(learner: Learner) -> None:
 def test_beyond_the_loopback_keys_are_needed() -> None:
     with pytest.raises(ControlError, match="keys"):
         ControlServer("tcp://0.0.0.0:0")
+
+
+def member(name: str, **status: object) -> Member:
+    return Member(b"", name, "", "actor", 1, status, time.monotonic())
+
+
+def test_nccl_is_refused_where_it_cannot_work_with_the_cure() -> None:
+    refuse_shared("GPU-1", [member("a", gpu="GPU-2"), member("b", gpu="GPU-3"), member("a server elsewhere")])
+    with pytest.raises(
+        RunFault, match=r'a and the learner are on one GPU .*backend = "gloo".*weights = "disk".*colocated'
+    ):
+        refuse_shared("GPU-1", [member("a", gpu="GPU-1")])
+    with pytest.raises(RunFault, match="b and a are on one GPU"):
+        refuse_shared("GPU-1", [member("a", gpu="GPU-2"), member("b", gpu="GPU-2")])
+    with pytest.raises(RunFault, match="a, which is on a CPU"):
+        refuse_shared("GPU-1", [member("a", gpu="")])
+    assert gpu_of("cpu") == ""
+
+
+def test_a_fault_of_the_road_is_told_by_the_next_publication(tmp_path: Path) -> None:
+    """NCCL to a receiver on a CPU: the run ends with the cure, it does not try for ever."""
+    learner = Learner(tmp_path)
+    learner.publisher._backend = "nccl"
+    client = WeightClient("r0", DistributedReceiver(lambda version, tensors: None), lambda: {"gpu": ""})
+    try:
+        client.connect(learner.control.endpoint)
+        learner.until(lambda: learner.control.receivers())
+        learner.publisher.publish(1, {"w": torch.zeros(3)})
+        learner.until(lambda: learner.publisher.failure is not None)
+        with pytest.raises(WeightPushError, match=r"cannot bring weights to r0, which is on a CPU: .*gloo"):
+            learner.publisher.publish(2, {"w": torch.zeros(3)})
+    finally:
+        client.close()
+        learner.close()

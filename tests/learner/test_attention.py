@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from broker.errors import EngineError
-from learner.attention import NAME, plan_segments, register, segment_attention
+from learner import varlen
+from learner.attention import NAME, plan_segments, ragged_plan, register, segment_attention
 from learner.logprobs import score
 from learner.losses import batch_loss
 from learner.losses.aggregate import AGGREGATIONS
@@ -162,3 +165,70 @@ def test_a_sliding_window_that_no_sequence_reaches_changes_nothing() -> None:
     )
     with pytest.raises(EngineError, match="sliding window of 13"):
         score(packed, pack(sequences([14]), 40)[0])
+
+
+SHARED = (12, 3, 150, 5, 1), ((0, 0), (0, 9), (0, 0), (15, 140), (2, 4))
+
+
+def kernel_by_hand(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, *_: Any, scale: float, **options: Any
+) -> torch.Tensor:
+    """What torch's kernel computes, one sequence after another."""
+    assert options["window_size"] == (-1, 0)
+    grouped, out = options.get("enable_gqa", False), []
+    for start, end in itertools.pairwise(bounds.tolist()):
+        one = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+        out.append(
+            F.scaled_dot_product_attention(*one, is_causal=True, scale=scale, enable_gqa=grouped)[0].transpose(0, 1)
+        )
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("known", [varlen.KNOWN, varlen.KNOWN - {"enable_gqa"}], ids=["installed", "torch-2.11"])
+def test_the_layout_without_padding_gives_what_the_padded_batches_give(
+    known: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout alone, on any machine: the kernel needs a device (below)."""
+    lengths, prefixes = SHARED
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 8, generator=g) for heads in (4, 2, 2))
+    wanted, _ = segment_attention(
+        torch.nn.Module(), q, k, v, None, 0.3, segments=plan_segments(lengths, "cpu", prefixes)
+    )
+    monkeypatch.setattr(varlen, "varlen_attn", kernel_by_hand)
+    monkeypatch.setattr(varlen, "KNOWN", known)
+    flat = (x[0].transpose(0, 1) for x in (q, k, v))
+    found = varlen.attend(*flat, ragged_plan(lengths, "cpu", prefixes), 0.3, torch.float32)
+    assert torch.allclose(found[None], wanted, atol=1e-6)
+
+
+def test_the_kernel_is_left_alone_without_a_device_that_has_it() -> None:
+    assert plan_segments((3, 4)).ragged is None
+    assert varlen.kernel_dtype(torch.zeros(7, 2, 64, dtype=torch.bfloat16)) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert varlen.kernel_dtype(torch.zeros(7, 2, 64)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kv", [8, 2], ids=["own-keys", "grouped"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["bfloat16", "autocast"])
+def test_the_kernel_gives_what_the_padded_batches_give(kv: int, mixed: bool) -> None:
+    lengths, prefixes = SHARED
+    plan = plan_segments(lengths, "cuda", prefixes)
+    assert plan.ragged is not None
+    g = torch.Generator().manual_seed(1)
+    results = []
+    exact = [torch.randn(1, heads, sum(lengths), 64, generator=g).bfloat16().float() for heads in (8, kv, kv)]
+    upstream = torch.randn(1, sum(lengths), 8, 64, generator=g)
+    for kind, segments in ((torch.float32, replace(plan, ragged=None)), (torch.bfloat16, plan)):
+        dtype = torch.float32 if mixed else kind
+        q, k, v = (x.to("cuda", dtype, copy=True).requires_grad_() for x in exact)
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed and kind == torch.bfloat16):
+            assert (varlen.kernel_dtype(q[0].transpose(0, 1)) is not None) == (kind == torch.bfloat16)
+            out, _ = segment_attention(torch.nn.Module(), q, k, v, None, 0.3, segments=segments)
+        out.backward(upstream.to("cuda", out.dtype))
+        assert q.grad is not None and k.grad is not None and v.grad is not None
+        results.append([x.detach().float() for x in (out, q.grad, k.grad, v.grad)])
+    for wanted, found in zip(*results, strict=True):
+        assert float((wanted - found).abs().max()) < 0.03 * float(wanted.abs().max())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from broker.errors import EngineError
 from learner.logprobs import score, token_logprobs
@@ -90,6 +92,76 @@ def test_the_logits_are_never_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         token_logprobs(hidden, weight, torch.zeros(512, dtype=torch.long), rows=16).logprobs_M.sum().backward()
     assert kept and max(t.numel() for t in kept) <= max(hidden.numel(), weight.numel())
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any result of an operation has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.1])
+def test_nothing_is_larger_than_a_chunk_of_logits_or_the_head(bonus: float) -> None:
+    """Forward and backward, the entropy's gradient too."""
+    hidden, weight = torch.randn(512, 4, requires_grad=True), torch.randn(1000, 4, requires_grad=True)
+    with Largest() as largest:
+        scores = token_logprobs(hidden, weight, torch.zeros(512, dtype=torch.long), rows=16)
+        (scores.logprobs_M - bonus * scores.entropy_M).sum().backward()
+    assert largest.elements == 16 * 1000
+
+
+@pytest.mark.parametrize("small", [0, 1 << 22], ids=["again", "kept"])
+@pytest.mark.parametrize("cached", [1, 60, 1 << 19])
+def test_neither_what_is_kept_nor_how_it_is_divided_changes_the_result(
+    small: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second backward pass over the same graph gives the same again."""
+    torch.manual_seed(6)
+    hidden, weight = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (11, 20))
+    target, up, tilt = torch.randint(0, 20, (11,)), torch.randn(11, dtype=torch.float64), 0.3
+    up[4] = 0.0
+    log_p = torch.log_softmax(hidden @ weight.T / 0.8, -1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    wanted = torch.autograd.grad(
+        (up * (log_p.gather(1, target[:, None])[:, 0] + tilt * entropy)).sum(), (hidden, weight)
+    )
+    monkeypatch.setattr("learner.logprobs.SMALL", small)
+    monkeypatch.setattr("learner.logprobs.CACHED", cached)
+    scores = token_logprobs(hidden, weight, target, 0.8, rows=11)
+    loss = (up * (scores.logprobs_M + tilt * scores.entropy_M)).sum()
+    for _ in range(2):
+        found = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_frozen_head_and_frozen_states_get_no_gradient() -> None:
+    torch.manual_seed(7)
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    target = torch.arange(5)
+    both = torch.autograd.grad(token_logprobs(hidden, weight, target).logprobs_M.sum(), (hidden, weight))
+    token_logprobs(hidden, weight.detach(), target).logprobs_M.sum().backward()
+    assert hidden.grad is not None and torch.equal(hidden.grad, both[0]) and weight.grad is None
+    hidden.grad = None
+    token_logprobs(hidden.detach(), weight, target).logprobs_M.sum().backward()
+    assert weight.grad is not None and torch.equal(weight.grad, both[1]) and hidden.grad is None
+
+
+def test_a_logit_of_minus_infinity_has_no_part_in_the_entropy_nor_its_gradient() -> None:
+    hidden = torch.tensor([[1.0, 1e30]], requires_grad=True)
+    weight = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, -1e30]])  # the last logit overflows
+    scores = token_logprobs(hidden, weight, torch.tensor([0]))
+    two = torch.distributions.Categorical(logits=torch.tensor([0.5, -0.5]))
+    assert scores.entropy_M.item() == pytest.approx(two.entropy().item(), abs=1e-6)
+    assert scores.logprobs_M.item() == pytest.approx(two.logits[0].item(), abs=1e-6)
+    assert token_logprobs(hidden, weight, torch.tensor([2])).logprobs_M.item() == -torch.inf
+    scores.entropy_M.sum().backward()
+    assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
 
 
 def test_a_row_that_overflows_is_dropped_and_the_others_keep_their_gradients() -> None:

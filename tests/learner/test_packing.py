@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.packing import Sequenced, assign, pack, packing_efficiency
+from learner.packing import SPAN, Sequenced, assign, pack, packing_efficiency
 
 
 def sequences(lengths: list[int]) -> list[Sequenced]:
@@ -74,4 +74,44 @@ def test_samples_of_one_prompt_share_it_within_a_chunk() -> None:
     assert (chunk.lengths_N, chunk.prefixes_N) == ((10, 3, 2), ((0, 0), (0, 5), (0, 5)))
     assert chunk.target_T[chunk.mask_T].tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert chunk.sequence_T.tolist() == [0] * 10 + [1] * 3 + [2] * 2
-    assert packing_efficiency([chunk], 100) == 25 / 100
+    assert packing_efficiency([chunk], 100) == 15 / 100
+
+
+families = st.lists(st.tuples(st.integers(0, 90), st.lists(st.integers(1, 60), min_size=1, max_size=8)), min_size=1, max_size=12)  # fmt: skip
+
+
+def unpacked(drawn: list[tuple[int, list[int]]]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Lengths of whole sequences, and the prompt of each."""
+    prompts = [(number, shared) for number, (shared, answers) in enumerate(drawn) for _ in answers]
+    return [shared + own for shared, answers in drawn for own in answers], prompts
+
+
+def held(members: list[int], lengths: list[int], prompts: list[tuple[int, int]]) -> int:
+    """Tokens of a chunk, each of its prompts once."""
+    return sum(lengths[i] - prompts[i][1] for i in members) + sum(dict(prompts[i] for i in members).values())
+
+
+@given(families)
+@settings(deadline=None)
+def test_chunks_with_shared_prompts_hold_everything_and_are_not_too_full(drawn: list[tuple[int, list[int]]]) -> None:
+    lengths, prompts = unpacked(drawn)
+    bins = assign(lengths, 100, prompts)
+    assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
+    for members in bins:
+        assert len(members) == 1 or held(members, lengths, prompts) <= 100
+        assert len(members) == 1 or sum(lengths[i] for i in members) <= SPAN * 100
+    assert bins == assign(lengths, 100, prompts)
+
+
+def test_the_samples_of_a_prompt_stay_together_in_a_large_step() -> None:
+    """32 groups of 16, prompts as long as answers: packed by length alone, a chunk has hardly two samples of one prompt."""
+    rng = np.random.default_rng(5)
+    drawn = [(int(rng.integers(300, 700)), rng.integers(100, 900, 16).tolist()) for _ in range(32)]
+    lengths, prompts = unpacked(drawn)
+    least = sum(shared + sum(answers) for shared, answers in drawn)
+    bins = assign(lengths, 4096, prompts)
+    computed = sum(held(members, lengths, prompts) for members in bins)
+    assert computed < 1.15 * least < 0.65 * sum(lengths)
+    assert computed / (4096 * len(bins)) > 0.97
+    by_length = sum(held(members, lengths, prompts) for members in assign(lengths, 4096))
+    assert by_length > 0.9 * sum(lengths)

@@ -35,3 +35,11 @@ def test_the_usual_time_of_a_step_is_that_of_the_last_ones_of_the_stage() -> Non
     assert value(registry, "steps_total") == len(taken)
     telemetry.begin_stage(1, SftStage(kind="sft"))
     assert value(registry, "usual_step_seconds") == 0
+
+
+def test_the_memory_of_a_step_is_exported() -> None:
+    registry = CollectorRegistry()
+    names = ("activation_memory_bytes", "parameter_bytes", "trained_parameter_bytes", "optimizer_state_bytes")
+    metrics = {name: float(number) for number, name in enumerate(names, 1)}
+    Telemetry(registry).step(StepResult(1, 0, 1, metrics, {}, time.time()))
+    assert [value(registry, name) for name in names] == [1, 2, 3, 4]

@@ -10,32 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from samples import groups_of
 
-from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
+from broker.messages import Sampling, VersionSpan
 from learner.config import LearnerTable
 from learner.groups import Judged
 from learner.model import load_model
 from learner.optimizer import build_optimizer
 from learner.trainer import TrainState, state_sha256, train_step
-
-
-def groups_of(count: int, seed: int = 0) -> list[list[Judged]]:
-    rng = np.random.default_rng(seed)
-    out = []
-    for g in range(count):
-        group = []
-        for i in range(4):
-            n = int(rng.integers(8, 40))
-            tokens = rng.integers(0, 300, n).astype(np.int32)
-            logprobs = np.concatenate((np.zeros(4), -rng.random(n - 4) * 6)).astype(np.float32)
-            spans = (Segment("prompt", 0, 4, False), Segment("assistant", 4, n, True))
-            sample = Trajectory(
-                f"d-{g}@0", i, 4, (ChatMessage("user", "?"),), None, "", {}, {"r": 1.0}, "train", "", tokens, logprobs, spans,
-                (VersionSpan(0, 4),), "stop", Sampling(),
-            )  # fmt: skip
-            group.append(Judged(sample, float(rng.random())))
-        out.append(group)
-    return out
 
 
 def table(**changes: Any) -> LearnerTable:

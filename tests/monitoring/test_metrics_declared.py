@@ -23,7 +23,8 @@ PROMISED = {
     "staleness_versions:histogram dropped_groups{reason}:counter importance_ratio:histogram importance_ratio_max:gauge "
     "clip_fraction{side}:gauge kl:gauge entropy:gauge reward_mean:gauge grad_norm:gauge ess_ratio:gauge "
     "zero_variance_group_ratio:gauge response_length_tokens:histogram weight_broadcast_seconds:histogram "
-    "checkpoint_seconds:histogram gpu_memory_bytes{kind}:gauge",
+    "checkpoint_seconds:histogram gpu_memory_bytes{kind}:gauge activation_memory_bytes:gauge parameter_bytes:gauge "
+    "trained_parameter_bytes:gauge optimizer_state_bytes:gauge",
     "system": "idle_seconds{reason,role}:counter busy_seconds{role}:counter",
 }
 BUCKETS = {

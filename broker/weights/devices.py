@@ -1,0 +1,44 @@
+"""Which GPU a rank of the weight road is on: NCCL takes no two ranks on one, and none on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from broker.control.server import Member
+from broker.errors import RunFault
+
+CURE = (
+    'set [learner] backend = "gloo" (through the host\'s memory) or weights = "disk", give them a device each, or have them take turns '
+    "([learner] colocated = true)"
+)
+
+
+def gpu_of(device: str) -> str:
+    """The UUID of a CUDA device; empty for a CPU."""
+    if torch.device(device).type != "cuda":
+        return ""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def check_members(device: str, members: Sequence[Member]) -> None:
+    """Refuse receivers that a broadcast from ``device`` by NCCL cannot reach. Raises RunFault with the cure.
+
+    A receiver that does not know its devices (a server elsewhere) is let through: NCCL itself then finds out (``group.broadcast``).
+    """
+    refuse_shared(gpu_of(device), members)
+
+
+def refuse_shared(own: str, members: Sequence[Member]) -> None:
+    """As ``check_members``, for the device with the UUID ``own``."""
+    taken = {own: "the learner"}
+    for member in members:
+        gpu = member.status.get("gpu")
+        if not isinstance(gpu, str):
+            continue
+        if not gpu:
+            raise RunFault(f"NCCL cannot bring weights to {member.name}, which is on a CPU: {CURE}")
+        if gpu in taken:
+            raise RunFault(f"{member.name} and {taken[gpu]} are on one GPU ({gpu}), which NCCL forbids: {CURE}")
+        taken[gpu] = member.name

@@ -1,0 +1,101 @@
+"""What a rank other than 0 does: it waits for orders and follows them, one after the other, until the end."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from broker.runfile import RunFile
+from learner.config import LearnerConfig, RlStage, SftStage
+from learner.executor import Executor
+from learner.memory import Activations
+from learner.model import set_gradient_checkpointing
+from learner.optimizer import Optimizers, build_optimizer
+from learner.parallel.pool import Pool
+from learner.sft import take_documents
+from learner.trainer import take_share
+
+
+def follow(pool: Pool) -> None:
+    """Follow rank 0 to its end. What stops a pool tells rank 0 alone: the others let it finish its work."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    follower: Follower | None = None
+    while (order := pool.heard()) is not None:
+        name, fields = order
+        if name == "begin":
+            follower = Follower(pool, **fields)
+        elif follower is not None:
+            follower.orders[name](**fields)
+    if follower is not None:
+        follower.executor.close()
+    pool.end()
+
+
+class Follower:
+    """One rank's half of the executor, and of supervised training. ``orders`` are what it may be told to do."""
+
+    def __init__(self, pool: Pool, tables: dict[str, Any], base: str, model: str, seed: int, directory: str) -> None:
+        self.pool = pool
+        config = LearnerConfig(RunFile(tables, Path(base), Path(base) / "run.toml"))
+        self.executor = Executor(config, model, seed, Path(directory), pool)
+        self._supervised: Optimizers | None = None
+        self._extra: Any = {}
+        self.orders: dict[str, Callable[..., Any]] = {
+            "start": self.executor.start,
+            "load": self.load,
+            "begin_stage": self.executor.begin_stage,
+            "drop": self.executor.drop,
+            "replace": self.replace,
+            "step": self.step,
+            "weights": self.weights,
+            "save": self.save,
+            "begin_sft": self.begin_sft,
+            "resume_sft": self.resume_sft,
+            "step_sft": self.step_sft,
+        }
+
+    def load(self, path: str) -> None:
+        self._extra = self.executor.load(Path(path))
+
+    def step(self, stage: int, step: int, stage_step: int, rate: float) -> None:
+        """One step of reinforcement learning."""
+        table = self.executor.config.stages[stage]
+        assert isinstance(table, RlStage) and self.executor.train is not None
+        train = self.executor.train
+        train.step, train.stage_step = step, stage_step
+        take_share(train, self.pool.received(train.model.device), self.executor.config.rl(table), rate)
+
+    def replace(self, where: str) -> None:
+        self._supervised, self._extra = None, {}
+        self.executor.replace(where)
+
+    def weights(self) -> None:
+        """Send the own part of the weights to rank 0."""
+        deque(self.executor.weights(), maxlen=0)
+
+    def save(self, beside: str) -> None:
+        extra = {"optimizers": self._supervised.state_dict()} if self._supervised is not None else {}
+        self.executor.write(Path(beside), extra)
+
+    def begin_sft(self, stage: dict[str, Any]) -> None:
+        table = SftStage.model_validate(stage)
+        torch.set_num_threads(table.threads)
+        set_gradient_checkpointing(self.executor.model, table.gradient_checkpointing)
+        self._supervised = build_optimizer(self.executor.model, table.optimizer)
+
+    def resume_sft(self) -> None:
+        assert self._supervised is not None
+        self._supervised.load_state_dict(self._extra["optimizers"])
+
+    def step_sft(self, trained: int, rate: float) -> None:
+        """One step of supervised training."""
+        model = self.executor.model
+        assert self._supervised is not None
+        share, activations = self.pool.received(model.device), Activations(model, model.device)
+        take_documents(model, self._supervised, self.pool, share, trained, rate, activations)

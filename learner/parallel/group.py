@@ -1,0 +1,60 @@
+"""Brings the ranks of a pool together: one rendezvous, NCCL where there are GPUs, gloo beside it for everything small."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from learner.parallel.channel import Channel
+from learner.parallel.place import Place
+from learner.parallel.pool import Pool
+from learner.parallel.watch import Watch
+
+START_SECONDS = 600.0  # for all ranks to load torch and meet
+FOREVER = timedelta(
+    days=3650
+)  # an order may be long in coming: who gives it waits for samples; to be given takes no time
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
+    """Meet the other ranks. Rank 0 says on which ``device`` (``cpu``, ``cuda``), and after how many seconds a collective has
+    failed; the others give neither."""
+    if place.host in LOOPBACK:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+    store = _store(place)
+    if place.rank == 0:
+        store.set("pool", json.dumps({"device": device, "timeout": timeout}))
+    told = json.loads(store.get("pool"))
+    device, limit = told["device"], timedelta(seconds=told["timeout"])
+    if device == "cuda":
+        torch.cuda.set_device(place.local)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+        store=store, rank=place.rank, world_size=place.world, timeout=limit,
+    )  # fmt: skip
+    mesh = init_device_mesh(device, (place.world,), mesh_dim_names=("shard",))
+    patience = (FOREVER if place.rank else limit, limit, FOREVER)
+    orders, writers, watch = (dist.new_group(backend="gloo", timeout=each) for each in patience)
+    return Pool(mesh, Channel(orders), Channel(writers), Watch(watch))
+
+
+def _store(place: Place) -> Any:
+    """Where the ranks meet: what torchrun's agent serves, or what rank 0 does, on the address of the rendezvous alone."""
+    limit = timedelta(seconds=START_SECONDS)
+    if place.served or place.rank:
+        store = dist.TCPStore(place.host, place.port, None, False, limit, wait_for_workers=False)
+    else:
+        listener = socket.create_server((place.host, place.port), backlog=1024)
+        store = dist.TCPStore(
+            place.host, place.port, None, True, limit, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+    return dist.PrefixStore(f"headrace/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -1,0 +1,133 @@
+"""The plan of a pool: one model sharded over the ranks of a device mesh; rank 0 deals and gives the orders."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from broker.errors import RunFileError
+from learner.batch import PackedChunk
+from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage
+from learner.parallel.channel import Channel
+from learner.parallel.plan import ParallelPlan
+from learner.parallel.sharding import frozen_copy, shard_model
+from learner.parallel.shards import first_row, from_rows
+from learner.parallel.share import Share, from_bytes, to_bytes
+from learner.parallel.watch import Watch
+from learner.stored import Stored
+
+END = "end"
+
+
+class Pool(ParallelPlan):
+    """``mesh`` has one dimension, the ranks that the model is sharded over. Made by ``learner.parallel.group.join``."""
+
+    def __init__(self, mesh: DeviceMesh, orders: Channel, writers: Channel, watch: Watch | None) -> None:
+        self.mesh, self.orders, self.writers, self._watch = mesh, orders, writers, watch
+        self.rank, self.world = mesh.get_local_rank(), mesh.size()
+        self.device = mesh.device_type
+        self.mixed = self.gathered = False
+        self._depth = 0
+
+    def settle(self, config: LearnerConfig) -> None:
+        kind = config.learner.dtype
+        self.mixed, self.gathered = kind == "bfloat16", config.learner.pool_memory == "gathered"
+        for stage in config.stages:
+            if isinstance(stage, EvaluateStage):
+                continue
+            table, where = (config.rl(stage), "learner.") if isinstance(stage, RlStage) else (stage, "")
+            if isinstance(table, LearnerTable) and table.dtype != kind:
+                raise RunFileError(
+                    f"[[stage]] {stage.name} learner.dtype = {table.dtype!r}: a pool computes every stage in [learner] dtype = {kind!r}"
+                )
+            if isinstance(table, LearnerTable) and table.colocated:
+                raise RunFileError(
+                    "[learner] colocated = true: a pool takes no turns with engines; give it devices of its own"
+                )
+            if table.lora is not None or table.offload != "none":
+                raise RunFileError(
+                    f"[[stage]] {stage.name} {where}lora and {where}offload are for a learner of one process: a pool shards instead"
+                )
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def ordering(self, name: str, **fields: Any) -> Iterator[None]:
+        if self.leads and not self._depth:
+            self.orders.tell([name, fields])
+        self._depth += 1
+        yield
+        self._depth -= 1  # not where the block has failed: the others are then anywhere, and are given no more orders
+
+    def deal(self, share: Share, device: torch.device | str, name: str, **fields: Any) -> Share:
+        with self.ordering(name, **fields):
+            mine, *others = share.dealt(self.world)
+            self.orders.give([to_bytes(part) for part in others])
+            return mine.to(device)
+
+    def received(self, device: torch.device | str) -> Share:
+        """Rank other than 0: the part of the step that was ordered."""
+        return from_bytes(self.orders.take()).to(device)
+
+    def heard(self) -> tuple[str, dict[str, Any]] | None:
+        """Rank other than 0: the next order, None at the end."""
+        name, fields = self.orders.hear()
+        return None if name == END else (name, fields)
+
+    def end(self) -> None:
+        if self._depth:
+            return
+        if self.leads:
+            self.orders.tell([END, {}])
+        if self._watch is not None:
+            self._watch.end()
+        dist.destroy_process_group()
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    def load_device(self, device: str) -> str:
+        return "cpu"  # no GPU ever holds the whole
+
+    def held(self, stored: Stored) -> Tensor:
+        if not stored.shape:
+            return stored.rows()
+        rows = stored.shape[0]
+        first, last = (first_row(rows, rank, self.world) for rank in (self.rank, self.rank + 1))
+        return from_rows(stored.rows(first, last).to(self.device), rows, self.mesh)
+
+    def shard(self, model: Any) -> Any:
+        return shard_model(model, self.mesh, self.mixed, self.gathered)
+
+    def frozen(self, model: Any) -> Any:
+        return frozen_copy(model, self.mesh, self.mixed)
+
+    def rounds(self, model: Any, chunks: Sequence[PackedChunk]) -> Iterator[PackedChunk]:
+        for number, chunk in enumerate(chunks):
+            if self.gathered:
+                last = number == len(chunks) - 1
+                model.set_requires_gradient_sync(last)
+                model.set_reshard_after_backward(last)
+            yield chunk
+
+    # -- sums ----------------------------------------------------------------------------------------------------------
+
+    def added(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values, group=self.mesh.get_group())
+        return values
+
+    def totals(
+        self, sums: Mapping[str, float], maxima: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        mine = torch.tensor([*sums.values(), *maxima.values()], dtype=torch.float64, device=self.mesh.device_type)
+        found = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(found, mine, group=self.mesh.get_group())
+        everybody = torch.stack(found)
+        total = everybody[:, : len(sums)].sum(0).tolist()
+        highest = everybody[:, len(sums) :].amax(0).tolist() if maxima else []
+        return dict(zip(sums, total, strict=True)), dict(zip(maxima, highest, strict=True))

@@ -1,0 +1,184 @@
+"""Whole runs whose engines and learner take turns on one set of devices: to the end, and whatever dies in a turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ringtools import by_role, end_run, start_run, verify, wait_for
+from runmetrics import check_metrics
+from test_ring import manifests, results_of, steps_of
+
+from broker.control.client import ControlClient
+from broker.control.wire import Message
+from broker.messages import PolicyVersion, Trajectory
+from headrace.records import scan
+from headrace.rundir import reopen
+from monitoring.scrape import scrape
+
+LONG = (
+    "learner.groups_per_step=12", "learner.group_size=8", "learner.sampling.max_new_tokens=100", "actors.slots=32",
+    "stage.0.steps=1", "stage.1.eval_every=0",
+)  # fmt: skip
+"""Steps of a second and more, so that a turn can be met in its middle."""
+FIRST = 5  # the first turn of the RL stage: those before are of the learner's start and of supervised training
+
+
+def sets(*settings: str) -> list[str]:
+    return [part for setting in ("learner.colocated=true", *settings) for part in ("--set", setting)]
+
+
+def said(directory: Path) -> str:
+    return (directory / "run.out").read_text()[-3000:]
+
+
+class Watcher:
+    """Hears on the control road whose turn it is, as an actor does."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._client = ControlClient("watcher", "watcher", handler=self._hear)
+        self.rest, self.turn = False, 0
+
+    def _hear(self, message: Message) -> None:
+        if message["k"] == "state":
+            self.rest, self.turn = message["rest"], message["turn"]
+
+    def follow(self) -> None:
+        """Listen to the learner that has published last."""
+        policies = [m for m in read(self._directory, "policy") if isinstance(m, PolicyVersion)]
+        if policies:
+            self._client.connect(policies[-1].control)
+
+    def meet_turn(self, run: subprocess.Popen[bytes]) -> None:
+        """Wait for the learner's turn to train by reinforcement."""
+
+        def met() -> bool:
+            assert run.poll() is None, said(self._directory)
+            self.follow()
+            return self.rest and self.turn >= FIRST
+
+        wait_for("the learner's turn", met, 300)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@contextmanager
+def watching(directory: Path) -> Iterator[Watcher]:
+    watcher = Watcher(directory)
+    try:
+        yield watcher
+    finally:
+        watcher.close()
+
+
+def read(directory: Path, topic: str) -> list[object]:
+    if not (directory / "run.toml").exists():
+        return []
+    run = reopen(directory)
+    log = run.open_log()
+    found = [message for _, message in scan(log, getattr(run.topics, topic))]
+    log.close()
+    return found
+
+
+def scraped(directory: Path, daemon: str) -> dict[str, float]:
+    entry = json.loads((directory / "daemons" / f"{daemon}.json").read_text())
+    return scrape(entry["metrics"], 5.0)
+
+
+def evictions(directory: Path) -> float:
+    found = scraped(directory, "learner-0").items()
+    return sum(value for name, value in found if name.startswith("headrace_broadcast_evictions_total"))
+
+
+@pytest.mark.timeout(600)
+def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path: Path) -> None:
+    run = start_run(tmp_path, *sets("learner.max_lag=0", "stage.1.steps=24", "stage.1.eval_every=12", "actors.count=2"))
+    try:
+        wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 300)
+        check_metrics(tmp_path, quiet={"headrace_outstanding_groups", "headrace_weight_receivers"})  # 0 in a turn
+        learner, actor = scraped(tmp_path, "learner-0"), scraped(tmp_path, "actor-0")
+        assert learner["headrace_turn_seconds_count"] >= 8
+        assert sum(v for k, v in learner.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
+        assert sum(v for k, v in actor.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
+        assert run.wait(300) == 0, said(tmp_path)
+    finally:
+        end_run(run)
+    audit = verify(tmp_path)
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (24, 96, 0, [])
+    assert audit["evaluated"] == 8 + 8 + 16
+    steps = {m.step: m for m in manifests(tmp_path) if m.kind == "step"}
+    of_group = {ref.group_id: step for step, m in steps.items() for ref in m.groups}
+    samples: dict[str, Trajectory] = {}
+    for m in read(tmp_path, "trajectories"):
+        if isinstance(m, Trajectory) and m.purpose == "train":
+            samples.setdefault(m.id, m)  # of what a redelivery brings again the first holds
+    assert len(samples) == 24 * 4 * 4
+    for sample in samples.values():
+        assert [span.version for span in sample.versions] == [of_group[sample.group_id] - 1], "of the newest weights"
+    results = results_of(tmp_path)
+    assert all(r.metrics["staleness_max"] == 0 and r.metrics["mismatch"] < 1e-4 for r in results)
+    assert all("turn" in r.phases for r in results if r.step > min(steps))
+
+
+@pytest.mark.timeout(600)
+def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Path) -> None:
+    """Nothing is sampled until its successor has taken the steps that were ordered; two steps a turn, one publication each."""
+    run = start_run(tmp_path, *sets(*LONG, "learner.max_lag=1", "learner.turn_steps=2", "stage.1.steps=6"))
+    try:
+        with watching(tmp_path) as watcher:
+            watcher.meet_turn(run)
+            by_role(run, "learner")[0].kill()
+            time.sleep(0.5)  # samples that were finished before are still being published
+            drawn = scraped(tmp_path, "actor-0")["headrace_generated_tokens_total"]
+            time.sleep(1.5)
+            assert scraped(tmp_path, "actor-0")["headrace_generated_tokens_total"] == drawn, "it rests"
+            before = steps_of(tmp_path)
+            wait_for("more steps", lambda: steps_of(tmp_path) > before or run.poll() is not None, 200)
+        assert run.wait(300) == 0, said(tmp_path)
+    finally:
+        end_run(run)
+    audit = verify(tmp_path)
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (6, 72, 0, [])
+    published = {m.version for m in read(tmp_path, "policy") if isinstance(m, PolicyVersion)}
+    assert all(r.metrics["staleness_max"] <= 1 for r in results_of(tmp_path)) and len(published) <= 6
+
+
+@pytest.mark.timeout(600)
+def test_an_actor_that_dies_or_stops_holds_no_turn_up_and_comes_back(tmp_path: Path) -> None:
+    run = start_run(
+        tmp_path, *sets(*LONG, "learner.max_lag=1", "stage.1.steps=100000", "actors.count=2", "learner.push_timeout=4")
+    )  # fmt: skip
+    try:
+        with watching(tmp_path) as watcher:
+            watcher.meet_turn(run)
+            by_role(run, "actors")[0].kill()
+            made = steps_of(tmp_path)
+            wait_for("steps without it", lambda: steps_of(tmp_path) >= made + 2 or run.poll() is not None, 200)
+            wait_for("its return", lambda: len(by_role(run, "actors")) == 2, 120)
+            wait_for("the engines' turn", lambda: not watcher.rest, 120)
+            before, stopped = evictions(tmp_path), by_role(run, "actors")[0]
+            os.kill(stopped.pid, signal.SIGSTOP)
+            watcher.meet_turn(run)
+            turn = watcher.turn
+            wait_for("the turn's end without it", lambda: watcher.turn > turn, 200)
+            wait_for("its eviction", lambda: evictions(tmp_path) > before, 60)  # told with the push that follows
+            os.kill(stopped.pid, signal.SIGCONT)
+            wait_for("all receivers", lambda: scraped(tmp_path, "learner-0")["headrace_weight_receivers"] == 2, 120)
+            until = steps_of(tmp_path) + 2
+            wait_for("steps of both", lambda: steps_of(tmp_path) >= until or run.poll() is not None, 200)
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(100) == 130, said(tmp_path)
+    finally:
+        end_run(run)
+    audit = verify(tmp_path)
+    assert audit["problems"] == [] and audit["dropped"] == 0 and audit["trained"] == 12 * int(str(audit["steps"]))

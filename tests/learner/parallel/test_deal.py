@@ -1,0 +1,85 @@
+"""Dealing: every chunk once, every rank the same number, nobody with far more than the others; and what it looks like on the way."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import groups_of
+
+from broker.errors import RunFileError
+from learner.packing import Sequenced, pack
+from learner.parallel.deal import PADDING, deal
+from learner.parallel.place import Place, find_place
+from learner.parallel.share import Share, from_bytes, to_bytes
+
+COSTS = st.lists(st.integers(1, 5000), max_size=60)
+
+
+@given(costs=COSTS, world=st.integers(1, 9))
+def test_every_chunk_is_dealt_once_and_every_hand_is_as_long(costs: list[int], world: int) -> None:
+    hands = deal(costs, world)
+    assert len(hands) == world and {len(hand) for hand in hands} == {-(-len(costs) // world)}
+    dealt = [number for hand in hands for number in hand if number != PADDING]
+    assert sorted(dealt) == list(range(len(costs)))
+    for hand in hands:
+        own = [number for number in hand if number != PADDING]
+        assert hand[: len(own)] == own, "padding comes last"
+        assert [costs[n] for n in own] == sorted((costs[n] for n in own), reverse=True), (
+            "the costly ones are taken together"
+        )
+
+
+def test_work_is_balanced() -> None:
+    rng = np.random.default_rng(0)
+    costs = rng.integers(1, 4096, 64).tolist()
+    work = [sum(costs[n] for n in hand) for hand in deal(costs, 4)]
+    assert max(work) < 1.05 * min(work)
+
+
+def share() -> Share:
+    samples = [judged.trajectory for group in groups_of(3) for judged in group]
+    chunks = pack([Sequenced.of(sample, row) for row, sample in enumerate(samples)], 100)
+    marks = [torch.arange(int(chunk.mask_T.sum())) % 2 == 0 for chunk in chunks]
+    return Share.whole(chunks, {"advantages_N": torch.randn(len(samples))}, marks)
+
+
+def equal(a: Share, b: Share) -> bool:
+    same = len(a.chunks) == len(b.chunks) and a.places == b.places and a.total == b.total
+    same &= all(torch.equal(a.batch[name], b.batch[name]) for name in {*a.batch, *b.batch})
+    same &= all(map(torch.equal, a.marks, b.marks))
+    for one, two in zip(a.chunks, b.chunks, strict=True):
+        for field in fields(one):
+            x, y = getattr(one, field.name), getattr(two, field.name)
+            same &= x.dtype == y.dtype and torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+    return bool(same)
+
+
+def test_a_share_comes_out_as_it_went_in() -> None:
+    for part in share().dealt(3):
+        assert equal(from_bytes(to_bytes(part)), part)
+
+
+def test_the_places_of_all_shares_are_the_whole_batch() -> None:
+    whole = share()
+    for world in (1, 2, 5, 40):
+        shares = whole.dealt(world)
+        taken = torch.zeros(whole.total, dtype=torch.long)
+        for part in shares:
+            for chunk, place, mark in zip(part.chunks, part.places, part.marks, strict=True):
+                assert int(chunk.mask_T.sum()) == place.stop - place.start == len(mark)
+                taken[place] += 1
+        assert (taken == 1).all() and {part.total for part in shares} == {whole.total}
+
+
+def test_torchrun_says_which_rank_this_is() -> None:
+    environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert find_place(environment) == Place(3, 4, 1, "10.0.0.1", 29500, False)
+    assert find_place({**environment, "TORCHELASTIC_USE_AGENT_STORE": "True"}).served  # type: ignore[union-attr]
+    assert find_place({}) is None and find_place({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    with pytest.raises(RunFileError, match="MASTER_PORT"):
+        find_place({name: value for name, value in environment.items() if name != "MASTER_PORT"})
