@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from samples import groups_of
 
 from broker.messages import (
-    ChatMessage,
     GroupRef,
     Manifest,
     Position,
-    Sampling,
-    Segment,
     StepResult,
-    Trajectory,
-    VersionSpan,
 )
 from broker.runfile import RunFile
 from learner.config import LearnerConfig
@@ -30,22 +25,8 @@ from learner.packing import Sequenced, pack
 
 def judged_groups(count: int, seed: int = 0, longest: int = 40) -> tuple[tuple[Judged, ...], ...]:
     """Groups of four samples of one prompt each, with rewards of 1 and 0 in turn."""
-    rng = np.random.default_rng(seed)
-    out = []
-    for g in range(count):
-        group = []
-        for i in range(4):
-            n = int(rng.integers(8, longest))
-            tokens = rng.integers(0, 300, n).astype(np.int32)
-            logprobs = np.concatenate((np.zeros(4), -rng.random(n - 4) * 6)).astype(np.float32)
-            spans = (Segment("prompt", 0, 4, False), Segment("assistant", 4, n, True))
-            sample = Trajectory(
-                f"d-{g}@0", i, 4, (ChatMessage("user", "?"),), None, "", {}, {"r": 1.0}, "train", "", tokens, logprobs, spans,
-                (VersionSpan(0, 4),), "stop", Sampling(),
-            )  # fmt: skip
-            group.append(Judged(sample, float(i % 2)))
-        out.append(tuple(group))
-    return tuple(out)
+    groups = groups_of(count, seed, longest)
+    return tuple(tuple(Judged(sample, float(i % 2)) for i, (sample, _) in enumerate(group)) for group in groups)
 
 
 def executor_of(model: Path, directory: Path, learner: Mapping[str, Any], stages: int = 1) -> Executor:
