@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "muon": {"optimizer": {"lr": 1e-4, "eps": 1e-3, "muon": 5.0, "weight_decay": 0.1}},
     "gathered": {"pool_memory": "gathered"},
     "entropy": {"objective": {"name": "grpo", "entropy_bonus": 0.01}},
+    "checkpointing": {"gradient_checkpointing": True},
     "bfloat16": {"dtype": "bfloat16", "publish_dtype": "float32"},
     "few chunks": {"pack_tokens": 4096},
 }
