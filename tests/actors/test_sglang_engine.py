@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -208,7 +209,7 @@ def road(tmp_path: Path, policy: Policy) -> Iterator[Callable[[SglangEngine], Ro
 
 @pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
 def test_weights_change_between_two_tokens(
-    opened: Opener, road: Callable[[SglangEngine], Road], policy: Policy, newer: Policy, mode: str
+    opened: Opener, server: Server, road: Callable[[SglangEngine], Road], policy: Policy, newer: Policy, mode: str
 ) -> None:
     """The server shares a lane with a local receiver; tokens before and after the change are those of old and new weights."""
     engine = opened(mode)
@@ -216,6 +217,7 @@ def test_weights_change_between_two_tokens(
     way.beside()
     way.push(1, policy.weights())
     assert engine.version == 1
+    httpx.post(f"{server.url}/flush_cache").raise_for_status()  # what other weights have left there: in_place keeps it
     crossed, version, held = 0, 1, [policy, newer]
     for _ in range(6):
         for name in ("a", "c"):
@@ -296,7 +298,7 @@ def test_a_receiver_that_fails_in_its_lane_does_not_keep_the_server(
         assert c.versions[-1].version == 2
         assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)
     assert time.monotonic() - started < 4 * TIMEOUT + 20
-    assert way.publisher.stats.evictions >= 1
+    assert way.publisher.stats.restarts >= 1, "the end that kept the others waiting was closed"
 
 
 def test_a_server_that_stops_in_the_middle_is_evicted_and_comes_back(
