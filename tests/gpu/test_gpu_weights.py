@@ -14,6 +14,7 @@ from broker.control.server import ControlServer
 from broker.errors import WeightPushError
 from broker.weights.client import WeightClient
 from broker.weights.devices import gpu_of
+from broker.weights.layout import specs_of
 from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
 
@@ -59,7 +60,7 @@ def road(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Road]:
 def test_a_snapshot_is_of_the_moment_whatever_is_computed_behind_it(road: Road) -> None:
     """The copy goes on while the next step is being queued, and that step writes the same tensors."""
     parameters = {"w": torch.zeros(4096, 4096, device=DEVICE), "b": torch.zeros(7, device=DEVICE, dtype=torch.bfloat16)}
-    road.publisher.warm(parameters)
+    road.publisher.warm(specs_of(parameters))
     for version in range(1, 6):
         for parameter in parameters.values():
             parameter.add_(1)
