@@ -69,9 +69,9 @@ $(SGLANG_STAMP): $(STAMP)
 test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	$(BIN)/python -m pytest tests -m sglang
 
-# On a machine with a CUDA device.
+# On a machine with a CUDA device; the servers' part of it is in test-sglang.
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest tests -m gpu
+	$(BIN)/python -m pytest tests -m "gpu and not sglang"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
