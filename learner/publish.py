@@ -66,10 +66,10 @@ class Publishing:
         self._announcements.flush()
         self.published = version
         now, before = self._publisher.stats, self._told
-        evicted = now.evicted[len(before.evicted) :]
+        evicted = list((now.evicted - before.evicted).elements())
         receivers = [member.name for member in self.control.receivers()]
         self._telemetry.pushed(now.push_seconds - before.push_seconds, receivers, evicted, now.epochs - before.epochs)
-        self._told = replace(now)
+        self._told = replace(now, evicted=now.evicted.copy())
 
     def settled(self, seconds: float) -> bool:
         """Wait up to so many seconds for the push under way; whether it has ended."""

@@ -7,34 +7,26 @@ are still in the collective. Who did not answer is evicted and may join again; t
 from __future__ import annotations
 
 import logging
-import os
-import queue
-import select
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from broker.control.server import ControlServer, Member
-from broker.control.wire import Message
 from broker.errors import WeightPushError
-from broker.frames import kill, read_frame, write_frame
 from broker.weights import layout
 from broker.weights.devices import check_members
 from broker.weights.sink import Lane, Push, TensorSpec
 from broker.weights.snapshot import Snapshots
+from broker.weights.words import Words
+from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")
-START_SECONDS = 60.0  # a publisher process imports torch first
-WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
-AWAY_SECONDS = 0.05  # between two looks whether a member has said that it is away
 ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
 
 
@@ -43,13 +35,16 @@ class PushStats:
     """Counts since the start; ``blocked_seconds`` is what ``publish`` cost its caller."""
 
     pushes: int = 0
-    evictions: int = 0
-    evicted: tuple[str, ...] = ()
+    evicted: Counter[str] = field(default_factory=Counter)
+    """Evictions by the member's name."""
     epochs: int = 0
-    restarts: int = 0
     bytes: int = 0
     push_seconds: float = 0.0
     blocked_seconds: float = 0.0
+
+    @property
+    def evictions(self) -> int:
+        return self.evicted.total()
 
 
 class WeightPublisher:
@@ -75,12 +70,14 @@ class WeightPublisher:
         self._snapshots: Snapshots | None = None
         self._specs: tuple[TensorSpec, ...] = ()
         self._size = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: PublisherProcess | None = None
+        self._words = Words(control.acks)
         self._epoch = 0
-        self._members: tuple[bytes, ...] = ()  # identities of the epoch's receivers
-        self._early: deque[Message] = deque()  # words that came before they were waited for
-        self._heard: set[str] = set()  # who has said a word in the epoch of the push under way
-        self._closing = self._warm = self._started = False
+        self._formed: tuple[int, tuple[bytes, ...]] = (
+            0,
+            (),
+        )  # of the epoch: start of the process, identities of receivers
+        self._closing = self._warm = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
@@ -128,7 +125,8 @@ class WeightPublisher:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(self._timeout + 10)
-        self._kill()
+        if self._process is not None:
+            self._process.kill()
         if self._snapshots is not None:
             self._snapshots.close()
 
@@ -136,6 +134,9 @@ class WeightPublisher:
         self._specs = specs
         _, self._size = layout.places(self._specs)
         self._snapshots = Snapshots(self._size, self._device)
+        self._process = PublisherProcess(
+            self._device, self._size, self._snapshots.files, self._timeout, self._words.away
+        )
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -165,30 +166,31 @@ class WeightPublisher:
             self.failure = error
 
     def _start_early(self) -> None:
+        assert self._process is not None
         try:
-            self._running()
+            self._process.running()
         except WeightPushError as error:  # the first push starts it again
             log.warning("%s", error)
 
     def _publish(self, version: int, buffer: int) -> None:
-        assert self._snapshots is not None
+        assert self._snapshots is not None and self._process is not None
         self._snapshots.wait(buffer)
         started = time.monotonic()
         for attempt in range(ATTEMPTS):
             try:
-                saved = self._order("save", buffer=buffer, specs=[[s.name, s.dtype, list(s.shape)] for s in self._specs],
-                                    template=str(self._template), directory=str(self._directory), version=version, keep=self._keep)  # fmt: skip
+                saved = self._process.order("save", buffer=buffer, specs=[[s.name, s.dtype, list(s.shape)] for s in self._specs],
+                                            template=str(self._template), directory=str(self._directory), version=version, keep=self._keep)  # fmt: skip
                 break
             except WeightPushError as error:
                 log.warning("version %d could not be saved: %s", version, error)
                 if attempt == ATTEMPTS - 1:
                     raise
-                self._kill()
+                self._process.kill()
         path = Path(saved["path"])
         checksum = layout.checksum(self._snapshots.flat[buffer])
         push = Push(version, self._specs, self._bucket_bytes, checksum)
         for _ in range(ATTEMPTS):
-            if self._deliver(push, buffer, path):
+            if self._deliver(self._process, push, buffer, path):
                 break
         self._control.announce(version=version, path=str(path), epoch=self._epoch)
         self.stats.pushes += 1
@@ -196,51 +198,49 @@ class WeightPublisher:
         self.stats.push_seconds += time.monotonic() - started
         self._on_published(version, path, checksum)
 
-    def _deliver(self, push: Push, buffer: int, path: Path) -> bool:
+    def _deliver(self, process: PublisherProcess, push: Push, buffer: int, path: Path) -> bool:
         """Bring ``push`` to all receivers; False if one failed and the others are to have it again."""
         members = self._control.receivers()
         if not members:
-            self._members = ()
             return True
-        self._heard.clear()
+        self._words.begin()
         try:
-            self._drain()
             if self._road == "disk":
                 for member in members:
                     self._control.tell(member, "fetch", version=push.version, path=str(path), epoch=self._epoch)
             else:
-                self._broadcast(push, buffer, members)
-            missing = self._acknowledged(members, push)
+                self._broadcast(process, push, buffer, members)
+            missing = self._words.acknowledged(members, push, self._timeout)
         except WeightPushError as error:
             log.warning("version %d: %s", push.version, error)
             if self._road == "broadcast":
-                self._kill()  # frees the survivors, who then say so
-            self._evict(self._silent(members))
+                process.kill()  # frees the survivors, who then say so
+            self._evict(self._words.silent(members))
             return False
         self._evict(missing)
         return not missing
 
-    def _broadcast(self, push: Push, buffer: int, members: Sequence[Member]) -> None:
+    def _broadcast(self, process: PublisherProcess, push: Push, buffer: int, members: Sequence[Member]) -> None:
         """Send the snapshot on the lanes of these members. Raises WeightPushError."""
-        if tuple(m.identity for m in members) != self._members:
-            self._form(members)
+        if self._formed != (process.start, tuple(m.identity for m in members)):
+            self._form(process, members)
         wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
                 "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
         for member in members:
             self._control.tell(member, "push", **wire)
         cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
-        self._order("push", buffer=buffer, cuts=cuts)
+        process.order("push", buffer=buffer, cuts=cuts)
 
-    def _form(self, members: Sequence[Member]) -> None:
+    def _form(self, process: PublisherProcess, members: Sequence[Member]) -> None:
         """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError, or RunFault if NCCL
         can never reach one of them."""
         if self._backend == "nccl":
             check_members(self._device, members)
         self._epoch += 1
+        self._words.follow(self._epoch)
         self.stats.epochs += 1
-        self._members = ()
         groups = [members[i : i + self._lane_size] for i in range(0, len(members), self._lane_size)]
-        ports = self._order("stores", host=self._host, count=len(groups), timeout=self._timeout)["ports"]
+        ports = process.order("stores", host=self._host, count=len(groups), timeout=self._timeout)["ports"]
         lanes = []
         for number, (group, port) in enumerate(zip(groups, ports, strict=True)):
             lane = Lane(
@@ -258,135 +258,24 @@ class WeightPublisher:
             for member in group:
                 self._control.tell(member, "lane", **asdict(replace(lane, rank=rank)))
                 rank += member.receiver
-        self._order("join", lanes=[asdict(lane) for lane in lanes])
-        self._members = tuple(m.identity for m in members)
+        process.order("join", lanes=[asdict(lane) for lane in lanes])
+        self._formed = process.start, tuple(m.identity for m in members)
         log.info("epoch %d: %d receivers in %d lanes", self._epoch, len(members), len(lanes))
-
-    def _acknowledged(self, members: Sequence[Member], push: Push) -> list[str]:
-        """Wait for every member to confirm the push; returns the names of those who did not in time.
-
-        Raises WeightPushError if one failed, or holds something else than the others.
-        """
-        missing, held = {m.name for m in members}, {"bytes": push.checksum}
-        for ack in self._acks(self._timeout):
-            if ack.get("what") == "push" and ack.get("version") == push.version:
-                if not ack.get("ok"):
-                    raise WeightPushError(f"{ack.get('name')}: {ack.get('error')}")
-                kind, _, checksum = str(ack.get("checksum") or f"on disk:{push.version}").rpartition(":")
-                if held.setdefault(kind or "bytes", checksum) != checksum:
-                    raise WeightPushError(f"{ack.get('name')} holds {checksum}, not {held[kind or 'bytes']}")
-                missing.discard(str(ack.get("name")))
-            if not missing:
-                break
-        return sorted(missing)
-
-    def _silent(self, members: Sequence[Member]) -> list[str]:
-        """Of the members of an epoch that failed, those who say nothing at all."""
-        names = {m.name for m in members}
-        if names - self._heard:
-            for _ in self._acks(WORD_SECONDS):
-                if not names - self._heard:
-                    break
-        return sorted(names - self._heard)
-
-    def _acks(self, limit: float) -> Iterator[Message]:
-        """The members' words on this epoch as they come, for ``limit`` seconds."""
-        while self._early:
-            yield self._early.popleft()
-        deadline = time.monotonic() + limit
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                ack = self._control.acks.get(timeout=left)
-            except queue.Empty:
-                return
-            if self._concerns(ack):
-                yield ack
-
-    def _concerns(self, ack: Message) -> bool:
-        """Whether a word is on this epoch; who has said it is then heard."""
-        if ack.get("epoch") != self._epoch:
-            return False
-        self._heard.add(str(ack.get("name")))
-        return True
-
-    def _away(self) -> str:
-        """What a member has said meanwhile that cannot take part at all; empty if none has."""
-        while not self._control.acks.empty():
-            ack = self._control.acks.get()
-            if self._concerns(ack):
-                self._early.append(ack)
-                if ack.get("receives") is False:
-                    return f"{ack.get('name')} is away: {ack.get('error')}"
-        return ""
-
-    def _drain(self) -> None:
-        self._early.clear()
-        while not self._control.acks.empty():
-            self._control.acks.get()
 
     def _evict(self, names: Sequence[str]) -> None:
         for name in names:
             log.warning("evicting %s", name)
             self._control.evict(name)
-            self.stats.evictions += 1
-            self.stats.evicted += (name,)
+            self.stats.evicted[name] += 1
         if names:
-            self._members = ()
-
-    # -- the process ---------------------------------------------------------------------------------------------------
-
-    def _order(self, do: str, **fields: Any) -> dict[str, Any]:
-        """Have the publisher process do something. Raises WeightPushError if it fails or does not finish in time."""
-        process = self._running()
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            write_frame(process.stdin, {"do": do, **fields})
-            answer = self._answer(process, self._timeout + 1.0, together=do in ("join", "push"))
-        except OSError as error:
-            self._kill()
-            raise WeightPushError(f"the publisher process has ended: {error}") from error
-        if "error" in answer:
-            raise WeightPushError(answer["error"])
-        return answer
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self._kill()
-        self.stats.restarts += self._started
-        self._started = True
-        assert self._snapshots is not None
-        files = self._snapshots.files
-        command = [sys.executable, "-m", "broker.weights.process", str(os.getpid()), self._device, str(max(1, self._size)),
-                   *map(str, files)]  # fmt: skip
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=files, start_new_session=True
-        )
-        self._members = ()
-        self._answer(self._process, START_SECONDS)
-        return self._process
-
-    def _answer(self, process: subprocess.Popen[bytes], limit: float, together: bool = False) -> dict[str, Any]:
-        """What the process answers. Where it works ``together`` with members, one that is away ends that at once."""
-        assert process.stdout is not None
-        deadline = time.monotonic() + limit
-        while not select.select([process.stdout], [], [], AWAY_SECONDS)[0]:
-            why = self._away() if together else ""
-            if why or time.monotonic() > deadline:
-                self._kill()
-                raise WeightPushError(why or f"the publisher process did not finish within {limit:.0f} s")
-        answer = read_frame(process.stdout)
-        if answer is None:
-            self._kill()
-            raise WeightPushError("the publisher process has ended")
-        return answer
+            self._formed = 0, ()
 
     @property
     def pid(self) -> int:
         """The publisher process; 0 before the first push."""
         return self._process.pid if self._process is not None else 0
 
-    def _kill(self) -> None:
-        if self._process is not None:
-            kill(self._process)
-            self._process = None
+    @property
+    def restarts(self) -> int:
+        """How often that process had to be started again."""
+        return self._process.restarts if self._process is not None else 0

@@ -298,7 +298,7 @@ def test_a_receiver_that_fails_in_its_lane_does_not_keep_the_server(
         assert c.versions[-1].version == 2
         assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)
     assert time.monotonic() - started < 4 * TIMEOUT + 20
-    assert way.publisher.stats.restarts >= 1, "the end that kept the others waiting was closed"
+    assert way.publisher.restarts >= 1, "the end that kept the others waiting was closed"
 
 
 def test_a_server_that_stops_in_the_middle_is_evicted_and_comes_back(

@@ -155,7 +155,9 @@ def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> Non
     ring.mood("fair")
 
     while (known := evictions(ring.run)) < 3:
-        ring.signal("vowels-0", signal.SIGSTOP)  # so that the learner has steps to make, and versions to push, when the actor stops
+        ring.signal(
+            "vowels-0", signal.SIGSTOP
+        )  # so that the learner has steps to make, and versions to push, when the actor stops
         ring.wait_until_all_is_sampled()
         ring.signal("actor-0", signal.SIGSTOP)
         ring.signal("vowels-0", signal.SIGCONT)

@@ -1,0 +1,93 @@
+"""What the members of an epoch say on the control road: acknowledgements, failures, that they are away."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from broker.control.server import Member
+from broker.control.wire import Message
+from broker.errors import WeightPushError
+from broker.weights.sink import Push
+
+WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
+
+
+class Words:
+    """The words on one push after the other; ``acks`` is where all of them arrive."""
+
+    def __init__(self, acks: queue.SimpleQueue[Message]) -> None:
+        self._acks = acks
+        self._epoch = 0
+        self._early: deque[Message] = deque()  # what was said before it was waited for
+        self._heard: set[str] = set()  # who has said a word since the push began
+
+    def begin(self) -> None:
+        """A push begins: what was said before is on others."""
+        self._heard.clear()
+        self._early.clear()
+        while not self._acks.empty():
+            self._acks.get()
+
+    def follow(self, epoch: int) -> None:
+        """Words on any other epoch count for nothing."""
+        self._epoch = epoch
+
+    def acknowledged(self, members: Sequence[Member], push: Push, limit: float) -> list[str]:
+        """Wait for every member to confirm the push; returns the names of those who did not within ``limit`` seconds.
+
+        Raises WeightPushError if one failed, or holds something else than the others.
+        """
+        missing, held = {m.name for m in members}, {"bytes": push.checksum}
+        for ack in self._coming(limit):
+            if ack.get("what") == "push" and ack.get("version") == push.version:
+                if not ack.get("ok"):
+                    raise WeightPushError(f"{ack.get('name')}: {ack.get('error')}")
+                kind, _, checksum = str(ack.get("checksum") or f"on disk:{push.version}").rpartition(":")
+                if held.setdefault(kind or "bytes", checksum) != checksum:
+                    raise WeightPushError(f"{ack.get('name')} holds {checksum}, not {held[kind or 'bytes']}")
+                missing.discard(str(ack.get("name")))
+            if not missing:
+                break
+        return sorted(missing)
+
+    def silent(self, members: Iterable[Member]) -> list[str]:
+        """Of the members of an epoch that failed, those who say nothing at all."""
+        names = {m.name for m in members}
+        if names - self._heard:
+            for _ in self._coming(WORD_SECONDS):
+                if not names - self._heard:
+                    break
+        return sorted(names - self._heard)
+
+    def away(self) -> str:
+        """What a member has said meanwhile that cannot take part at all; empty if none has."""
+        while not self._acks.empty():
+            ack = self._acks.get()
+            if self._concerns(ack):
+                self._early.append(ack)
+                if ack.get("receives") is False:
+                    return f"{ack.get('name')} is away: {ack.get('error')}"
+        return ""
+
+    def _coming(self, limit: float) -> Iterator[Message]:
+        """The words on this epoch as they come, for ``limit`` seconds."""
+        while self._early:
+            yield self._early.popleft()
+        deadline = time.monotonic() + limit
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                ack = self._acks.get(timeout=left)
+            except queue.Empty:
+                return
+            if self._concerns(ack):
+                yield ack
+
+    def _concerns(self, ack: Message) -> bool:
+        """Whether a word is on this epoch; who has said it is then heard."""
+        if ack.get("epoch") != self._epoch:
+            return False
+        self._heard.add(str(ack.get("name")))
+        return True

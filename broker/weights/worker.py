@@ -1,0 +1,91 @@
+"""The publisher process as its driver sees it: started when it is needed, given orders, killed when it does not finish in time."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from broker.errors import WeightPushError
+from broker.frames import kill, read_frame, write_frame
+
+START_SECONDS = 60.0  # a publisher process imports torch first
+AWAY_SECONDS = 0.05  # between two looks whether a member has said that it is away
+TOGETHER = ("join", "push")  # orders that the process carries out together with members
+
+
+class PublisherProcess:
+    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` says what a member has said meanwhile that cannot
+    take part at all (empty if none has)."""
+
+    def __init__(self, device: str, size: int, files: Sequence[int], timeout: float, away: Callable[[], str]) -> None:
+        self._device, self._size, self._files, self._timeout, self._away = device, size, tuple(files), timeout, away
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+
+    @property
+    def pid(self) -> int:
+        """0 where none was started."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def start(self) -> int:
+        """The number of the start of the one that runs; 0 where none does. Another start knows no lanes of the one before."""
+        return self._starts if self._process is not None and self._process.poll() is None else 0
+
+    @property
+    def restarts(self) -> int:
+        return max(0, self._starts - 1)
+
+    def order(self, do: str, **fields: Any) -> dict[str, Any]:
+        """Have the process do something. Raises WeightPushError if it fails or does not finish in time."""
+        process = self.running()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            write_frame(process.stdin, {"do": do, **fields})
+            answer = self._answer(process, self._timeout + 1.0, do in TOGETHER)
+        except OSError as error:
+            self.kill()
+            raise WeightPushError(f"the publisher process has ended: {error}") from error
+        if "error" in answer:
+            raise WeightPushError(answer["error"])
+        return answer
+
+    def running(self) -> subprocess.Popen[bytes]:
+        """The process, started if it does not run. Raises WeightPushError if it does not come up."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.kill()
+        self._starts += 1
+        command = [sys.executable, "-m", "broker.weights.process", str(os.getpid()), self._device, str(max(1, self._size)),
+                   *map(str, self._files)]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._files, start_new_session=True
+        )
+        self._answer(self._process, START_SECONDS, False)
+        return self._process
+
+    def kill(self) -> None:
+        """End the process, and with it the collective that its lanes are in."""
+        if self._process is not None:
+            kill(self._process)
+            self._process = None
+
+    def _answer(self, process: subprocess.Popen[bytes], limit: float, together: bool) -> dict[str, Any]:
+        """What the process answers. Where it works ``together`` with members, one that is away ends that at once."""
+        assert process.stdout is not None
+        deadline = time.monotonic() + limit
+        while not select.select([process.stdout], [], [], AWAY_SECONDS)[0]:
+            why = self._away() if together else ""
+            if why or time.monotonic() > deadline:
+                self.kill()
+                raise WeightPushError(why or f"the publisher process did not finish within {limit:.0f} s")
+        answer = read_frame(process.stdout)
+        if answer is None:
+            self.kill()
+            raise WeightPushError("the publisher process has ended")
+        return answer
