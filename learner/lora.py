@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -26,11 +25,19 @@ from broker.errors import CheckpointError, RunFileError
 from broker.runfile import nearest
 from learner.loraconfig import LoraTable
 
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear
+
 NAME = "default"  # of the adapter, which peft wants one for
 
 
 def layers(model: torch.nn.Module) -> Iterator[tuple[str, Linear]]:
-    """The adapted layers of ``model`` by the names that they have in the base model."""
+    """The adapted layers of ``model`` by the names that they have in the base model. Where peft, which takes a second to load, was not
+    loaded, there are none."""
+    if "peft" not in sys.modules:
+        return iter(())
+    from peft.tuners.lora import Linear
+
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear))
 
 
@@ -48,6 +55,8 @@ def targeted(model: Any, table: LoraTable) -> list[str]:
 
     Raises RunFileError if a target is the name of none.
     """
+    from peft.tuners.lora import Linear
+
     head = model.get_output_embeddings()
     inside = tuple(f"{name}." for name, _ in layers(model))
     names = [
@@ -77,6 +86,8 @@ def adapt(model: Any, table: LoraTable, seed: int) -> None:
 
     Raises RunFileError if a target is no layer that can be adapted.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=table.rank,
         lora_alpha=table.alpha,  # type: ignore[arg-type]  # a factor: it need not be whole
