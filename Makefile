@@ -96,7 +96,7 @@ bench-sglang: $(SGLANG_STAMP)
 bench-learner: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_learner.py --times 3
 
-# Objectives against stale data: trains what is missing of GRID (screen, proof, lags, full), and writes benchmarks/staleness.md.
+# Objectives against stale data: trains what is missing of GRID (screen, proof, lags, rivals, rates, full), and writes benchmarks/staleness.md.
 bench-staleness: $(STAMP)
 	$(BIN)/python -m benchmarks.staleness $(GRID)
 

@@ -52,4 +52,23 @@ def proof() -> Iterator[Setting]:
         yield default(lag, base)
 
 
-GRIDS: dict[str, Callable[[], Iterator[Setting]]] = {"screen": screen, "proof": proof, "lags": lags, "full": full}
+def rivals() -> Iterator[Setting]:
+    """What comes near the default at lag 8 on base 0, on the other bases."""
+    for base, name in product(BASES, ("tis_sequence", "decoupled", "tis", "topr")):
+        yield Setting(name, 8, 7e-4, 0.0, base)
+
+
+def rates() -> Iterator[Setting]:
+    """Rates and momentum, with and without stale data, on one base."""
+    for lag, name, lr, beta1 in product((8, 0), ("async", "grpo"), RATES, MOMENTA):
+        yield Setting(name, lag, lr, beta1, 0)
+
+
+GRIDS: dict[str, Callable[[], Iterator[Setting]]] = {
+    "screen": screen,
+    "proof": proof,
+    "lags": lags,
+    "rivals": rivals,
+    "rates": rates,
+    "full": full,
+}

@@ -93,6 +93,21 @@ def by_base(results: Sequence[Result], setting: Setting) -> list[str]:
     return lines
 
 
+def rivals(results: Sequence[Result], lag: int) -> list[str]:
+    """The settings that were tried at ``lag`` on every base, and their share of the best on-policy result there."""
+    bases = sorted({r["base"] for r in results})
+    best = {b: max(final(r) for r in results if r["base"] == b and r["lag"] == 0) for b in bases}
+    shares = {}
+    for (name, lr, beta1), found in rows(results).items():
+        value = {r["base"]: final(r) for r in found.get(lag, [])}
+        if value.keys() == set(bases):
+            shares[f"{name}, lr {lr:g}, beta1 {beta1:g}"] = [value[b] / best[b] for b in bases]
+    lines = ["| setting |" + "".join(f" base {b} |" for b in bases) + " mean |", "|---|" + "---|" * (len(bases) + 1)]
+    for name, share in sorted(shares.items(), key=lambda item: -fmean(item[1])):
+        lines.append(f"| {name} |" + "".join(f" {s:.1%} |" for s in share) + f" {fmean(share):.1%} |")
+    return lines
+
+
 def plot(results: Sequence[Result], path: Path) -> None:
     """Final pass@1 over lag, of the best settings that were tried at several."""
     from matplotlib import rc_context
@@ -113,7 +128,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
             "o-",
             label=f"{key[0].replace('`', '')}, lr {key[1]:g}",
         )
-    axes.set(xlabel="lag (updates)", ylabel="held-out pass@1 after 40 + lag steps", ylim=(0, 1))
+    axes.set(xlabel="lag (updates)", ylabel="held-out pass@1 after 40 + lag steps", ylim=(0.5, 1))
     axes.legend(fontsize=7)
     with rc_context({"svg.hashsalt": "headrace"}):
         figure.savefig(path, metadata={"Date": None})
@@ -128,6 +143,7 @@ def write(default: Setting) -> None:
         "questions": str(QUESTIONS), "samples": str(FINAL_SAMPLES), "count": str(len(results)), "minutes": f"{minutes:.0f}",
         "versions": f"torch {version('torch')}, Python {platform.python_version()}, {platform.machine()}",
         "table": "\n".join(table(one)), "default": "\n".join(by_base(results, default)),
+        "rivals": "\n".join(rivals(results, default.lag)),
         "setting": f"{label(json.loads(json.dumps(default.__dict__)))}, lr {default.lr:g}, beta1 {default.beta1:g}",
     }  # fmt: skip
     for name, value in parts.items():

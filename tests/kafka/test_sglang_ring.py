@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from ringtools import by_role, end_run, processes, start_run, verify, wait_for
+from ringtools import by_role, end_run, headrace, processes, start_run, verify, wait_for
 from test_kafka_ring import options, said, steps_of
 
 from actors.sglang.keeper import Keeper
@@ -97,6 +97,23 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
                 [*command, "--name", "late", *attached], stdout=out, stderr=out, start_new_session=True
             )
         wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 90)
+        asked = (
+            "--data",
+            "heldout",
+            "--rewarder",
+            "vowels",
+            "--questions",
+            "4",
+            "--k",
+            "2",
+            "--name",
+            "beside",
+            "--json",
+        )
+        done = headrace("eval", str(directory), *asked)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.partition("\n")[2])
+        assert (found["questions"], found["k"]) == (4, 2) and 1 <= found["versions"][0] <= found["versions"][1]
         until_step(steps_of(directory) + 2)
         (server,) = launched(run)
         os.kill(server.pid, signal.SIGKILL)
@@ -105,7 +122,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
         until_step(steps_of(directory) + 4)
         before = generated(directory, "late")
         by_role(run, "learner")[0].kill()
-        wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 30)
+        wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 60)
         found = json.loads((directory / "targets.json").read_text())
         (address,) = [t["targets"][0] for t in found if t["labels"]["daemon"] == "late.server-0"]
         numbers = scrape(address, 5.0)
