@@ -1,7 +1,7 @@
 """The SGLang engine against its own server driven by SGLang's bench_serving, and what an update costs: ``make bench-sglang``.
 
-Both send the same number of random prompts of one length, with the same settings and concurrency, in turns; the ratio is of
-medians. Updates go the product's way: publisher process, gloo lane, pause, load, go on; one after every ``STEP`` samples, which
+Both send the same number of random prompts of one length, with the same settings and concurrency, in pairs of which either is first
+in turn; the ratio is the median of the pairs', with the lowest and the highest beside it. Updates go the product's way: publisher process, gloo lane, pause, load, go on; one after every ``STEP`` samples, which
 are as many tokens as a step of recipes/tiny.toml has.
 """
 
@@ -35,7 +35,8 @@ from broker.weights.publisher import WeightPublisher
 from learner.model import load_model, save_model
 
 TINY = Path(__file__).resolve().parent.parent / "recipes" / "tiny_model"
-PROMPTS, PROMPT, ANSWER, SLOTS, CONTEXT, ROUNDS = 192, 32, 96, 16, 160, 3
+PROMPTS, PROMPT, ANSWER, SLOTS, CONTEXT = 96, 32, 96, 16, 160
+PAIRS, ROUNDS = 8, 6
 STEP = 88  # samples between two updates: 8,448 tokens, as 256 samples of 33
 SHAPE = {"hidden_size": 256, "intermediate_size": 960, "num_hidden_layers": 4, "head_dim": 64}  # 3.8 M parameters
 
@@ -147,20 +148,28 @@ def report(server: Server, model: Path, size: int, directory: Path) -> None:
     engine = SglangEngine(str(model), [server.url], slots=SLOTS, context=CONTEXT)
     engine.sinks[""].load(model, 0)
     through(engine, 0)
-    ours, theirs = [], []
-    for number in range(1, ROUNDS + 1):
-        theirs.append(direct(server.url, model, directory, number))
-        ours.append(through(engine, number))
-    grouped = statistics.median(through(engine, 50 + i, 8) for i in range(ROUNDS))
+    ways: dict[str, Callable[[int], float]] = {
+        "bench_serving": lambda number: direct(server.url, model, directory, number),
+        "through the engine": lambda number: through(engine, number),
+        "groups of 8": lambda number: through(engine, 50 + number, 8),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(1, PAIRS + 1):
+        for name in list(ways) if number % 2 else reversed(ways):
+            rates[name].append(ways[name](number))
     engine.close()
-    a, b = statistics.median(ours), statistics.median(theirs)
+    a = statistics.median(rates["through the engine"])
     print(
         f"SGLang {version('sglang')}, torch {version('torch')}, {size / 1e6:.1f} M parameters, {SLOTS} at once, prompts of {PROMPT}, answers of up to {ANSWER} tokens\n"
     )
-    print("| | tokens/s | of the server driven directly |\n|---|---|---|")
     print(
-        f"| bench_serving | {b:,.0f} | 100% |\n| through the engine | {a:,.0f} | {a / b:.1%} |\n| groups of 8 | {grouped:,.0f} | {grouped / b:.1%} |\n"
+        f"| | tokens/s | of the server driven directly: median of {PAIRS} pairs | lowest | highest |\n|---|---|---|---|---|"
     )
+    for name, found in rates.items():
+        shares = [mine / theirs for mine, theirs in zip(found, rates["bench_serving"], strict=True)]
+        row = (statistics.median(shares), min(shares), max(shares))
+        print(f"| {name} | {statistics.median(found):,.0f} | " + " | ".join(f"{share:.1%}" for share in row) + " |")
+    print()
     print("| update mode | server stands still | of the time, one update a step | tokens/s with one update a step |")
     print("|---|---|---|---|")
     for mode in ("retract", "in_place", "abort"):
