@@ -83,6 +83,8 @@ class ObjectiveTable(Table):
     clip_high: float | None = Field(default=None, gt=0)
     dual_clip: float | None = Field(default=None, gt=1)
     weight_cap: float | None = Field(default=None, gt=0)
+    weight_tokens: int | None = Field(default=None, ge=1)
+    """Tokens from which on the log-weight of a whole sequence is scaled down by its length (``async``: 256)."""
     trust: float | None = Field(default=None, gt=0)
     """Largest change of a token's probability that still moves it further (the DPPO mask)."""
     tau: float | None = Field(default=None, ge=0)

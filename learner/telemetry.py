@@ -124,8 +124,7 @@ class Telemetry:
                 getattr(mine, gauge).set(metrics[name])
         mine.last_step.set_to_current_time()
         for side in ("low", "high", "dual"):
-            if f"clip_fraction_{side}" in metrics:
-                mine.clip_fraction(side).set(metrics[f"clip_fraction_{side}"])
+            mine.clip_fraction(side).set(metrics.get(f"clip_fraction_{side}", 0.0))  # an objective without a clip has 0
         if "importance_ratio_mean" in metrics:
             mine.importance_ratio.observe(metrics["importance_ratio_mean"])
         for name, value in metrics.items():

@@ -11,6 +11,7 @@ from benchmarks.staleness.lab import Setting
 from learner.config import ObjectiveTable
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveTable.model_fields["name"].annotation)
+MASKED = {"advantage_std": "population", "weight_cap": 1.0}
 LAGS, RATES, MOMENTA, BASES = (0, 2, 4, 8), (3e-4, 5e-4, 1e-3), (0.0, 0.9), (0, 1, 2, 3, 4)
 
 
@@ -34,8 +35,16 @@ def lags() -> Iterator[Setting]:
         yield default(lag, 0)
     for base in BASES:
         yield replace(default(8, base), beta1=0.9)
-    for options in ({"weight_cap": 2.0}, {"advantage_std": "none"}, {"tau": 0.0}):
+    for options in ({"weight_tokens": 16}, {"weight_cap": 1.0}):
         yield replace(default(8, 0), options=options)
+        yield replace(default(8, 2), options=options)
+    for options in ({"weight_cap": 2.0}, {"advantage_std": "none"}, {"tau": 0.0}):
+        yield replace(masked(8, 0), options={**MASKED, **options})
+
+
+def masked(lag: int, base: int) -> Setting:
+    """DPPO's mask with negatives and positives alike weighed with at most 1, token by token."""
+    return Setting("dppo", lag, 7e-4, 0.0, base, MASKED)
 
 
 def default(lag: int, base: int) -> Setting:
@@ -56,8 +65,9 @@ def rivals() -> Iterator[Setting]:
     """What comes near the default at lag 8 on base 0, on the other bases."""
     for base, name in product(BASES, ("tis_sequence", "decoupled", "tis", "topr")):
         yield Setting(name, 8, 7e-4, 0.0, base)
-    for lag, base in product((16, 0), BASES):
+    for lag, base in product((8, 16, 0), BASES):
         yield Setting("tis_sequence", lag, 7e-4, 0.0, base)
+        yield masked(lag, base)
 
 
 def rates() -> Iterator[Setting]:

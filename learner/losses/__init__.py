@@ -90,7 +90,7 @@ def topr(
 def async_objective(
     logprobs_NT: Tensor, behavior_logprobs_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor, **settings: Any
 ) -> Result:
-    """The default for asynchronous training: trust-region mask, capped importance weight, and a pull towards mu.
+    """The default for asynchronous training: the importance weight of the whole sequence, capped, and tempered where the sequence is long.
 
     ``settings`` as for ``grpo``.
     """

@@ -29,6 +29,8 @@ class Objective:
     dual_clip: float | None = None
     trust: float = 0.2
     weight_cap: float = 2.0
+    weight_tokens: int | None = None
+    """A sequence's log-weight is scaled by ``weight_tokens`` / its tokens where it has more, so that it does not grow with the length."""
     tau: float = 1e-3
     kl: float = 0.0
     kl_kind: str = "k3"
@@ -67,6 +69,8 @@ def _capped(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective
 
 def _capped_sequence(logprobs: Tensor, behavior: Tensor, advantages: Tensor, o: Objective, s: Sequences) -> terms.Term:
     log_w = s.sum(terms.log_ratio(logprobs, behavior).detach())
+    if o.weight_tokens is not None:
+        log_w = log_w * (o.weight_tokens / s.lengths(log_w)).clamp(max=1)
     weight = log_w.clamp(-terms.RATIO_LIMIT, terms.RATIO_LIMIT).exp()
     return terms.capped(logprobs, behavior, advantages, o.weight_cap, weight)
 
@@ -83,7 +87,7 @@ OBJECTIVES: dict[str, Objective] = {
     "grpo": Objective(_ppo, "population", "sequence_mean"),
     "dapo": Objective(_ppo, "population", "token_mean", clip_high=0.28),
     "topr": Objective(_tapered, "sample", "sequence_mean"),
-    "async": Objective(_trust_region, "population", "token_mean", weight_cap=1.0, penalty=True),
+    "async": Objective(_capped_sequence, "population", "token_mean", weight_cap=2.0, weight_tokens=256),
     "drgrpo": Objective(_ppo, "none", "constant"),
     "rloo": Objective(_ppo, "none", "sequence_mean", advantage_baseline="leave_one_out"),
     "reinforce_pp": Objective(_ppo, "batch", "token_mean"),
@@ -97,7 +101,9 @@ OBJECTIVES: dict[str, Objective] = {
     "dppo": Objective(_trust_region, "none", "token_mean", weight_cap=10.0, penalty=True),
     "r1": Objective(_ppo, "population", "sequence_mean", clip_low=10.0, clip_high=10.0, kl=1e-3),
 }
-"""``async`` is the default, as it came out of benchmarks/staleness.md: DPPO's mask, negatives and positives alike weighed with at most 1.
+"""``async`` is the default, as it came out of benchmarks/staleness.md: the whole sequence's weight pi / mu, at most 2 (``tis_sequence``). That
+is a product over tokens, whose spread grows with their number until most weights are 0 or the cap; so beyond 256 tokens the log-weight is
+scaled down to what 256 tokens with the same mean would have (between a sequence's weight and its geometric mean, as GSPO has it).
 
 ``r1`` has the published settings of DeepSeek-R1 (arXiv 2501.12948, section 2: eps 10, beta .001; G 16, lr 3e-6, the reference refreshed
 every 400 steps stand in the run file). Its danger: at eps 10 the clip has no lower bound that works, and a negative advantage is

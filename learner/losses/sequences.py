@@ -30,4 +30,8 @@ class Sequences:
 
     def mean(self, values: Tensor) -> Tensor:
         """As ``sum``, divided by the number of used tokens."""
-        return self.sum(values) / self.sum(torch.ones_like(values)).clamp(min=1)
+        return self.sum(values) / self.lengths(values)
+
+    def lengths(self, like: Tensor) -> Tensor:
+        """For each token the number of used tokens of its sequence, at least 1; of the type of ``like``."""
+        return self.sum(torch.ones_like(like)).clamp(min=1)

@@ -51,7 +51,7 @@ def ppo_clip(
 
 
 def trust_region(logprobs: Tensor, behavior: Tensor, advantages: Tensor, trust: float, cap: float, tau: float) -> Term:
-    """``-K sg[min(w, C)] A log pi + tau (log w)^2``: the default for asynchronous training.
+    """``-K sg[min(w, C)] A log pi + tau (log w)^2``: each token by itself, in a trust region of probabilities.
 
     K leaves out a token that moved further than ``trust`` in probability already in the direction that its advantage
     pushes (A > 0 and pi - mu > d, or A < 0 and pi - mu < -d: DPPO's mask). C caps the importance weight (truncated

@@ -113,7 +113,9 @@ def test_packed_and_padded_agree_in_log_probabilities_losses_and_gradients(
         scores = score(packed, chunk, temperature=0.7, rows=4)
         for row in chunk.rows_N:
             assert torch.allclose(scores.logprobs_M[rows == row], logprobs[row][mask[row]], atol=1e-5)
-        tokens = token_losses(objective, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages[rows], rows >= 0)
+        tokens = token_losses(
+            objective, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages[rows], rows >= 0, sequence=rows
+        )
         loss = (tokens.loss * weights[rows]).sum()
         loss.backward()
         total += loss.item()

@@ -59,7 +59,9 @@ def slow(
             elif o.term.__name__ == "_capped":
                 loss = -min(w, o.weight_cap) * a * lp
             elif o.term.__name__ == "_capped_sequence":
-                loss = -min(math.exp(max(-60.0, min(60.0, sum(logs[i])))), o.weight_cap) * a * lp
+                most = o.weight_tokens or len(logs[i])
+                whole_w = sum(logs[i]) * min(1.0, most / len(logs[i]))
+                loss = -min(math.exp(max(-60.0, min(60.0, whole_w))), o.weight_cap) * a * lp
             elif o.term.__name__ == "_banded":
                 loss = -(w if 1 - o.clip_low <= w <= 1 + o.clip_high else 0.0) * a * lp
             elif o.term.__name__ == "_sequence_clip":
@@ -117,7 +119,8 @@ VARIANTS = [
     *OBJECTIVES.values(),
     replace(OBJECTIVES["grpo"], dual_clip=3.0),
     replace(OBJECTIVES["grpo"], aggregation="constant", constant_length=77, advantage_std="none"),
-    replace(OBJECTIVES["async"], aggregation="sequence_mean", weight_cap=1.0, tau=0.1),
+    replace(OBJECTIVES["dppo"], aggregation="sequence_mean", weight_cap=1.0, tau=0.1),
+    replace(OBJECTIVES["async"], weight_tokens=4),
     replace(OBJECTIVES["gspo"], clip_low=0.2, clip_high=0.3),
     replace(OBJECTIVES["grpo"], opsm=0.05),
     replace(OBJECTIVES["grpo"], kl_kind="k2"),
@@ -317,7 +320,8 @@ def test_gradients_by_finite_differences(objective: Objective) -> None:
         elif objective.term.__name__ == "_capped":
             weight, tau = ratio.clamp(max=objective.weight_cap), 0.0
         elif objective.term.__name__ == "_capped_sequence":
-            whole = ((logprobs - behavior) * mask).sum(1, keepdim=True).exp().expand_as(ratio)
+            log_w, length = ((logprobs - behavior) * mask).sum(1, keepdim=True), mask.sum(1, keepdim=True).clamp(min=1)
+            whole = (log_w * ((objective.weight_tokens or 99) / length).clamp(max=1)).exp().expand_as(ratio)
             weight, tau = whole.clamp(max=objective.weight_cap), 0.0
         elif objective.term.__name__ == "_banded":
             outside = (ratio < 1 - objective.clip_low) | (ratio > 1 + objective.clip_high)
@@ -354,7 +358,11 @@ def test_metrics_tell_what_was_clipped() -> None:
     assert metrics["importance_ratio_max"] == pytest.approx(1.8) and metrics["importance_ratio_capped_max"] == 1.0
     assert grpo(behavior, logprobs, down, every)[1]["clip_fraction_low"] == pytest.approx(1 / 3)
     assert grpo(logprobs, behavior, down, every, dual_clip=1.5)[1]["clip_fraction_dual"] == pytest.approx(1 / 3)
-    assert async_objective(logprobs, behavior, up, every, trust=0.3)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
+    masked = replace(OBJECTIVES["dppo"], trust=0.3)
+    assert batch_loss(masked, logprobs, behavior, up, every)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
+    _, metrics = async_objective(logprobs, behavior, up, every, weight_cap=1.5)
+    assert metrics["capped_fraction"] == 1.0 and metrics["importance_ratio_capped_mean"] == 1.5, "the whole sequence's"
+    assert async_objective(logprobs, behavior, up, every, weight_cap=1.5, weight_tokens=1)[1]["capped_fraction"] == 0
     assert dapo(logprobs, behavior, up, every)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
     _, metrics = topr(logprobs, behavior, down, every)
     assert metrics["capped_fraction"] == pytest.approx(1 / 3) and metrics["importance_ratio_capped_mean"] == 1.0
@@ -443,7 +451,7 @@ def test_the_run_file_replaces_single_values() -> None:
         "constant",
         9,
     )
-    assert objective_of(ObjectiveTable(name="async", tau=0.0)).regularises is False
+    assert objective_of(ObjectiveTable(name="dppo", tau=0.0)).regularises is False
 
 
 def test_published_settings_stand_behind_the_names() -> None:
