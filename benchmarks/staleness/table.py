@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.staleness.lab import FINAL_SAMPLES, QUESTIONS, Setting
+from benchmarks.staleness.lab import ANSWER, FINAL_SAMPLES, QUESTIONS, Setting
 from benchmarks.staleness.results import known
 
 Result = Mapping[str, Any]
@@ -140,7 +140,7 @@ def write(default: Setting) -> None:
     minutes = sum(r["seconds"] for r in results) / 60
     text = (BENCHMARKS / "staleness" / "about.md").read_text()
     parts = {
-        "questions": str(QUESTIONS), "samples": str(FINAL_SAMPLES), "count": str(len(results)), "minutes": f"{minutes:.0f}",
+        "questions": str(QUESTIONS), "answer": str(ANSWER), "samples": str(FINAL_SAMPLES), "count": str(len(results)), "minutes": f"{minutes:.0f}",
         "versions": f"torch {version('torch')}, Python {platform.python_version()}, {platform.machine()}",
         "table": "\n".join(table(one)), "default": "\n".join(by_base(results, default)),
         "rivals": "\n".join(rivals(results, default.lag)),
