@@ -89,7 +89,7 @@ class ControlClient:
                     self._drop(poller, socket)
                 self._endpoint, self.joined, sub = self._wanted, False, None
                 dealer = self._socket(zmq.DEALER, self._endpoint, poller)
-                dealer.send(self._join())
+                self._send(dealer, self._join())
             if dealer is None:
                 poller.poll()
                 continue
