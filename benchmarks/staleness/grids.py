@@ -33,11 +33,11 @@ def lags() -> Iterator[Setting]:
         yield Setting(name, lag, 7e-4, 0.0, 0)
     for lag in (2, 4):
         yield default(lag, 0)
-    for base in BASES:
-        yield replace(default(8, base), beta1=0.9)
     for options in ({"weight_tokens": 16}, {"weight_cap": 1.0}):
         yield replace(default(8, 0), options=options)
         yield replace(default(8, 2), options=options)
+    for base in BASES:
+        yield replace(default(8, base), beta1=0.9)
     for options in ({"weight_cap": 2.0}, {"advantage_std": "none"}, {"tau": 0.0}):
         yield replace(masked(8, 0), options={**MASKED, **options})
 
