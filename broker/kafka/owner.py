@@ -15,48 +15,64 @@ from kafka import KafkaConsumer, errors
 from kafka.admin import KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from broker.errors import HeldByAnother
+from broker.errors import HeldByAnother, LogUnavailable
 from broker.kafka.consumer import SESSION_SECONDS
 from broker.kafka.faults import patiently, translated
 from broker.kafka.reader import consumer_settings
 from broker.kafka.settings import KafkaSettings
 
 MARGIN_SECONDS = 3.0
-JOIN_SECONDS = 20.0
+REBALANCE_SECONDS = (
+    12.0  # that the broker waits for a member that has asked to join and went away; the holder polls every 0.5 s
+)
+JOIN_SECONDS = 2 * REBALANCE_SECONDS
 
 
 class Ownership:
     """Holds ``name`` until ``release`` or the end of this process. ``topic`` has one partition: who is given it, owns.
 
-    Raises HeldByAnother once the present holder has shown that it lives.
+    Raises HeldByAnother once the present holder has shown that it lives, and LogUnavailable if the broker gives the topic to nobody: its
+    only member may have joined before it knew of the topic, or was lost to the broker, and is to join anew.
     """
 
     def __init__(self, settings: KafkaSettings, admin: KafkaAdminClient, topic: str, name: str, owner: str) -> None:
-        self._name, self._stop = name, threading.Event()
-        self._wait_for_vacancy(admin, name)
+        self._name, self._me, self._stop = name, printable(owner), threading.Event()
+        self._wait_for_vacancy(admin)
         with translated(f"taking {name}"):
             self._consumer = KafkaConsumer(
-                **consumer_settings(settings), group_id=name, client_id=printable(owner),
+                **consumer_settings(settings), group_id=name, client_id=self._me,
                 partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
-                heartbeat_interval_ms=1500, max_poll_interval_ms=300_000,
+                heartbeat_interval_ms=1500, max_poll_interval_ms=int(REBALANCE_SECONDS * 1000),
             )  # fmt: skip
             self._consumer.subscribe([topic])
         deadline = time.monotonic() + JOIN_SECONDS
         while not self._turn():
             if time.monotonic() > deadline:
-                holder = _holder(admin, name)
+                holder = self._holder(admin)
                 self._consumer.close(autocommit=False, timeout_ms=1000)
-                raise HeldByAnother(name, holder or "a process that came at the same time")
+                if holder is not None:
+                    raise HeldByAnother(name, holder)
+                raise LogUnavailable(f"the broker has not given {name} to its only member within {JOIN_SECONDS:.0f} s")
         self._thread = threading.Thread(target=self._run, name=f"owner of {name}", daemon=True)
         self._thread.start()
 
-    def _wait_for_vacancy(self, admin: KafkaAdminClient, name: str) -> None:
+    def _wait_for_vacancy(self, admin: KafkaAdminClient) -> None:
         """A holder that was killed is still listed until its session ends."""
         deadline = time.monotonic() + SESSION_SECONDS + MARGIN_SECONDS
-        while (holder := _holder(admin, name)) is not None:
+        while (holder := self._holder(admin)) is not None:
             if time.monotonic() > deadline:
-                raise HeldByAnother(name, holder)
+                raise HeldByAnother(self._name, holder)
             time.sleep(0.25)
+
+    def _holder(self, admin: KafkaAdminClient) -> str | None:
+        """The client id of a living member that is not of this process; None if there is none."""
+        with translated(f"asking who holds {self._name}"):
+            try:
+                group: dict[str, Any] = patiently(lambda: admin.describe_groups([self._name])[self._name])
+            except errors.GroupIdNotFoundError:
+                return None
+        others = [str(m["client_id"]) for m in group.get("members") or [] if str(m["client_id"]) != self._me]
+        return others[0] if others else None
 
     def _turn(self) -> bool:
         """Keep the membership alive; whether this process holds the partition."""
@@ -76,17 +92,6 @@ class Ownership:
     def release(self) -> None:
         self._stop.set()
         self._thread.join(5)
-
-
-def _holder(admin: KafkaAdminClient, name: str) -> str | None:
-    """The client id of the living member of group ``name``; None if there is none."""
-    with translated(f"asking who holds {name}"):
-        try:
-            group: dict[str, Any] = patiently(lambda: admin.describe_groups([name])[name])
-        except errors.GroupIdNotFoundError:
-            return None
-    members = group.get("members") or []
-    return str(members[0]["client_id"]) if members else None
 
 
 def printable(text: str) -> str:

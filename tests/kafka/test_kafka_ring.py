@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from ringtools import by_role, end_run, headrace, start_run, verify, wait_for
 
-from broker.errors import HeldByAnother
+from broker.errors import HeldByAnother, LogUnavailable
 from broker.kafka.server import KafkaServer
-from broker.log import open_log
+from broker.log import TopicSpec, open_log
 from broker.messages import Manifest, encode
 from broker.run import Run
 from headrace.records import scan
@@ -231,10 +231,27 @@ def kill_one(rng: random.Random, run: subprocess.Popen[bytes], server: KafkaServ
     return True
 
 
+def test_a_member_that_is_given_nothing_is_no_refused_one(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its group lists nobody else, so nobody else holds the name: the learner asks again, as for a log that is away."""
+    from broker.kafka.owner import Ownership
+
+    log = open_log(f"{kafka.url}?replication=1")
+
+    def take() -> Ownership:
+        return Ownership(log._settings, log._admin, "anew.owners", "anew.learner", "the learner")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("broker.kafka.owner.JOIN_SECONDS", 1.0)
+    with pytest.raises(LogUnavailable, match="only member"):  # the topic that it would be given is not there yet
+        take()
+    monkeypatch.undo()
+    log.create([TopicSpec("anew.owners", 1)])
+    take().release()
+    log.close()
+
+
 def test_who_was_superseded_can_write_no_more(kafka: KafkaServer) -> None:
     """The transactional id fences a learner that was cut off; the one that holds the name goes on."""
     from broker.kafka.producer import ExclusiveProducer
-    from broker.log import TopicSpec
 
     log = open_log(f"{kafka.url}?replication=1")
     log.create([TopicSpec("fenced.steps", 1)])
