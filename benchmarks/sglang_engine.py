@@ -1,8 +1,8 @@
 """The SGLang engine against its own server driven by SGLang's bench_serving, and what an update costs: ``make bench-sglang``.
 
 Both send the same number of random prompts of one length, with the same settings and concurrency, in pairs of which either is first
-in turn; the ratio is the median of the pairs', with the lowest and the highest beside it. Updates go the product's way: publisher process, gloo lane, pause, load, go on; one after every ``STEP`` samples, which
-are as many tokens as a step of recipes/tiny.toml has.
+in turn; the ratio is the median of the pairs', with the lowest and the highest beside it. Updates go the product's way: publisher
+process, gloo lane, pause, load, go on; one after every ``STEP`` samples, which are as many tokens as a step of recipes/tiny.toml has.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Publishing:
         self._announcements.flush()
         self.published = version
         now, before = self._publisher.stats, self._told
-        evicted = list((now.evicted - before.evicted).elements())
+        evicted = now.evicted - before.evicted
         receivers = [member.name for member in self.control.receivers()]
         self._telemetry.pushed(now.push_seconds - before.push_seconds, receivers, evicted, now.epochs - before.epochs)
         self._told = replace(now, evicted=now.evicted.copy())

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -95,13 +95,13 @@ class Telemetry:
                 self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
-    def pushed(self, seconds: float, receivers: Sequence[str], evicted: Sequence[str], epochs: int) -> None:
-        """Export one push of weights to ``receivers``; members ``evicted`` and new ``epochs`` since the push before."""
+    def pushed(self, seconds: float, receivers: Sequence[str], evicted: Mapping[str, int], epochs: int) -> None:
+        """Export one push of weights to ``receivers``; how often members were ``evicted``, and new ``epochs``, since the push before."""
         self.metrics.broadcast_seconds.observe(seconds)
         for name in receivers:  # at 0 from its first push on: a rate needs a beginning
             self.metrics.evictions(name)
-        for name in evicted:
-            self.metrics.evictions(name).inc()
+        for name, times in evicted.items():
+            self.metrics.evictions(name).inc(times)
         self.metrics.epochs.inc(epochs)
 
     def evicted(self, name: str) -> None:

@@ -69,6 +69,14 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def on_policy(results: Sequence[Result]) -> dict[int, float]:
+    """The best result without lag of any setting, by base; not a number where there is none."""
+    return {
+        b: max((final(r) for r in results if r["base"] == b and r["lag"] == 0), default=float("nan"))
+        for b in {r["base"] for r in results}
+    }
+
+
 def by_base(results: Sequence[Result], setting: Setting) -> list[str]:
     """``setting`` on every base and at every lag, with the share of the same base on-policy (the best of all settings)."""
     mine = [
@@ -77,9 +85,7 @@ def by_base(results: Sequence[Result], setting: Setting) -> list[str]:
         if label(r) == label(setting.__dict__) and (r["lr"], r["beta1"]) == (setting.lr, setting.beta1)
     ]
     bases, lags = sorted({r["base"] for r in mine}), sorted({r["lag"] for r in mine})
-    best = {
-        b: max((final(r) for r in results if r["base"] == b and r["lag"] == 0), default=float("nan")) for b in bases
-    }
+    best = on_policy(results)
     value = {(r["base"], r["lag"]): final(r) for r in mine}
     head = "| base | best on-policy |" + "".join(f" lag {lag} | of on-policy |" for lag in lags)
     lines = [head, "|---|---|" + "---|---|" * len(lags)]
@@ -96,7 +102,7 @@ def by_base(results: Sequence[Result], setting: Setting) -> list[str]:
 def rivals(results: Sequence[Result], lag: int) -> list[str]:
     """The settings that were tried at ``lag`` on every base, and their share of the best on-policy result there."""
     bases = sorted({r["base"] for r in results})
-    best = {b: max(final(r) for r in results if r["base"] == b and r["lag"] == 0) for b in bases}
+    best = on_policy(results)
     shares = {}
     for (name, lr, beta1), found in rows(results).items():
         value = {r["base"]: final(r) for r in found.get(lag, [])}

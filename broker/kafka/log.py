@@ -13,7 +13,7 @@ from broker.errors import LogError
 from broker.kafka import topics as clustered
 from broker.kafka.consumer import LogConsumer
 from broker.kafka.faults import patiently, translated
-from broker.kafka.owner import Ownership
+from broker.kafka.owner import Ownership, members_of
 from broker.kafka.producer import ExclusiveProducer, LogProducer
 from broker.kafka.reader import LogReader, consumer_settings
 from broker.kafka.settings import KafkaSettings
@@ -77,12 +77,9 @@ class KafkaLog:
 
     def members(self, group: str) -> frozenset[str]:
         """The names of the group's static members."""
-        with self._lock, translated(f"asking who is in {group}"):
-            try:
-                found = patiently(lambda: self._admin.describe_groups([group])[group])
-            except errors.GroupIdNotFoundError:
-                return frozenset()
-        return frozenset(str(m["group_instance_id"]) for m in found["members"] if m.get("group_instance_id"))
+        with self._lock:
+            found = members_of(self._admin, group)
+        return frozenset(str(m["group_instance_id"]) for m in found if m.get("group_instance_id"))
 
     def leave(self, group: str, instance: str) -> None:
         """Take a static member out of its group at once."""

@@ -22,9 +22,7 @@ from broker.kafka.reader import consumer_settings
 from broker.kafka.settings import KafkaSettings
 
 MARGIN_SECONDS = 3.0
-REBALANCE_SECONDS = (
-    12.0  # that the broker waits for a member that has asked to join and went away; the holder polls every 0.5 s
-)
+REBALANCE_SECONDS = 12.0  # that the broker waits for a member that went away while it joined
 JOIN_SECONDS = 2 * REBALANCE_SECONDS
 
 
@@ -66,13 +64,8 @@ class Ownership:
 
     def _holder(self, admin: KafkaAdminClient) -> str | None:
         """The client id of a living member that is not of this process; None if there is none."""
-        with translated(f"asking who holds {self._name}"):
-            try:
-                group: dict[str, Any] = patiently(lambda: admin.describe_groups([self._name])[self._name])
-            except errors.GroupIdNotFoundError:
-                return None
-        others = [str(m["client_id"]) for m in group.get("members") or [] if str(m["client_id"]) != self._me]
-        return others[0] if others else None
+        clients = (str(m["client_id"]) for m in members_of(admin, self._name))
+        return next((client for client in clients if client != self._me), None)
 
     def _turn(self) -> bool:
         """Keep the membership alive; whether this process holds the partition."""
@@ -92,6 +85,15 @@ class Ownership:
     def release(self) -> None:
         self._stop.set()
         self._thread.join(5)
+
+
+def members_of(admin: KafkaAdminClient, group: str) -> list[dict[str, Any]]:
+    """The members of a consumer group as the broker lists them; none where there is no such group."""
+    with translated(f"asking who is in {group}"):
+        try:
+            return list(patiently(lambda: admin.describe_groups([group])[group]).get("members") or [])
+        except errors.GroupIdNotFoundError:
+            return []
 
 
 def printable(text: str) -> str:

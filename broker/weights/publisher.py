@@ -27,6 +27,8 @@ from broker.weights.words import Words
 from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")
+# The process's start and the receivers' identities, of which an epoch is made; where there is none.
+NO_EPOCH: tuple[int, tuple[bytes, ...]] = 0, ()
 ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
 
 
@@ -73,10 +75,7 @@ class WeightPublisher:
         self._process: PublisherProcess | None = None
         self._words = Words(control.acks)
         self._epoch = 0
-        self._formed: tuple[int, tuple[bytes, ...]] = (
-            0,
-            (),
-        )  # of the epoch: start of the process, identities of receivers
+        self._formed = NO_EPOCH
         self._closing = self._warm = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
@@ -202,6 +201,7 @@ class WeightPublisher:
         """Bring ``push`` to all receivers; False if one failed and the others are to have it again."""
         members = self._control.receivers()
         if not members:
+            self._formed = NO_EPOCH
             return True
         self._words.begin()
         try:
@@ -268,7 +268,7 @@ class WeightPublisher:
             self._control.evict(name)
             self.stats.evicted[name] += 1
         if names:
-            self._formed = 0, ()
+            self._formed = NO_EPOCH
 
     @property
     def pid(self) -> int:

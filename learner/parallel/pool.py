@@ -36,24 +36,8 @@ class Pool(ParallelPlan):
         self._depth = 0
 
     def settle(self, config: LearnerConfig) -> None:
-        kind = config.learner.dtype
-        self.mixed, self.gathered = kind == "bfloat16", config.learner.pool_memory == "gathered"
-        for stage in config.stages:
-            if isinstance(stage, EvaluateStage):
-                continue
-            table, where = (config.rl(stage), "learner.") if isinstance(stage, RlStage) else (stage, "")
-            if isinstance(table, LearnerTable) and table.dtype != kind:
-                raise RunFileError(
-                    f"[[stage]] {stage.name} learner.dtype = {table.dtype!r}: a pool computes every stage in [learner] dtype = {kind!r}"
-                )
-            if isinstance(table, LearnerTable) and table.colocated:
-                raise RunFileError(
-                    "[learner] colocated = true: a pool takes no turns with engines; give it devices of its own"
-                )
-            if table.lora is not None or table.offload != "none":
-                raise RunFileError(
-                    f"[[stage]] {stage.name} {where}lora and {where}offload are for a learner of one process: a pool shards instead"
-                )
+        check_stages(config)
+        self.mixed, self.gathered = config.learner.dtype == "bfloat16", config.learner.pool_memory == "gathered"
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
@@ -131,3 +115,24 @@ class Pool(ParallelPlan):
         total = everybody[:, : len(sums)].sum(0).tolist()
         highest = everybody[:, len(sums) :].amax(0).tolist() if maxima else []
         return dict(zip(sums, total, strict=True)), dict(zip(maxima, highest, strict=True))
+
+
+def check_stages(config: LearnerConfig) -> None:
+    """Raises RunFileError if a stage asks for what a pool cannot do."""
+    kind = config.learner.dtype
+    for stage in config.stages:
+        if isinstance(stage, EvaluateStage):
+            continue
+        table, where = (config.rl(stage), "learner.") if isinstance(stage, RlStage) else (stage, "")
+        if isinstance(table, LearnerTable) and table.dtype != kind:
+            raise RunFileError(
+                f"[[stage]] {stage.name} learner.dtype = {table.dtype!r}: a pool computes every stage in [learner] dtype = {kind!r}"
+            )
+        if isinstance(table, LearnerTable) and table.colocated:
+            raise RunFileError(
+                "[learner] colocated = true: a pool takes no turns with engines; give it devices of its own"
+            )
+        if table.lora is not None or table.offload != "none":
+            raise RunFileError(
+                f"[[stage]] {stage.name} {where}lora and {where}offload are for a learner of one process: a pool shards instead"
+            )

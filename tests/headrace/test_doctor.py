@@ -155,13 +155,12 @@ def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> Non
     ring.mood("fair")
 
     while (known := evictions(ring.run)) < 3:
-        ring.signal(
-            "vowels-0", signal.SIGSTOP
-        )  # so that the learner has steps to make, and versions to push, when the actor stops
+        # Held back, votes give the learner steps to make, and versions to push, once the actor has stopped.
+        ring.signal("vowels-0", signal.SIGSTOP)
         ring.wait_until_all_is_sampled()
         ring.signal("actor-0", signal.SIGSTOP)
         ring.signal("vowels-0", signal.SIGCONT)
-        wait_for("an eviction", lambda known=known: evictions(ring.run) > known, 60)  # type: ignore[misc]
+        wait_for("an eviction", lambda known=known: evictions(ring.run) > known, 30)  # type: ignore[misc]
         ring.signal("actor-0", signal.SIGCONT)
     assert "evictions" in ring.wait_until_named("broadcasts evict actor-0 again and again")["evidence"]
 

@@ -44,9 +44,9 @@ def test_a_run_is_evaluated_while_it_goes_on_and_afterwards(tmp_path: Path) -> N
         leave(tmp_path, Asked(name="later", rewarder="vowels", questions=6))
         by_role(run, "learner")[0].kill()  # what was asked for outlives the learner
         wait_for("the answer", lambda: "later" in evaluations(tmp_path), 90)
-        wait_for("its end", lambda: not (tmp_path / "evaluations" / "later.toml").exists(), 30)
+        wait_for("its end", lambda: not (tmp_path / "evaluations" / "later.toml").exists(), 10)
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(90) == 130, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(30) == 130, (tmp_path / "run.out").read_text()[-3000:]
     finally:
         end_run(run)
     assert evaluations(tmp_path).count("later") == 1

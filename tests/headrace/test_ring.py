@@ -118,7 +118,7 @@ def test_ctrl_c_stops_a_kill_is_redone_and_poison_is_buried(tmp_path: Path) -> N
         poison(tmp_path)
         wait_for("more steps", lambda: steps_of(tmp_path) >= seen + 3, 120)
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(90) == 130, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(30) == 130, (tmp_path / "run.out").read_text()[-3000:]
         assert not by_role(run, "learner")
         assert "the same command resumes" in (tmp_path / "run.out").read_text()
         before = steps_of(tmp_path)
@@ -234,7 +234,7 @@ def test_a_rewarder_is_plugged_into_a_run_by_editing_its_file(tmp_path: Path) ->
         wait_for("the second step", lambda: steps_of(home) >= 2 or run.poll() is not None, 120)
         text = file.read_text()
         file.write_text(text.replace("vowels = 1.0", "vowels = 1.0, nobody = 1.0"))
-        wait_for("a refusal", lambda: "nothing changed" in (home / "run.out").read_text(), 60)
+        wait_for("a refusal", lambda: "nothing changed" in (home / "run.out").read_text(), 30)
         (tmp_path / "brevity.py").write_text(
             "class Brevity:\n    def __call__(self, sample):\n        return 1.0 / (1 + len(sample.text))\n"
         )
@@ -268,7 +268,7 @@ def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path:
         assert daemons[-1].wait(200) == 0, (tmp_path / "3.out").read_text()[-2000:]
         for daemon in daemons[:-1]:
             daemon.terminate()
-            assert daemon.wait(40) == 0, "SIGTERM drains"
+            assert daemon.wait(10) == 0, "SIGTERM drains"
     finally:
         for daemon in daemons:
             daemon.kill()

@@ -56,7 +56,7 @@ def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, t
         time.sleep(3)
         for daemon in more:
             daemon.terminate()
-            assert daemon.wait(60) == 0
+            assert daemon.wait(30) == 0
         seen = steps_of(home)
         wait_for("steps without them", lambda: run.poll() is not None or steps_of(home) >= seen + 5, 120)
         os.kill(run.pid, signal.SIGINT)

@@ -165,7 +165,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(tmp_
         server.kill()
         wait_for("the view to say so", lambda: run.poll() is not None or "waiting for the log" in said(home), 60)
         assert run.poll() is None, said(home)
-        wait_for("the metric to say so", lambda: away(home) > 0, 60)
+        wait_for("the metric to say so", lambda: away(home) > 0, 30)
         time.sleep(OUTAGE)
         assert run.poll() is None, said(home)
         server.start()

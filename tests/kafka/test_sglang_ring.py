@@ -97,7 +97,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
                 [*command, "--name", "late", *attached], stdout=out, stderr=out, start_new_session=True
             )
         wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 90)
-        asked = (
+        asked = [
             "--data",
             "heldout",
             "--rewarder",
@@ -109,7 +109,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
             "--name",
             "beside",
             "--json",
-        )
+        ]
         done = headrace("eval", str(directory), *asked)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.partition("\n")[2])
@@ -122,7 +122,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
         until_step(steps_of(directory) + 4)
         before = generated(directory, "late")
         by_role(run, "learner")[0].kill()
-        wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 60)
+        wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 30)
         found = json.loads((directory / "targets.json").read_text())
         (address,) = [t["targets"][0] for t in found if t["labels"]["daemon"] == "late.server-0"]
         numbers = scrape(address, 5.0)

@@ -212,7 +212,6 @@ def test_the_kernel_is_left_alone_without_a_device_that_has_it() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kv", [8, 2], ids=["own-keys", "grouped"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["bfloat16", "autocast"])
 def test_the_kernel_gives_what_the_padded_batches_give(kv: int, mixed: bool) -> None:

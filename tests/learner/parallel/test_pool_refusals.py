@@ -10,12 +10,12 @@ import pytest
 from broker.errors import RunFileError
 from broker.runfile import RunFile
 from learner.config import LearnerConfig
-from learner.parallel.pool import Pool
+from learner.parallel.pool import check_stages
 
 
-def settle(learner: dict[str, Any], stage: dict[str, Any]) -> None:
+def check(learner: dict[str, Any], stage: dict[str, Any]) -> None:
     tables = {"learner": learner, "stage": [stage]}
-    Pool.settle(Pool.__new__(Pool), LearnerConfig(RunFile(tables, Path(), Path("run.toml"))))
+    check_stages(LearnerConfig(RunFile(tables, Path(), Path("run.toml"))))
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def settle(learner: dict[str, Any], stage: dict[str, Any]) -> None:
 )
 def test_what_a_pool_cannot_do_is_refused(learner: dict[str, Any], stage: dict[str, Any], told: str) -> None:
     with pytest.raises(RunFileError, match=told):
-        settle(learner, stage)
+        check(learner, stage)
 
 
 def test_the_rest_is_taken() -> None:
-    settle({"gradient_checkpointing": True, "publish_dtype": "bfloat16"}, {"kind": "evaluate"})
+    check({"gradient_checkpointing": True, "publish_dtype": "bfloat16"}, {"kind": "evaluate"})
