@@ -296,6 +296,7 @@ class Learner:
     def ask(self, index: int, name: str, step: int, stage: EvaluateStage, table: LearnerTable) -> None:
         """Begin evaluation ``name``, unless it has been made; what is already under way of it goes on."""
         if name in self.evaluated:
+            place(self.run.directory, name).unlink(missing_ok=True)  # a learner was killed between the answer and this
             return
         schedule = self.schedule(stage.data, False)
         ask = Ask(stage.k, self._mix, sampling(stage.sampling or table.sampling), "eval", name)

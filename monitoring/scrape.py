@@ -16,6 +16,11 @@ def scrape(address: str, timeout: float = 0.5) -> dict[str, float]:
             text = answer.read().decode()
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
         return {}
+    return samples(text)
+
+
+def samples(text: str) -> dict[str, float]:
+    """Every sample of an exposition by ``name`` or ``name{label=value,...}``."""
     out: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from monitoring.processes import STOPPED, holder_of, state_of
+
 SMALL = Path(__file__).resolve().parent / "chaos" / "run.toml"
 
 
@@ -63,6 +65,22 @@ def wait_for(what: str, happened: Callable[[], object], seconds: float) -> None:
     while not happened():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.1)
+
+
+def freeze(pid: int, run: Path) -> None:
+    """SIGSTOP a process, but not while it holds a file of the run's log, which would hold up everybody else there."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        wait_for("a stop", lambda: state_of(pid) == STOPPED, 10)
+        if pid not in {holder(file) for file in (run / "log").glob("*.lock")}:
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+
+
+def holder(file: Path) -> int | None:
+    with file.open() as opened:
+        return holder_of(opened.fileno())
 
 
 def end_run(run: subprocess.Popen[bytes]) -> None:

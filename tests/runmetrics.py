@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics
 from monitoring.prometheus import programs
+from monitoring.scrape import samples
 
 ROLES = {
     "learner": (LearnerMetrics, BrokerMetrics),
@@ -82,9 +83,9 @@ def missing_or_dead(role: str, families: Iterable[Metric], quiet: Collection[str
     return sorted(name for name in wanted if name not in found or not is_alive(found[name]))
 
 
-def check_metrics(run: Path, quiet: Collection[str] = ()) -> None:
+def check_metrics(run: Path, quiet: Collection[str] = ()) -> dict[str, dict[str, float]]:
     """Scrape every daemon of the run: nothing missing or dead (but what is ``quiet`` in this run), all by convention, every second
-    accounted for, few series."""
+    accounted for, few series. Returns what was scraped, by daemon."""
     targets = json.loads((run / "targets.json").read_text())
     check_time({t["labels"]["daemon"]: t["targets"][0] for t in targets if t["labels"]["role"] != "supervisor"})
     texts = {t["labels"]["daemon"]: (t["labels"]["role"], exposition(t["targets"][0])) for t in targets}
@@ -97,6 +98,7 @@ def check_metrics(run: Path, quiet: Collection[str] = ()) -> None:
         done = subprocess.run([programs() / "promtool", "check", "metrics"], input=text, capture_output=True, text=True)
         complaints = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("headrace_")]
         assert not complaints, complaints
+    return {name: samples(text) for name, (_, text) in texts.items()}
 
 
 def check_time(addresses: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ flock around every write, and around every close (which checkpoints too), keeps 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from broker.errors import LogError, LogFull, LogUnavailable
+from broker.sqlite.flock import held
 
 BUSY_SECONDS = 30.0
 FREE_BYTES = 1 << 20  # an I/O error with less room than this on the disk is a full disk
@@ -39,13 +39,8 @@ class LockedFile:
             os.close(self._lock)
             raise
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return held(self._lock, self.path)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

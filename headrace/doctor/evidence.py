@@ -22,6 +22,7 @@ from headrace.doctor.waiting import Waiting, waiting_groups
 from headrace.records import last
 from headrace.runfile import WholeRun
 from monitoring.daemon import Registration, registrations
+from monitoring.processes import state_of
 from monitoring.scrape import scrape
 
 BETWEEN_SECONDS = 2.0  # the two looks from which it is told what moves
@@ -152,7 +153,7 @@ def _daemon(entry: Registration, before: Mapping[str, float]) -> Daemon:
     told = now.get("headrace_clock_timestamp_seconds", asked)
     clock = told - answered if told > answered else min(0.0, told - asked)
     healthy = entry.role != "sglang" or _healthy(entry.metrics)
-    return Daemon(entry, before, now, _state(entry.pid), clock, healthy)
+    return Daemon(entry, before, now, state_of(entry.pid), clock, healthy)
 
 
 def _healthy(url: str) -> bool:
@@ -162,14 +163,6 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def _state(pid: int) -> str:
-    """The letter of a process's state (``T``: stopped); empty if it is of another machine or gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 def _words(logs: Path) -> dict[str, str]:

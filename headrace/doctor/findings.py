@@ -9,6 +9,7 @@ from statistics import fmean
 from broker.messages import StepResult
 from headrace.doctor.evidence import BETWEEN_SECONDS, Daemon, Evidence
 from headrace.rundir import RUN_FILE
+from monitoring.processes import STOPPED
 
 RESTARTS = 3  # ends of one daemon that make a loop
 BACKLOG = 16  # records that one partition may hold without being called slow
@@ -37,7 +38,7 @@ Rule = Callable[[Evidence], Iterable[Finding]]
 
 def unreachable_log(e: Evidence) -> Iterator[Finding]:
     if e.log_error:
-        fix = "start the log again, or correct [broker] url; the daemons wait for it and go on by themselves"
+        fix = "mend what the evidence names, or correct [broker] url; the daemons wait for it and go on by themselves"
         if e.run.url.startswith("kafka://"):
             fix = f"is Kafka up at {e.run.url}? (`headrace kafka` starts one here); the daemons wait for it and go on"
         yield Finding("the log cannot be reached", f"{e.run.url}: {e.log_error}", fix)
@@ -92,8 +93,8 @@ def nobody(e: Evidence) -> Iterator[Finding]:
 def hung(e: Evidence) -> Iterator[Finding]:
     for daemon in e.daemons:
         name, pid = daemon.entry.name, daemon.entry.pid
-        if daemon.state == "T":
-            yield Finding(f"{name} is stopped", f"process {pid} is in state T", f"`kill -CONT {pid}`")
+        if daemon.state == STOPPED:
+            yield Finding(f"{name} is stopped", f"process {pid} is in state {STOPPED}", f"`kill -CONT {pid}`")
         elif not daemon.now and daemon.entry.role != "sglang":
             where = f"{daemon.entry.metrics} gives no answer, process {pid} lives"
             yield Finding(

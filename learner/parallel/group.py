@@ -33,6 +33,10 @@ def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
     store = _store(place)
     if place.rank == 0:
         store.set("pool", json.dumps({"device": device, "timeout": timeout}))
+    store.set(f"here/{place.rank}", "")
+    store.wait(
+        [f"here/{rank}" for rank in range(place.world)]
+    )  # from now on the ranks keep step within a collective's time
     told = json.loads(store.get("pool"))
     device, limit = told["device"], timedelta(seconds=told["timeout"])
     if device == "cuda":

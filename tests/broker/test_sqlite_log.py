@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from broker.errors import LogError, LogFull, RunFileError
+from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
 from broker.log import TopicSpec, open_log
+from broker.messages import Position
 from broker.sqlite_log import SqliteLog
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -115,5 +118,27 @@ def test_retention_by_age_and_by_size(tmp_path: Path, monkeypatch: pytest.Monkey
         producer.flush()
     assert log.begins("old") == {0: 5} and log.ends("old") == {0: 6}
     assert log.begins("big") == {0: 5}
+    producer.close()
+    log.close()
+
+
+def test_who_was_stopped_in_the_middle_of_an_append_is_named_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.sqlite.flock.PATIENCE_SECONDS", 0.5)
+    log = SqliteLog(tmp_path)
+    log.create([TopicSpec("t", 1)])
+    producer = log.producer()
+    producer.send("t", b"k", b"v")
+    script = "from pathlib import Path\nimport os, signal, sys\nfrom broker.sqlite.files import LockedFile\n"
+    script += "with LockedFile(Path(sys.argv[1])).write():\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "t.sqlite")]) as process:
+        os.waitpid(process.pid, os.WUNTRACED)
+        for _ in range(2):
+            with pytest.raises(LogUnavailable, match=rf"t\.sqlite has been locked .* `kill -CONT {process.pid}`"):
+                producer.flush()
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == 0
+    assert producer.flush() == [Position(0, 0)] and log.ends("t") == {0: 1}
     producer.close()
     log.close()

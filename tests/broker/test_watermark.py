@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.log import Record
@@ -13,6 +13,7 @@ def record(offset: int, partition: int = 0) -> Record:
     return Record("t", partition, offset, b"", b"", 0.0)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 12))
 def test_the_watermark_is_the_first_gap(order: list[int], count: int) -> None:
     mark = Watermark()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ringtools import by_role, end_run, start_run, verify, wait_for
+from ringtools import by_role, end_run, freeze, start_run, verify, wait_for
 from runmetrics import check_metrics
 from test_ring import manifests, results_of, steps_of
 
@@ -95,6 +95,11 @@ def scraped(directory: Path, daemon: str) -> dict[str, float]:
     return scrape(entry["metrics"], 5.0)
 
 
+def drawn_by(directory: Path, actor: str) -> float:
+    """Tokens that an actor has drawn so far."""
+    return scraped(directory, actor)["headrace_generated_tokens_total"]
+
+
 def evictions(directory: Path) -> float:
     found = scraped(directory, "learner-0").items()
     return sum(value for name, value in found if name.startswith("headrace_broadcast_evictions_total"))
@@ -102,11 +107,13 @@ def evictions(directory: Path) -> float:
 
 @pytest.mark.timeout(600)
 def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path: Path) -> None:
-    run = start_run(tmp_path, *sets("learner.max_lag=0", "stage.1.steps=24", "stage.1.eval_every=12", "actors.count=2"))
+    run = start_run(tmp_path, *sets("learner.max_lag=0", "stage.1.steps=48", "stage.1.eval_every=24", "actors.count=2"))
     try:
         wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 300)
-        check_metrics(tmp_path, quiet={"headrace_outstanding_groups", "headrace_weight_receivers"})  # 0 in a turn
-        learner, actor = scraped(tmp_path, "learner-0"), scraped(tmp_path, "actor-0")
+        seen = check_metrics(
+            tmp_path, quiet={"headrace_outstanding_groups", "headrace_weight_receivers"}
+        )  # 0 in a turn
+        learner, actor = seen["learner-0"], seen["actor-0"]
         assert learner["headrace_turn_seconds_count"] >= 8
         assert sum(v for k, v in learner.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
         assert sum(v for k, v in actor.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
@@ -114,7 +121,7 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
     finally:
         end_run(run)
     audit = verify(tmp_path)
-    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (24, 96, 0, [])
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (48, 192, 0, [])
     assert audit["evaluated"] == 8 + 8 + 16
     steps = {m.step: m for m in manifests(tmp_path) if m.kind == "step"}
     of_group = {ref.group_id: step for step, m in steps.items() for ref in m.groups}
@@ -122,7 +129,7 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
     for m in read(tmp_path, "trajectories"):
         if isinstance(m, Trajectory) and m.purpose == "train":
             samples.setdefault(m.id, m)  # of what a redelivery brings again the first holds
-    assert len(samples) == 24 * 4 * 4
+    assert len(samples) == 48 * 4 * 4
     for sample in samples.values():
         assert [span.version for span in sample.versions] == [of_group[sample.group_id] - 1], "of the newest weights"
     results = results_of(tmp_path)
@@ -138,10 +145,12 @@ def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Pa
         with watching(tmp_path) as watcher:
             watcher.meet_turn(run)
             by_role(run, "learner")[0].kill()
-            time.sleep(0.5)  # samples that were finished before are still being published
-            drawn = scraped(tmp_path, "actor-0")["headrace_generated_tokens_total"]
+            looks = [-1.0, drawn_by(tmp_path, "actor-0")]
+            while looks[-1] > looks[-2]:  # samples that were finished before are still being published
+                time.sleep(0.5)
+                looks.append(drawn_by(tmp_path, "actor-0"))
             time.sleep(1.5)
-            assert scraped(tmp_path, "actor-0")["headrace_generated_tokens_total"] == drawn, "it rests"
+            assert drawn_by(tmp_path, "actor-0") == looks[-1], "it rests"
             before = steps_of(tmp_path)
             wait_for("more steps", lambda: steps_of(tmp_path) > before or run.poll() is not None, 200)
         assert run.wait(300) == 0, said(tmp_path)
@@ -164,12 +173,12 @@ def test_an_actor_that_dies_or_stops_holds_no_turn_up_and_comes_back(tmp_path: P
             by_role(run, "actors")[0].kill()
             made = steps_of(tmp_path)
             wait_for("steps without it", lambda: steps_of(tmp_path) >= made + 2 or run.poll() is not None, 200)
-            wait_for("its return", lambda: len(by_role(run, "actors")) == 2, 120)
+            wait_for("its return", lambda: scraped(tmp_path, "learner-0")["headrace_weight_receivers"] == 2, 120)
             wait_for("the engines' turn", lambda: not watcher.rest, 120)
             before, stopped = evictions(tmp_path), by_role(run, "actors")[0]
-            os.kill(stopped.pid, signal.SIGSTOP)
-            watcher.meet_turn(run)
+            watcher.meet_turn(run)  # its beginning: there is time to stop an actor before it ends
             turn = watcher.turn
+            freeze(stopped.pid, tmp_path)
             wait_for("the turn's end without it", lambda: watcher.turn > turn, 200)
             wait_for("its eviction", lambda: evictions(tmp_path) > before, 60)  # told with the push that follows
             os.kill(stopped.pid, signal.SIGCONT)

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
-from ringtools import SMALL, end_run, headrace, wait_for
+from ringtools import SMALL, end_run, freeze, headrace, wait_for
 
 from broker.run import Run
 from headrace.rundir import reopen
 from monitoring.daemon import own_version, registered
 from monitoring.exporter import Exporter
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RunMetrics
+from monitoring.scrape import scrape
 
 NAMED_SECONDS = 30.0
 MOODS = """
@@ -75,6 +76,9 @@ class Ring:
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.daemons[name].pid, number)
 
+    def freeze(self, name: str) -> None:
+        freeze(self.daemons[name].pid, self.run)
+
     def end(self, name: str) -> None:
         end_run(self.daemons.pop(name))
 
@@ -124,7 +128,7 @@ def ring(tmp_path: Path) -> Iterator[Ring]:
         ring.end(name)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> None:
     ring.start("learner", "learner-0")
     wait_for("prompts", lambda: (ring.run / "weights").exists() and ring.run.joinpath("run.toml").exists(), 60)
@@ -146,7 +150,7 @@ def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> Non
     wait_for("steps", lambda: ring.steps() > begun + 8, 60)
     wait_for("a sound ring", lambda: diagnosis(ring.run)["ok"], 60)
 
-    ring.signal("vowels-0", signal.SIGSTOP)
+    ring.freeze("vowels-0")
     assert ring.wait_until_named("vowels-0 is stopped")["fix"] == f"`kill -CONT {ring.daemons['vowels-0'].pid}`"
     ring.signal("vowels-0", signal.SIGCONT)
 
@@ -154,22 +158,27 @@ def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> Non
     assert "equal" in ring.wait_until_named("nearly all groups have equal rewards")["what"]
     ring.mood("fair")
 
-    while (known := evictions(ring.run)) < 3:
+    while evictions(ring.run) < 3:
         # Held back, votes give the learner steps to make, and versions to push, once the actor has stopped.
-        ring.signal("vowels-0", signal.SIGSTOP)
+        ring.freeze("vowels-0")
         ring.wait_until_all_is_sampled()
-        ring.signal("actor-0", signal.SIGSTOP)
+        ring.freeze("actor-0")
         ring.signal("vowels-0", signal.SIGCONT)
-        wait_for("an eviction", lambda known=known: evictions(ring.run) > known, 30)  # type: ignore[misc]
+        # Evicted, or no longer heard of before there was a push to it, which counts for nothing: then once more.
+        wait_for("no receiver", lambda: of_learner(ring.run)["headrace_weight_receivers"] == 0, 60)
         ring.signal("actor-0", signal.SIGCONT)
+        begun = ring.steps()  # at most six can be made of what was complete before
+        wait_for("steps with it", lambda begun=begun: ring.steps() > begun + 8, 60)  # type: ignore[misc]
     assert "evictions" in ring.wait_until_named("broadcasts evict actor-0 again and again")["evidence"]
 
 
-def evictions(run: Path) -> float:
-    from monitoring.scrape import scrape
-
+def of_learner(run: Path) -> dict[str, float]:
     entry = json.loads((run / "daemons" / "learner-0.json").read_text())
-    return scrape(entry["metrics"], 2.0).get("headrace_broadcast_evictions_total{member=actor-0}", 0.0)
+    return scrape(entry["metrics"], 10.0)
+
+
+def evictions(run: Path) -> float:
+    return of_learner(run).get("headrace_broadcast_evictions_total{member=actor-0}", 0.0)
 
 
 @pytest.fixture
@@ -191,6 +200,18 @@ def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
     record(Run.open(SMALL, [f"broker.url=kafka://127.0.0.1:{port}"], tmp_path))
     first = diagnosis(tmp_path)["findings"][0]
     assert first["what"] == "the log cannot be reached" and str(port) in first["evidence"]
+
+
+def test_a_process_that_was_stopped_with_the_log_in_its_hand_is_named(quiet: Path) -> None:
+    script = "from pathlib import Path\nimport sys, time\nfrom broker.sqlite.files import LockedFile\n"
+    script += "with LockedFile(Path(sys.argv[1])).write():\n    print('held', flush=True)\n    time.sleep(1000)\n"
+    file = str(quiet / "log" / "small.steps.sqlite")
+    with subprocess.Popen([sys.executable, "-c", script, file], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        process.send_signal(signal.SIGSTOP)
+        first = diagnosis(quiet)["findings"][0]
+        process.kill()
+    assert first["what"] == "the log cannot be reached" and f"`kill -CONT {process.pid}`" in first["evidence"]
 
 
 def test_a_run_that_nobody_runs_says_how_to_go_on(quiet: Path) -> None:
@@ -215,7 +236,7 @@ def test_what_daemons_export_is_read(quiet: Path) -> None:
             stack.callback(exporter.close)
             stack.enter_context(registered(quiet, name, role, exporter.address))
 
-        daemon("learner-0", "learner", lambda r: LearnerMetrics(r).phase_since("checkpoint").set(time.time() - 60))
+        daemon("learner-0", "learner", lambda r: LearnerMetrics(r).phase_since("checkpoint").set(time.time() - 60_000))
         daemon("supervisor", "supervisor", lambda r: RunMetrics(r).restarts("vowels-0", "rewarder").inc(4))
         daemon("actor-0", "actor", lambda r: ActorMetrics(r).weight_version.set(-1))
         daemon(
@@ -233,7 +254,7 @@ def test_what_daemons_export_is_read(quiet: Path) -> None:
         stack.enter_context(registered(quiet, "actor-0.server", "sglang", f"http://{server.address}"))
 
         found = {f["what"]: f for f in diagnosis(quiet)["findings"]}
-        assert "for 6" in found["the learner is in checkpoint"]["evidence"]
+        assert "for 60" in found["the learner is in checkpoint"]["evidence"]
         assert "4 restarts; last words: out of cheese" in found["vowels-0 ends again and again"]["evidence"]
         assert "actor-0 has no weights" in found
         assert "s ahead of" in found["the clock of fast is wrong"]["evidence"]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, by_role, end_run, headrace, start_run, verify, wait_for
+from ringtools import SMALL, by_role, end_run, freeze, headrace, start_run, verify, wait_for
 from runmetrics import check_metrics
 
 from broker.errors import DecodeError, HeldByAnother
@@ -43,7 +43,8 @@ def test_a_run_from_random_weights_to_its_report(tmp_path: Path) -> None:
     """One run, looked at from all sides: it is the slowest thing to make."""
     run = start_run(tmp_path, "--set", "stage.1.steps=60", "--set", "stage.1.eval_every=30")
     try:
-        wait_for("the second step", lambda: steps_of(tmp_path) >= 2 or run.poll() is not None, 120)
+        lock = tmp_path / "supervisor.lock"
+        wait_for("the run's lock", lambda: lock.exists() and lock.read_text() == str(run.pid), 60)
         second = headrace("run", str(SMALL), "--dir", str(tmp_path))
         assert second.returncode == 3 and f"pid {run.pid}" in second.stderr, "one supervisor a run"
         wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 120)
@@ -109,29 +110,30 @@ def sha256_of(checkpoint: Path) -> str:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_stops_a_kill_is_redone_and_poison_is_buried(tmp_path: Path) -> None:
-    options = ("--set", "stage.1.steps=14", "--set", "learner.checkpoint_every=1000")
+    steps = 40
+    options = ("--set", f"stage.1.steps={steps}", "--set", "learner.checkpoint_every=1000")
     run = start_run(tmp_path, *options)
     try:
-        wait_for("the third step", lambda: steps_of(tmp_path) >= 3, 120)
+        wait_for("the third step", lambda: steps_of(tmp_path) >= 3 or run.poll() is not None, 120)
         by_role(run, "learner")[0].kill()  # no checkpoint since the first stage: every step is redone from the log
         seen = steps_of(tmp_path)
         poison(tmp_path)
-        wait_for("more steps", lambda: steps_of(tmp_path) >= seen + 3, 120)
+        wait_for("more steps", lambda: steps_of(tmp_path) >= seen + 3 or run.poll() is not None, 120)
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(30) == 130, (tmp_path / "run.out").read_text()[-3000:]
         assert not by_role(run, "learner")
         assert "the same command resumes" in (tmp_path / "run.out").read_text()
         before = steps_of(tmp_path)
-        assert before < 14
+        assert before < steps
         run = start_run(tmp_path, *options)
         assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
     finally:
         end_run(run)
     audit = verify(tmp_path)
-    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (14, 56, 0, [])
+    assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (steps, 4 * steps, 0, [])
     assert audit["dead_letters"] == 3, "two poison trajectories and a poison prompt"
     last = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
-    replayed = headrace("replay", str(tmp_path), "--steps", "2-15", "--out", str(tmp_path / "replay"))
+    replayed = headrace("replay", str(tmp_path), "--steps", f"2-{steps + 1}", "--out", str(tmp_path / "replay"))
     assert replayed.stdout.strip() == sha256_of(last), "killed, redone, stopped, resumed: the same weights bit for bit"
 
 
@@ -232,6 +234,8 @@ def test_a_rewarder_is_plugged_into_a_run_by_editing_its_file(tmp_path: Path) ->
     run = start_run(home, "--set", "stage.1.steps=40", file=file)
     try:
         wait_for("the second step", lambda: steps_of(home) >= 2 or run.poll() is not None, 120)
+        voter = by_role(run, "rewarders")[0].pid
+        freeze(voter, home)  # without votes no more than the credited groups are fed, however long the edits take
         text = file.read_text()
         file.write_text(text.replace("vowels = 1.0", "vowels = 1.0, nobody = 1.0"))
         wait_for("a refusal", lambda: "nothing changed" in (home / "run.out").read_text(), 30)
@@ -240,6 +244,8 @@ def test_a_rewarder_is_plugged_into_a_run_by_editing_its_file(tmp_path: Path) ->
         )
         plugged = text.replace("vowels = 1.0", "vowels = 1.0, brevity = 0.5")
         file.write_text(plugged + '\n[rewarders.brevity]\nuse = "brevity.py:Brevity"\n')
+        wait_for("the edit", lambda: "edited, for the groups that are fed" in (home / "run.out").read_text(), 30)
+        os.kill(voter, signal.SIGCONT)
         assert run.wait(200) == 0, (home / "run.out").read_text()[-3000:]
     finally:
         end_run(run)

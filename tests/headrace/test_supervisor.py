@@ -133,7 +133,7 @@ def test_the_last_words_are_those_of_this_life(house: Path) -> None:
 
 
 def test_a_stop_drains_and_then_kills(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headrace.supervisor, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(headrace.supervisor, "DRAIN_SECONDS", 3.0)
     turn, pids = Turn(house, "sleeps", "drains", "is_deaf"), {}
 
     def tick() -> None:
@@ -151,7 +151,8 @@ def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
     script.write_text(
         "from pathlib import Path\nfrom headrace.supervisor import Command, Supervisor\nfrom monitoring.daemon import Stop\n"
         "s = Supervisor([Command('a', 'r', ('sleeps',)), Command('b', 'r', ('is_deaf',))], Path('logs'), 'a', print)\n"
-        "s.run(Stop(), lambda: Path('pids').write_text(' '.join(str(v.pid) for v in s.views())))\n"
+        "from monitoring.files import replace\n"
+        "s.run(Stop(), lambda: replace(Path('pids'), ' '.join(str(v.pid) for v in s.views())))\n"
     )
     process = subprocess.Popen([sys.executable, str(script)])
     try:
@@ -163,6 +164,7 @@ def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
         process.kill()
         process.wait()
     pids = [int(word) for word in (house / "pids").read_text().split()]
+    assert len(pids) == 2
     deadline = time.monotonic() + 30
     while not all(gone(pid) for pid in pids):
         assert time.monotonic() < deadline, "orphans"

@@ -88,7 +88,11 @@ def test_dead_letters_are_listed_with_what_became_of_them(made: Handmade, tmp_pa
     assert (last.became, view.letters[-2].became, last.at) == ("replayed", "waiting", 16.0)
 
 
-def test_daemons_are_as_fast_and_busy_as_their_metrics_say(made: Handmade, tmp_path: Path) -> None:
+def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
+    made: Handmade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.pulse.SCRAPE_SECONDS", 10.0)
+    monkeypatch.setattr("headrace.pulse.ANSWER_SECONDS", 10.0)
     run = made.run(tmp_path)
     actor, above = CollectorRegistry(), CollectorRegistry()
     metrics, system, whole = ActorMetrics(actor), SystemMetrics(actor, "actor"), RunMetrics(above)

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import groups_of
 
@@ -20,6 +20,7 @@ from learner.parallel.share import Share, from_bytes, to_bytes
 COSTS = st.lists(st.integers(1, 5000), max_size=60)
 
 
+@settings(deadline=None)
 @given(costs=COSTS, world=st.integers(1, 9))
 def test_every_chunk_is_dealt_once_and_every_hand_is_as_long(costs: list[int], world: int) -> None:
     hands = deal(costs, world)

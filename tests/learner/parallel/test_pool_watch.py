@@ -38,7 +38,7 @@ def test_all_end_within_seconds_when_one_is_killed(tiny_model: Path, tmp_path: P
 
 
 def test_a_rank_that_hangs_ends_the_pool_after_its_time_out(tiny_model: Path, tmp_path: Path) -> None:
-    ranks = Ranks(2, timeout=3.0)
+    ranks = Ranks(2, timeout=10.0)
     try:
         ranks.call(__file__, str(tiny_model), str(tmp_path), "1")
         ranks.processes[1].send_signal(signal.SIGSTOP)
