@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ringtools import by_role, end_run, start_run, verify
+from runlog import said
 
 ROLES = ("learner", "publisher", "actors", "rewarders", "judge", "supervisor")
 KILLS = int(os.environ.get("HEADRACE_KILLS") or 6)
@@ -30,11 +31,11 @@ def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:
         while run.poll() is None or run.returncode == -signal.SIGKILL:
             if run.poll() is not None:  # the supervisor was killed: the same command resumes
                 run = start_run(tmp_path, "--set", steps)
-            assert time.monotonic() < deadline, (tmp_path / "run.out").read_text()[-3000:]
+            assert time.monotonic() < deadline, said(tmp_path)
             time.sleep(rng.uniform(1.0, 7.0) if killed < KILLS else 0.5)
             if killed < KILLS and run.poll() is None:
                 killed += kill_one(run.pid, rng.choice(ROLES), run, rng)
-        assert run.returncode == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.returncode == 0, said(tmp_path)
         assert killed > 0
     finally:
         end_run(run)

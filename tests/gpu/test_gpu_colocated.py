@@ -11,6 +11,7 @@ import pytest
 import torch
 from gputools import DEVICE, ON_ONE_GPU, until
 from ringtools import end_run, start_run, verify
+from runlog import said
 
 from actors.engine import Completion, Request
 from actors.sglang.engine import SglangEngine
@@ -31,7 +32,7 @@ def test_a_run_on_one_gpu_takes_turns(tmp_path: Path, dtype: str) -> None:
     )  # fmt: skip
     run = start_run(tmp_path, *(part for setting in settings for part in ("--set", setting)))
     try:
-        assert run.wait(280) == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(280) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pytest
 from ringtools import by_role, end_run, freeze, start_run, verify, wait_for
+from runlog import manifests, messages, results_of, said, steps_of
 from runmetrics import check_metrics
-from test_ring import manifests, results_of, steps_of
 
 from broker.control.client import ControlClient
 from broker.control.wire import Message
 from broker.messages import PolicyVersion, Trajectory
-from headrace.records import scan
-from headrace.rundir import reopen
 from monitoring.scrape import scrape
 
 LONG = (
@@ -33,10 +31,6 @@ FIRST = 5  # the first turn of the RL stage: those before are of the learner's s
 
 def sets(*settings: str) -> list[str]:
     return [part for setting in ("learner.colocated=true", *settings) for part in ("--set", setting)]
-
-
-def said(directory: Path) -> str:
-    return (directory / "run.out").read_text()[-3000:]
 
 
 class Watcher:
@@ -53,7 +47,7 @@ class Watcher:
 
     def follow(self) -> None:
         """Listen to the learner that has published last."""
-        policies = [m for m in read(self._directory, "policy") if isinstance(m, PolicyVersion)]
+        policies = [m for m in messages(self._directory, "policy") if isinstance(m, PolicyVersion)]
         if policies:
             self._client.connect(policies[-1].control)
 
@@ -78,16 +72,6 @@ def watching(directory: Path) -> Iterator[Watcher]:
         yield watcher
     finally:
         watcher.close()
-
-
-def read(directory: Path, topic: str) -> list[object]:
-    if not (directory / "run.toml").exists():
-        return []
-    run = reopen(directory)
-    log = run.open_log()
-    found = [message for _, message in scan(log, getattr(run.topics, topic))]
-    log.close()
-    return found
 
 
 def scraped(directory: Path, daemon: str) -> dict[str, float]:
@@ -126,7 +110,7 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
     steps = {m.step: m for m in manifests(tmp_path) if m.kind == "step"}
     of_group = {ref.group_id: step for step, m in steps.items() for ref in m.groups}
     samples: dict[str, Trajectory] = {}
-    for m in read(tmp_path, "trajectories"):
+    for m in messages(tmp_path, "trajectories"):
         if isinstance(m, Trajectory) and m.purpose == "train":
             samples.setdefault(m.id, m)  # of what a redelivery brings again the first holds
     assert len(samples) == 48 * 4 * 4
@@ -158,7 +142,7 @@ def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Pa
         end_run(run)
     audit = verify(tmp_path)
     assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (6, 72, 0, [])
-    published = {m.version for m in read(tmp_path, "policy") if isinstance(m, PolicyVersion)}
+    published = {m.version for m in messages(tmp_path, "policy") if isinstance(m, PolicyVersion)}
     assert all(r.metrics["staleness_max"] <= 1 for r in results_of(tmp_path)) and len(published) <= 6
 
 

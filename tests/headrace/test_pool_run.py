@@ -13,26 +13,18 @@ import psutil
 import pytest
 import torch
 from ringtools import SMALL, by_role, end_run, headrace, processes, start_run, verify, wait_for
+from runlog import results_of, said
 from safetensors.torch import load_file
 
-from broker.messages import StepResult
-from headrace.records import scan
-from headrace.rundir import reopen
 from learner.checkpoint import Checkpoints
 from monitoring.ports import free_ports
 
 STEPS = 24
 
 
-def results(directory: Path) -> list[int]:
+def taken(directory: Path) -> list[int]:
     """The steps that the learner has taken, redone ones again."""
-    if not (directory / "run.toml").exists() or not (directory / "log" / "small.steps.sqlite").exists():
-        return []
-    run = reopen(directory)
-    log = run.open_log()
-    found = [m.step for _, m in scan(log, run.topics.steps) if isinstance(m, StepResult) and m.stage == 1]
-    log.close()
-    return found
+    return [result.step for result in results_of(directory)]
 
 
 def ranks(run: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
@@ -48,10 +40,6 @@ def ranks(run: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
     return found
 
 
-def said(directory: Path) -> str:
-    return (directory / "run.out").read_text()[-3000:]
-
-
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in path.glob("model*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -61,27 +49,27 @@ def test_a_rank_is_killed_the_run_is_stopped_and_nothing_is_lost(tmp_path: Path)
     options = ("--set", f"stage.1.steps={STEPS}", "--set", "learner.processes=2", "--set", "learner.checkpoint_every=4")
     run = start_run(tmp_path, *options)
     try:
-        wait_for("the first step", lambda: results(tmp_path) or run.poll() is not None, 200)
+        wait_for("the first step", lambda: taken(tmp_path) or run.poll() is not None, 200)
         pool = ranks(run)
         assert pool.keys() == {0, 1}, said(tmp_path)
         heard = {c.laddr.ip for p in processes(run) for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
         assert heard == {"127.0.0.1"}, "a pool on one machine listens on the loopback alone"
         opened = [file.path for file in pool[1].open_files() if "/log/" in file.path]
         assert not opened, "no rank but 0 opens the log"
-        wait_for("the sixth step", lambda: len(results(tmp_path)) >= 6 or run.poll() is not None, 200)
+        wait_for("the sixth step", lambda: len(taken(tmp_path)) >= 6 or run.poll() is not None, 200)
         pool[1].kill()
         began = time.monotonic()
         psutil.wait_procs([pool[0]], timeout=20)
         assert not pool[0].is_running() or pool[0].status() == psutil.STATUS_ZOMBIE, "the others end within seconds"
         assert time.monotonic() - began < 20
-        before = results(tmp_path)
+        before = taken(tmp_path)
         kept = Checkpoints(tmp_path / "checkpoints").newest()
         assert kept is not None
-        wait_for("steps of a new pool", lambda: len(results(tmp_path)) > len(before) or run.poll() is not None, 200)
+        wait_for("steps of a new pool", lambda: len(taken(tmp_path)) > len(before) or run.poll() is not None, 200)
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(60) == 130, said(tmp_path)
         assert not ranks(run)
-        done = results(tmp_path)
+        done = taken(tmp_path)
         assert done == [*before, *range(kept[1].version + 1, done[-1] + 1)], (
             "steps behind the checkpoint are redone, no others"
         )

@@ -12,30 +12,17 @@ from pathlib import Path
 
 import pytest
 from ringtools import SMALL, by_role, end_run, freeze, headrace, start_run, verify, wait_for
+from runlog import results_of, said, sha256_of, steps_of
 from runmetrics import check_metrics
 
 from broker.errors import DecodeError, HeldByAnother
-from broker.messages import Manifest, Prompt, StepResult, decode, encode
+from broker.messages import Manifest, Prompt, decode, encode
 from broker.run import Run
 from headrace.records import scan
 from headrace.rundir import reopen
 from headrace.verify import verify as verify_log
 from learner.ring import exclusive_steps
 from monitoring.daemon import Stop
-
-
-def manifests(directory: Path) -> list[Manifest]:
-    run = reopen(directory)
-    log = run.open_log()
-    found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, Manifest)]
-    log.close()
-    return found
-
-
-def steps_of(directory: Path) -> int:
-    if not (directory / "run.toml").exists() or not (directory / "log" / "small.steps.sqlite").exists():
-        return 0
-    return sum(m.kind == "step" for m in manifests(directory))
 
 
 @pytest.mark.timeout(300)
@@ -49,7 +36,7 @@ def test_a_run_from_random_weights_to_its_report(tmp_path: Path) -> None:
         assert second.returncode == 3 and f"pid {run.pid}" in second.stderr, "one supervisor a run"
         wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 120)
         check_metrics(tmp_path)
-        assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(150) == 0, said(tmp_path)
     finally:
         end_run(run)
 
@@ -93,21 +80,6 @@ def test_a_run_from_random_weights_to_its_report(tmp_path: Path) -> None:
     assert other.stdout != first.stdout
 
 
-def results_of(directory: Path) -> list[StepResult]:
-    run = reopen(directory)
-    log = run.open_log()
-    found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, StepResult) and m.stage == 1]
-    log.close()
-    return found
-
-
-def sha256_of(checkpoint: Path) -> str:
-    from learner.model import load_model
-    from learner.trainer import state_sha256
-
-    return state_sha256(load_model(str(checkpoint)))
-
-
 @pytest.mark.timeout(300)
 def test_ctrl_c_stops_a_kill_is_redone_and_poison_is_buried(tmp_path: Path) -> None:
     steps = 40
@@ -120,13 +92,13 @@ def test_ctrl_c_stops_a_kill_is_redone_and_poison_is_buried(tmp_path: Path) -> N
         poison(tmp_path)
         wait_for("more steps", lambda: steps_of(tmp_path) >= seen + 3 or run.poll() is not None, 120)
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(30) == 130, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(30) == 130, said(tmp_path)
         assert not by_role(run, "learner")
         assert "the same command resumes" in (tmp_path / "run.out").read_text()
         before = steps_of(tmp_path)
         assert before < steps
         run = start_run(tmp_path, *options)
-        assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(150) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
@@ -148,7 +120,7 @@ def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(t
     settings = ("stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2")
     run = start_run(home, *(part for setting in settings for part in ("--set", setting)), file=file)
     try:
-        assert run.wait(200) == 0, (home / "run.out").read_text()[-3000:]
+        assert run.wait(200) == 0, said(home)
     finally:
         end_run(run)
     audit = verify(home)
@@ -246,7 +218,7 @@ def test_a_rewarder_is_plugged_into_a_run_by_editing_its_file(tmp_path: Path) ->
         file.write_text(plugged + '\n[rewarders.brevity]\nuse = "brevity.py:Brevity"\n')
         wait_for("the edit", lambda: "edited, for the groups that are fed" in (home / "run.out").read_text(), 30)
         os.kill(voter, signal.SIGCONT)
-        assert run.wait(200) == 0, (home / "run.out").read_text()[-3000:]
+        assert run.wait(200) == 0, said(home)
     finally:
         end_run(run)
     audit = verify(home)
@@ -300,13 +272,13 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Pa
     small = ("--set", f"broker.url=sqlite://{tmp_path / 'log'}?max_mb=1")
     run = start_run(tmp_path, *options, *small)
     try:
-        assert run.wait(200) == 3, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(200) == 3, said(tmp_path)
         last = (tmp_path / "run.out").read_text().splitlines()[-1]
         assert "no space for" in last and "free some" in last, last
         finding = json.loads(headrace("doctor", str(tmp_path), "--json").stdout)["findings"][0]
         assert finding["what"] == "the disk was full" and "headrace broker trim" in finding["fix"], finding
         run = start_run(tmp_path, *options)
-        assert run.wait(150) == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(150) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 from ringtools import end_run, headrace, start_run, verify
+from runlog import results_of, said
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from broker.messages import StepResult
-from headrace.records import scan
-from headrace.rundir import reopen
 from learner.checkpoint import read_state
 from learner.model import load_model
 from learner.trainer import state_sha256
@@ -23,19 +21,11 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def results_of(directory: Path) -> list[StepResult]:
-    run = reopen(directory)
-    log = run.open_log()
-    found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, StepResult) and m.stage == 1]
-    log.close()
-    return found
-
-
 @pytest.mark.timeout(300)
 def test_a_run_with_every_memory_option_and_its_replay(tmp_path: Path) -> None:
     run = start_run(tmp_path, *(part for option in OPTIONS for part in ("--set", option)))
     try:
-        assert run.wait(200) == 0, (tmp_path / "run.out").read_text()[-3000:]
+        assert run.wait(200) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)

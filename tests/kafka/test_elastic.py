@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 from ringtools import SMALL, end_run, start_run, verify, wait_for
+from runlog import said, steps_of
 
 from broker.errors import LogError
 from broker.kafka.server import KafkaServer
@@ -36,7 +37,7 @@ class Slow:
 
 
 def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, tmp_path: Path) -> None:
-    from test_kafka_ring import options, said, steps_of
+    from test_kafka_ring import options
 
     settings = options("elastic", kafka.url, "stage.1.steps=100000")
     home = tmp_path / "run"

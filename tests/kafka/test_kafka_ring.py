@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ringtools import by_role, end_run, headrace, start_run, verify, wait_for
+from runlog import said, sha256_of, steps_of
 
 from broker.errors import HeldByAnother, LogUnavailable
 from broker.kafka.server import KafkaServer
@@ -31,27 +32,6 @@ SEED = int(os.environ.get("HEADRACE_SEED") or 0) or random.randrange(1, 10**6)
 def options(name: str, url: str, *more: str) -> list[str]:
     settings = [f"run.name={name}", f"broker.url={url}", *more]
     return [part for setting in settings for part in ("--set", setting)]
-
-
-def steps_of(directory: Path) -> int:
-    if not (directory / "run.toml").exists():
-        return 0
-    run = reopen(directory)
-    log = run.open_log()
-    found = sum(isinstance(m, Manifest) and m.kind == "step" for _, m in scan(log, run.topics.steps))
-    log.close()
-    return found
-
-
-def sha256_of(checkpoint: Path) -> str:
-    from learner.model import load_model
-    from learner.trainer import state_sha256
-
-    return state_sha256(load_model(str(checkpoint)))
-
-
-def said(directory: Path) -> str:
-    return (directory / "run.out").read_text()[-3000:]
 
 
 def test_killed_and_redone_from_kafka_gives_the_same_weights_bit_for_bit(kafka: KafkaServer, tmp_path: Path) -> None:

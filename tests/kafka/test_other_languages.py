@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ringtools import SMALL, end_run, headrace, start_run, verify
+from runlog import said
 
 from broker.kafka.server import KafkaServer
 
@@ -50,7 +51,7 @@ def test_go_and_javascript_vote_in_a_run(kafka: KafkaServer, built: Path, tmp_pa
     ]
     run = start_run(home, *options, file=tmp_path / "run.toml")
     try:
-        assert run.wait(200) == 0, (home / "run.out").read_text()[-3000:] + (tmp_path / "js.out").read_text()[-2000:]
+        assert run.wait(200) == 0, said(home) + (tmp_path / "js.out").read_text()[-2000:]
     finally:
         end_run(run)
         for other in others:

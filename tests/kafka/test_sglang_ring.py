@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from ringtools import by_role, end_run, headrace, processes, start_run, verify, wait_for
-from test_kafka_ring import options, said, steps_of
+from runlog import said, steps_of
+from test_kafka_ring import options
 
 from actors.sglang.keeper import Keeper
 from actors.sglang.server import Server
