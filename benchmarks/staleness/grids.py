@@ -57,7 +57,7 @@ def proof() -> Iterator[Setting]:
     for base in BASES:
         yield default(8, base)
         yield Setting("grpo", 0, 1e-3, 0.9, base)
-    for lag, base in product((16, 0), BASES):
+    for lag, base in product((16, 0, 4, 2), BASES):
         yield default(lag, base)
 
 
