@@ -155,6 +155,7 @@ def report(server: Server, model: Path, size: int, directory: Path) -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(1, PAIRS + 1):
+        print(f"pair {number} of {PAIRS}, about a minute each", file=sys.stderr)
         for name in list(ways) if number % 2 else reversed(ways):
             rates[name].append(ways[name](number))
     engine.close()
@@ -173,6 +174,7 @@ def report(server: Server, model: Path, size: int, directory: Path) -> None:
     print("| update mode | server stands still | of the time, one update a step | tokens/s with one update a step |")
     print("|---|---|---|---|")
     for mode in ("retract", "in_place", "abort"):
+        print(f"updates by {mode}, about two minutes", file=sys.stderr)
         engine = SglangEngine(str(model), [server.url], slots=SLOTS, context=CONTEXT, mode=mode)
         engine.sinks[""].load(model, 0)
         stops, share, rate = updates(engine, mode, model, directory)
