@@ -18,9 +18,8 @@ from learner.parallel.pool import Pool
 from learner.parallel.watch import Watch
 
 START_SECONDS = 600.0  # for all ranks to load torch and meet
-FOREVER = timedelta(
-    days=3650
-)  # an order may be long in coming: who gives it waits for samples; to be given takes no time
+# An order may be long in coming: who gives it waits for samples; to be given takes no time.
+FOREVER = timedelta(days=3650)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,9 +33,7 @@ def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
     if place.rank == 0:
         store.set("pool", json.dumps({"device": device, "timeout": timeout}))
     store.set(f"here/{place.rank}", "")
-    store.wait(
-        [f"here/{rank}" for rank in range(place.world)]
-    )  # from now on the ranks keep step within a collective's time
+    store.wait([f"here/{rank}" for rank in range(place.world)])  # who is late is waited for here, not in a collective
     told = json.loads(store.get("pool"))
     device, limit = told["device"], timedelta(seconds=told["timeout"])
     if device == "cuda":
