@@ -208,6 +208,9 @@ class Learner:
         """Begin the evaluations that somebody has asked for meanwhile."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
+            if asked.name in self.evaluated:  # a learner was killed between its answer and the removal of the request
+                place(self.run.directory, asked.name).unlink(missing_ok=True)
+                continue
             try:
                 self.ask(self.progress.stage, asked.name, self.progress.version, asked.stage(), self.config.learner)
             except RunFileError as error:
@@ -296,7 +299,6 @@ class Learner:
     def ask(self, index: int, name: str, step: int, stage: EvaluateStage, table: LearnerTable) -> None:
         """Begin evaluation ``name``, unless it has been made; what is already under way of it goes on."""
         if name in self.evaluated:
-            place(self.run.directory, name).unlink(missing_ok=True)  # a learner was killed between the answer and this
             return
         schedule = self.schedule(stage.data, False)
         ask = Ask(stage.k, self._mix, sampling(stage.sampling or table.sampling), "eval", name)

@@ -23,9 +23,8 @@ def holder_of(handle: int) -> int | None:
         locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:
         return None
-    for (
-        words
-    ) in locks:  # "7: FLOCK  ADVISORY  WRITE 12113 fe:00:11274027 0 EOF"; one that waits has "->" behind the number
+    # "7: FLOCK  ADVISORY  WRITE 12113 fe:00:11274027 0 EOF"; one that waits has "->" behind the number
+    for words in locks:
         if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode and int(words[4]) > 0:
             return int(words[4])
     return None

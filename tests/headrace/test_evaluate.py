@@ -32,7 +32,8 @@ def newest_version(directory: Path) -> int:
 @pytest.mark.timeout(300)
 def test_a_run_is_evaluated_while_it_goes_on_and_afterwards(tmp_path: Path) -> None:
     ask = ("eval", str(tmp_path), "--data", "heldout", "--rewarder", "vowels", "--questions", "6", "--k", "3", "--json")
-    run = start_run(tmp_path, "--set", "stage.1.steps=100000", "--set", "stage.1.eval_every=0")
+    settings = ("stage.1.steps=100000", "stage.1.eval_every=0", "learner.checkpoint_every=1000")
+    run = start_run(tmp_path, *(part for setting in settings for part in ("--set", setting)))
     try:
         wait_for("some steps", lambda: newest_version(tmp_path) > 8 or run.poll() is not None, 120)
         done = headrace(*ask, "--name", "now")
@@ -43,14 +44,18 @@ def test_a_run_is_evaluated_while_it_goes_on_and_afterwards(tmp_path: Path) -> N
         assert headrace(*ask, "--name", "now").returncode == 2, "a name is given once"
 
         leave(tmp_path, Asked(name="later", rewarder="vowels", questions=6))
-        by_role(run, "learner")[0].kill()  # what was asked for outlives the learner
+        answered = leave(tmp_path, Asked(name="now", rewarder="vowels", questions=6))
+        by_role(run, "learner")[
+            0
+        ].kill()  # what was asked for outlives the learner, also what it had answered just before
         wait_for("the answer", lambda: "later" in evaluations(tmp_path), 90)
         wait_for("its end", lambda: not (tmp_path / "evaluations" / "later.toml").exists(), 10)
+        wait_for("the end of what was answered", lambda: not answered.exists(), 10)
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(30) == 130, said(tmp_path)
     finally:
         end_run(run)
-    assert evaluations(tmp_path).count("later") == 1
+    assert evaluations(tmp_path) == ["now", "later"]
     audit = verify(tmp_path)
     assert audit["evaluated"] == 12 and audit["problems"] == []
 
