@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -76,6 +78,34 @@ def freeze(pid: int, run: Path) -> None:
             return
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.01)
+
+
+@contextmanager
+def stopped_in_an_append(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has stopped itself with ``file`` of an embedded log locked; SIGCONT lets it end."""
+    script = "from pathlib import Path\nimport os, signal, sys\nfrom broker.sqlite.files import LockedFile\n"
+    script += "with LockedFile(Path(sys.argv[1])).write():\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    with subprocess.Popen([sys.executable, "-c", script, str(file)]) as process:
+        try:
+            os.waitpid(process.pid, os.WUNTRACED)
+            yield process
+        finally:
+            process.kill()
+
+
+def kill_one_of(run: subprocess.Popen[bytes], role: str, rng: random.Random) -> bool:
+    """SIGKILL a process of the role; False if there is none at the moment."""
+    found = by_role(run, role)
+    try:
+        rng.choice(found).kill()
+    except (IndexError, psutil.NoSuchProcess):
+        return False
+    return True
+
+
+def sets(*settings: str) -> list[str]:
+    """``--set`` before each setting."""
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def holder(file: Path) -> int | None:

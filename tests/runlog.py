@@ -1,13 +1,15 @@
-"""What tests read of a run that goes on or is over: its log, its output, its weights."""
+"""What tests read of a run that goes on or is over: its log, its metrics, its output, its weights."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from broker.messages import Manifest, StepResult
 from headrace.records import scan
 from headrace.rundir import reopen
+from monitoring.scrape import scrape
 
 
 def messages(directory: Path, topic: str) -> list[Any]:
@@ -33,6 +35,12 @@ def steps_of(directory: Path) -> int:
 def results_of(directory: Path) -> list[StepResult]:
     """Of the steps of the second stage, redone ones again."""
     return [m for m in messages(directory, "steps") if isinstance(m, StepResult) and m.stage == 1]
+
+
+def scraped(directory: Path, daemon: str) -> dict[str, float]:
+    """The metrics of a daemon of the run."""
+    entry = json.loads((directory / "daemons" / f"{daemon}.json").read_text())
+    return scrape(entry["metrics"], 10.0)
 
 
 def said(directory: Path) -> str:

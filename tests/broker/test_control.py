@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,12 @@ def test_members_come_tell_their_status_and_go() -> None:
 
 def test_who_is_evicted_comes_back_with_its_next_word() -> None:
     server = ControlServer()
-    client = ControlClient("a", "actor")
+    told = itertools.count()
+    client = ControlClient("a", "actor", status=lambda: {"told": next(told)})
     client.connect(server.endpoint)
-    until(lambda: server.members())
+    until(lambda: [m for m in server.members() if m.status["told"] > 0])  # its first beat has come, the next is not due
     assert server.evict("a")
+    assert not server.members()
     until(lambda: server.members())
     client.close()
     server.close()

@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from ringtools import stopped_in_an_append
 
 from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
 from broker.log import TopicSpec, open_log
@@ -130,10 +129,7 @@ def test_who_was_stopped_in_the_middle_of_an_append_is_named_and_nothing_is_lost
     log.create([TopicSpec("t", 1)])
     producer = log.producer()
     producer.send("t", b"k", b"v")
-    script = "from pathlib import Path\nimport os, signal, sys\nfrom broker.sqlite.files import LockedFile\n"
-    script += "with LockedFile(Path(sys.argv[1])).write():\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "t.sqlite")]) as process:
-        os.waitpid(process.pid, os.WUNTRACED)
+    with stopped_in_an_append(tmp_path / "t.sqlite") as process:
         for _ in range(2):
             with pytest.raises(LogUnavailable, match=rf"t\.sqlite has been locked .* `kill -CONT {process.pid}`"):
                 producer.flush()

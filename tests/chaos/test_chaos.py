@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from ringtools import by_role, end_run, start_run, verify
+from ringtools import end_run, kill_one_of, start_run, verify
 from runlog import said
 
 ROLES = ("learner", "publisher", "actors", "rewarders", "judge", "supervisor")
@@ -45,18 +45,12 @@ def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:
     assert audit["samples_trained"] == 16 * int(str(audit["steps"]))
 
 
-def kill_one(supervisor: int, role: str, run: object, rng: random.Random) -> bool:
+def kill_one(supervisor: int, role: str, run: subprocess.Popen[bytes], rng: random.Random) -> bool:
     """SIGKILL one process of ``role``; False if there is none at the moment."""
     if role == "supervisor":
         os.kill(supervisor, signal.SIGKILL)
         time.sleep(0.5)
-    else:
-        found = by_role(run, role)  # type: ignore[arg-type]
-        if not found:
-            return False
-        try:
-            rng.choice(found).kill()
-        except psutil.NoSuchProcess:
-            return False
+    elif not kill_one_of(run, role, rng):
+        return False
     print(f"  killed {role}", flush=True)
     return True

@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 import torch
 from gputools import DEVICE, ON_ONE_GPU, until
-from ringtools import end_run, start_run, verify
-from runlog import said
+from ringtools import end_run, sets, start_run, verify
+from runlog import results_of, said
 
 from actors.engine import Completion, Request
 from actors.sglang.engine import SglangEngine
 from actors.sglang.keeper import Keeper
 from actors.sglang.server import Server
-from broker.messages import Sampling, StepResult
-from headrace.records import scan
-from headrace.rundir import reopen
+from broker.messages import Sampling
 
 pytestmark = ON_ONE_GPU
 
@@ -30,17 +28,14 @@ def test_a_run_on_one_gpu_takes_turns(tmp_path: Path, dtype: str) -> None:
         "learner.colocated=true", "learner.max_lag=0", f"learner.device={DEVICE}", f"actors.device={DEVICE}",
         f"learner.dtype={dtype}", f"actors.dtype={dtype}", "stage.1.steps=12", "stage.1.eval_every=6",
     )  # fmt: skip
-    run = start_run(tmp_path, *(part for setting in settings for part in ("--set", setting)))
+    run = start_run(tmp_path, *sets(*settings))
     try:
         assert run.wait(280) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
     assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (12, 48, 0, [])
-    opened = reopen(tmp_path)
-    log = opened.open_log()
-    results = [m for _, m in scan(log, opened.topics.steps) if isinstance(m, StepResult) and m.stage == 1]
-    log.close()
+    results = results_of(tmp_path)
     assert all(r.metrics["staleness_max"] == 0 for r in results)
     assert max(r.metrics["mismatch"] for r in results) < (1e-3 if dtype == "float32" else 0.1)
 

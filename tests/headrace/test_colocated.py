@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ringtools import by_role, end_run, freeze, start_run, verify, wait_for
-from runlog import manifests, messages, results_of, said, steps_of
+from ringtools import by_role, end_run, freeze, sets, start_run, verify, wait_for
+from runlog import manifests, messages, results_of, said, scraped, steps_of
 from runmetrics import check_metrics
 
 from broker.control.client import ControlClient
 from broker.control.wire import Message
 from broker.messages import PolicyVersion, Trajectory
-from monitoring.scrape import scrape
 
 LONG = (
     "learner.groups_per_step=12", "learner.group_size=8", "learner.sampling.max_new_tokens=100", "actors.slots=32",
@@ -29,8 +27,8 @@ LONG = (
 FIRST = 5  # the first turn of the RL stage: those before are of the learner's start and of supervised training
 
 
-def sets(*settings: str) -> list[str]:
-    return [part for setting in ("learner.colocated=true", *settings) for part in ("--set", setting)]
+def in_turns(*settings: str) -> list[str]:
+    return sets("learner.colocated=true", *settings)
 
 
 class Watcher:
@@ -74,11 +72,6 @@ def watching(directory: Path) -> Iterator[Watcher]:
         watcher.close()
 
 
-def scraped(directory: Path, daemon: str) -> dict[str, float]:
-    entry = json.loads((directory / "daemons" / f"{daemon}.json").read_text())
-    return scrape(entry["metrics"], 5.0)
-
-
 def drawn_by(directory: Path, actor: str) -> float:
     """Tokens that an actor has drawn so far."""
     return scraped(directory, actor)["headrace_generated_tokens_total"]
@@ -91,12 +84,13 @@ def evictions(directory: Path) -> float:
 
 @pytest.mark.timeout(600)
 def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path: Path) -> None:
-    run = start_run(tmp_path, *sets("learner.max_lag=0", "stage.1.steps=48", "stage.1.eval_every=24", "actors.count=2"))
+    run = start_run(
+        tmp_path, *in_turns("learner.max_lag=0", "stage.1.steps=48", "stage.1.eval_every=24", "actors.count=2")
+    )
     try:
         wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 300)
-        seen = check_metrics(
-            tmp_path, quiet={"headrace_outstanding_groups", "headrace_weight_receivers"}
-        )  # 0 in a turn
+        zero_in_a_turn = {"headrace_outstanding_groups", "headrace_weight_receivers"}
+        seen = check_metrics(tmp_path, quiet=zero_in_a_turn)
         learner, actor = seen["learner-0"], seen["actor-0"]
         assert learner["headrace_turn_seconds_count"] >= 8
         assert sum(v for k, v in learner.items() if k.startswith("headrace_idle_seconds_total") and "turn" in k) > 0
@@ -124,7 +118,7 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
 @pytest.mark.timeout(600)
 def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Path) -> None:
     """Nothing is sampled until its successor has taken the steps that were ordered; two steps a turn, one publication each."""
-    run = start_run(tmp_path, *sets(*LONG, "learner.max_lag=1", "learner.turn_steps=2", "stage.1.steps=6"))
+    run = start_run(tmp_path, *in_turns(*LONG, "learner.max_lag=1", "learner.turn_steps=2", "stage.1.steps=6"))
     try:
         with watching(tmp_path) as watcher:
             watcher.meet_turn(run)
@@ -149,7 +143,7 @@ def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Pa
 @pytest.mark.timeout(600)
 def test_an_actor_that_dies_or_stops_holds_no_turn_up_and_comes_back(tmp_path: Path) -> None:
     run = start_run(
-        tmp_path, *sets(*LONG, "learner.max_lag=1", "stage.1.steps=100000", "actors.count=2", "learner.push_timeout=4")
+        tmp_path, *in_turns(*LONG, "learner.max_lag=1", "stage.1.steps=100000", "actors.count=2", "learner.push_timeout=4")
     )  # fmt: skip
     try:
         with watching(tmp_path) as watcher:

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
-from ringtools import SMALL, end_run, freeze, headrace, wait_for
+from ringtools import SMALL, end_run, freeze, headrace, stopped_in_an_append, wait_for
+from runlog import scraped
 
 from broker.run import Run
 from headrace.rundir import reopen
 from monitoring.daemon import own_version, registered
 from monitoring.exporter import Exporter
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RunMetrics
-from monitoring.scrape import scrape
 
 NAMED_SECONDS = 30.0
 MOODS = """
@@ -165,20 +165,15 @@ def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> Non
         ring.freeze("actor-0")
         ring.signal("vowels-0", signal.SIGCONT)
         # Evicted, or no longer heard of before there was a push to it, which counts for nothing: then once more.
-        wait_for("no receiver", lambda: of_learner(ring.run)["headrace_weight_receivers"] == 0, 60)
+        wait_for("no receiver", lambda: scraped(ring.run, "learner-0")["headrace_weight_receivers"] == 0, 60)
         ring.signal("actor-0", signal.SIGCONT)
         begun = ring.steps()  # at most six can be made of what was complete before
         wait_for("steps with it", lambda begun=begun: ring.steps() > begun + 8, 60)  # type: ignore[misc]
     assert "evictions" in ring.wait_until_named("broadcasts evict actor-0 again and again")["evidence"]
 
 
-def of_learner(run: Path) -> dict[str, float]:
-    entry = json.loads((run / "daemons" / "learner-0.json").read_text())
-    return scrape(entry["metrics"], 10.0)
-
-
 def evictions(run: Path) -> float:
-    return of_learner(run).get("headrace_broadcast_evictions_total{member=actor-0}", 0.0)
+    return scraped(run, "learner-0").get("headrace_broadcast_evictions_total{member=actor-0}", 0.0)
 
 
 @pytest.fixture
@@ -203,14 +198,8 @@ def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
 
 
 def test_a_process_that_was_stopped_with_the_log_in_its_hand_is_named(quiet: Path) -> None:
-    script = "from pathlib import Path\nimport sys, time\nfrom broker.sqlite.files import LockedFile\n"
-    script += "with LockedFile(Path(sys.argv[1])).write():\n    print('held', flush=True)\n    time.sleep(1000)\n"
-    file = str(quiet / "log" / "small.steps.sqlite")
-    with subprocess.Popen([sys.executable, "-c", script, file], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        process.send_signal(signal.SIGSTOP)
+    with stopped_in_an_append(quiet / "log" / "small.steps.sqlite") as process:
         first = diagnosis(quiet)["findings"][0]
-        process.kill()
     assert first["what"] == "the log cannot be reached" and f"`kill -CONT {process.pid}`" in first["evidence"]
 
 

@@ -8,34 +8,23 @@ import signal
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, by_role, end_run, headrace, start_run, verify, wait_for
-from runlog import said
+from ringtools import SMALL, by_role, end_run, headrace, sets, start_run, verify, wait_for
+from runlog import messages, said
 
 from broker.errors import RunFileError
 from broker.messages import Evaluation
 from broker.run import Run
-from headrace.records import scan
-from headrace.rundir import record, reopen
+from headrace.rundir import record
 from learner.asked import Asked, find, leave
-
-
-def newest_version(directory: Path) -> int:
-    if not (directory / "run.toml").exists():
-        return -1
-    run = reopen(directory)
-    log = run.open_log()
-    end = log.ends(run.topics.steps)[0]
-    log.close()
-    return end
 
 
 @pytest.mark.timeout(300)
 def test_a_run_is_evaluated_while_it_goes_on_and_afterwards(tmp_path: Path) -> None:
     ask = ("eval", str(tmp_path), "--data", "heldout", "--rewarder", "vowels", "--questions", "6", "--k", "3", "--json")
     settings = ("stage.1.steps=100000", "stage.1.eval_every=0", "learner.checkpoint_every=1000")
-    run = start_run(tmp_path, *(part for setting in settings for part in ("--set", setting)))
+    run = start_run(tmp_path, *sets(*settings))
     try:
-        wait_for("some steps", lambda: newest_version(tmp_path) > 8 or run.poll() is not None, 120)
+        wait_for("some steps", lambda: len(messages(tmp_path, "steps")) > 8 or run.poll() is not None, 120)
         done = headrace(*ask, "--name", "now")
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.partition("\n")[2])
@@ -66,11 +55,7 @@ def test_a_run_is_evaluated_while_it_goes_on_and_afterwards(tmp_path: Path) -> N
 
 
 def evaluations(directory: Path) -> list[str]:
-    run = reopen(directory)
-    log = run.open_log()
-    names = [m.name for _, m in scan(log, run.topics.steps) if isinstance(m, Evaluation)]
-    log.close()
-    return names
+    return [m.name for m in messages(directory, "steps") if isinstance(m, Evaluation)]
 
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:

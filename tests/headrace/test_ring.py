@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, by_role, end_run, freeze, headrace, start_run, verify, wait_for
-from runlog import results_of, said, sha256_of, steps_of
+from ringtools import SMALL, by_role, end_run, freeze, headrace, sets, start_run, verify, wait_for
+from runlog import messages, results_of, said, sha256_of, steps_of
 from runmetrics import check_metrics
 
 from broker.errors import DecodeError, HeldByAnother
 from broker.messages import Manifest, Prompt, decode, encode
 from broker.run import Run
-from headrace.records import scan
 from headrace.rundir import reopen
 from headrace.verify import verify as verify_log
 from learner.ring import exclusive_steps
@@ -118,7 +117,7 @@ def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(t
     text = text.replace("vowels = 1.0", "vowels = 1.0, sure = 0.1")
     file.write_text(text + '\n[rewarders.sure]\nuse = "sure.py:Sure"\n')
     settings = ("stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2")
-    run = start_run(home, *(part for setting in settings for part in ("--set", setting)), file=file)
+    run = start_run(home, *sets(*settings), file=file)
     try:
         assert run.wait(200) == 0, said(home)
     finally:
@@ -193,10 +192,7 @@ def small_copy(directory: Path) -> Path:
 
 def mixes(directory: Path) -> list[set[str]]:
     """The names in the mix of each training prompt, in the order in which they were fed."""
-    run = reopen(directory)
-    log = run.open_log()
-    found = [m for _, m in scan(log, run.topics.prompts) if isinstance(m, Prompt) and m.purpose == "train"]
-    log.close()
+    found = [m for m in messages(directory, "prompts") if isinstance(m, Prompt) and m.purpose == "train"]
     return [set(m.rewards) for m in sorted(found, key=lambda m: m.number)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ringtools import end_run, headrace, start_run, verify
+from ringtools import end_run, headrace, sets, start_run, verify
 from runlog import results_of, said
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -23,7 +23,7 @@ OPTIONS = (
 
 @pytest.mark.timeout(300)
 def test_a_run_with_every_memory_option_and_its_replay(tmp_path: Path) -> None:
-    run = start_run(tmp_path, *(part for option in OPTIONS for part in ("--set", option)))
+    run = start_run(tmp_path, *sets(*OPTIONS))
     try:
         assert run.wait(200) == 0, said(tmp_path)
     finally:

@@ -10,9 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from ringtools import by_role, end_run, headrace, start_run, verify, wait_for
+from ringtools import by_role, end_run, headrace, kill_one_of, sets, start_run, verify, wait_for
 from runlog import said, sha256_of, steps_of
 
 from broker.errors import HeldByAnother, LogUnavailable
@@ -31,7 +30,7 @@ SEED = int(os.environ.get("HEADRACE_SEED") or 0) or random.randrange(1, 10**6)
 
 def options(name: str, url: str, *more: str) -> list[str]:
     settings = [f"run.name={name}", f"broker.url={url}", *more]
-    return [part for setting in settings for part in ("--set", setting)]
+    return sets(*settings)
 
 
 def test_killed_and_redone_from_kafka_gives_the_same_weights_bit_for_bit(kafka: KafkaServer, tmp_path: Path) -> None:
@@ -209,13 +208,7 @@ def kill_one(rng: random.Random, run: subprocess.Popen[bytes], server: KafkaServ
         run.wait()
         time.sleep(0.5)
     else:
-        found = by_role(run, role)
-        if not found:
-            return False
-        try:
-            rng.choice(found).kill()
-        except psutil.NoSuchProcess:
-            return False
+        return kill_one_of(run, role, rng)
     return True
 
 

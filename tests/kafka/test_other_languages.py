@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, end_run, headrace, start_run, verify
+from ringtools import SMALL, end_run, headrace, sets, start_run, verify
 from runlog import said
 
 from broker.kafka.server import KafkaServer
@@ -41,7 +41,7 @@ def test_go_and_javascript_vote_in_a_run(kafka: KafkaServer, built: Path, tmp_pa
     (tmp_path / "run.toml").write_text(text)
     home = tmp_path / "run"
     settings = ["run.name=babel", f"broker.url={kafka.url}", "stage.1.steps=10"]
-    options = [part for s in settings for part in ("--set", s)]
+    options = sets(*settings)
     init = headrace("broker", "init", str(tmp_path / "run.toml"), *options, "--json")
     assert init.returncode == 0 and len(json.loads(init.stdout)) == 6, init.stderr
     arguments = [kafka.address, "babel"]

@@ -9,20 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from ringtools import by_role, end_run, headrace, processes, start_run, verify, wait_for
-from runlog import said, steps_of
+from runlog import messages, said, scraped, steps_of
 from test_kafka_ring import options
 
 from actors.sglang.keeper import Keeper
 from actors.sglang.server import Server
 from broker.kafka.server import KafkaServer
 from broker.messages import Manifest, StepResult
-from headrace.records import scan
-from headrace.rundir import reopen
 from monitoring.scrape import scrape
 
 pytestmark = [pytest.mark.kafka, pytest.mark.sglang, pytest.mark.timeout(600)]
@@ -56,21 +53,12 @@ def second(tiny_model: Path, tmp_path: Path) -> Iterator[Server]:
 def newest_version(directory: Path, actor: str) -> int:
     """The newest version that ``actor`` has sampled from; -1 if it has not sampled yet."""
     return max(
-        (t.newest_version for t in records(directory, "trajectories") if getattr(t, "actor", "") == actor), default=-1
+        (t.newest_version for t in messages(directory, "trajectories") if getattr(t, "actor", "") == actor), default=-1
     )
 
 
-def records(directory: Path, topic: str) -> list[Any]:
-    run = reopen(directory)
-    log = run.open_log()
-    found = [message for _, message in scan(log, getattr(run.topics, topic))]
-    log.close()
-    return found
-
-
 def generated(directory: Path, actor: str) -> float:
-    entry = json.loads((directory / "daemons" / f"{actor}.json").read_text())
-    return scrape(entry["metrics"], 5.0)["headrace_generated_tokens_total"]
+    return scraped(directory, actor)["headrace_generated_tokens_total"]
 
 
 def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
@@ -99,18 +87,8 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
             )
         wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 90)
         asked = [
-            "--data",
-            "heldout",
-            "--rewarder",
-            "vowels",
-            "--questions",
-            "4",
-            "--k",
-            "2",
-            "--name",
-            "beside",
-            "--json",
-        ]
+            "--data", "heldout", "--rewarder", "vowels", "--questions", "4", "--k", "2", "--name", "beside", "--json",
+        ]  # fmt: skip
         done = headrace("eval", str(directory), *asked)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.partition("\n")[2])
@@ -143,7 +121,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
     audit = verify(directory)
     assert audit["problems"] == [] and audit["dropped"] == 0
     assert isinstance(audit["steps"], int) and audit["steps"] >= STEPS and audit["trained"] == 4 * audit["steps"]
-    steps = records(directory, "steps")
+    steps = messages(directory, "steps")
     rewards = [m.metrics["reward_mean"] for m in steps if isinstance(m, Manifest) and "reward_mean" in m.metrics]
     assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.05, rewards
     results = [m for m in steps if isinstance(m, StepResult)]
