@@ -6,6 +6,7 @@ import json
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -149,7 +150,8 @@ def write(default: Setting) -> None:
         "questions": str(QUESTIONS), "answer": str(ANSWER), "samples": str(FINAL_SAMPLES), "count": str(len(results)), "minutes": f"{minutes:.0f}",
         "versions": f"torch {version('torch')}, Python {platform.python_version()}, {platform.machine()}",
         "table": "\n".join(table(one)), "default": "\n".join(by_base(results, default)),
-        "rivals": "\n".join(rivals(results, default.lag)),
+        "rivals": "\n".join(rivals(results, default.lag)), "rivals16": "\n".join(rivals(results, 2 * default.lag)),
+        "tempered": "\n".join(by_base(results, replace(default, options={"weight_tokens": 16}))),
         "setting": f"{label(json.loads(json.dumps(default.__dict__)))}, lr {default.lr:g}, beta1 {default.beta1:g}",
     }  # fmt: skip
     for name, value in parts.items():
