@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from actors.engine import Completion, Request
 from actors.local.engine import LocalEngine
 from broker.messages import Sampling
-from learner.model import load_model, save_model
+from learner.model.load import load_model, save_model
 
 TINY = str(Path(__file__).resolve().parent.parent / "recipes" / "tiny_model")
 GROUPS, SIZE, ANSWER = 32, 16, 33

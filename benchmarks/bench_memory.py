@@ -15,14 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3Config
 from transformers.utils import logging
 
-from learner import attention, lora
-from learner.batch import PackedChunk
 from learner.config import OptimizerTable
-from learner.logprobs import score
-from learner.loraconfig import LoraTable
-from learner.memory import held_for_backward
-from learner.model import load_model, set_gradient_checkpointing
-from learner.optimizer import build_optimizer
+from learner.model import attention, lora
+from learner.model.load import load_model, set_gradient_checkpointing
+from learner.model.loraconfig import LoraTable
+from learner.training.batch import PackedChunk
+from learner.training.logprobs import score
+from learner.training.memory import held_for_backward
+from learner.training.optimizer import build_optimizer
 
 TINY = str(Path(__file__).resolve().parent.parent / "recipes" / "tiny_model")
 TOKENS = 16384  # of the chunk that the table is made for

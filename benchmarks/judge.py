@@ -14,7 +14,7 @@ from pathlib import Path
 
 from broker.messages import Trajectory, Vote, decode, encode
 from broker.watermark import Watermark
-from headrace.rundir import reopen
+from headrace.running.rundir import reopen
 from monitoring.daemon import Stop
 
 Z99 = 2.3263

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from broker.messages import StepResult
-from headrace.records import read
-from headrace.rundir import RUN_FILE, reopen
+from headrace.reading.records import read
+from headrace.running.rundir import RUN_FILE, reopen
 from monitoring.daemon import registrations
 from monitoring.scrape import scrape
 

@@ -32,7 +32,7 @@ from broker.control.server import ControlServer
 from broker.messages import Sampling
 from broker.weights.client import WeightClient
 from broker.weights.publisher import WeightPublisher
-from learner.model import load_model, save_model
+from learner.model.load import load_model, save_model
 
 TINY = Path(__file__).resolve().parent.parent / "recipes" / "tiny_model"
 PROMPTS, PROMPT, ANSWER, SLOTS, CONTEXT = 96, 32, 96, 16, 160

@@ -17,8 +17,8 @@ from typing import Any
 import tomli_w
 
 from broker.messages import Evaluation, StepResult
-from headrace.records import scan
-from headrace.rundir import reopen
+from headrace.reading.records import scan
+from headrace.running.rundir import reopen
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL = 0.85

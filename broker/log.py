@@ -147,7 +147,7 @@ def open_log(url: str) -> Log:
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
-        from broker.sqlite_log import PAGE_BYTES, SqliteLog
+        from broker.sqlite.log import PAGE_BYTES, SqliteLog
 
         directory, _, query = url.removeprefix("sqlite://").partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))

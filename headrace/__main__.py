@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.errors import HeadraceError, RunFileError
-from headrace import logargs
+from headrace.commands import broker_arguments as logargs
 from monitoring.view import PAGES
 
 DAEMONS = {"learner": "learner.__main__", "actor": "actors.__main__", "rewarder": "rewarders.__main__"}
@@ -137,7 +137,7 @@ def _record(arguments: Sequence[str]) -> None:
     """A ring that is started by hand has no supervisor: its learner's run file goes into the run's directory, for later commands."""
     from broker.run import Run
     from broker.run import arguments as of_daemons
-    from headrace.rundir import RUN_FILE, record
+    from headrace.running.rundir import RUN_FILE, record
 
     options = of_daemons("learner", "").parse_args(arguments)
     with contextlib.suppress(HeadraceError):  # the learner says the same, and ends with the right status
@@ -149,8 +149,8 @@ def _record(arguments: Sequence[str]) -> None:
 def _run(options: argparse.Namespace) -> int:
     from broker.run import Run
     from broker.runfile import RunFile
-    from headrace.run import run_all
-    from headrace.runfile import check
+    from headrace.commands.run import run_all
+    from headrace.running.runfile import check
 
     whole = check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
     if not options.kafka:
@@ -166,7 +166,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from broker.runfile import RunFile
-    from headrace.runfile import check
+    from headrace.running.runfile import check
 
     whole = check(RunFile.read(options.file, options.overrides))
     home = (options.directory or Path("runs") / whole.run.name).resolve()
@@ -197,25 +197,25 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from headrace.evaluate import eval_command
+    from headrace.commands.evaluate import eval_command
 
     return eval_command(options)
 
 
 def _top(options: argparse.Namespace) -> int:
-    from headrace.top import top_command
+    from headrace.commands.top import top_command
 
     return top_command(options)
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from headrace.watch import watch_command
+    from headrace.commands.watch import watch_command
 
     return watch_command(options)
 
 
 def _broker(options: argparse.Namespace) -> int:
-    from headrace.logtool import broker_command
+    from headrace.commands.broker import broker_command
 
     return broker_command(options)
 
@@ -227,7 +227,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    from headrace.timeline import timeline_command
+    from headrace.commands.timeline import timeline_command
 
     return timeline_command(options)
 
@@ -240,7 +240,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _inspect(name: str) -> Callable[[argparse.Namespace], int]:
     def command(options: argparse.Namespace) -> int:
-        module = importlib.import_module("headrace.inspect")
+        module = importlib.import_module("headrace.commands.inspect")
         return int(getattr(module, f"{name}_command")(options))
 
     return command

@@ -71,12 +71,12 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place |
     from prometheus_client import CollectorRegistry
     from transformers.utils import logging as transformers_logging
 
-    from learner.executor import chosen_device
     from learner.parallel.group import join
-    from learner.parallel.plan import ALONE
     from learner.ring import Learner
     from learner.stages import run_stages
     from learner.telemetry import Telemetry
+    from learner.training.executor import chosen_device
+    from learner.training.placement import ALONE
     from monitoring.logs import setup_logging
 
     setup_logging("learner", name, run.table.name, run.directory)

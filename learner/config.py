@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_vali
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile, Table, nearest, parse
-from learner.loraconfig import LoraTable, Offload, adapted, as_sampled
+from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 
 class SourceTable(Table):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from broker.errors import CheckpointError, RunFault
 from broker.run import Run
-from learner.checkpoint import Checkpoints
 from learner.config import LearnerConfig
-from learner.executor import Executor
-from learner.records import ManifestReader
-from learner.recovery import read_tail
+from learner.planning.records import ManifestReader
+from learner.planning.recovery import read_tail
 from learner.ring import model_path
-from learner.trainer import state_sha256
+from learner.training.checkpoint import Checkpoints
+from learner.training.executor import Executor
+from learner.training.trainer import state_sha256
 
 
 def replay(run: Run, first: int, last: int, out: Path, changed: Run | None = None) -> str:

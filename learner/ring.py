@@ -24,24 +24,24 @@ from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.runfile import RunTable, nearest
 from broker.topics import STEPS_OWNER
-from learner.asked import find, place
-from learner.checkpoint import Checkpoints, Progress
 from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage, SamplingTable
 from learner.data.registry import open_documents, open_prompts
 from learner.data.source import DocumentSource
-from learner.evaluate import Evaluations, Request
-from learner.executor import Executor
-from learner.feed import Ask, Feed, Schedule
-from learner.join import Join
-from learner.parallel.plan import ALONE, ParallelPlan
-from learner.planner import Planned, Planner, StagePlan
-from learner.planning import PlanningThread
-from learner.publish import Publishing, announce_control
-from learner.records import ManifestReader
-from learner.recovery import Tail, read_outstanding, read_tail
-from learner.sft import SftReport
+from learner.planning.evaluate import Evaluations, Request
+from learner.planning.feed import Ask, Feed, Schedule
+from learner.planning.join import Join
+from learner.planning.planner import Planned, Planner, StagePlan
+from learner.planning.records import ManifestReader
+from learner.planning.recovery import Tail, read_outstanding, read_tail
+from learner.planning.requests import find, place
+from learner.planning.thread import PlanningThread
+from learner.serving.publish import Publishing, announce_control
+from learner.serving.shifts import Turns
 from learner.telemetry import Telemetry
-from learner.turns import Turns
+from learner.training.checkpoint import Checkpoints, Progress
+from learner.training.executor import Executor
+from learner.training.placement import ALONE, ParallelPlan
+from learner.training.sft import SftReport
 from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")

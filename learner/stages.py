@@ -7,7 +7,7 @@ from typing import Any
 
 from learner.config import EvaluateStage, RlStage, SftStage, Stage
 from learner.ring import Learner
-from learner.sft import SftTrainer
+from learner.training.sft import SftTrainer
 
 
 def run_stages(learner: Learner) -> bool:

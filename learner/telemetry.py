@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
 from learner.config import Stage
-from learner.planner import Planned
+from learner.planning.planner import Planned
 from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")

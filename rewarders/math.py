@@ -12,8 +12,8 @@ from fractions import Fraction
 
 import msgpack
 
+from broker.isolation import Failed, Isolated
 from broker.messages import Trajectory
-from rewarders.isolation import Failed, Isolated
 from rewarders.rewarder import Reward
 from rewarders.text import after_thinking, answer_span, is_clean, last_box
 

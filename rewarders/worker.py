@@ -15,6 +15,7 @@ from pathlib import Path
 
 from broker.daemon import keep_turning
 from broker.errors import DecodeError, HeadraceError, RunFault
+from broker.isolation import Failed, Isolated
 from broker.log import Log, Record
 from broker.messages import Trajectory, Vote, decode, encode
 from broker.topics import Topics
@@ -22,7 +23,6 @@ from broker.watermark import Watermark
 from monitoring.daemon import Stop
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable
-from rewarders.isolation import Failed, Isolated
 
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512

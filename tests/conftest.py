@@ -33,7 +33,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with the tiny recipe's shape and tokenizer and random weights."""
     import torch
 
-    from learner.model import load_model, save_model
+    from learner.model.load import load_model, save_model
 
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("tiny_model")

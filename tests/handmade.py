@@ -30,7 +30,7 @@ from broker.messages import (
     encode,
 )
 from broker.run import Run
-from broker.sqlite_log import SqliteLog
+from broker.sqlite.log import SqliteLog
 from broker.topics import Topics
 
 MIX = {"accuracy": 1.0, "format": 0.5}

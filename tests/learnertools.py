@@ -17,10 +17,10 @@ from broker.messages import (
 )
 from broker.runfile import RunFile
 from learner.config import LearnerConfig
-from learner.executor import Executor
-from learner.groups import Judged
-from learner.logprobs import score
-from learner.packing import Sequenced, pack
+from learner.planning.groups import Judged
+from learner.training.executor import Executor
+from learner.training.logprobs import score
+from learner.training.packing import Sequenced, pack
 
 
 def judged_groups(count: int, seed: int = 0, longest: int = 40) -> tuple[tuple[Judged, ...], ...]:

@@ -87,7 +87,7 @@ class Ranks:
 
 def executor(plan: Any, model: str, directory: str, **learner: Any) -> Any:
     """An executor with one RL stage, and ``[learner]`` as given."""
-    from learner.executor import Executor
+    from learner.training.executor import Executor
 
     tables = {"learner": {"pack_tokens": 128, "device": plan.device or "cpu", "optimizer": {"lr": 1e-3}, **learner}}
     tables["stage"] = [{"kind": "rl", "steps": 10}]  # type: ignore[assignment]

@@ -50,7 +50,7 @@ def processes(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def by_role(run: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
     """The processes of a role: ``learner``, ``actors``, ``rewarders``, ``publisher`` or ``judge``."""
-    words = {"publisher": "broker.weights.process", "judge": "rewarders.isolation"}
+    words = {"publisher": "broker.weights.process", "judge": "broker.isolation"}
     found = []
     for process in processes(run):
         try:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from broker.messages import Manifest, StepResult
-from headrace.records import scan
-from headrace.rundir import reopen
+from headrace.reading.records import scan
+from headrace.running.rundir import reopen
 from monitoring.scrape import scrape
 
 
@@ -49,7 +49,7 @@ def said(directory: Path) -> str:
 
 
 def sha256_of(checkpoint: Path) -> str:
-    from learner.model import load_model
-    from learner.trainer import state_sha256
+    from learner.model.load import load_model
+    from learner.training.trainer import state_sha256
 
     return state_sha256(load_model(str(checkpoint)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
-from learner.groups import Judged
+from learner.planning.groups import Judged
 
 
 def groups_of(count: int, seed: int = 0, longest: int = 40) -> list[list[Judged]]:

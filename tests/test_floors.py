@@ -47,8 +47,8 @@ def test_imports_go_down_only(floor: str) -> None:
         "rewarders.worker",
         "rewarders.math",
         "headrace.__main__",
-        "headrace.runfile",
-        "headrace.run",
+        "headrace.running.runfile",
+        "headrace.commands.run",
     ],
 )
 def test_these_start_without_torch_and_sympy(module: str) -> None:

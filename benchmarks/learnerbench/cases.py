@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
-from learner.attention import register
-from learner.groups import Judged
-from learner.packing import Sequenced
+from learner.model.attention import register
+from learner.planning.groups import Judged
+from learner.training.packing import Sequenced
 
 VOCABULARY = 4096
 TINY = str(Path(__file__).resolve().parent.parent.parent / "recipes" / "tiny_model")

@@ -20,9 +20,9 @@ import torch
 from transformers import Qwen3Config
 
 from learner.config import LearnerTable
-from learner.groups import Judged
-from learner.optimizer import build_optimizer
-from learner.trainer import TrainState, train_step
+from learner.planning.groups import Judged
+from learner.training.optimizer import build_optimizer
+from learner.training.trainer import TrainState, train_step
 
 from . import cases
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from learner.logprobs import token_logprobs
 from learner.losses.objectives import OBJECTIVES
 from learner.losses.tokens import token_losses
+from learner.training.logprobs import token_logprobs
 
 from .measuring import added_mib, cpu_medians, in_fresh_process
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.logprobs import score
 from learner.losses import batch_loss
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES
 from learner.losses.tokens import token_losses
-from learner.packing import Sequenced, assign, pack
+from learner.training.logprobs import score
+from learner.training.packing import Sequenced, assign, pack
 
 from . import cases
 from .measuring import cpu_medians

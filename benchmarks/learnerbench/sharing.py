@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.logprobs import score
-from learner.packing import Sequenced, pack
+from learner.training.logprobs import score
+from learner.training.packing import Sequenced, pack
 
 from . import cases
 from .measuring import cpu_medians

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from learner.config import LearnerTable
-from learner.optimizer import build_optimizer
-from learner.trainer import TrainState, train_step
+from learner.training.optimizer import build_optimizer
+from learner.training.trainer import TrainState, train_step
 
 from . import cases
 

@@ -23,10 +23,10 @@ from actors.prompting import prompt_tokens, trajectory_of
 from broker.messages import Prompt, Sampling, Trajectory
 from learner.config import LearnerTable
 from learner.data.sums import SignedSums
-from learner.groups import Judged
-from learner.model import load_model
-from learner.optimizer import build_optimizer
-from learner.trainer import TrainState, train_step
+from learner.model.load import load_model
+from learner.planning.groups import Judged
+from learner.training.optimizer import build_optimizer
+from learner.training.trainer import TrainState, train_step
 from rewarders.format import Format
 from rewarders.math import MathAccuracy
 

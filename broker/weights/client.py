@@ -26,7 +26,7 @@ LOOK_SECONDS = 0.5  # between two looks whether the learner is still there
 
 class WeightClient:
     """Joins as a receiver, takes pushes, and catches up from disk with what it has missed. Where engine and learner take turns on
-    one device (``learner/turns.py``), has the sink rest while it is the learner's turn.
+    one device (``learner/serving/shifts.py``), has the sink rest while it is the learner's turn.
 
     ``version`` is the newest that the sink has confirmed (-1: none); ``updated`` hears how many seconds each took.
     """

@@ -21,9 +21,9 @@ from broker.control.server import ControlServer, Member
 from broker.errors import WeightPushError
 from broker.weights import layout
 from broker.weights.devices import check_members
+from broker.weights.replies import Words
 from broker.weights.sink import Lane, Push, TensorSpec
 from broker.weights.snapshot import Snapshots
-from broker.weights.words import Words
 from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")

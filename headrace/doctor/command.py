@@ -31,8 +31,8 @@ def _machine(as_json: bool) -> int:
 def _run(where: Path, as_json: bool) -> int:
     from headrace.doctor.evidence import gather
     from headrace.doctor.findings import diagnose, moving, state_of
-    from headrace.rundir import find_run
-    from headrace.runfile import check
+    from headrace.running.rundir import find_run
+    from headrace.running.runfile import check
 
     run = find_run(where)
     evidence = gather(run, check(run.file))

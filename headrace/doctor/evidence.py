@@ -19,8 +19,8 @@ from broker.log import Log
 from broker.messages import DeadLetter, StepResult
 from broker.run import Run
 from headrace.doctor.waiting import Waiting, waiting_groups
-from headrace.records import last
-from headrace.runfile import WholeRun
+from headrace.reading.records import last
+from headrace.running.runfile import WholeRun
 from monitoring.daemon import Registration, registrations
 from monitoring.processes import state_of
 from monitoring.scrape import scrape

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from broker.messages import StepResult
 from headrace.doctor.evidence import BETWEEN_SECONDS, Daemon, Evidence
-from headrace.rundir import RUN_FILE
+from headrace.running.rundir import RUN_FILE
 from monitoring.processes import STOPPED
 
 RESTARTS = 3  # ends of one daemon that make a loop

@@ -39,7 +39,7 @@ def system() -> Check:
 
 
 def packages() -> Check:
-    from headrace.summary import versions
+    from headrace.reading.summary import versions
 
     found = versions()
     absent = [name for name, version in found.items() if version == "absent"]

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from broker.log import Log
 from broker.messages import Manifest, Trajectory, Vote
 from broker.topics import Topics
-from headrace.records import last, read
-from learner.groups import Group
-from learner.join import read_all
-from learner.recovery import Tail, read_outstanding
+from headrace.reading.records import last, read
+from learner.planning.groups import Group
+from learner.planning.join import read_all
+from learner.planning.recovery import Tail, read_outstanding
 
 
 @dataclass(slots=True)

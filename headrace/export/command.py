@@ -15,9 +15,9 @@ from broker.errors import LogUnavailable, RunFault, RunFileError
 from broker.log import Reader
 from headrace.export.curves import Curves, Point
 from headrace.export.sink import Sink, sink_of
-from headrace.records import read, scan
-from headrace.rundir import reopen
-from headrace.secrets import tables_without_secrets, without_secrets
+from headrace.reading.records import read, scan
+from headrace.running.redaction import tables_without_secrets, without_secrets
+from headrace.running.rundir import reopen
 from monitoring.daemon import Stop
 
 MARK = ".headrace-export"

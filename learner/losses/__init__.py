@@ -15,7 +15,7 @@ from torch import Tensor
 
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES, Objective
-from learner.losses.report import Tally
+from learner.losses.tally import Tally
 from learner.losses.tokens import kept_tokens, token_losses
 
 __all__ = ["async_objective", "batch_loss", "dapo", "grpo", "topr"]

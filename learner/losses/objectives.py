@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from learner.advantages import Baseline, Std
 from learner.config import ObjectiveTable
 from learner.losses import terms
+from learner.losses.advantages import Baseline, Std
 from learner.losses.sequences import Sequences
 
 TokenTerm = Callable[[Tensor, Tensor, Tensor, "Objective", Sequences], terms.Term]

@@ -12,13 +12,13 @@ import torch
 
 from broker.runfile import RunFile
 from learner.config import LearnerConfig, RlStage, SftStage
-from learner.executor import Executor
-from learner.memory import Activations
-from learner.model import set_gradient_checkpointing
-from learner.optimizer import Optimizers, build_optimizer
+from learner.model.load import set_gradient_checkpointing
 from learner.parallel.pool import Pool
-from learner.sft import take_documents
-from learner.trainer import take_share
+from learner.training.executor import Executor
+from learner.training.memory import Activations
+from learner.training.optimizer import Optimizers, build_optimizer
+from learner.training.sft import take_documents
+from learner.training.trainer import take_share
 
 
 def follow(pool: Pool) -> None:

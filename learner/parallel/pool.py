@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from broker.errors import RunFileError
-from learner.batch import PackedChunk
 from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage
 from learner.parallel.channel import Channel
-from learner.parallel.plan import ParallelPlan
 from learner.parallel.sharding import frozen_copy, shard_model
-from learner.parallel.shards import first_row, from_rows
-from learner.parallel.share import Share, from_bytes, to_bytes
 from learner.parallel.watch import Watch
-from learner.stored import Stored
+from learner.training.batch import PackedChunk
+from learner.training.placement import ParallelPlan
+from learner.training.shards import first_row, from_rows
+from learner.training.share import Share, from_bytes, to_bytes
+from learner.training.tensorfiles import Stored
 
 END = "end"
 

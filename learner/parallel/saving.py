@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from broker.errors import CheckpointError
-from learner.checkpoint import flatten, sync
 from learner.parallel.gather import buckets, gathered, named_tensors, owners
 from learner.parallel.pool import Pool
-from learner.parallel.shards import first_row
-from learner.stored import Layout, shard_file
+from learner.training.checkpoint import flatten, sync
+from learner.training.shards import first_row
+from learner.training.tensorfiles import Layout, shard_file
 
 log_ = logging.getLogger("learner")
 OTHER = 10_000  # a failure to write that is no error of the operating system

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from broker.errors import RunFileError
-from learner import attention
-from learner.logprobs import SCORE, scores_of
+from learner.model import attention
+from learner.training.logprobs import SCORE, scores_of
 
 
 def shard_model(model: Any, mesh: DeviceMesh, mixed: bool, gathered: bool) -> Any:

@@ -19,7 +19,7 @@ from actors.worker import ActorWorker
 from broker.log import Log, open_log
 from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
 from broker.topics import Topics
-from headrace.records import scan
+from headrace.reading.records import scan
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
 TOPICS = Topics("t", partitions=2)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from broker.errors import LogError
 from broker.log import TopicSpec
 from broker.metered import MeteredLog
-from broker.sqlite_log import SqliteLog
+from broker.sqlite.log import SqliteLog
 from monitoring.metrics import BrokerMetrics
 
 

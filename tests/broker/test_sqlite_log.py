@@ -15,7 +15,7 @@ from ringtools import stopped_in_an_append
 from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
 from broker.log import TopicSpec, open_log
 from broker.messages import Position
-from broker.sqlite_log import SqliteLog
+from broker.sqlite.log import SqliteLog
 
 SPAWN = multiprocessing.get_context("spawn")
 

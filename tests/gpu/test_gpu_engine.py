@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from actors.engine import Completion, Request
 from actors.local.engine import LocalEngine
 from broker.messages import Sampling
-from learner.logprobs import score
-from learner.model import load_model
-from learner.packing import Sequenced, pack
+from learner.model.load import load_model
+from learner.training.logprobs import score
+from learner.training.packing import Sequenced, pack
 
 pytestmark = ON_ONE_GPU
 PROMPTS = {"a": [5, 9, 40], "b": [7], "c": [8, 3, 1, 99, 12, 250, 4, 4, 17]}

@@ -11,10 +11,10 @@ from gputools import DEVICE, ON_ONE_GPU, allocated
 from samples import groups_of
 
 from learner.config import LearnerTable
-from learner.model import load_model
-from learner.optimizer import build_optimizer
-from learner.residence import Residence
-from learner.trainer import TrainState, train_step
+from learner.model.load import load_model
+from learner.training.optimizer import build_optimizer
+from learner.training.residence import Residence
+from learner.training.trainer import TrainState, train_step
 
 pytestmark = ON_ONE_GPU
 

@@ -14,9 +14,9 @@ from broker.errors import RunFileError
 from broker.run import Run
 from broker.runfile import RunFile
 from headrace.__main__ import main
-from headrace.run import FINISHED_MARK, is_finished
-from headrace.rundir import changes, find_run, record, reopen
-from headrace.runfile import check
+from headrace.commands.run import FINISHED_MARK, is_finished
+from headrace.running.rundir import changes, find_run, record, reopen
+from headrace.running.runfile import check
 
 ROOT = Path(__file__).resolve().parents[2]
 

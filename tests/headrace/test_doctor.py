@@ -20,7 +20,7 @@ from ringtools import SMALL, end_run, freeze, headrace, stopped_in_an_append, wa
 from runlog import scraped
 
 from broker.run import Run
-from headrace.rundir import reopen
+from headrace.running.rundir import reopen
 from monitoring.daemon import own_version, registered
 from monitoring.exporter import Exporter
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RunMetrics
@@ -179,7 +179,7 @@ def evictions(run: Path) -> float:
 @pytest.fixture
 def quiet(tmp_path: Path) -> Path:
     """The directory of a run whose log is made, and that nobody runs."""
-    from headrace.rundir import record
+    from headrace.running.rundir import record
 
     run = Run.open(SMALL, [], tmp_path)
     record(run)
@@ -188,7 +188,7 @@ def quiet(tmp_path: Path) -> Path:
 
 
 def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
-    from headrace.rundir import record
+    from headrace.running.rundir import record
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -14,8 +14,8 @@ from runlog import messages, said
 from broker.errors import RunFileError
 from broker.messages import Evaluation
 from broker.run import Run
-from headrace.rundir import record
-from learner.asked import Asked, find, leave
+from headrace.running.rundir import record
+from learner.planning.requests import Asked, find, leave
 
 
 @pytest.mark.timeout(300)

@@ -11,11 +11,11 @@ from handmade import Handmade
 from ringtools import headrace
 
 from broker.errors import RunFault
-from headrace.report import report_of
-from headrace.run import write_report
-from headrace.summary import WallClock, summarise
-from headrace.trace import trace
-from headrace.verify import verify
+from headrace.commands.run import write_report
+from headrace.reading.report import report_of
+from headrace.reading.summary import WallClock, summarise
+from headrace.reading.trace import trace
+from headrace.reading.verify import verify
 
 
 @pytest.fixture

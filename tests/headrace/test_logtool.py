@@ -10,7 +10,7 @@ from handmade import Handmade
 
 from broker.messages import DeadLetter, PlannerState
 from headrace.__main__ import main
-from headrace.verify import verify
+from headrace.reading.verify import verify
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_dead_letters_are_listed_shown_replayed_and_dropped(home: Path, capsys: 
 
 
 def test_a_trim_removes_what_nobody_needs_and_the_audit_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from headrace.rundir import reopen
+    from headrace.running.rundir import reopen
 
     assert [row["removable"] for row in broker(capsys, "trim", str(home), "--dry-run")] == [0, 0, 0], (
         "no checkpoint yet"
@@ -77,7 +77,7 @@ def test_a_trim_removes_what_nobody_needs_and_the_audit_knows(home: Path, capsys
 
 def checkpoint(home: Path, version: int) -> None:
     """A checkpoint of that version, as far as its place in the run is concerned."""
-    from learner.checkpoint import Checkpoints, Progress
+    from learner.training.checkpoint import Checkpoints, Progress
 
     def save(directory: Path) -> None:
         (directory / "model.safetensors").write_bytes(b"")

@@ -16,7 +16,7 @@ from ringtools import SMALL, by_role, end_run, headrace, processes, start_run, v
 from runlog import results_of, said
 from safetensors.torch import load_file
 
-from learner.checkpoint import Checkpoints
+from learner.training.checkpoint import Checkpoints
 from monitoring.ports import free_ports
 
 STEPS = 24

@@ -11,12 +11,12 @@ import pytest
 from handmade import Handmade
 
 from broker.messages import GroupRef, SampleRef, Trajectory, Vote, VoteRef, decode
-from headrace.report import report_of
-from headrace.run import write_report
-from headrace.showcase import showcase
-from headrace.summary import summarise
-from headrace.texts import WORDS, Window, reflective_words, scripts
-from headrace.verify import verify
+from headrace.commands.run import write_report
+from headrace.reading.report import report_of
+from headrace.reading.showcase import showcase
+from headrace.reading.summary import summarise
+from headrace.reading.textstats import WORDS, Window, reflective_words, scripts
+from headrace.reading.verify import verify
 from monitoring.report import RunReport
 
 

@@ -18,8 +18,8 @@ from runmetrics import check_metrics
 from broker.errors import DecodeError, HeldByAnother
 from broker.messages import Manifest, Prompt, decode, encode
 from broker.run import Run
-from headrace.rundir import reopen
-from headrace.verify import verify as verify_log
+from headrace.reading.verify import verify as verify_log
+from headrace.running.rundir import reopen
 from learner.ring import exclusive_steps
 from monitoring.daemon import Stop
 
@@ -174,7 +174,7 @@ def test_a_crash_loop_stops_the_run_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_open_gives_the_run_as_it_was_started(tmp_path: Path) -> None:
-    from headrace.rundir import record
+    from headrace.running.rundir import record
 
     record(Run.open(SMALL, ["run.seed=9"], tmp_path))
     again = reopen(tmp_path)

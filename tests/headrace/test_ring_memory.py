@@ -10,9 +10,9 @@ from runlog import results_of, said
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.checkpoint import read_state
-from learner.model import load_model
-from learner.trainer import state_sha256
+from learner.model.load import load_model
+from learner.training.checkpoint import read_state
+from learner.training.trainer import state_sha256
 
 OPTIONS = (
     "stage.0.lora.rank=4", "stage.0.gradient_checkpointing=true", "stage.0.offload=all",

@@ -9,7 +9,7 @@ from ringtools import SMALL, headrace
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile
-from headrace.runfile import check
+from headrace.running.runfile import check
 
 ROOT = Path(__file__).resolve().parents[2]
 

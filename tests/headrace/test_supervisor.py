@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import headrace.supervisor
+import headrace.running.supervisor
 from broker.errors import RunFault, RunFileError
-from headrace.supervisor import Command, Supervisor, sole_supervisor
+from headrace.running.supervisor import Command, Supervisor, sole_supervisor
 from monitoring.daemon import Stop
 
 BODIES = {
@@ -40,9 +40,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = Path(__file__).resolve().parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(headrace.supervisor, "BACK_OFF", (0.01, 0.05))
-    monkeypatch.setattr(headrace.supervisor, "OUTSIDE_BACK_OFF", 0.05)
-    monkeypatch.setattr(headrace.supervisor, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(headrace.running.supervisor, "BACK_OFF", (0.01, 0.05))
+    monkeypatch.setattr(headrace.running.supervisor, "OUTSIDE_BACK_OFF", 0.05)
+    monkeypatch.setattr(headrace.running.supervisor, "TICK_SECONDS", 0.05)
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_a_crash_loop_stops_the_run_with_its_reason(house: Path, module: str, wo
 
 
 def test_a_healthy_life_forgives_the_failures_before_it(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headrace.supervisor, "HEALTHY_SECONDS", 0.0)
+    monkeypatch.setattr(headrace.running.supervisor, "HEALTHY_SECONDS", 0.0)
     turn = Turn(house, "sleeps", "fails")
 
     def tick() -> None:
@@ -133,7 +133,7 @@ def test_the_last_words_are_those_of_this_life(house: Path) -> None:
 
 
 def test_a_stop_drains_and_then_kills(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headrace.supervisor, "DRAIN_SECONDS", 3.0)
+    monkeypatch.setattr(headrace.running.supervisor, "DRAIN_SECONDS", 3.0)
     turn, pids = Turn(house, "sleeps", "drains", "is_deaf"), {}
 
     def tick() -> None:

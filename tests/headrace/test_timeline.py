@@ -23,7 +23,7 @@ from broker.messages import (
     VoteRef,
 )
 from headrace.__main__ import main
-from headrace.timeline import timeline
+from headrace.commands.timeline import timeline
 
 START = 1_700_000_000.0
 PHASES = {"wait_data": 3.0, "publish": 0.5, "pack": 0.25, "forward_backward": 1.0, "optimizer": 0.25}  # as recorded

@@ -22,9 +22,9 @@ from ringtools import headrace
 
 from broker.messages import DeadLetter, Settled
 from broker.run import announced
-from headrace.progress import Progress
-from headrace.pulse import Pulse, total
-from headrace.top import daemons
+from headrace.commands.top import daemons
+from headrace.running.daemon_metrics import Pulse, total
+from headrace.running.progress import Progress
 from learner.config import LearnerConfig
 from monitoring.metrics import ActorMetrics, RunMetrics, SystemMetrics
 from monitoring.view import PAGES, RunView
@@ -91,8 +91,8 @@ def test_dead_letters_are_listed_with_what_became_of_them(made: Handmade, tmp_pa
 def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
     made: Handmade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.pulse.SCRAPE_SECONDS", 10.0)
-    monkeypatch.setattr("headrace.pulse.ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr("headrace.running.daemon_metrics.SCRAPE_SECONDS", 10.0)
+    monkeypatch.setattr("headrace.running.daemon_metrics.ANSWER_SECONDS", 10.0)
     run = made.run(tmp_path)
     actor, above = CollectorRegistry(), CollectorRegistry()
     metrics, system, whole = ActorMetrics(actor), SystemMetrics(actor, "actor"), RunMetrics(above)

@@ -14,7 +14,7 @@ from handmade import Handmade
 from ringtools import headrace
 
 from broker.messages import Dropped, GroupRef, Position, VoteRef
-from headrace.verify import SHOWN, verify
+from headrace.reading.verify import SHOWN, verify
 
 
 @pytest.fixture

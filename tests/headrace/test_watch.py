@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from ringtools import headrace
 
 from broker.errors import RunFileError
-from headrace.watch import Alerts, watched, watched_runs
+from headrace.commands.watch import Alerts, watched, watched_runs
 from monitoring.daemon import registered
 from monitoring.exporter import Exporter
 from monitoring.metrics import RunMetrics

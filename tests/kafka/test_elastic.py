@@ -20,7 +20,7 @@ from broker.kafka.server import KafkaServer
 from broker.log import Log, TopicSpec, open_log
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan, Vote, encode
 from broker.topics import Topics
-from headrace.records import scan
+from headrace.reading.records import scan
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable
 from rewarders.worker import RewarderWorker

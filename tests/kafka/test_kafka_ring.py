@@ -19,8 +19,8 @@ from broker.kafka.server import KafkaServer
 from broker.log import TopicSpec, open_log
 from broker.messages import Manifest, encode
 from broker.run import Run
-from headrace.records import scan
-from headrace.rundir import reopen
+from headrace.reading.records import scan
+from headrace.running.rundir import reopen
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 OUTAGE = float(os.environ.get("HEADRACE_OUTAGE") or 30)  # seconds

@@ -10,8 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from learner.checkpoint import Checkpoints
-from learner.policy import PolicyWeights
+from learner.model.policy import PolicyWeights
+from learner.training.checkpoint import Checkpoints
 
 
 def test_adapters_are_written_for_others_in_the_form_that_peft_loads(tiny_model: Path, tmp_path: Path) -> None:

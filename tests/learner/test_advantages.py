@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from learner.advantages import (
+from learner.losses.advantages import (
     Baseline,
     Std,
     batch_advantages,

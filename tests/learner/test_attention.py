@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from broker.errors import EngineError
-from learner import varlen
-from learner.attention import NAME, plan_segments, ragged_plan, register, segment_attention
-from learner.logprobs import score
 from learner.losses import batch_loss
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES
 from learner.losses.tokens import token_losses
-from learner.packing import Sequenced, pack
+from learner.model import varlen
+from learner.model.attention import NAME, plan_segments, ragged_plan, register, segment_attention
+from learner.training.logprobs import score
+from learner.training.packing import Sequenced, pack
 
 SHAPE = {
     "vocab_size": 90,

@@ -12,13 +12,13 @@ import pytest
 from broker.errors import DataError, RunFileError
 from broker.runfile import RunFile
 from learner.config import SourceTable
+from learner.data.documents import DocumentTokenizer
 from learner.data.reasoning_gym import ReasoningGymDocuments, ReasoningGymTasks
 from learner.data.registry import open_documents, open_prompts
 from learner.data.source import Document, Span
 from learner.data.sums import SignedSums, SumsCorpus
-from learner.documents import DocumentTokenizer
-from learner.feed import Schedule
-from learner.model import load_tokenizer
+from learner.model.load import load_tokenizer
+from learner.planning.feed import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "tiny_model"

@@ -10,16 +10,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from broker.errors import EngineError
-from learner.logprobs import score, token_logprobs
 from learner.losses.objectives import OBJECTIVES
 from learner.losses.tokens import token_losses
-from learner.model import load_model
-from learner.packing import Sequenced, pack
+from learner.model.load import load_model
+from learner.training.logprobs import score, token_logprobs
+from learner.training.packing import Sequenced, pack
 
 
 @pytest.fixture(autouse=True)
 def no_smallest_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.logprobs.SMALL", 0)
+    monkeypatch.setattr("learner.training.logprobs.SMALL", 0)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -131,8 +131,8 @@ def test_neither_what_is_kept_nor_how_it_is_divided_changes_the_result(
     wanted = torch.autograd.grad(
         (up * (log_p.gather(1, target[:, None])[:, 0] + tilt * entropy)).sum(), (hidden, weight)
     )
-    monkeypatch.setattr("learner.logprobs.SMALL", small)
-    monkeypatch.setattr("learner.logprobs.CACHED", cached)
+    monkeypatch.setattr("learner.training.logprobs.SMALL", small)
+    monkeypatch.setattr("learner.training.logprobs.CACHED", cached)
     scores = token_logprobs(hidden, weight, target, 0.8, rows=11)
     loss = (up * (scores.logprobs_M + tilt * scores.entropy_M)).sum()
     for _ in range(2):

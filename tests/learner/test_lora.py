@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from broker.errors import CheckpointError, RunFileError
 from broker.messages import Manifest
 from broker.runfile import parse
-from learner import lora
-from learner.checkpoint import Checkpoints, read_state
 from learner.config import LearnerTable, SftStage
 from learner.data.sums import SumsCorpus
-from learner.loraconfig import LoraTable
-from learner.model import _check, load_model, load_tokenizer, save_base, save_model
-from learner.policy import PolicyWeights
-from learner.sft import SftTrainer
-from learner.trainer import state_sha256
+from learner.model import lora
+from learner.model.load import _check, load_model, load_tokenizer, save_base, save_model
+from learner.model.loraconfig import LoraTable
+from learner.model.policy import PolicyWeights
+from learner.training.checkpoint import Checkpoints, read_state
+from learner.training.sft import SftTrainer
+from learner.training.trainer import state_sha256
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny_model"
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}

@@ -12,7 +12,7 @@ from learner.config import ObjectiveTable
 from learner.losses import async_objective, batch_loss, dapo, grpo, topr
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES, Objective, objective_of
-from learner.losses.report import Tally
+from learner.losses.tally import Tally
 from learner.losses.terms import second_moment_mask
 from learner.losses.tokens import kept_tokens, token_losses
 

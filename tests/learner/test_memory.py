@@ -13,14 +13,14 @@ from learnertools import executor_of, judged_groups, take, unstarted
 from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from broker.errors import RunFileError
-from learner import lora
-from learner.checkpoint import Checkpoints
-from learner.logprobs import score
-from learner.loraconfig import LoraTable
-from learner.memory import held_for_backward
-from learner.model import load_model, set_gradient_checkpointing
-from learner.packing import Sequenced, pack
-from learner.trainer import state_sha256, train_step
+from learner.model import lora
+from learner.model.load import load_model, set_gradient_checkpointing
+from learner.model.loraconfig import LoraTable
+from learner.training.checkpoint import Checkpoints
+from learner.training.logprobs import score
+from learner.training.memory import held_for_backward
+from learner.training.packing import Sequenced, pack
+from learner.training.trainer import state_sha256, train_step
 
 SHAPE = {
     "vocab_size": 320,

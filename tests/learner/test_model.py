@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, MambaConfig, Qwen3MoeConfig
 
 from broker.errors import CheckpointError, RunFileError
-from learner.model import load_model, load_tokenizer, save_model
-from learner.trainer import state_sha256
+from learner.model.load import load_model, load_tokenizer, save_model
+from learner.training.trainer import state_sha256
 
 TINY = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny_model")
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from learner.config import OptimizerTable
-from learner.model import load_model
-from learner.muon import orthogonalise
-from learner.optimizer import build_optimizer, learning_rate
-from learner.trainer import state_sha256
+from learner.model.load import load_model
+from learner.training.muon import orthogonalise
+from learner.training.optimizer import build_optimizer, learning_rate
+from learner.training.trainer import state_sha256
 
 
 @pytest.fixture

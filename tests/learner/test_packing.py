@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.packing import SPAN, Sequenced, assign, pack, packing_efficiency
+from learner.training.packing import SPAN, Sequenced, assign, pack, packing_efficiency
 
 
 def sequences(lengths: list[int]) -> list[Sequenced]:

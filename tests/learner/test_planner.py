@@ -14,16 +14,16 @@ import pytest
 from broker.log import Log, open_log
 from broker.messages import Prompt, Sampling, Segment, Trajectory, VersionSpan, Vote, decode, encode
 from broker.topics import Topics
-from headrace.verify import verify
+from headrace.reading.verify import verify
 from learner.config import LearnerTable
 from learner.data.sums import SignedSums
-from learner.evaluate import Answers, Evaluations, Request, cons_at_k, final_answer, pass_at_1, wilson
-from learner.feed import Ask, Feed, Schedule
-from learner.join import Join, read_all
-from learner.planner import Planner, StagePlan
-from learner.planning import PlanningThread
-from learner.records import ManifestReader
-from learner.recovery import read_outstanding, read_tail
+from learner.planning.evaluate import Answers, Evaluations, Request, cons_at_k, final_answer, pass_at_1, wilson
+from learner.planning.feed import Ask, Feed, Schedule
+from learner.planning.join import Join, read_all
+from learner.planning.planner import Planner, StagePlan
+from learner.planning.records import ManifestReader
+from learner.planning.recovery import read_outstanding, read_tail
+from learner.planning.thread import PlanningThread
 
 TOPICS = Topics("t", partitions=3)
 

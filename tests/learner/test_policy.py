@@ -19,8 +19,8 @@ from broker.weights import layout
 from broker.weights.client import WeightClient
 from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
-from learner.checkpoint import Checkpoints
-from learner.policy import PolicyWeights
+from learner.model.policy import PolicyWeights
+from learner.training.checkpoint import Checkpoints
 
 LORA = {"lora": {"rank": 4}}
 

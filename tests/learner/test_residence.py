@@ -10,12 +10,12 @@ import pytest
 import torch
 from learnertools import executor_of, take, unstarted
 
-from learner.checkpoint import Checkpoints
 from learner.config import OptimizerTable
-from learner.model import load_model
-from learner.optimizer import build_optimizer, chunked, move_state, stream
-from learner.residence import Parameters, Residence
-from learner.trainer import state_sha256
+from learner.model.load import load_model
+from learner.training.checkpoint import Checkpoints
+from learner.training.optimizer import build_optimizer, chunked, move_state, stream
+from learner.training.residence import Parameters, Residence
+from learner.training.trainer import state_sha256
 
 KL = {"name": "grpo", "kl": 0.1, "ref_refresh": 2}
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from broker.errors import CheckpointError
-from learner.checkpoint import Checkpoints, Progress, read_state
 from learner.config import SftStage
 from learner.data.source import Document, Span
 from learner.data.sums import SumsCorpus
-from learner.model import load_model, load_tokenizer
-from learner.sft import Curriculum, SftTrainer
-from learner.trainer import state_sha256
+from learner.model.load import load_model, load_tokenizer
+from learner.training.checkpoint import Checkpoints, Progress, read_state
+from learner.training.sft import Curriculum, SftTrainer
+from learner.training.trainer import state_sha256
 
 TINY = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny_model")
 

@@ -14,10 +14,10 @@ from samples import groups_of
 
 from broker.messages import Sampling, VersionSpan
 from learner.config import LearnerTable
-from learner.groups import Judged
-from learner.model import load_model
-from learner.optimizer import build_optimizer
-from learner.trainer import TrainState, state_sha256, train_step
+from learner.model.load import load_model
+from learner.planning.groups import Judged
+from learner.training.optimizer import build_optimizer
+from learner.training.trainer import TrainState, state_sha256, train_step
 
 
 def table(**changes: Any) -> LearnerTable:

@@ -27,13 +27,13 @@ from broker.messages import Sampling
 from broker.runfile import RunFile
 from broker.weights.client import WeightClient
 from learner.config import LearnerConfig, LearnerTable
-from learner.executor import Executor
-from learner.planner import Planner
-from learner.planning import PlanningThread
-from learner.publish import backend_of
+from learner.planning.planner import Planner
+from learner.planning.thread import PlanningThread
 from learner.ring import SETTLE_SECONDS
+from learner.serving.publish import backend_of
+from learner.serving.shifts import Turns
 from learner.telemetry import Telemetry
-from learner.turns import Turns
+from learner.training.executor import Executor
 from monitoring.daemon import Stop
 
 SMALL = Path(__file__).resolve().parents[1] / "chaos" / "run.toml"

@@ -15,7 +15,7 @@ from prometheus_client.exposition import generate_latest
 from actors.config import ActorsTable
 from broker.runfile import BrokerTable, MonitoringTable, RunTable
 from headrace.__main__ import COMMANDS, ELSEWHERE
-from headrace.watch import QUERIES
+from headrace.commands.watch import QUERIES
 from learner.config import LearnerTable
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
 from monitoring.prometheus import ALERTS, programs

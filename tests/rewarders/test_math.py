@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from broker.isolation import Failed
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
 from rewarders.format import Format
-from rewarders.isolation import Failed
 from rewarders.math import MathAccuracy, normal, number
 from rewarders.text import after_thinking, answer_span, last_box
 

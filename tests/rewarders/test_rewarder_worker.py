@@ -15,14 +15,14 @@ from prometheus_client import CollectorRegistry
 from test_math import sample
 
 from broker.errors import HeadraceError, RunFault, RunFileError
+from broker.isolation import Failed, Isolated
 from broker.log import Log, open_log
 from broker.messages import Vote, encode
 from broker.runfile import RunFile
 from broker.topics import Topics
-from headrace.records import scan
+from headrace.reading.records import scan
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable, rewarder_tables
-from rewarders.isolation import Failed, Isolated
 from rewarders.reasoning_gym import ReasoningGym
 from rewarders.registry import judge_factory, load_rewarder
 from rewarders.worker import HOPELESS, RewarderWorker

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from samples import groups_of
 
 from broker.errors import RunFileError
-from learner.packing import Sequenced, pack
-from learner.parallel.deal import PADDING, deal
 from learner.parallel.place import Place, find_place
-from learner.parallel.share import Share, from_bytes, to_bytes
+from learner.training.deal import PADDING, deal
+from learner.training.packing import Sequenced, pack
+from learner.training.share import Share, from_bytes, to_bytes
 
 COSTS = st.lists(st.integers(1, 5000), max_size=60)
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from broker.errors import CheckpointError
-from learner.checkpoint import Checkpoints, Progress, read_progress, read_state
-from learner.parallel.plan import ALONE
+from learner.training.checkpoint import Checkpoints, Progress, read_progress, read_state
+from learner.training.placement import ALONE
 
 FILE = "headrace-00002-of-00002.safetensors"
 SETTINGS = {"objective": {"name": "grpo", "kl": 0.1}, "optimizer": {"lr": 1e-3, "muon": 5.0}}

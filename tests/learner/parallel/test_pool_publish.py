@@ -15,9 +15,9 @@ from broker.control.server import ControlServer
 from broker.errors import WeightPushError
 from broker.weights import layout
 from broker.weights.publisher import WeightPublisher
-from learner.checkpoint import Checkpoints
-from learner.model import save_shape
+from learner.model.load import save_shape
 from learner.parallel.gather import buckets, owners
+from learner.training.checkpoint import Checkpoints
 
 
 def main(pool: Any, model: str, home: str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from pooltools import Ranks, executor
 
-from learner.checkpoint import Checkpoints, read_state
 from learner.config import SftStage
 from learner.data.sums import SumsCorpus
-from learner.parallel.plan import ALONE
-from learner.sft import SftTrainer
+from learner.training.checkpoint import Checkpoints, read_state
+from learner.training.placement import ALONE
+from learner.training.sft import SftTrainer
 
 STAGE = {
     "kind": "sft", "steps": 8, "documents_per_step": 6, "pack_tokens": 64, "until_tag": "chain",

@@ -12,7 +12,7 @@ import torch
 from pooltools import Ranks, executor, steps
 from safetensors.torch import load_file, save_file
 
-from learner.parallel.plan import ALONE
+from learner.training.placement import ALONE
 
 CASES: dict[str, dict[str, Any]] = {
     "async": {},

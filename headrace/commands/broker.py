@@ -1,0 +1,197 @@
+"""``headrace broker``: make, look at and tidy a run's log; the same on every engine.
+
+init FILE           make the topics, and refuse those whose settings would lose data
+topics | lag RUN    what there is; what the consumer groups have yet to read
+tail RUN            the newest records of a topic
+dlq list RUN        the dead letters; ``show`` one, ``replay`` some into the topics they came from, ``drop`` some for good
+trim RUN            remove the records that neither a resume nor the last ``--keep-steps`` steps need
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+from broker.errors import DecodeError, LogError, RunFileError
+from broker.log import Log
+from broker.messages import DeadLetter, Manifest, PlannerState, Settled, Trimmed, encode
+from broker.run import Run
+from broker.runfile import nearest
+from headrace.commands.broker_arguments import TOPICS
+from headrace.reading.records import newest, scan
+from headrace.running.rundir import find_run
+from monitoring.view import clean_text
+
+Rows = list[dict[str, Any]]
+
+
+def broker_command(options: argparse.Namespace) -> int:
+    if options.what == "init":
+        run = Run.open(options.file, options.overrides)
+    else:
+        run = find_run(options.run)
+    with closing(run.open_log()) as log:
+        rows = COMMANDS[options.what](run, log, options)
+    if options.json:
+        print(json.dumps(rows, indent=2, default=str))
+    else:
+        for row in rows:
+            print("  ".join(f"{k} {v}" for k, v in row.items()))
+    return 0
+
+
+def _of_run(run: Run, topic: str) -> bool:
+    """Whether ``topic`` (or group) is this run's: a cluster is shared by many."""
+    return topic.startswith(f"{run.table.name}.")
+
+
+def _topics(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    rows = []
+    for name, spec in log.topics().items():
+        if _of_run(run, name):
+            begins, ends = log.begins(name), log.ends(name)
+            rows.append(
+                {
+                    "topic": name,
+                    "partitions": spec.partitions,
+                    "records": sum(ends[p] - begins[p] for p in ends),
+                    "compacted": spec.compacted,
+                    "retention_seconds": spec.retention_seconds,
+                }
+            )
+    return rows
+
+
+def _lag(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    found = {group: topics for group, topics in log.groups().items() if _of_run(run, group)}
+    return [{"group": g, "topic": t, "lag": log.lag(g, t)} for g, topics in found.items() for t in topics]
+
+
+def _tail(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    if options.topic not in TOPICS:
+        raise RunFileError(f"--topic {options.topic!r} is no topic of a run{nearest(options.topic, TOPICS)}")
+    rows = []
+    for record, message in deque(scan(log, getattr(run.topics, options.topic)), maxlen=max(1, options.count)):
+        what = message.reason if isinstance(message, DecodeError) else clean_text(str(message), 300)
+        rows.append(
+            {
+                "partition": record.partition,
+                "offset": record.offset,
+                "at": time.strftime("%H:%M:%S", time.localtime(record.timestamp)),
+                "what": what,
+            }
+        )
+    return rows
+
+
+def letters(run: Run, log: Log) -> tuple[dict[int, DeadLetter], dict[int, str]]:
+    """The dead letters by offset, and what became of those that somebody has dealt with."""
+    found: dict[int, DeadLetter] = {}
+    settled: dict[int, str] = {}
+    for record, message in scan(log, run.topics.deadletters):
+        if isinstance(message, DeadLetter):
+            found[record.offset] = message
+        elif isinstance(message, Settled):
+            settled[message.offset] = message.action
+    return found, settled
+
+
+def _dlq(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    found, settled = letters(run, log)
+    for offset in options.offsets:
+        if offset not in found:
+            raise LogError(f"there is no dead letter at offset {offset}; `headrace broker dlq list` has them")
+    if options.action == "list":
+        return [_row(o, found[o], settled) for o in found if options.all or o not in settled]
+    if options.action == "show":
+        chosen = options.offsets or sorted(found)
+        return [{**_row(o, found[o], settled), "key": found[o].key.decode("utf-8", "replace"), "value": found[o].value.hex()}
+                for o in chosen]  # fmt: skip
+    return _settle(run, log, {o: found[o] for o in options.offsets or found if o not in settled}, options.action)
+
+
+def _row(offset: int, letter: DeadLetter, settled: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "offset": offset, "from": f"{letter.topic}[{letter.partition}] {letter.offset}", "group": letter.group_id,
+        "worker": letter.worker, "bytes": len(letter.value), "became": settled.get(offset, "waiting"),
+        "error": clean_text(letter.error, 200),
+    }  # fmt: skip
+
+
+def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -> Rows:
+    """Replay or drop dead letters. A replayed record of a group that has ended is left aside by the learner."""
+    done = "replayed" if action == "replay" else "dropped"
+    with closing(log.producer()) as producer:
+        for offset, letter in chosen.items():
+            if action == "replay":
+                producer.send(letter.topic, letter.key, letter.value, letter.partition)
+            settled = Settled(offset, done, time.time())
+            producer.send(run.topics.deadletters, letter.topic.encode(), encode(settled))
+        producer.flush()
+    return [{"offset": offset, "became": done} for offset in chosen]
+
+
+def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:
+    """By topic the offsets below which nobody needs a record: not the outstanding groups, not a redo behind the newest
+    checkpoint, not the last ``keep_steps`` steps."""
+    from learner.training.checkpoint import Checkpoints
+
+    last = newest_manifest(run, log)
+    state = last.state if last is not None else PlannerState()
+    low = {
+        run.topics.prompts: dict(state.prompts),
+        run.topics.trajectories: dict(state.trajectories),
+        run.topics.rewards: dict(state.rewards),
+    }
+    found = Checkpoints(run.directory / "checkpoints").newest()
+    version = found[1].version if found is not None else 0
+    first = min(version + 1, (last.step if last is not None else 0) - keep_steps + 1)
+    for _, message in scan(log, run.topics.steps):
+        if isinstance(message, Manifest) and message.kind == "step" and message.step >= first:
+            for group in message.groups:
+                _lower(low[run.topics.prompts], *group.prompt)
+                for sample in group.samples:
+                    _lower(low[run.topics.trajectories], *sample.position)
+                    for vote in sample.votes:
+                        _lower(low[run.topics.rewards], *vote.position)
+    return low
+
+
+def _lower(low: dict[int, int], partition: int, offset: int) -> None:
+    low[partition] = min(low.get(partition, 0), offset)
+
+
+def newest_manifest(run: Run, log: Log) -> Manifest | None:
+    last = newest(log, run.topics.steps)
+    if isinstance(last, Manifest):
+        return last
+    found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, Manifest)]
+    return found[-1] if found else None
+
+
+def _trim(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    rows = []
+    for topic, offsets in needed(run, log, options.keep_steps).items():
+        begins = log.begins(topic)
+        count = sum(max(0, offset - begins[partition]) for partition, offset in offsets.items())
+        if not options.dry_run and count:
+            with closing(log.producer()) as producer:  # first, so that the audit never wonders
+                producer.send(run.topics.deadletters, topic.encode(), encode(Trimmed(topic, offsets, time.time())))
+                producer.flush()
+            log.trim(topic, offsets)
+        rows.append({"topic": topic, "removable" if options.dry_run else "removed": count})
+    return rows
+
+
+def _init(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    return _topics(run, log, options)
+
+
+COMMANDS: dict[str, Callable[[Run, Log, argparse.Namespace], Rows]] = {
+    "init": _init, "topics": _topics, "lag": _lag, "tail": _tail, "dlq": _dlq, "trim": _trim,
+}  # fmt: skip

@@ -1,0 +1,136 @@
+"""``headrace eval RUN``: pass@1 and cons@k of a run's policy, on the run's own engines and rewarders.
+
+While the run goes on its learner is asked, and training does not stop for it; else the newest checkpoint (or ``--model``) is
+evaluated in a small run of its own below RUN/evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from broker.errors import RunFault, RunFileError
+from broker.messages import Evaluation
+from broker.run import Run
+from broker.runfile import RunFile, nearest, parse
+from headrace.reading.records import scan
+from headrace.running.rundir import reopen
+from headrace.running.runfile import check
+from learner.config import LearnerConfig
+from learner.planning.requests import Asked, leave
+from monitoring.daemon import registrations
+
+LOOK_SECONDS = 0.5
+
+
+def eval_command(options: argparse.Namespace) -> int:
+    """Print the result. Raises RunFileError for a name that nobody knows, RunFault if the run ends before it."""
+    run = reopen(options.run)
+    name = options.name or time.strftime("asked-%Y%m%d-%H%M%S")
+    wanted = {
+        "name": name,
+        "data": options.data,
+        "questions": options.questions,
+        "k": options.k,
+        "rewarder": options.rewarder,
+    }
+    asked = parse({key: value for key, value in wanted.items() if value is not None}, Asked, "headrace eval")
+    _known(run, asked)
+    if options.model is None and _lives(run, "learner"):
+        result = _ask(run, asked)
+    else:
+        result = _alone(run, asked, options.model)
+    if options.json:
+        print(
+            json.dumps(
+                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "metrics")}, indent=2
+            )
+        )
+    else:
+        print(told(result))
+    return 0
+
+
+def told(result: Evaluation) -> str:
+    (low, high), (cons_low, cons_high) = result.pass_at_1_interval, result.cons_at_k_interval
+    first, last = result.versions
+    sampled = f"version {first}" if first == last else f"versions {first} to {last}"
+    lost = f"; {len(result.dropped)} could not be judged" if result.dropped else ""
+    return (
+        f"{result.name}, {sampled}: pass@1 {result.pass_at_1:.3f} [{low:.3f}, {high:.3f}], "
+        f"cons@{result.k} {result.cons_at_k:.3f} [{cons_low:.3f}, {cons_high:.3f}] "
+        f"over {result.questions} questions, {result.response_tokens:.0f} tokens each{lost}"
+    )
+
+
+def _known(run: Run, asked: Asked) -> None:
+    data = LearnerConfig(run.file).data
+    if asked.data not in data:
+        raise RunFileError(f"--data {asked.data!r} is not in [data]{nearest(asked.data, list(data))}")
+    if asked.rewarder not in run.table.rewards:
+        raise RunFileError(
+            f"--rewarder {asked.rewarder!r} is not in [run] rewards{nearest(asked.rewarder, list(run.table.rewards))}"
+        )
+
+
+def _lives(run: Run, *roles: str) -> bool:
+    return any(d.role in roles for d in registrations(run.directory))
+
+
+def _result(run: Run, name: str) -> Evaluation | None:
+    with closing(run.open_log()) as log:
+        found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, Evaluation) and m.name == name]
+    return found[-1] if found else None
+
+
+def _ask(run: Run, asked: Asked) -> Evaluation:
+    """Have the learner do it between its steps."""
+    if _result(run, asked.name) is not None:
+        raise RunFileError(f"--name {asked.name!r} is the name of an evaluation in the log already; use another")
+    path = leave(run.directory, asked)
+    print(f"asked the learner: {asked.questions} questions, {asked.k} samples each ({path.name})", flush=True)
+    try:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            if not path.exists():
+                result = _result(run, asked.name)
+                if result is None:
+                    raise RunFault(f"the learner has refused the evaluation; see {run.directory / 'logs'}")
+                return result
+            if not _lives(run, "learner", "supervisor"):
+                raise RunFault("the run has ended before the evaluation did; ask again to evaluate its last checkpoint")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
+    """A run of one stage on the same actors and rewarders, with a log of its own."""
+    from headrace.commands.run import run_all
+
+    if model is None:
+        from learner.training.checkpoint import Checkpoints
+
+        newest = Checkpoints(run.directory / "checkpoints").newest()
+        if newest is None:
+            raise RunFileError(f"{run.directory} has no checkpoint yet; name one with --model")
+        model = str(newest[0])
+    tables: dict[str, Any] = {key: value for key, value in run.file.tables.items() if key != "stage"}
+    path = str(Path(model).resolve()) if Path(model).is_dir() else model
+    tables["run"] = {**tables["run"], "name": f"{run.table.name}-{asked.name}"[:80], "model": path}
+    tables["broker"] = {**tables.get("broker", {}), "url": ""}
+    tables["stage"] = [asked.stage().model_dump(exclude_none=True)]
+    directory = run.directory / "evaluations" / asked.name
+    directory.mkdir(parents=True, exist_ok=True)
+    file = RunFile(tables, run.file.base, run.file.path)
+    alone = Run.of(file, directory)
+    check(file)
+    run_all(alone, plain=True)
+    result = _result(alone, asked.name)
+    if result is None:
+        raise RunFault(f"no result came; see {directory / 'logs'}")
+    return result

@@ -1,0 +1,144 @@
+"""``headrace run``: the whole ring on this machine, with a live view, from the first step to the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broker.errors import HeadraceError, RunFault
+from broker.messages import Manifest
+from broker.run import Run
+from headrace.reading.records import newest
+from headrace.running.run_edits import Edits, commands
+from headrace.running.rundir import record
+from headrace.running.runfile import WholeRun, check
+from headrace.running.supervisor import Supervisor, sole_supervisor
+from monitoring.daemon import Stop
+from monitoring.files import replace
+from monitoring.live import LiveView, open_view
+
+if TYPE_CHECKING:
+    from headrace.reading.summary import WallClock
+    from headrace.reading.verify import Audit
+
+FINISHED, BAD_INPUT, FAULT, INTERRUPTED = 0, 2, 3, 130
+FINISHED_MARK = "finished"  # left once the learner has ended by itself, its last checkpoint behind it
+CLOCK_SECONDS = 5.0  # how much of the wall time a killed supervisor may lose
+
+
+def run_all(run: Run, plain: bool) -> int:
+    """Run to the end. Returns the exit status; raises RunFileError for bad input, RunFault for a fault."""
+    from headrace.reading.summary import WallClock
+
+    whole = check(run.file)
+    with sole_supervisor(run.directory):
+        changed = record(run)
+        clock = WallClock(run.directory)
+        if is_finished(run, whole):
+            print(
+                f"headrace: run {run.table.name!r} in {run.directory} is finished; remove it to run it anew", flush=True
+            )
+        else:
+            view = open_view(plain)
+            try:
+                for line in [*opening(run, whole), *(f"  changed  {change}" for change in changed)]:
+                    view.note(line)
+                with told(run.directory / "logs" / "supervisor.out"):
+                    status = supervise(run, whole, view, clock.start())
+            finally:
+                view.close()
+                clock.keep()
+            if status is None:
+                print(f"stopped; the same command resumes ({run.directory})", flush=True)
+                return INTERRUPTED
+            (run.directory / FINISHED_MARK).touch()
+        finish(run, clock.seconds)
+    return FINISHED
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Leave the fault that ends the block in ``path``, for who looks later; there is none until then."""
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except HeadraceError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"fault: {error}\n", encoding="utf-8")
+        raise
+
+
+def is_finished(run: Run, whole: WholeRun) -> bool:
+    """Whether the learner has ended by itself, and the log says that it closed the last stage (there may be a new one)."""
+    if not (run.directory / FINISHED_MARK).exists():
+        return False
+    with closing(run.open_log()) as log:
+        last = newest(log, run.topics.steps)
+    return isinstance(last, Manifest) and last.kind == "close" and last.stage >= len(whole.learner.stages) - 1
+
+
+def opening(run: Run, whole: WholeRun) -> list[str]:
+    """What the run is about to do, in a few lines."""
+    resumed = (run.directory / "checkpoints").is_dir() and any((run.directory / "checkpoints").iterdir())
+    daemons = ", ".join(c.name for c in commands(whole, run))
+    stages = " -> ".join(f"{stage.name} ({stage.kind})" for stage in whole.learner.stages)
+    return [
+        f"headrace: {'resuming' if resumed else 'starting'} run {run.table.name!r} in {run.directory}",
+        f"  stages   {stages}",
+        f"  daemons  {daemons}; what they say is in {run.directory / 'logs'}",
+        f"  log      {run.url}",
+        "  Ctrl-C stops it cleanly; the same command resumes. The first seconds go into loading torch.",
+    ]
+
+
+def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock) -> int | None:
+    from headrace.running.progress import Progress
+    from headrace.running.watcher import Watcher
+
+    supervisor = Supervisor(commands(whole, run), run.directory / "logs", "learner-0", view.note)
+    edits = Edits(run, whole, supervisor, view.note)
+    with closing(Progress(run, whole.learner, supervisor.views)) as progress, closing(Watcher(run)) as watcher:
+
+        def tick() -> None:
+            edits.follow()
+            view.update(progress.refresh())
+            watcher.look(supervisor.views(), progress.view.stage_number)
+            clock.keep(every=CLOCK_SECONDS)
+
+        status = supervisor.run(Stop().install(), tick)
+        view.update(progress.refresh())
+        return status
+
+
+def finish(run: Run, wall_seconds: float) -> None:
+    """Summary, report and plots, from the log. Raises RunFault if the audit of the log finds a fault."""
+    from rich.console import Console
+
+    from monitoring.report import summary_table
+
+    summary, audit = write_report(run, wall_seconds)
+    Console().print(summary_table(summary))
+    print(f"report: {run.directory / 'report.html'}", flush=True)
+    if audit.problem_count:
+        raise RunFault(f"the audit of the log found {audit.problem_count} problems, first: {audit.problems[0]}")
+
+
+def write_report(run: Run, wall_seconds: float) -> tuple[dict[str, Any], Audit]:
+    """Write summary.json, report.html and plots/ into the run's directory; returns the summary and the audit."""
+    from headrace.reading.report import report_of
+    from headrace.reading.summary import summarise
+    from headrace.reading.verify import verify
+    from monitoring.report import write_html, write_plots
+
+    with closing(run.open_log()) as log:
+        audit = verify(log, run.topics)
+        summary = summarise(log, run, audit, wall_seconds)
+        replace(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+        report = report_of(log, run, summary, audit)
+        write_plots(report, run.directory / "plots")
+        write_html(report, run.directory / "report.html")
+    return summary, audit

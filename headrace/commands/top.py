@@ -1,0 +1,75 @@
+"""``headrace top RUN``: a run's views from another terminal. It reads the log and the daemons' metrics, and disturbs nobody."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from contextlib import closing
+from types import FrameType
+
+from broker.run import Run
+from headrace.reading.summary import WallClock
+from headrace.running.progress import Progress
+from headrace.running.rundir import find_run
+from learner.config import LearnerConfig
+from monitoring.daemon import registrations
+from monitoring.keys import QUIT, SUSPEND, Keys
+from monitoring.screen import Pages, open_pages, print_once
+from monitoring.view import PAGES, DaemonView, RunView
+
+REFRESH_SECONDS = 1.0
+
+
+def top_command(options: argparse.Namespace) -> int:
+    """Show the run until ``q`` or Ctrl-C; with ``--once`` one time, each view that is asked for."""
+    run = find_run(options.run)
+    with closing(Progress(run, LearnerConfig(run.file), lambda: daemons(run))) as progress:
+        if options.once:
+            print_once(_look(run, progress, *options.views), options.views)
+            return 0
+        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGHUP, _leave)
+        try:
+            with Keys() as keys, closing(open_pages(options.plain, (options.views or PAGES)[0], keys.there)) as pages:
+                _follow(run, progress, pages, keys)
+        except KeyboardInterrupt:
+            pass  # Ctrl-C is how this ends
+    return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that the terminal gets back what it had."""
+    sys.exit(128 + number)
+
+
+def _look(run: Run, progress: Progress, *shown: str) -> RunView:
+    """The run now, with the time that it has taken and not the time that it was watched."""
+    view = progress.refresh(*shown)
+    view.elapsed = WallClock(run.directory).seconds
+    return view
+
+
+def _follow(run: Run, progress: Progress, pages: Pages, keys: Keys) -> None:
+    """Draw the run about once a second, and at once after a key; returns when it is to end."""
+    while True:
+        pages.update(_look(run, progress, pages.shown))
+        due = time.monotonic() + REFRESH_SECONDS
+        while (left := due - time.monotonic()) > 0:
+            key = keys.wait(left)
+            if key == QUIT:
+                return
+            if key == SUSPEND:
+                pages.close()
+                keys.suspend()
+                pages.open()
+            elif key:
+                pages.press(key)
+                break
+
+
+def daemons(run: Run) -> list[DaemonView]:
+    """The run's daemons that have announced themselves, without the one that looks after them."""
+    found = registrations(run.directory)
+    return [DaemonView(d.name, d.role, d.pid, "running") for d in found if d.role != "supervisor"]

@@ -1,0 +1,244 @@
+"""What a run's log knows of when: the steps of a stretch of training, and the life of every sample that falls into it.
+
+All times are in seconds since the epoch. Those that a daemon wrote into its record are believed where they are near the
+time at which the log took the record; else the log's own time stands for them, or none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from broker.errors import RunFault
+from broker.log import Log, Record
+from broker.messages import (
+    Evaluation,
+    Manifest,
+    PlannerState,
+    PolicyVersion,
+    Position,
+    Prompt,
+    StepResult,
+    Trajectory,
+    Vote,
+)
+from broker.topics import Topics
+from headrace.reading.records import scan
+
+BELIEVED_SECONDS = 86400.0  # how far a time in a record may be from the time at which the log took it
+SKEW_SECONDS = 60.0  # the log's times may be those of different machines' clocks
+ORDER = ("checkpoint", "wait_data", "", "pack", "forward_backward", "optimizer", "publish", "other")
+"""The course of a step; a phase of another name lies in the place of ``""``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that was executed: ``begin`` <= ``train`` (its first work on the samples) <= ``made`` (its version) <= ``end``."""
+
+    manifest: Manifest
+    metrics: Mapping[str, float]
+    phases: tuple[tuple[str, float, float], ...]
+    begin: float
+    train: float
+    made: float
+    end: float
+
+    @classmethod
+    def of(cls, manifest: Manifest, result: StepResult, end: float, after: float) -> Step:
+        """Lay the phases in front of ``end``, but not before ``after``, the end of the step before."""
+        course = {name: s for name, s in result.phases.items() if math.isfinite(s) and s >= 0}
+        place = {name: ORDER.index(name) if name in ORDER else ORDER.index("") for name in course}
+        names, end = sorted(course, key=place.__getitem__), max(end, after)
+        bounds = [end]
+        for name in reversed(names):
+            bounds.insert(0, max(after, bounds[0] - course[name]))
+        phases = tuple((name, *span) for name, span in zip(names, pairwise(bounds), strict=True))
+        train = next((start for name, start, _ in phases if place[name] >= ORDER.index("pack")), end)
+        made = next((start for name, start, _ in phases if place[name] > ORDER.index("optimizer")), end)
+        return cls(manifest, result.metrics, phases, bounds[0], train, made, end)
+
+
+class Fate(NamedTuple):
+    """How a group ended: ``kind`` trained, dropped, evaluated; ``why`` the step, the reason, the evaluation; ``step`` if any."""
+
+    kind: str
+    why: str
+    at: float
+    step: Step | None = None
+
+
+OTHER = Fate("other", "of another step", 0.0)
+
+
+@dataclass(slots=True)
+class Judgement:
+    """One vote: ``begin`` is when its rewarder took the sample up, waiting for a slow one included."""
+
+    rewarder: str
+    begin: float
+    end: float
+    shown: str
+    value: float | None
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample: ``started`` is None where its engine did not say. ``spans`` are (version, tokens)."""
+
+    group_id: str
+    index: int
+    actor: str
+    started: float | None
+    ended: float
+    spans: tuple[tuple[int, int], ...]
+    tokens: int
+    weights: Mapping[str, float]
+    votes: dict[str, Judgement] = field(default_factory=dict)
+
+    @property
+    def reward(self) -> float:
+        """The weighted sum of the votes."""
+        found = ((w, self.votes[name].value) for name, w in self.weights.items() if name in self.votes)
+        return sum(weight * value for weight, value in found if value is not None)
+
+    @property
+    def judged(self) -> float:
+        """When its last vote was there, or when it was sampled."""
+        return max((v.end for v in self.votes.values()), default=self.ended)
+
+
+@dataclass(slots=True)
+class Stretch:
+    """All that the log tells of steps ``first`` to ``last``; ``missing`` counts the samples that are no longer there."""
+
+    begin: float
+    end: float
+    steps: list[Step] = field(default_factory=list)
+    planned: list[int] = field(default_factory=list)
+    evaluations: list[tuple[Evaluation, float]] = field(default_factory=list)
+    published: list[tuple[int, float]] = field(default_factory=list)
+    fates: dict[str, Fate] = field(default_factory=dict)
+    fed: dict[str, float] = field(default_factory=dict)
+    samples: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    trained: set[tuple[str, int]] = field(default_factory=set)
+    missing: int = 0
+
+    def fate(self, sample: Sample) -> Fate:
+        """How a sample ended: with its group, but that one which could not be judged is left out of a group that is trained."""
+        fate = self.fates.get(sample.group_id, OTHER)
+        if fate.kind == "trained" and (sample.group_id, sample.index) not in self.trained:
+            return Fate("dropped", "unjudged", fate.at)
+        return fate
+
+
+class _Steps:
+    """The ``steps`` topic, read once."""
+
+    def __init__(self, log: Log, topics: Topics) -> None:
+        self.manifests: list[tuple[Manifest, float]] = []
+        self.results: dict[tuple[int, int], tuple[StepResult, float]] = {}
+        self.evaluations: list[tuple[Evaluation, float]] = []
+        for record, message in scan(log, topics.steps):
+            if isinstance(message, Manifest):
+                self.manifests.append((message, record.timestamp))
+            elif isinstance(message, StepResult):
+                self.results[message.step, message.stage] = message, record.timestamp  # after a redo the last one holds
+            elif isinstance(message, Evaluation):
+                self.evaluations.append((message, record.timestamp))
+
+    def executed(self) -> list[Step]:
+        """The steps in order, each behind the one before."""
+        out: list[Step] = []
+        for manifest, _ in self.manifests:
+            found = self.results.get((manifest.step, manifest.stage))
+            if manifest.kind == "step" and found is not None:
+                out.append(Step.of(manifest, *found, out[-1].end if out else 0.0))
+        return out
+
+
+def stretch(log: Log, topics: Topics, first: int, last: int) -> Stretch:
+    """Read steps ``first`` to ``last``, as far as they are planned. Raises RunFault if none of them is."""
+    steps = _Steps(log, topics)
+    numbers = [i for i, (m, _) in enumerate(steps.manifests) if m.kind == "step" and first <= m.step <= last]
+    if not numbers:
+        have = [m.step for m, _ in steps.manifests if m.kind == "step"]
+        known = f"it has {have[0]}..{have[-1]}" if have else "it has none yet"
+        raise RunFault(f"the log of {topics.run} has no step {first}..{last}; {known}")
+    chosen = [steps.manifests[i] for i in numbers]
+    wanted = {manifest.step for manifest, _ in chosen}
+    executed = [s for s in steps.executed() if s.manifest.step in wanted]
+    begin = executed[0].begin if executed else chosen[0][1]
+    out = Stretch(begin, max([at for _, at in chosen] + [s.end for s in executed]), executed, sorted(wanted))
+    out.evaluations = [(e, at) for e, at in steps.evaluations if at >= begin]
+    out.fates = _fates(chosen, executed, out.evaluations)
+    before = steps.manifests[numbers[0] - 1][0].state if numbers[0] else PlannerState()
+    _read(log, topics, out, before, [m for m, _ in chosen])
+    return out
+
+
+def _fates(
+    chosen: Iterable[tuple[Manifest, float]], executed: Iterable[Step], evaluations: Iterable[tuple[Evaluation, float]]
+) -> dict[str, Fate]:
+    fates, done = {}, {step.manifest.step: step for step in executed}
+    for manifest, at in chosen:
+        for group in manifest.groups:
+            fates[group.group_id] = Fate("trained", f"step {manifest.step}", at, done.get(manifest.step))
+        fates |= {d.group_id: Fate("dropped", d.reason, at) for d in manifest.dropped}
+    for evaluation, at in evaluations:
+        fates |= {group_id: Fate("evaluated", evaluation.name, at) for group_id in evaluation.group_ids}
+        fates |= {
+            d.group_id: Fate("evaluated", f"{evaluation.name}, dropped: {d.reason}", at) for d in evaluation.dropped
+        }
+    return fates
+
+
+def _read(log: Log, topics: Topics, out: Stretch, before: PlannerState, manifests: Iterable[Manifest]) -> None:
+    """The prompts, samples and votes, from what was outstanding when the first step was planned."""
+    until = out.end + SKEW_SECONDS
+    refs = [(g.group_id, ref) for m in manifests for g in m.groups for ref in g.samples]
+    places = {(group_id, ref.sample, ""): ref.position for group_id, ref in refs}
+    places |= {(group_id, ref.sample, v.rewarder): v.position for group_id, ref in refs for v in ref.votes}
+    for record, message in scan(log, topics.prompts, before.prompts, until):
+        if isinstance(message, Prompt):
+            out.fed.setdefault(message.group_id, record.timestamp)
+    for record, message in scan(log, topics.trajectories, before.trajectories, until):
+        if isinstance(message, Trajectory) and _this(places, (message.group_id, message.index, ""), record):
+            out.samples.setdefault((message.group_id, message.index), _sample(message, record))
+    for record, message in scan(log, topics.rewards, before.rewards, until):
+        if isinstance(message, Vote) and _this(places, (message.group_id, message.index, message.rewarder), record):
+            sample = out.samples.get((message.group_id, message.index))
+            if sample is not None:
+                sample.votes.setdefault(message.rewarder, _judgement(message, record))
+    out.trained = {(group_id, ref.sample) for group_id, ref in refs}
+    out.missing = len(out.trained - out.samples.keys())
+    out.published = [(m.version, r.timestamp) for r, m in scan(log, topics.policy) if isinstance(m, PolicyVersion)]
+
+
+def _this(places: Mapping[tuple[str, int, str], Position], key: tuple[str, int, str], record: Record) -> bool:
+    """Whether the record is the one that was trained, where there are several of one name."""
+    return places.get(key, record.position) == record.position
+
+
+def _sample(message: Trajectory, record: Record) -> Sample:
+    ended = _near(message.created, record.timestamp) or record.timestamp
+    bounds = [span.start for span in message.versions] + [len(message.tokens)]
+    spans = tuple((span.version, end - span.start) for span, end in zip(message.versions, bounds[1:], strict=True))
+    started = _near(message.started, record.timestamp)
+    return Sample(
+        message.group_id, message.index, message.actor, None if started is None else min(started, ended), ended, spans,
+        message.response_tokens, message.rewards,
+    )  # fmt: skip
+
+
+def _judgement(vote: Vote, record: Record) -> Judgement:
+    end = _near(vote.created, record.timestamp) or record.timestamp
+    begin = _near(end - vote.seconds, end) or end
+    shown = vote.outcome if vote.value is None else f"{vote.value:.4g}"
+    return Judgement(vote.rewarder, min(begin, end), end, shown, vote.value)
+
+
+def _near(told: float, taken: float) -> float | None:
+    return told if told > 0 and abs(told - taken) <= BELIEVED_SECONDS else None

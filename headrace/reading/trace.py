@@ -1,0 +1,109 @@
+"""The lineage of one optimizer step: which samples, from which versions, judged how, at which log positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from broker.errors import DecodeError, HeadraceError, RunFault
+from broker.log import Log, Reader
+from broker.messages import GroupRef, Manifest, Message, Position, Prompt, SampleRef, StepResult, Trajectory, Vote
+from broker.topics import Topics
+from headrace.reading.records import read, scan
+
+
+def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
+    """Everything about ``step``, as JSON can say it. Raises RunFault if the log has no such step.
+
+    Where a record can no longer be read, ``unreadable`` says why in its place.
+    """
+    manifest, result = find(log, topics, step)
+    return {
+        "step": step,
+        "stage": manifest.stage,
+        "created": manifest.created,
+        "groups": groups_of(log, topics, manifest),
+        "dropped": [d._asdict() for d in manifest.dropped],
+        "metrics": dict(result.metrics) if result else {},
+        "phases": dict(result.phases) if result else {},
+    }
+
+
+def groups_of(log: Log, topics: Topics, manifest: Manifest, limit: int | None = None) -> list[dict[str, Any]]:
+    """The groups of a manifest (the first ``limit``), with their samples and votes."""
+    prompts, samples, votes = log.reader(topics.prompts), log.reader(topics.trajectories), log.reader(topics.rewards)
+    try:
+        return [_group(g, manifest.step, prompts, samples, votes) for g in manifest.groups[:limit]]
+    finally:
+        for reader in (prompts, samples, votes):
+            reader.close()
+
+
+def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None]:
+    """The manifest of ``step`` and what came out of it, if it has been executed (after a redo the last result holds)."""
+    manifest: Manifest | None = None
+    result: StepResult | None = None
+    trained: list[int] = []
+    for _, message in scan(log, topics.steps):
+        if isinstance(message, Manifest) and message.kind == "step":
+            trained.append(message.step)
+            if message.step == step:
+                manifest = message
+        elif isinstance(message, StepResult) and manifest and (message.step, message.stage) == (step, manifest.stage):
+            result = message
+    if manifest is None:
+        have = f"; it has {trained[0]}..{trained[-1]}" if trained else " and no other one"
+        raise RunFault(f"the log of {topics.run} has no step {step}{have}")
+    return manifest, result
+
+
+def _group(group: GroupRef, step: int, prompts: Reader, samples: Reader, votes: Reader) -> dict[str, Any]:
+    (prompt,) = _fetch(prompts, [group.prompt])
+    found = _fetch(samples, [s.position for s in group.samples])
+    question = prompt.messages[-1].content if isinstance(prompt, Prompt) else ""
+    return {
+        "group_id": group.group_id,
+        "prompt": list(group.prompt),
+        "question": question,
+        "answer": prompt.answer if isinstance(prompt, Prompt) else None,
+        "samples": [_sample(ref, sample, step, votes) for ref, sample in zip(group.samples, found, strict=True)],
+    }
+
+
+def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> dict[str, Any]:
+    cast = _fetch(votes, [v.position for v in ref.votes])
+    told = [_vote(v.rewarder, v.position, vote) for v, vote in zip(ref.votes, cast, strict=True)]
+    out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
+    if not isinstance(sample, Trajectory):
+        return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
+    values = {v.rewarder: v.value for v in cast if isinstance(v, Vote) and v.value is not None}
+    return out | {
+        "reward": sum(weight * values[name] for name, weight in sample.rewards.items() if name in values),
+        "versions": [list(v) for v in sample.versions],
+        "staleness": step - 1 - sample.oldest_version,
+        "tokens": sample.response_tokens,
+        "finish_reason": sample.finish_reason,
+        "actor": sample.actor,
+        "engine": sample.engine,
+        "text": sample.text,
+    }
+
+
+def _vote(rewarder: str, position: Position, vote: Message | str) -> dict[str, Any]:
+    out: dict[str, Any] = {"rewarder": rewarder, "position": list(position)}
+    if not isinstance(vote, Vote):
+        return out | {"unreadable": vote if isinstance(vote, str) else f"a {type(vote).__name__} lies there"}
+    return out | {"outcome": vote.outcome, "value": vote.value, "why": vote.why, "seconds": vote.seconds}
+
+
+def _fetch(reader: Reader, positions: Sequence[Position]) -> list[Message | str]:
+    """The message at each position, or why there is none."""
+    out: list[Message | str] = []
+    for position in positions:
+        try:
+            message = read(reader.get([position])[0])
+        except HeadraceError as error:
+            out.append(str(error))
+        else:
+            out.append(message.reason if isinstance(message, DecodeError) else message)
+    return out

@@ -1,0 +1,84 @@
+"""A whole run file, checked at once before anything is started. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.config import ActorsTable
+from broker.errors import RunFileError
+from broker.runfile import BrokerTable, RunFile, RunTable, nearest
+from headrace.running.pluggable import check_path, check_use
+from learner.config import EvaluateStage, LearnerConfig, RlStage
+from rewarders.config import RewarderTable, rewarder_tables
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRun:
+    """Every table of a run file."""
+
+    file: RunFile
+    run: RunTable
+    broker: BrokerTable
+    actors: ActorsTable
+    rewarders: dict[str, RewarderTable]
+    learner: LearnerConfig
+
+
+def check(file: RunFile) -> WholeRun:
+    """Raises RunFileError for the first mistake: table, key, value, and the fix."""
+    run, broker = file.table("run", RunTable), file.table("broker", BrokerTable)
+    actors, rewarders = file.table("actors", ActorsTable), rewarder_tables(file)
+    learner = LearnerConfig(file)
+    if not learner.stages:
+        raise RunFileError(f"{file.path}: there is no [[stage]]; add one of kind 'sft', 'rl' or 'evaluate'")
+    for name in run.rewards:
+        if name not in rewarders:
+            raise RunFileError(
+                f"[run] rewards names {name!r}, but there is no [rewarders.{name}]{nearest(name, list(rewarders))}"
+            )
+    check_path(run.model, "[run]", "model", file)
+    for name, table in rewarders.items():
+        if not table.external:
+            check_use(table.use, f"[rewarders.{name}]", file.base)
+    _sources(learner, file)
+    _stages(learner, run)
+    return WholeRun(file, run, broker, actors, rewarders, learner)
+
+
+def _sources(learner: LearnerConfig, file: RunFile) -> None:
+    for name, source in learner.data.items():
+        where = f"[data.{name}]"
+        if bool(source.use) == bool(source.path):
+            raise RunFileError(
+                f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'"
+            )
+        if source.use:
+            check_use(source.use, where, None)
+        else:
+            check_path(source.path, where, "path", file)
+
+
+def _stages(learner: LearnerConfig, run: RunTable) -> None:
+    """Names of stages, of what they read, and of who judges."""
+    names = [stage.name for stage in learner.stages]
+    for index, stage in enumerate(learner.stages):
+        if names.index(stage.name) != index:
+            raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
+        sources = [("data", stage.data)]
+        if isinstance(stage, RlStage):
+            learner.rl(stage)
+            if not run.rewards:
+                raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+            if stage.eval_every:
+                sources.append(("eval_data", stage.eval_data))
+        judge = stage.rewarder if isinstance(stage, EvaluateStage) else ""
+        if isinstance(stage, RlStage) and stage.eval_every:
+            judge = stage.eval_rewarder
+        if judge and judge not in run.rewards:
+            hint = nearest(judge, list(run.rewards))
+            raise RunFileError(f"[[stage]] {stage.name} is evaluated by {judge!r}, which is not in [run] rewards{hint}")
+        for key, source in sources:
+            if source not in learner.data:
+                raise RunFileError(
+                    f"[[stage]] {stage.name} {key} = {source!r} is not in [data]{nearest(source, list(learner.data))}"
+                )

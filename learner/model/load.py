@@ -1,0 +1,166 @@
+"""Loads and saves the policy: Hugging Face directories or ids, with packed attention in place.
+
+What packed training would compute wrongly is refused here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from broker.errors import CheckpointError, EngineError, RunFileError
+from learner.model import attention, lora
+from learner.model.policy import PolicyWeights
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
+    "chat_template.jinja", "added_tokens.json",
+)  # fmt: skip
+
+
+def load_model(
+    path: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", init: str = "pretrained", seed: int = 0
+) -> PreTrainedModel:
+    """The causal language model at ``path`` (a directory or a Hugging Face id), in training mode.
+
+    ``init = "random"`` takes its shape only, with weights that follow from ``seed``. Raises RunFileError if there is no such
+    model or packed training cannot compute it, CheckpointError if a directory's weights are missing or damaged.
+    """
+    name = attention.register()
+    try:
+        if init == "random":
+            config = AutoConfig.from_pretrained(path)
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=dtype)
+        else:
+            model = _pretrained(path, name, dtype)
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir() and init != "random" and not any(Path(path).glob("*.safetensors")):
+            raise CheckpointError(
+                f"{path} has no weights (*.safetensors); begin with a stage of init = 'random'"
+            ) from None
+        raise RunFileError(f"[run] model = {path!r} cannot be loaded: {_reason(path, error)}") from error
+    model = model.to(device).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the policy that is trained must be the one that was sampled from
+    _check(model, path)
+    return model
+
+
+def _pretrained(path: str, attention_name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Weights and all: what transformers would make up with a warning is an error here."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, attn_implementation=attention_name, dtype=dtype, output_loading_info=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"the weights in {path} are damaged: {str(error).splitlines()[0]}") from error
+    if found["missing_keys"]:
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        raise CheckpointError(f"the weights in {path} lack {len(found['missing_keys'])} tensors, among them {some}")
+    return model
+
+
+def _reason(path: str, error: Exception) -> str:
+    if (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).exists():
+        return "there is no such directory"
+    return str(error).splitlines()[0]
+
+
+@torch.no_grad()
+def _check(model: PreTrainedModel, path: str) -> None:
+    """Refuse a model that packed training would compute wrongly, by trying it on one sequence laid twice end to end.
+
+    Both copies must give what transformers' own attention and head give for the sequence alone. Layers with a state of their
+    own, attention with caps, sinks or biases, and heads that scale or cap their logits do not.
+    """
+    once = torch.arange(1, 5, device=model.device) % model.config.vocab_size
+    places = torch.arange(4, device=model.device)
+    try:
+        hidden = model.base_model(
+            input_ids=once.repeat(2)[None],
+            position_ids=places.repeat(2)[None],
+            attention_mask=None,
+            use_cache=False,
+            segments=attention.plan_segments((4, 4), model.device),
+        ).last_hidden_state[0]
+        model.set_attn_implementation("eager")
+        wanted = model(input_ids=once[None], position_ids=places[None], use_cache=False).logits[0]
+        model.set_attn_implementation(attention.NAME)
+    except (EngineError, TypeError, AttributeError) as error:
+        raise RunFileError(f"[run] model = {path!r} cannot be trained packed: {error}") from error
+    if not _close(wanted.repeat(2, 1), hidden @ model.get_output_embeddings().weight.T):
+        raise RunFileError(
+            f"[run] model = {path!r} cannot be trained packed: that would give other logits than its own"
+        )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for rounding; NaN (weights that diverged) is for the step's own guards to find."""
+    rounding = 1e-4 if a.dtype == torch.float32 else 2e-2
+    return not bool((a - b).abs().max() > rounding * a.abs().max())
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer at ``path``. Raises RunFileError."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise RunFileError(f"[run] model = {path!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:
+    """Keep only what goes into each layer for the backward pass, and compute the layers again there. Raises RunFileError.
+
+    T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
+    """
+    if not on:
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        return
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise RunFileError(f"gradient_checkpointing = true: {error}") from None
+    model.disable_input_require_grads()  # transformers asks for gradients of frozen embeddings, which only reentrant needs
+
+
+def save_model(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
+    """Write the model and its tokenizer's files so that transformers and engines load ``directory`` as it is.
+
+    Of an adapted model the merged weights are written.
+    """
+    model.save_pretrained(directory, state_dict=dict(PolicyWeights(model)) if lora.is_adapted(model) else None)
+    save_tokenizer(tokenizer_source, directory)
+
+
+def save_base(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
+    """Write the model below the adapters as ``save_model`` would have before it was adapted."""
+    model.save_pretrained(directory, state_dict=dict(PolicyWeights(model, adapted=False)))
+    save_tokenizer(tokenizer_source, directory)
+
+
+def save_shape(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
+    """Write all of a model directory but the weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(directory)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(directory)
+    save_tokenizer(tokenizer_source, directory)
+
+
+def save_tokenizer(tokenizer_source: str, directory: Path) -> None:
+    """Copy the tokenizer's files from a directory, or write those of a Hugging Face id."""
+    source = Path(tokenizer_source)
+    if source.is_dir():
+        for name in TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copy2(source / name, directory / name)
+    else:
+        load_tokenizer(tokenizer_source).save_pretrained(directory)

@@ -1,0 +1,164 @@
+"""Joins trajectories, votes and dead letters to the groups that are outstanding: bookkeeping without any decision.
+
+Reads the log at positions of its own (the learner is in no consumer group). What belongs to no outstanding group is a
+duplicate or late, and is left aside; what cannot be decoded or does not fit goes to the dead letters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from broker.errors import DecodeError
+from broker.log import Log, Producer, Reader, Record
+from broker.messages import DeadLetter, PlannerState, Position, Trajectory, Vote, decode, encode
+from broker.topics import Topics
+from learner.planning.groups import Group
+
+Offsets = dict[int, int]
+
+
+class Join:
+    """The outstanding groups, in the order in which they were fed, and the readers that complete them."""
+
+    def __init__(
+        self, log: Log, topics: Topics, vocabulary: int, state: PlannerState, worker: str,
+        letters: Producer | None = None,
+    ) -> None:  # fmt: skip
+        self.groups: dict[str, Group] = {}
+        self.dead: dict[str, str] = {}
+        """Groups that a dead letter has ended, with the error, until the planner takes them."""
+        self.duplicates = 0
+        self._topics, self._vocabulary, self._worker = topics, vocabulary, worker
+        self._trajectories = log.reader(topics.trajectories, state.trajectories)
+        self._rewards = log.reader(topics.rewards, state.rewards)
+        self._deadletters = log.reader(topics.deadletters, state.deadletters)
+        self._producer: Producer = letters or log.producer()
+        self._buried: set[tuple[str, int, int]] = set()
+
+    def add(self, groups: Iterable[Group]) -> None:
+        self.groups.update((g.id, g) for g in groups)
+
+    def remove(self, group_id: str) -> Group:
+        return self.groups.pop(group_id)
+
+    def pump(self, timeout: float) -> int:
+        """Read what has come, waiting at most ``timeout`` seconds for it; returns the number of records."""
+        letters = self._deadletters.poll(256, 0.0)
+        for record in letters:
+            self._letter(record)
+        votes = self._rewards.poll(2048, 0.0)  # first, so that no vote is read before its sample
+        samples: list[Record] = []
+        try:
+            samples = self._trajectories.poll(256, 0.0 if letters or votes else timeout)
+        finally:  # a log that goes away in between loses nothing that was read
+            for record in samples:
+                self._sample(record)
+            for record in votes:
+                self._vote(record)
+        return len(letters) + len(votes) + len(samples)
+
+    def _sample(self, record: Record) -> None:
+        try:
+            message = decode(record.value)
+        except DecodeError as error:
+            return self._bury(record, error.reason)
+        if not isinstance(message, Trajectory):
+            return self._bury(record, f"a {message.TYPE} in the trajectories topic")
+        group = self.groups.get(message.group_id)
+        if group is None:
+            self.duplicates += 1
+            return None
+        wrong = self._misfit(group, message)
+        if wrong:
+            return self._bury(record, wrong)
+        if message.finish_reason != "abort" and not group.add_sample(message, record.position):
+            self.duplicates += 1
+        return None
+
+    def _misfit(self, group: Group, message: Trajectory) -> str:
+        """Why ``message`` cannot be a sample of ``group``; empty if it can."""
+        highest = int(message.tokens.max())
+        if highest >= self._vocabulary:
+            return f"token id {highest} is outside the vocabulary of {self._vocabulary}"
+        if message.group_size != group.prompt.group_size or message.purpose != group.prompt.purpose:
+            return "group_size or purpose differ from the prompt's"
+        if message.response_tokens == 0:
+            return "no trainable token"
+        return ""
+
+    def _vote(self, record: Record) -> None:
+        try:
+            message = decode(record.value)
+        except DecodeError as error:
+            return self._bury(record, error.reason)
+        if not isinstance(message, Vote):
+            return self._bury(record, f"a {message.TYPE} in the rewards topic")
+        group = self.groups.get(message.group_id)
+        if (
+            group is None
+            or message.rewarder not in group.prompt.rewards
+            or message.index >= group.prompt.group_size
+            or not group.add_vote(message, record.position)
+        ):
+            self.duplicates += 1
+        return None
+
+    def _letter(self, record: Record) -> None:
+        try:
+            message = decode(record.value)
+        except DecodeError:
+            return  # it lies in the dead letters already
+        if isinstance(message, DeadLetter):
+            self._buried.add((message.topic, message.partition, message.offset))
+            if message.group_id in self.groups:
+                self.dead.setdefault(message.group_id, message.error)
+
+    def _bury(self, record: Record, error: str) -> None:
+        """Dead-letter a record, once; if its key names an outstanding group, that group ends with it."""
+        where = (record.topic, record.partition, record.offset)
+        group_id = record.key.decode("utf-8", "replace")
+        if group_id in self.groups:
+            self.dead.setdefault(group_id, error)
+        if where in self._buried:
+            return
+        self._buried.add(where)
+        letter = DeadLetter(
+            *where,
+            record.key,
+            record.value,
+            error,
+            self._worker,
+            group_id if group_id in self.groups else "",
+            created=time.time(),
+        )
+        self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
+        self._producer.flush()
+
+    def low(self) -> tuple[Offsets, Offsets, Offsets]:
+        """Offsets of trajectories, rewards and dead letters below which no outstanding group has a record."""
+        trajectories, rewards = self._trajectories.offsets(), self._rewards.offsets()
+        for group in self.groups.values():
+            samples, votes = group.positions()
+            _lower(trajectories, samples)
+            _lower(rewards, votes)
+        return trajectories, rewards, {}
+
+    def close(self) -> None:
+        for reader in (self._trajectories, self._rewards, self._deadletters):
+            reader.close()
+        self._producer.close()
+
+
+def _lower(offsets: Offsets, positions: Iterable[Position]) -> None:
+    for partition, offset in positions:
+        if offset < offsets.get(partition, 0):
+            offsets[partition] = offset
+
+
+def read_all(reader: Reader, ends: Mapping[int, int]) -> list[Record]:
+    """Every record from the reader's position up to ``ends``, partition by partition in order."""
+    records: list[Record] = []
+    while any(offset < ends.get(p, 0) for p, offset in reader.offsets().items()):
+        records.extend(reader.poll(1024, 1.0))
+    return records

@@ -1,0 +1,284 @@
+"""Plans training: gates groups, orders them, and writes each optimizer step as a durable manifest before it is executed.
+
+Policy version = step number, so the staleness that a group will have when it is trained is known exactly when it is
+planned: step ``s`` is taken by version ``s - 1``. The planner decides; it never touches the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from broker.log import Producer
+from broker.messages import Dropped, Manifest, PlannerState, Prompt, encode
+from learner.config import LearnerTable
+from learner.planning.feed import Ask, Feed, Schedule
+from learner.planning.groups import Group, Judged
+from learner.planning.join import Join
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the one behind it."""
+
+    manifest: Manifest
+    groups: tuple[tuple[Judged, ...], ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What the planner needs of an RL stage."""
+
+    index: int
+    table: LearnerTable
+    schedule: Schedule
+    ask: Ask
+    last_step: int
+    """The stage ends with this policy version."""
+
+
+class Planner:
+    """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds."""
+
+    def __init__(
+        self, join: Join, feed: Feed, steps: Producer, topic: str, planned: int, started: float, fed: dict[int, int]
+    ) -> None:
+        self.join, self.feed = join, feed
+        self.planned = self.executed = planned
+        self.published: Callable[[], int] = lambda: self.executed
+        self._steps, self._topic, self._started, self._fed = steps, topic, started, fed
+        self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
+        self._dropped: list[Dropped] = []
+        self._seen: list[tuple[Group, list[Judged]]] = []
+
+    # -- credits -------------------------------------------------------------------------------------------------------
+
+    def training(self) -> list[Group]:
+        """The outstanding groups that are for training, oldest first."""
+        return [g for g in self.join.groups.values() if g.prompt.purpose == "train"]
+
+    def refill(self, stage: StagePlan) -> int:
+        """Feed as many prompts as there are credits; returns how many.
+
+        Outstanding groups, those in training included, stay <= (max_lag + 1) * groups_per_step: fed in order and trained in
+        order, a group then meets the version that trains it at most ``max_lag`` versions later. A group's place in the
+        line tells the oldest version that may still answer it (``min_version``).
+        """
+        table = stage.table
+        waiting = len(self.training())
+        room = table.credits - waiting - self._in_training
+        needed = (stage.last_step - self.planned) * table.groups_per_step - waiting
+        count = min(room, needed)
+        if count <= 0:
+            return 0
+        places = range(waiting, waiting + count)
+        floors = [max(0, self.planned + place // table.groups_per_step - table.max_lag) for place in places]
+        self._feed(stage.schedule, self.feed.next_numbers(stage.schedule.name, count), stage.ask, floors)
+        return count
+
+    def ask_evaluation(self, schedule: Schedule, ask: Ask, questions: int, version: int) -> int:
+        """Feed the first ``questions`` rows for an evaluation, but those that are in the log already; returns how many."""
+        known = {g.id for g in self.join.groups.values()}
+        size = schedule.source.size
+        rows = range(questions if size is None else min(questions, size))
+        numbers = [n for n in rows if f"{schedule.name}-{schedule.row(n)[0]}@{ask.evaluation}" not in known]
+        self._feed(schedule, numbers, ask, [version] * len(numbers))
+        return len(numbers)
+
+    def _feed(self, schedule: Schedule, numbers: list[int], ask: Ask, floors: list[int]) -> None:
+        version = min(self.published(), self.executed)
+        groups = self.feed.feed(schedule, numbers, ask, self.join.groups.values(), version, floors)
+        for group in groups:
+            partition, offset = group.position
+            self._fed[partition] = max(self._fed.get(partition, 0), offset + 1)
+        self.join.add(groups)
+
+    # -- fates ---------------------------------------------------------------------------------------------------------
+
+    def bury(self) -> None:
+        """End the groups that dead letters have ended."""
+        for group_id in list(self.join.dead):
+            del self.join.dead[group_id]
+            group = self.join.groups.get(group_id)
+            if group is not None and group.prompt.purpose == "train":
+                self._drop(group, "dead_letter")
+
+    def expire(self, table: LearnerTable, now: float) -> None:
+        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, or the log came back."""
+        for group in self.training():
+            if not group.complete and now - max(group.fed, self._started) > table.deadline:
+                self._drop(group, "incomplete")
+
+    def restart_deadlines(self, now: float) -> None:
+        """Nobody could answer while the log was away: all deadlines are counted anew from ``now``."""
+        self._started = now
+
+    def _drop(self, group: Group, reason: str) -> None:
+        self.join.remove(group.id)
+        self._dropped.append(Dropped(group.id, reason, group.tokens))
+
+    # -- plans ---------------------------------------------------------------------------------------------------------
+
+    def plan(self, stage: StagePlan) -> Planned | None:
+        """The next step's manifest, durable; None while groups are missing for it, or while it waits for a late one."""
+        table, step = stage.table, self.planned + 1
+        ready = self._judged(table, step)[: table.groups_per_step]
+        if len(ready) < table.groups_per_step:
+            return None
+        chosen = {group.id for group, _ in ready}
+        late = self._late([g for g in self.training() if g.id not in chosen], table, step)
+        if late and table.late == "wait":
+            return None
+        for group in late:
+            self._drop(group, "stale")
+        for group, _ in ready:
+            self.join.remove(group.id)
+        self._seen.extend(ready)
+        self._in_training += len(ready)
+        return self._write(step, stage.index, "step", ready)
+
+    def _judged(self, table: LearnerTable, step: int) -> list[tuple[Group, list[Judged]]]:
+        """The complete groups that may be trained, the one that grows too old first in front; the others of them end here.
+
+        Once as many groups without variance were dropped for this step as ``max_resampling`` allows, they fill its places.
+        """
+        ready, flat = [], []
+        may_drop = table.max_resampling * table.groups_per_step - sum(
+            d.reason == "zero_variance" for d in self._dropped
+        )
+        for group in self.training():
+            if group.complete:
+                judged = group.judged()
+                reason = gate(group, judged, table, step)
+                if not reason:
+                    ready.append((group, judged))
+                elif reason == "zero_variance" and may_drop < 1:
+                    flat.append((group, judged))
+                else:
+                    may_drop -= reason == "zero_variance"
+                    self._drop(group, reason)
+                    self._seen.append((group, judged))
+        ready += flat[: max(0, table.groups_per_step - len(ready))]
+        return sorted(ready, key=lambda item: item[0].oldest_version)
+
+    def _late(self, rest: list[Group], table: LearnerTable, step: int) -> list[Group]:
+        """The incomplete groups of ``rest`` for which there would be no place in time if ``step`` were taken without them.
+
+        A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps behind this one,
+        earliest deadline first; what is too old already cannot be helped by waiting.
+        """
+        last = [(g.oldest_version + table.max_lag + 1, g) for g in rest]
+        last = sorted((item for item in last if item[0] >= step), key=lambda item: item[0])
+        for place, (deadline, _) in enumerate(last):
+            if step + 1 + place // table.groups_per_step > deadline:
+                return [g for end, g in last if end <= deadline and not g.complete]
+        return []
+
+    def close(self, stage: int) -> Planned:
+        """End a stage: training groups that are left over are dropped, and the next stage begins behind this manifest."""
+        for group in self.training():
+            self._drop(group, "stage_end")
+        return self._write(self.planned, stage, "close")
+
+    def weights(self, stage: int, directory: str) -> Planned:
+        """Order the next policy version to be the weights in ``directory``."""
+        return self._write(self.planned + 1, stage, "weights", weights=directory)
+
+    def executed_step(self, manifest: Manifest) -> None:
+        """The learner holds this manifest's version now: its groups give their credits back."""
+        self.executed = manifest.step
+        self._in_training -= len(manifest.groups)
+
+    def _write(
+        self, step: int, stage: int, kind: str, ready: Sequence[tuple[Group, list[Judged]]] = (), weights: str = ""
+    ) -> Planned:
+        manifest = Manifest(
+            step=step,
+            stage=stage,
+            kind=kind,
+            groups=tuple(group.ref(judged) for group, judged in ready),
+            dropped=tuple(self._dropped),
+            weights=weights,
+            state=self.state(),
+            metrics=summarise(self._seen, self._dropped),
+            created=time.time(),
+        )
+        self._steps.send(self._topic, str(step).encode(), encode(manifest))
+        position = self._steps.flush()[-1]
+        self._dropped, self._seen = [], []
+        self.planned = step
+        return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
+
+    def state(self) -> PlannerState:
+        trajectories, rewards, deadletters = self.join.low()
+        prompts = dict(self._fed)
+        for group in self.join.groups.values():
+            partition, offset = group.position
+            prompts[partition] = min(prompts.get(partition, offset), offset)
+        return PlannerState(
+            cursor=self.feed.cursor,
+            outstanding=tuple(self.join.groups),
+            fed=dict(self._fed),
+            prompts=prompts,
+            trajectories=trajectories,
+            rewards=rewards,
+            deadletters=deadletters,
+        )
+
+
+def gate(group: Group, judged: list[Judged], table: LearnerTable, step: int) -> str:
+    """Why a complete group is not trained at ``step``; empty if it is."""
+    if len(judged) < 2:
+        return "unjudged"
+    if step - 1 - group.oldest_version > table.max_lag:
+        return "stale"
+    if table.drop_zero_variance and is_flat(judged):
+        return "zero_variance"
+    return ""
+
+
+def is_flat(judged: Sequence[Judged]) -> bool:
+    """Whether all samples of a group have one reward: their advantages are zero."""
+    return len(judged) > 1 and all(j.reward == judged[0].reward for j in judged)
+
+
+def summarise(seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped]) -> dict[str, float]:
+    """Means over all groups that were judged since the manifest before, trained or not."""
+    metrics: dict[str, float] = {}
+    rewards = [j.reward for _, judged in seen for j in judged]
+    if rewards:
+        metrics["reward_mean"] = fmean(rewards)
+        metrics["response_length_mean"] = fmean(j.trajectory.response_tokens for _, judged in seen for j in judged)
+        metrics["groups_seen"] = float(len(seen))
+        metrics["zero_variance_group_ratio"] = fmean(is_flat(judged) for _, judged in seen)
+        by_rewarder: dict[str, list[float]] = {}
+        for group, judged in seen:
+            for trajectory, _ in judged:
+                for name, vote in group.votes_on(trajectory.index).items():
+                    if vote.value is not None:
+                        by_rewarder.setdefault(name, []).append(vote.value)
+        metrics.update((f"reward/{name}", fmean(values)) for name, values in by_rewarder.items())
+    for reason in {d.reason for d in dropped}:
+        metrics[f"dropped/{reason}"] = float(sum(d.reason == reason for d in dropped))
+    return metrics
+
+
+def recovered_numbers(
+    prompts: Mapping[str, Prompt], cursor: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest and its cursor."""
+    found: dict[str, set[int]] = {}
+    for prompt in prompts.values():
+        if prompt.purpose == "train":
+            found.setdefault(prompt.dataset, set()).add(prompt.number)
+    ends, missing = dict(cursor), {}
+    for name, numbers in found.items():
+        start = cursor.get(name, 0)
+        ends[name] = max(start, max(numbers) + 1)
+        gaps = [n for n in range(start, ends[name]) if n not in numbers]
+        if gaps:
+            missing[name] = gaps
+    return ends, missing

@@ -1,0 +1,97 @@
+"""What a starting learner finds in the log: the manifests it has yet to execute, and the groups that are outstanding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker.errors import DecodeError, LogError
+from broker.log import Log, Record
+from broker.messages import Evaluation, Manifest, PlannerState, Prompt, decode
+from broker.topics import Topics
+from learner.planning.groups import Group
+from learner.planning.join import read_all
+from learner.planning.planner import recovered_numbers
+
+
+@dataclass(slots=True)
+class Tail:
+    """The ``steps`` topic behind a checkpoint: manifests with the offset behind each, evaluations, and the newest manifest."""
+
+    manifests: list[tuple[Manifest, int]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    newest: Manifest | None = None
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the planner goes on from."""
+
+    state: PlannerState
+    groups: list[Group]
+    cursor: dict[str, int]
+    missing: dict[str, list[int]]
+    fed: dict[int, int]
+
+
+def read_tail(log: Log, topics: Topics, offset: int) -> Tail:
+    """Everything of ``steps`` from ``offset`` on; ``newest`` may be the manifest just before it."""
+    tail = Tail()
+    start = max(0, offset - 1)
+    begin = log.begins(topics.steps).get(0, 0)
+    reader = log.reader(topics.steps, {0: max(begin, start)})
+    try:
+        for record in read_all(reader, log.ends(topics.steps)):
+            message = _decode(record)
+            if isinstance(message, Manifest):
+                tail.newest = message
+                if record.offset >= offset:
+                    tail.manifests.append((message, record.offset + 1))
+            elif isinstance(message, Evaluation):
+                tail.evaluations.append(message)
+    finally:
+        reader.close()
+    return tail
+
+
+def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
+    """The groups without an end: those the newest manifest names, and the prompts fed since it."""
+    state = tail.newest.state if tail.newest is not None else PlannerState()
+    known = set(state.outstanding)
+    ended: set[str] = set()
+    for evaluation in tail.evaluations:
+        ended.update(evaluation.group_ids)
+        ended.update(d.group_id for d in evaluation.dropped)
+    reader = log.reader(topics.prompts, state.prompts)
+    groups: dict[str, Group] = {}
+    since: dict[str, Prompt] = {}
+    try:
+        for record in read_all(reader, log.ends(topics.prompts)):
+            message = _decode(record)
+            if not isinstance(message, Prompt):
+                continue
+            new = record.offset >= state.fed.get(record.partition, 0)
+            if new:
+                since[message.group_id] = message
+            if (new or message.group_id in known) and message.group_id not in ended:
+                groups.setdefault(message.group_id, Group(message, record.position, message.created))
+        fed = reader.offsets()
+    finally:
+        reader.close()
+    lost = known - ended - groups.keys()
+    if lost:
+        raise LogError(f"{topics.prompts} no longer holds {len(lost)} outstanding prompts, among them {min(lost)}")
+    cursor, missing = recovered_numbers(since, state.cursor)
+    ordered = sorted(groups.values(), key=lambda g: (g.prompt.created, g.prompt.number))
+    return Recovered(state, ordered, cursor, missing, fed)
+
+
+def last_close(tail: Tail) -> int:
+    """Index of the newest stage that a manifest of this tail has closed; -1 if there is none."""
+    return max((m.stage for m, _ in tail.manifests if m.kind == "close"), default=-1)
+
+
+def _decode(record: Record) -> object:
+    try:
+        return decode(record.value)
+    except DecodeError:
+        return None  # written by another client; the audit names it

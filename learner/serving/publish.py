@@ -1,0 +1,115 @@
+"""Hands each new policy to the publisher and training goes on; what was published is recorded in the ``policy`` topic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from broker.control.server import ControlServer
+from broker.errors import DecodeError, RunFileError
+from broker.log import Log, Producer, Record
+from broker.messages import PolicyVersion, decode, encode
+from broker.patience import PatientProducer
+from broker.run import Run
+from broker.weights.publisher import PushStats, WeightPublisher
+from learner.config import LearnerTable
+from learner.model.load import save_shape
+from learner.planning.join import read_all
+from learner.telemetry import Telemetry
+from learner.training.executor import Executor
+from monitoring.daemon import Stop
+
+
+class Publishing:
+    """The learner's end of the weight road. ``published`` is the newest version that receivers can have."""
+
+    def __init__(
+        self, run: Run, executor: Executor, table: LearnerTable, owner: str, telemetry: Telemetry, stop: Stop, control: ControlServer
+    ) -> None:  # fmt: skip
+        self._run, self._executor, self._owner, self._telemetry = run, executor, owner, telemetry
+        self._told = PushStats()
+        self._log = run.open_log(stop)  # of the publisher's thread
+        self._announcements = PatientProducer(self._log.producer(), stop, telemetry.log_away)
+        self.published = 0
+        self._newest = -1
+        self.control = control
+        telemetry.metrics.receivers.set_function(lambda: len(self.control.receivers()))
+        template = run.directory / "weights" / "template"
+        save_shape(executor.model, executor.model_path, template)
+        self._publisher = WeightPublisher(
+            self.control,
+            run.directory / "weights",
+            template=template,
+            lane=table.lane,
+            timeout=table.push_timeout,
+            bucket_bytes=int(table.bucket_mb * 2**20),
+            backend=backend_of(table, executor.device),
+            device=executor.device,
+            road=table.weights,
+            host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
+            on_published=self._announce,
+        )
+        self._publisher.warm(executor.specs())
+
+    def publish(self, version: int) -> None:
+        """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""
+        if version != self._newest:
+            self._newest = version
+            self._publisher.publish(version, self._executor.weights())
+            self._executor.save_adapters(version)
+
+    def _announce(self, version: int, path: Path, checksum: str) -> None:
+        """Called by the publisher's thread once ``version`` can be had."""
+        record = PolicyVersion(version, str(path), checksum, self.control.endpoint, self._owner)
+        self._announcements.send(self._run.topics.policy, self._run.table.name.encode(), encode(record))
+        self._announcements.flush()
+        self.published = version
+        now, before = self._publisher.stats, self._told
+        evicted = now.evicted - before.evicted
+        receivers = [member.name for member in self.control.receivers()]
+        self._telemetry.pushed(now.push_seconds - before.push_seconds, receivers, evicted, now.epochs - before.epochs)
+        self._told = replace(now, evicted=now.evicted.copy())
+
+    def settled(self, seconds: float) -> bool:
+        """Wait up to so many seconds for the push under way; whether it has ended."""
+        return self._publisher.wait(seconds)
+
+    def close(self) -> None:
+        self._publisher.close()
+        self._announcements.close()
+        self._log.close()
+
+
+def backend_of(table: LearnerTable, device: str) -> str:
+    """What carries the broadcasts of a learner on ``device``. Raises RunFileError where it cannot."""
+    on_gpu = device.startswith("cuda")
+    if table.backend == "nccl" and not on_gpu:
+        raise RunFileError(
+            f'[learner] backend = "nccl" needs a GPU, and the learner is on {device!r}: use backend = "gloo"'
+        )
+    return table.backend if table.backend != "auto" else "nccl" if on_gpu and not table.colocated else "gloo"
+
+
+def announce_control(run: Run, log: Log, producer: Producer, endpoint: str, owner: str) -> bool:
+    """Tell the actors of a learner before this one where to find it; the weights that they have stay the newest. False if there
+    are none: nothing was ever published."""
+    topic = run.topics.policy
+    reader = log.reader(topic)
+    try:
+        found = [message for record in read_all(reader, log.ends(topic)) if (message := _policy(record)) is not None]
+    finally:
+        reader.close()
+    if not found:
+        return False
+    producer.send(topic, run.table.name.encode(), encode(replace(found[-1], control=endpoint, learner=owner)))
+    producer.flush()
+    return True
+
+
+def _policy(record: Record) -> PolicyVersion | None:
+    try:
+        message = decode(record.value)
+    except DecodeError:
+        return None
+    return message if isinstance(message, PolicyVersion) else None
