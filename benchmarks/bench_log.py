@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from cputime import cpu
 
-from broker.log import TopicSpec, open_log
+from broker.log import TopicSpec
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan, decode, encode
+from broker.open import open_log
 
 TOKENS, RECORDS = 2000, 2000
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from ringbench import Measured, measure
 
-from broker.log import TopicSpec, open_log
+from broker.log import TopicSpec
 from broker.messages import ChatMessage, Prompt, Sampling, Segment, Trajectory, VersionSpan, Vote, decode, encode
+from broker.open import open_log
 
 SYNCHRONOUS = ("learner.max_lag=0", "stage.1.steps=26")
 

@@ -4,6 +4,6 @@ Importing this package loads neither torch nor a log implementation: rewarders s
 """
 
 from broker import messages
-from broker.log import open_log
+from broker.open import open_log
 
 __all__ = ["messages", "open_log"]

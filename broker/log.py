@@ -1,7 +1,8 @@
 """The log: what a topic, a producer, a consumer and a reader are, whichever engine keeps the records.
 
 Delivery is at least once: consume, handle, publish, flush, then commit the contiguous low watermark. Two engines:
-``sqlite://DIRECTORY`` (one machine, no daemon) and ``kafka://HOST:PORT`` behind the same protocols and contract suite.
+``sqlite://DIRECTORY`` (one machine, no daemon) and ``kafka://HOST:PORT`` behind the same protocols and contract suite; ``broker.open``
+chooses between them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from urllib.parse import parse_qsl, urlsplit
 
-from broker.errors import RunFileError
 from broker.messages import Position
 
 
@@ -137,36 +136,6 @@ class Log(Protocol):
         """Remove everything below these offsets."""
 
     def close(self) -> None: ...
-
-
-def open_log(url: str) -> Log:
-    """The log at ``url``; its scheme chooses the engine. Raises RunFileError for a scheme or an option nobody knows,
-    LogUnavailable if it cannot be reached.
-
-    ``sqlite://DIRECTORY?max_mb=N`` lets no topic grow beyond N MiB: producers then raise LogFull, as on a full disk.
-    """
-    scheme = urlsplit(url).scheme
-    if scheme == "sqlite":
-        from broker.sqlite.log import PAGE_BYTES, SqliteLog
-
-        directory, _, query = url.removeprefix("sqlite://").partition("?")
-        options = dict(parse_qsl(query, keep_blank_values=True))
-        limit = options.pop("max_mb", "0")
-        if options or not limit.isdigit():
-            raise RunFileError(f"[broker] url = {url!r}: behind '?' only max_mb=N is known")
-        return SqliteLog(directory, max_pages=int(limit) * 2**20 // PAGE_BYTES)
-    if scheme == "kafka":
-        try:
-            from broker.kafka.log import KafkaLog
-            from broker.kafka.settings import KafkaSettings
-        except ModuleNotFoundError as error:
-            raise RunFileError(
-                f"[broker] url = {url!r} needs {error.name}, which is not installed: pip install 'headrace[kafka]'"
-            ) from None
-        return KafkaLog(KafkaSettings.parse(url))
-    raise RunFileError(
-        f"[broker] url = {url!r}: unknown scheme {scheme!r}; use sqlite://DIRECTORY or kafka://HOST:PORT"
-    )
 
 
 def partition_of(key: bytes, partitions: int) -> int:

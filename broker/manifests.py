@@ -6,7 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from broker.wire import Json, Position, integer, number, numbers, offsets, pairs, position, require, strings, text
+from broker.wire import (
+    Extra,
+    Json,
+    Position,
+    integer,
+    number,
+    numbers,
+    offsets,
+    pack_extras,
+    pairs,
+    position,
+    read_extras,
+    require,
+    strings,
+    text,
+)  # fmt: skip
 
 
 class VoteRef(NamedTuple):
@@ -77,7 +92,7 @@ class PlannerState:
         )
 
 
-MANIFEST_KINDS = ("step", "weights", "close")
+MANIFEST_KINDS = ("step", "weights", "close", "set_aside")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,8 @@ class Manifest:
 
     ``kind`` ``step``: train ``groups`` in this order; the result is policy version ``step``. ``weights``: version
     ``step`` is what lies in checkpoint directory ``weights`` (after supervised training, or another model).
-    ``close``: no new version; groups left over at the end of a stage are dropped. ``dropped`` are all groups that ended
+    ``close``: no new version; groups left over at the end of a stage are dropped. ``set_aside``: step ``step`` could not be executed, for the
+    reason ``why``; its groups end here untrained, and the next manifest makes that step anew. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
     were judged since the manifest before, dropped ones included.
     """
@@ -101,11 +117,17 @@ class Manifest:
     state: PlannerState = PlannerState()
     metrics: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
+    why: str = ""
 
     def __post_init__(self) -> None:
         require(self.step >= 0 and self.stage >= 0, "step, stage", (self.step, self.stage), "at least 0")
         require(self.kind in MANIFEST_KINDS, "kind", self.kind, f"one of {MANIFEST_KINDS}")
-        require((self.kind == "step") == bool(self.groups), "groups", len(self.groups), "groups with kind 'step' only")
+        require(
+            bool(self.groups) if self.kind == "step" else self.kind == "set_aside" or not self.groups,
+            "groups",
+            len(self.groups),
+            "groups with kind 'step' or 'set_aside' only",
+        )
         require(
             (self.kind == "weights") == bool(self.weights),
             "weights",
@@ -113,30 +135,53 @@ class Manifest:
             "a directory with kind 'weights' only",
         )
 
+    @property
+    def schema(self) -> int:
+        return 2 if self.kind == "set_aside" else 1
+
     def pack(self) -> dict[str, Json]:
         return {
             "step": self.step, "stage": self.stage, "kind": self.kind,
-            "groups": [[g.group_id, list(g.prompt), [[s.sample, list(s.position), [[v.rewarder, list(v.position)] for v in s.votes]] for s in g.samples]] for g in self.groups],
-            "dropped": [list(d) for d in self.dropped], "weights": self.weights, "state": self.state.pack(), "metrics": dict(self.metrics), "created": self.created,
+            "groups": pack_groups(self.groups), "dropped": [list(d) for d in self.dropped], "weights": self.weights, "state": self.state.pack(), "metrics": dict(self.metrics), "created": self.created,
+            **pack_extras(self, _EXTRAS_OF_MANIFEST),
         }  # fmt: skip
 
     @classmethod
     def unpack(cls, wire: Mapping[str, Json]) -> Manifest:
-        def sample(w: Json) -> SampleRef:
-            index, where, votes = w
-            return SampleRef(integer(index), position(where), tuple(VoteRef(text(r), position(p)) for r, p in votes))
-
         return cls(
             step=integer(wire["step"]),
             stage=integer(wire["stage"]),
             kind=text(wire["kind"]),
-            groups=tuple(GroupRef(text(g), position(p), tuple(sample(s) for s in ss)) for g, p, ss in wire["groups"]),
-            dropped=tuple(Dropped(text(g), text(r), integer(t)) for g, r, t in wire["dropped"]),
+            groups=groups_of(wire["groups"]),
+            dropped=dropped_of(wire["dropped"]),
             weights=text(wire["weights"]),
             state=PlannerState.unpack(wire["state"]),
             metrics=numbers(wire["metrics"]),
             created=number(wire["created"]),
+            **read_extras(wire, _EXTRAS_OF_MANIFEST),
         )
+
+
+_EXTRAS_OF_MANIFEST = {"why": Extra("", text)}
+
+
+def pack_groups(groups: tuple[GroupRef, ...]) -> list[Json]:
+    def sample(s: SampleRef) -> list[Json]:
+        return [s.sample, list(s.position), [[v.rewarder, list(v.position)] for v in s.votes]]
+
+    return [[g.group_id, list(g.prompt), [sample(s) for s in g.samples]] for g in groups]
+
+
+def groups_of(value: Json) -> tuple[GroupRef, ...]:
+    def sample(w: Json) -> SampleRef:
+        index, where, votes = w
+        return SampleRef(integer(index), position(where), tuple(VoteRef(text(r), position(p)) for r, p in votes))
+
+    return tuple(GroupRef(text(g), position(p), tuple(sample(s) for s in samples)) for g, p, samples in value)
+
+
+def dropped_of(value: Json) -> tuple[Dropped, ...]:
+    return tuple(Dropped(text(g), text(r), integer(t)) for g, r, t in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,61 +214,4 @@ class StepResult:
             numbers(wire["metrics"]),
             numbers(wire["phases"]),
             number(wire["created"]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """pass@1 over ``k`` samples of each question and cons@k, with 95% intervals, on the versions that answered.
-
-    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged.
-    """
-
-    TYPE: ClassVar[str] = "evaluation"
-    name: str
-    step: int
-    stage: int
-    questions: int
-    k: int
-    pass_at_1: float
-    pass_at_1_interval: tuple[float, float]
-    cons_at_k: float
-    cons_at_k_interval: tuple[float, float]
-    versions: tuple[int, int]
-    response_tokens: float
-    group_ids: tuple[str, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    created: float = 0.0
-
-    def pack(self) -> dict[str, Json]:
-        return {
-            "name": self.name, "step": self.step, "stage": self.stage, "questions": self.questions, "k": self.k,
-            "pass_at_1": self.pass_at_1, "pass_at_1_interval": list(self.pass_at_1_interval), "cons_at_k": self.cons_at_k,
-            "cons_at_k_interval": list(self.cons_at_k_interval), "versions": list(self.versions),
-            "response_tokens": self.response_tokens, "group_ids": list(self.group_ids),
-            "dropped": [list(d) for d in self.dropped], "metrics": dict(self.metrics), "created": self.created,
-        }  # fmt: skip
-
-    @classmethod
-    def unpack(cls, wire: Mapping[str, Json]) -> Evaluation:
-        low, high = wire["pass_at_1_interval"]
-        clow, chigh = wire["cons_at_k_interval"]
-        first, last = wire["versions"]
-        return cls(
-            name=text(wire["name"]),
-            step=integer(wire["step"]),
-            stage=integer(wire["stage"]),
-            questions=integer(wire["questions"]),
-            k=integer(wire["k"]),
-            pass_at_1=number(wire["pass_at_1"]),
-            pass_at_1_interval=(number(low), number(high)),
-            cons_at_k=number(wire["cons_at_k"]),
-            cons_at_k_interval=(number(clow), number(chigh)),
-            versions=(integer(first), integer(last)),
-            response_tokens=number(wire["response_tokens"]),
-            group_ids=strings(wire["group_ids"]),
-            dropped=tuple(Dropped(text(g), text(r), integer(t)) for g, r, t in wire["dropped"]),
-            metrics=numbers(wire["metrics"]),
-            created=number(wire["created"]),
         )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from broker.errors import LogError
-from broker.log import Log, open_log
+from broker.log import Log
 from broker.metered import MeteredLog
+from broker.open import engine_of, open_log
 from broker.patience import wait_for_log
 from broker.runfile import BrokerTable, MonitoringTable, RunFile, RunTable
 from broker.topics import Topics
@@ -46,6 +47,8 @@ class Run:
     def of(cls, file: RunFile, directory: Path | None = None) -> Run:
         """The run that ``file`` describes. Raises RunFileError."""
         table, broker = file.table("run", RunTable), file.table("broker", BrokerTable)
+        if broker.url:
+            engine_of(broker.url, broker.engines)
         home = (directory or Path("runs") / table.name).resolve()
         home.mkdir(parents=True, exist_ok=True)
         monitoring = file.table("monitoring", MonitoringTable)
@@ -77,7 +80,7 @@ class Run:
         return MeteredLog(log, metrics, self.topics.deadletters) if metrics else log
 
     def _open_log(self) -> Log:
-        log = open_log(self.url)
+        log = open_log(self.url, self.broker.engines, self.file.base)
         try:
             log.create(self.topics.specs())
         except LogError:

@@ -6,7 +6,6 @@ mistake into one line that names table, key, value and the fix.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from broker.errors import RunFileError
+from broker.spelling import nearest
 
 TABLES = ("run", "broker", "data", "actors", "rewarders", "learner", "stage", "monitoring")
 Model = TypeVar("Model", bound=BaseModel)
@@ -40,9 +40,11 @@ class BrokerTable(Table):
     """``[broker]``: the log. ``url`` empty means the embedded log in the run's own directory. ``control`` is where the
     learner's control road listens (``tcp://host:port``; port 0 takes a free one, which daemons find through the log): the
     address under which actors reach the learner's machine. Beyond the loopback it needs ``keys``, the file that
-    ``headrace keys FILE`` makes, on every machine."""
+    ``headrace keys FILE`` makes, on every machine. ``engines`` are logs of your own, by the scheme of their URLs:
+    ``{ memory = "mine.py:MemoryLog" }``."""
 
     url: str = ""
+    engines: dict[str, str] = {}
     partitions: int = Field(default=8, ge=1, le=4096)
     retention_hours: float = Field(default=0.0, ge=0)
     control: str = "tcp://127.0.0.1:0"
@@ -57,13 +59,6 @@ class BrokerTable(Table):
         if parts.hostname in ("0.0.0.0", "::", "*"):
             raise ValueError("name the one address under which the actors reach this machine")
         return control
-
-    @field_validator("url")
-    @classmethod
-    def _scheme(cls, url: str) -> str:
-        if url and not url.startswith(("sqlite://", "kafka://")):
-            raise ValueError("use sqlite://DIRECTORY or kafka://HOST:PORT")
-        return url
 
 
 class MonitoringTable(Table):
@@ -175,14 +170,6 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     if not isinstance(here, dict):
         raise RunFileError(f"--set {override!r}: name a key of the stage")
     here[keys[-1]] = value
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The hint behind an unknown word: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -5,16 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from broker.wire import Json, integer, number, offsets, pairs, raw, require, text
+from broker.wire import (
+    Extra,
+    Json,
+    flag,
+    integer,
+    number,
+    offsets,
+    pack_extras,
+    pairs,
+    raw,
+    read_extras,
+    require,
+    text,
+)  # fmt: skip
 
 OUTCOMES = ("value", "abstain", "error")
+CAUSES = ("", "timeout", "killed", "error", "outage")
+
+
+class ValueSpan(NamedTuple):
+    """What a step of a response is worth by itself: tokens ``start <= t < end`` of the trajectory."""
+
+    start: int
+    end: int
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One rewarder's verdict on one sample: a value, an abstention, or an error; an error is never a reward of 0."""
+    """One rewarder's verdict on one sample: a value, an abstention, or an error; an error is never a reward of 0.
+
+    ``answer`` is the response's final answer in canonical form, as the rewarder read it (for cons@k). ``cause`` says what kind of failure
+    stands behind the outcome: with a value, what the *answer* did to the judge (``timeout``, ``killed``); with an error, what befell the judge.
+    ``spans`` are values of single steps; ``logprobs`` are little-endian float32 log-probabilities of a teacher, one for each trainable token.
+    A ``shadow`` vote is recorded and shown, and never trained on. ``version`` tells which rewarder it was.
+    """
 
     TYPE: ClassVar[str] = "vote"
     group_id: str
@@ -26,6 +54,12 @@ class Vote:
     seconds: float = 0.0
     attempts: int = 1
     created: float = 0.0
+    answer: str = ""
+    cause: str = ""
+    shadow: bool = False
+    version: str = ""
+    spans: tuple[ValueSpan, ...] = ()
+    logprobs: bytes = b""
 
     def __post_init__(self) -> None:
         require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
@@ -39,11 +73,18 @@ class Vote:
             self.value,
             "finite with outcome 'value', else absent",
         )
+        require(self.cause in CAUSES, "cause", self.cause, f"one of {CAUSES}")
+        require(len(self.logprobs) % 4 == 0, "logprobs", len(self.logprobs), "four bytes a token")
+        for start, end, value in self.spans:
+            require(
+                0 <= start < end and math.isfinite(value), "spans", self.spans, "non-empty spans with finite values"
+            )
 
     def pack(self) -> dict[str, Json]:
         return {
             "group_id": self.group_id, "index": self.index, "rewarder": self.rewarder, "outcome": self.outcome,
             "value": self.value, "why": self.why, "seconds": self.seconds, "attempts": self.attempts, "created": self.created,
+            **pack_extras(self, _EXTRAS_OF_VOTE),
         }  # fmt: skip
 
     @classmethod
@@ -59,7 +100,18 @@ class Vote:
             seconds=number(wire.get("seconds", 0.0)),
             attempts=integer(wire.get("attempts", 1)),
             created=number(wire.get("created", 0.0)),
+            **read_extras(wire, _EXTRAS_OF_VOTE),
         )
+
+
+def _spans(value: Json) -> tuple[ValueSpan, ...]:
+    return tuple(ValueSpan(integer(start), integer(end), number(worth)) for start, end, worth in value)
+
+
+_EXTRAS_OF_VOTE = {
+    "answer": Extra("", text), "cause": Extra("", text), "shadow": Extra(False, flag), "version": Extra("", text),
+    "spans": Extra((), _spans, lambda spans: [list(s) for s in spans]), "logprobs": Extra(b"", raw),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

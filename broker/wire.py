@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from broker.errors import MessageError
@@ -44,6 +44,16 @@ def number(value: Json) -> float:
     return float(value)
 
 
+def optional_number(value: Json) -> float | None:
+    return None if value is None else number(value)
+
+
+def flag(value: Json) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"{type(value).__name__} where true or false is expected")
+    return value
+
+
 def raw(value: Json) -> bytes:
     if type(value) is not bytes:
         raise TypeError(f"{type(value).__name__} where bytes are expected")
@@ -75,3 +85,22 @@ def offsets(value: Json) -> dict[int, int]:
 
 def pairs(offsets: Mapping[int, int]) -> list[list[int]]:
     return [[p, o] for p, o in offsets.items()]
+
+
+class Extra(NamedTuple):
+    """A field that came after version 1: absent from the wire at its ``default``, so that older records are read and written unchanged."""
+
+    default: Any
+    read: Callable[[Json], Any]
+    write: Callable[[Any], Json] = lambda value: value
+
+
+def pack_extras(record: object, extras: Mapping[str, Extra]) -> dict[str, Json]:
+    """The optional fields of ``record`` that are not at their defaults."""
+    found = {name: getattr(record, name) for name in extras}
+    return {name: extras[name].write(value) for name, value in found.items() if value != extras[name].default}
+
+
+def read_extras(wire: Mapping[str, Json], extras: Mapping[str, Extra]) -> dict[str, Any]:
+    """The optional fields that ``wire`` has."""
+    return {name: extra.read(wire[name]) for name, extra in extras.items() if name in wire}

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from broker.errors import RunFileError
-from broker.runfile import RunFile, Table, nearest, parse
+from broker.runfile import RunFile, Table, parse
+from broker.spelling import nearest
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from broker.errors import CheckpointError, RunFault
+from broker.messages import StepResult
 from broker.run import Run
 from learner.config import LearnerConfig
 from learner.planning.records import ManifestReader
@@ -15,11 +17,18 @@ from learner.training.executor import Executor
 from learner.training.trainer import state_sha256
 
 
-def replay(run: Run, first: int, last: int, out: Path, changed: Run | None = None) -> str:
+def replay(
+    run: Run,
+    first: int,
+    last: int,
+    out: Path,
+    changed: Run | None = None,
+    on_step: Callable[[StepResult], None] = lambda result: None,
+) -> str:
     """Execute steps ``first..last`` of ``run`` and write the resulting checkpoint to ``out``; returns the weights' sha256.
 
     The steps before ``first`` that no checkpoint covers are executed as they were recorded; from ``first`` on the options
-    of ``changed`` hold, if it is given. Raises CheckpointError if no checkpoint lies at or before ``first - 1``, RunFault if
+    of ``changed`` hold, if it is given. ``on_step`` gets what each of them gave. Raises CheckpointError if no checkpoint lies at or before ``first - 1``, RunFault if
     the log has no such steps.
     """
     executor = Executor(LearnerConfig(run.file), model_path(run), run.table.seed, run.directory)
@@ -35,7 +44,9 @@ def replay(run: Run, first: int, last: int, out: Path, changed: Run | None = Non
                 break
             if manifest.step == first and changed is not None:
                 executor.reconfigure(LearnerConfig(changed.file), manifest.stage)
-            executor.execute(manifest, reader.groups(manifest), offset)
+            result = executor.execute(manifest, reader.groups(manifest), offset)
+            if result is not None and manifest.step >= first:
+                on_step(result)
     finally:
         reader.close()
         log.close()

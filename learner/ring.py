@@ -22,7 +22,8 @@ from broker.log import Log, Producer
 from broker.messages import Evaluation, Sampling, StepResult, encode
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
-from broker.runfile import RunTable, nearest
+from broker.runfile import RunTable
+from broker.spelling import nearest
 from broker.topics import STEPS_OWNER
 from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage, SamplingTable
 from learner.data.registry import open_documents, open_prompts
@@ -138,7 +139,7 @@ class Learner:
         join = Join(self.log, topics, self.executor.vocabulary, found.state, self.owner, letters)
         stack.callback(join.close)
         join.add(found.groups)
-        self.unfinished = {g.prompt.evaluation for g in found.groups if g.prompt.purpose == "eval"}
+        self.unfinished = {g.prompt.collection for g in found.groups if g.prompt.purpose == "eval"}
         prompts = self._patient(self.log.producer())
         stack.callback(prompts.close)
         feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor)

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from broker.errors import RunFileError
-from broker.runfile import RunFile, Table, nearest, parse
+from broker.runfile import RunFile, Table, parse
+from broker.spelling import nearest
 
 
 class RewarderTable(Table):

@@ -110,7 +110,7 @@ class Handmade:
         """The sound run that the tests begin with."""
         self.manifest(1, stage=0, kind="weights", weights="checkpoints/base")
         first, second = self.group("p-0@0"), self.group("p-1@0")
-        self.prompt("q-0@before", purpose="eval", evaluation="before")
+        self.prompt("q-0@before", purpose="eval", collection="before")
         for lost in ("p-2@0", "p-3@0", "p-6@0"):
             self.prompt(lost)
         self.manifest(2, first, second, state=self.state("q-0@before", "p-2@0", "p-3@0", "p-6@0"))

@@ -37,6 +37,11 @@ class KafkaLog:
             self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
             self._asker = KafkaConsumer(**consumer_settings(settings))
 
+    @classmethod
+    def from_url(cls, url: str) -> KafkaLog:
+        """``kafka://HOST:PORT,HOST:PORT?option=value`` (see ``KafkaSettings``)."""
+        return cls(KafkaSettings.parse(url))
+
     def create(self, specs: Iterable[TopicSpec]) -> None:
         with self._lock:
             clustered.create(self._admin, self._settings, [*specs, TopicSpec(OWNERS)])

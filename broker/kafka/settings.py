@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from broker.errors import RunFileError
-from broker.runfile import nearest
+from broker.spelling import nearest
 
 PREFIX = "HEADRACE_KAFKA_"
 SECURITY = (

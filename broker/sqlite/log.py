@@ -13,8 +13,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import parse_qsl
 
-from broker.errors import HeldByAnother, LogError
+from broker.errors import HeldByAnother, LogError, RunFileError
 from broker.log import Record, TopicSpec, partition_of
 from broker.messages import Position
 from broker.sqlite.groups import GroupsFile, share
@@ -38,6 +39,16 @@ class SqliteLog:
         self._lock = threading.Lock()
         self._topics: dict[str, TopicFile] = {}
         self._groups_file: GroupsFile | None = None
+
+    @classmethod
+    def from_url(cls, url: str) -> SqliteLog:
+        """``sqlite://DIRECTORY?max_mb=N`` lets no topic grow beyond N MiB: producers then raise LogFull, as on a full disk."""
+        directory, _, query = url.removeprefix("sqlite://").partition("?")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        limit = options.pop("max_mb", "0")
+        if options or not limit.isdigit():
+            raise RunFileError(f"[broker] url = {url!r}: behind '?' only max_mb=N is known")
+        return cls(directory, max_pages=int(limit) * 2**20 // PAGE_BYTES)
 
     def create(self, specs: Iterable[TopicSpec]) -> None:
         for spec in specs:

@@ -21,7 +21,7 @@ from broker.errors import DecodeError, LogError, RunFileError
 from broker.log import Log
 from broker.messages import DeadLetter, Manifest, PlannerState, Settled, Trimmed, encode
 from broker.run import Run
-from broker.runfile import nearest
+from broker.spelling import nearest
 from headrace.commands.broker_arguments import TOPICS
 from headrace.reading.records import newest, scan
 from headrace.running.rundir import find_run

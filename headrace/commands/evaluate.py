@@ -17,7 +17,8 @@ from typing import Any
 from broker.errors import RunFault, RunFileError
 from broker.messages import Evaluation
 from broker.run import Run
-from broker.runfile import RunFile, nearest, parse
+from broker.runfile import RunFile, parse
+from broker.spelling import nearest
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen
 from headrace.running.runfile import check

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from actors.config import ActorsTable
+from broker import plugins
 from broker.errors import RunFileError
-from broker.runfile import BrokerTable, RunFile, RunTable, nearest
-from headrace.running.pluggable import check_path, check_use
+from broker.open import engine_of
+from broker.runfile import BrokerTable, RunFile, RunTable
+from broker.spelling import nearest
 from learner.config import EvaluateStage, LearnerConfig, RlStage
 from rewarders.config import RewarderTable, rewarder_tables
+
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,13 @@ def check(file: RunFile) -> WholeRun:
                 f"[run] rewards names {name!r}, but there is no [rewarders.{name}]{nearest(name, list(rewarders))}"
             )
     check_path(run.model, "[run]", "model", file)
+    if broker.url:
+        engine_of(broker.url, broker.engines)
+    for scheme, use in broker.engines.items():
+        plugins.check(use, (), file.base, f"[broker] engines.{scheme}")
     for name, table in rewarders.items():
         if not table.external:
-            check_use(table.use, f"[rewarders.{name}]", file.base)
+            plugins.check(table.use, table.options, file.base, f"[rewarders.{name}]")
     _sources(learner, file)
     _stages(learner, run)
     return WholeRun(file, run, broker, actors, rewarders, learner)
@@ -53,7 +62,7 @@ def _sources(learner: LearnerConfig, file: RunFile) -> None:
                 f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'"
             )
         if source.use:
-            check_use(source.use, where, None)
+            plugins.check(source.use, source.options, file.base, where)
         else:
             check_path(source.path, where, "path", file)
 
@@ -82,3 +91,18 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
                 raise RunFileError(
                     f"[[stage]] {stage.name} {key} = {source!r} is not in [data]{nearest(source, list(learner.data))}"
                 )
+
+
+def check_path(value: str, where: str, key: str, file: RunFile) -> None:
+    """``value`` is a path or a Hugging Face id; what can only be a path must exist. Raises RunFileError."""
+    path = file.resolve(value)
+    if path.exists() or Path(value).exists():
+        return
+    if value.startswith(("/", "./", "../", "~")) or value.endswith(DATA_SUFFIXES):
+        there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise RunFileError(f"{where} {key} = {value!r}: {path} does not exist{_hint(path.name, there)}")
+
+
+def _hint(name: str, there: list[str]) -> str:
+    hint = nearest(name, there)
+    return hint if "did you mean" in hint else ""  # a whole directory's names would be no help

@@ -17,7 +17,7 @@ from typing import Any
 
 from broker.errors import DataError
 from broker.messages import ChatMessage
-from broker.runfile import nearest
+from broker.spelling import nearest
 from learner.data.source import Document, PromptRow
 from learner.data.split import is_held_out
 

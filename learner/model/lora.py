@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from broker.errors import CheckpointError, RunFileError
-from broker.runfile import nearest
+from broker.spelling import nearest
 from learner.model.loraconfig import LoraTable
 
 if TYPE_CHECKING:

@@ -115,7 +115,7 @@ class Evaluations:
         """Write the results of all evaluations that are complete; returns them."""
         done = []
         for request in list(self._requests.values()):
-            groups = [g for g in self._join.groups.values() if g.prompt.evaluation == request.name]
+            groups = [g for g in self._join.groups.values() if g.prompt.collection == request.name]
             groups = [g for g in groups if not self._lose(g, request, now)]
             if all(g.complete for g in groups):
                 done.append(self._finish(request, groups))

@@ -105,7 +105,7 @@ class Feed:
             rewards=ask.rewards,
             sampling=ask.sampling,
             purpose=ask.purpose,
-            evaluation=ask.evaluation,
+            collection=ask.evaluation,
             number=number,
             version=version,
             min_version=min_version,

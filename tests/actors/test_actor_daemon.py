@@ -10,8 +10,9 @@ import pytest
 from actors.__main__ import with_newest
 from actors.policy import PolicyFollower
 from broker.errors import WeightPushError
-from broker.log import Log, open_log
+from broker.log import Log
 from broker.messages import PolicyVersion, encode
+from broker.open import open_log
 from broker.topics import Topics
 
 TOPICS = Topics("t", partitions=1)

@@ -16,8 +16,9 @@ from actors.config import ActorsTable
 from actors.engine import Completion
 from actors.local.engine import LocalEngine
 from actors.worker import ActorWorker
-from broker.log import Log, open_log
+from broker.log import Log
 from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
+from broker.open import open_log
 from broker.topics import Topics
 from headrace.reading.records import scan
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics

@@ -9,7 +9,8 @@ import pytest
 
 from broker.errors import RunFileError
 from broker.run import Run
-from broker.runfile import BrokerTable, RunFile, RunTable, apply_override, nearest, parse
+from broker.runfile import BrokerTable, RunFile, RunTable, apply_override, parse
+from broker.spelling import nearest
 
 RUN = '[run]\nname = "x"\nmodel = "m"\n[[stage]]\nkind = "rl"\nsteps = 1\n[[stage]]\nkind = "rl"\n'
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from broker.errors import HeldByAnother, LogError, OffsetExpired
-from broker.log import Consumer, Log, Record, TopicSpec, open_log, partition_of
+from broker.log import Consumer, Log, Record, TopicSpec, partition_of
 from broker.messages import Position
+from broker.open import open_log
 from broker.watermark import Watermark
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from broker.errors import DecodeError, MessageError
 from broker.messages import (
+    SCHEMA,
     ChatMessage,
     DeadLetter,
     Dropped,
@@ -174,7 +175,7 @@ def test_a_vote_of_no_number_is_refused(value: float | None) -> None:
 
 
 def test_a_newer_schema_is_refused_and_unknown_fields_are_not() -> None:
-    wire = {**Vote("g", 0, "r", "abstain").pack(), "t": "vote", "v": 2}
+    wire = {**Vote("g", 0, "r", "abstain").pack(), "t": "vote", "v": SCHEMA + 1}
     with pytest.raises(DecodeError, match="schema"):
         decode(msgpack.packb(wire))
     assert decode(msgpack.packb({**wire, "v": 1, "more": 3})) == Vote("g", 0, "r", "abstain")

@@ -13,8 +13,9 @@ import pytest
 from ringtools import stopped_in_an_append
 
 from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
-from broker.log import TopicSpec, open_log
+from broker.log import TopicSpec
 from broker.messages import Position
+from broker.open import open_log
 from broker.sqlite.log import SqliteLog
 
 SPAWN = multiprocessing.get_context("spawn")

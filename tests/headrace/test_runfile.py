@@ -32,7 +32,7 @@ MISTAKES = [
     ("rewarders.more.workers=1", r"\[rewarders.more\] needs either use"),
     ("run.rewards={vowel=1.0}", r"\[run\] rewards names 'vowel'.*did you mean 'vowels'\?"),
     ("run.name=../x", r"\[run\] name = '../x'"),
-    ("broker.url=redis://x", r"\[broker\] url = 'redis://x': use sqlite"),
+    ("broker.url=redis://x", r"\[broker\] url = 'redis://x': unknown scheme 'redis'"),
     ("stage.1.kind=lr", r"\[\[stage\]\] 1 kind = 'lr'; did you mean 'rl'\?"),
     ("stage.1.data=prompt", r"data = 'prompt' is not in \[data\]; did you mean 'prompts'\?"),
     ("stage.1.step=5", r"\[\[stage\]\] 1 unknown key 'step'; did you mean 'steps'\?"),

@@ -81,7 +81,7 @@ def two_steps(hand: Timed) -> None:
     hand.at(0.0).manifest(1, stage=0, kind="weights", weights="checkpoints/base")
     for group_id in ("g@0", "lost@0", "late@0", "next@0"):
         hand.at(1.0).prompt(group_id)
-    hand.at(1.0).prompt("q@mid", purpose="eval", evaluation="mid")
+    hand.at(1.0).prompt("q@mid", purpose="eval", collection="mid")
     first = hand.sampled("g@0", 0, 2.0, 4.0)
     second = hand.sampled("g@0", 1, 2.0, 6.0, versions=(VersionSpan(0, 2), VersionSpan(1, 4)))
     low, high = hand.judged("g@0", 0, 4.5, 0.0), hand.judged("g@0", 1, 7.0, 1.0)

@@ -17,8 +17,9 @@ from runlog import said, steps_of
 
 from broker.errors import LogError
 from broker.kafka.server import KafkaServer
-from broker.log import Log, TopicSpec, open_log
+from broker.log import Log, TopicSpec
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan, Vote, encode
+from broker.open import open_log
 from broker.topics import Topics
 from headrace.reading.records import scan
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker.errors import LogError, LogUnavailable, OffsetExpired, RunFileError
 from broker.kafka.server import KafkaServer, cluster
 from broker.kafka.settings import KafkaSettings
-from broker.log import Log, TopicSpec, open_log
+from broker.log import Log, TopicSpec
+from broker.open import open_log
 from monitoring.ports import free_ports
 
 pytestmark = pytest.mark.kafka

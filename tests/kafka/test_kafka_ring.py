@@ -16,8 +16,9 @@ from runlog import said, sha256_of, steps_of
 
 from broker.errors import HeldByAnother, LogUnavailable
 from broker.kafka.server import KafkaServer
-from broker.log import TopicSpec, open_log
+from broker.log import TopicSpec
 from broker.messages import Manifest, encode
+from broker.open import open_log
 from broker.run import Run
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen

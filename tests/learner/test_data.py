@@ -108,7 +108,9 @@ def test_wrong_rows_are_named(tmp_path: Path, path: str, options: dict[str, Any]
 
 def test_wrong_tables_are_named(tmp_path: Path) -> None:
     save("jsonl", tmp_path, ROWS)
-    with pytest.raises(RunFileError, match=r"\[data.prompts\] unknown key 'colums'; did you mean 'columns'"):
+    with pytest.raises(
+        RunFileError, match=r"\[data.prompts\] unknown option 'colums' of TablePrompts; did you mean 'columns'"
+    ):
         source_of("rows.jsonl", tmp_path, colums={})
     with pytest.raises(RunFileError, match="may rename"):
         source_of("rows.jsonl", tmp_path, columns={"promt": "question"})

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.log import Log, open_log
+from broker.log import Log
 from broker.messages import Prompt, Sampling, Segment, Trajectory, VersionSpan, Vote, decode, encode
+from broker.open import open_log
 from broker.topics import Topics
 from headrace.reading.verify import verify
 from learner.config import LearnerTable

@@ -22,8 +22,8 @@ from actors.opening import Opening
 from broker.control.client import ControlClient
 from broker.control.server import ControlServer
 from broker.errors import RunFileError
-from broker.log import open_log
 from broker.messages import Sampling
+from broker.open import open_log
 from broker.runfile import RunFile
 from broker.weights.client import WeightClient
 from learner.config import LearnerConfig, LearnerTable

@@ -16,8 +16,9 @@ from test_math import sample
 
 from broker.errors import HeadraceError, RunFault, RunFileError
 from broker.isolation import Failed, Isolated
-from broker.log import Log, open_log
+from broker.log import Log
 from broker.messages import Vote, encode
+from broker.open import open_log
 from broker.runfile import RunFile
 from broker.topics import Topics
 from headrace.reading.records import scan

@@ -1,0 +1,223 @@
+"""The trajectory record: one sample of a prompt, with all that a rewarder or the learner needs to use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.errors import MessageError
+from broker.prompts import PURPOSES, ChatMessage, Sampling, messages_of
+from broker.wire import Extra, Json, integer, mapping, numbers, optional_number, pack_extras, read_extras, require, text
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+_TOKEN, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
+FINISH_REASONS = ("stop", "length", "abort", "turns")
+
+
+class Segment(NamedTuple):
+    """Tokens ``start <= t < end`` spoken by one role; only trainable segments carry behaviour log-probabilities."""
+
+    role: str
+    start: int
+    end: int
+    trainable: bool
+
+
+class VersionSpan(NamedTuple):
+    """Tokens from ``start`` on, up to the next span, were sampled by policy ``version``."""
+
+    version: int
+    start: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One sample of a group, with all that a rewarder or the learner needs to use it without another look-up.
+
+    ``tokens`` int32 ``[T]`` is prompt and response; ``logprobs`` float32 ``[T]`` holds the behaviour log-probability of
+    each token of a trainable segment under the distribution it was sampled from (after temperature and top-p), zero
+    elsewhere. ``segments`` cover ``[0, T)`` without gaps. ``versions`` begin at the first sampled token and have rising
+    starts. ``text`` is the response without its end token, behind what the prompt opened for it (a ``<think>``). ``finish_reason`` is ``stop``,
+    ``length``, ``abort``, or ``turns`` (an episode that was allowed no further one).
+
+    An episode in an ``environment`` has all that was said after the prompt in ``turns``, in order, and ``outcome`` is what the environment made
+    of it, if it said. ``collection`` is the prompt's.
+    """
+
+    TYPE: ClassVar[str] = "trajectory"
+    group_id: str
+    index: int
+    group_size: int
+    messages: tuple[ChatMessage, ...]
+    answer: str | None
+    kind: str
+    metadata: Mapping[str, Json]
+    rewards: Mapping[str, float]
+    purpose: str
+    text: str
+    tokens: IntArray
+    logprobs: FloatArray
+    segments: tuple[Segment, ...]
+    versions: tuple[VersionSpan, ...]
+    finish_reason: str
+    sampling: Sampling
+    engine: str = ""
+    actor: str = ""
+    created: float = 0.0
+    started: float = 0.0
+    environment: str = ""
+    turns: tuple[ChatMessage, ...] = ()
+    outcome: float | None = None
+    collection: str = ""
+
+    def __post_init__(self) -> None:
+        tokens, logprobs = self.tokens, self.logprobs
+        n = tokens.shape[0] if tokens.ndim == 1 else 0
+        if n == 0 or tokens.dtype != np.int32:
+            raise MessageError(f"tokens are {tokens.dtype} {tokens.shape}; they must be a non-empty int32 vector")
+        if logprobs.dtype != np.float32 or logprobs.shape != (n,):
+            raise MessageError(
+                f"logprobs are {logprobs.dtype} {logprobs.shape}; they must be float32 ({n},), one a token"
+            )
+        if np.minimum.reduce(tokens) < 0:
+            raise MessageError(f"tokens hold {int(tokens.min())}; token ids must be >= 0")
+        if not (np.maximum.reduce(logprobs) <= 1e-4 and math.isfinite(np.dot(logprobs, logprobs))):
+            raise MessageError(f"logprobs run from {logprobs.min()} to {logprobs.max()}; they must be finite and <= 0")
+        require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
+        require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
+        require(self.purpose in PURPOSES, "purpose", self.purpose, f"one of {PURPOSES}")
+        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, f"one of {FINISH_REASONS}")
+        require(
+            self.outcome is None or math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent"
+        )
+        at = 0
+        for _, start, end, _ in self.segments:
+            require(start == at and end > at, "segments", self.segments, "spans that cover the tokens in order")
+            at = end
+        require(at == n, "segments", self.segments, "spans that end with the tokens")
+        last = -1
+        for version, start in self.versions:
+            require(last < start < n and version >= 0, "versions", self.versions, "rising starts, versions >= 0")
+            last = start
+        trainable = [s for s in self.segments if s.trainable]
+        if trainable:
+            require(bool(self.versions), "versions", self.versions, "a span for the sampled tokens")
+            require(
+                self.versions[0].start <= trainable[0].start,
+                "versions",
+                self.versions,
+                "a span that covers the first sampled token",
+            )
+
+    @property
+    def schema(self) -> int:
+        return 2 if self.environment or self.purpose == "collect" or self.finish_reason == "turns" else 1
+
+    @property
+    def id(self) -> str:
+        return trajectory_id(self.group_id, self.index)
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of trainable tokens."""
+        return sum(s.end - s.start for s in self.segments if s.trainable)
+
+    @property
+    def oldest_version(self) -> int:
+        return min((s.version for s in self.versions), default=0)
+
+    @property
+    def newest_version(self) -> int:
+        return max((s.version for s in self.versions), default=0)
+
+    def mask(self) -> NDArray[np.bool_]:
+        """bool ``[T]``: the trainable tokens."""
+        mask = np.zeros(self.tokens.shape[0], dtype=np.bool_)
+        for segment in self.segments:
+            mask[segment.start : segment.end] = segment.trainable
+        return mask
+
+    def versions_per_token(self) -> IntArray:
+        """int32 ``[T]``: the policy version that sampled each token; -1 before the first span."""
+        out = np.full(self.tokens.shape[0], -1, dtype=np.int32)
+        for span in self.versions:
+            out[span.start :] = span.version
+        return out
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trajectory) and self.pack() == other.pack()
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "group_id": self.group_id, "index": self.index, "group_size": self.group_size,
+            "messages": [list(m) for m in self.messages], "answer": self.answer, "kind": self.kind,
+            "metadata": dict(self.metadata), "rewards": dict(self.rewards), "purpose": self.purpose, "text": self.text,
+            "tokens": self.tokens.astype("<i4", copy=False).tobytes(),
+            "logprobs": self.logprobs.astype("<f4", copy=False).tobytes(),
+            "segments": [list(s) for s in self.segments], "versions": [list(v) for v in self.versions],
+            "finish_reason": self.finish_reason, "sampling": self.sampling.pack(), "engine": self.engine,
+            "actor": self.actor, "created": self.created, "started": self.started,
+            **pack_extras(self, _EXTRAS),
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Trajectory:
+        fields = _FIELDS(wire)
+        if tuple(map(type, fields)) not in _TYPES:
+            fields = _checked(fields)
+        self = object.__new__(cls)
+        members = self.__dict__
+        members.update(_DEFAULTS)
+        if len(wire) > len(_NAMES) + 2:
+            members.update(read_extras(wire, _EXTRAS))
+        # twenty times object.__setattr__ would cost as much as all the rest
+        members.update(zip(_NAMES, fields, strict=True))
+        members["messages"] = messages_of(members["messages"])
+        members["rewards"] = numbers(members["rewards"])
+        members["metadata"] = mapping(members["metadata"])
+        members["tokens"] = np.frombuffer(members["tokens"], dtype=_TOKEN)
+        members["logprobs"] = np.frombuffer(members["logprobs"], dtype=_LOGPROB)
+        members["segments"] = tuple(
+            [Segment(text(r), integer(s), integer(e), bool(t)) for r, s, e, t in members["segments"]]
+        )
+        members["versions"] = tuple([VersionSpan(integer(v), integer(s)) for v, s in members["versions"]])
+        members["sampling"] = Sampling.unpack(members["sampling"])
+        self.__post_init__()
+        return self
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "group_id": (str,), "index": (int,), "group_size": (int,), "messages": (list,), "answer": (str, type(None)), "kind": (str,),
+    "metadata": (dict,), "rewards": (dict,), "purpose": (str,), "text": (str,), "tokens": (bytes,), "logprobs": (bytes,),
+    "segments": (list,), "versions": (list,), "finish_reason": (str,), "sampling": (dict,), "engine": (str,), "actor": (str,),
+    "created": (float, int), "started": (float, int),
+}  # fmt: skip
+"""The fields of a trajectory on the wire, with the types that each may have."""
+_NAMES = tuple(_KINDS)
+_EXTRAS = {
+    "environment": Extra("", text), "turns": Extra((), messages_of, lambda turns: [list(t) for t in turns]),
+    "outcome": Extra(None, optional_number), "collection": Extra("", text),
+}  # fmt: skip
+_DEFAULTS = {name: extra.default for name, extra in _EXTRAS.items()}
+_FIELDS = itemgetter(*_NAMES)
+_TYPES = frozenset(product(*_KINDS.values()))  # looked up in one go: a call a field would cost more than the decoding
+
+
+def _checked(fields: tuple[Json, ...]) -> tuple[Json, ...]:
+    """Raises TypeError, naming the first field of a wrong type."""
+    for (name, kinds), value in zip(_KINDS.items(), fields, strict=True):
+        if type(value) not in kinds:
+            raise TypeError(f"{name} is {type(value).__name__} where {kinds[0].__name__} is expected")
+    return fields
+
+
+def trajectory_id(group_id: str, index: int) -> str:
+    return f"{group_id}#{index}"
