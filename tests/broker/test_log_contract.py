@@ -1,4 +1,4 @@
-"""One contract for every log engine: what holds here holds on all of them."""
+"""One contract for every log engine: what holds here holds on all of them, and on one that is plugged in from a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ import pytest
 from broker.errors import HeldByAnother, LogError, OffsetExpired
 from broker.log import Consumer, Log, Record, TopicSpec, partition_of
 from broker.messages import Position
-from broker.open import open_log
+from broker.open import open_log as open_any
 from broker.watermark import Watermark
 
 SPAWN = multiprocessing.get_context("spawn")
+PLUGGED = Path(__file__).resolve().parent / "plugged"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def open_log(url: str) -> Log:
+    """The log at ``url``, as a run file beside ``folder_log.py`` would have it."""
+    return open_any(url, {"folder": "folder_log.py:FolderLog"}, PLUGGED)
+
+
+@pytest.fixture(params=["sqlite", "folder", pytest.param("kafka", marks=pytest.mark.kafka)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite://{tmp_path / 'log'}"
+    if request.param != "kafka":
+        return f"{request.param}://{tmp_path / 'log'}"
     server = request.getfixturevalue("kafka")
     return f"{server.url}?replication=1"
 
