@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from broker.errors import HeldByAnother, LogError, RunFileError
-from broker.log import TopicSpec, partition_of
+from broker.log import First, TopicSpec, limit_of, partition_of
 from broker.messages import Position
 from broker.sqlite.groups import GroupsFile
 from broker.sqlite.reading import LEASE_SECONDS, SqliteConsumer, SqliteReader
@@ -81,8 +81,8 @@ class SqliteLog:
         os.pwrite(handle, owner.encode(), 0)
         return SqliteProducer(self._directory, self._max_pages, durable=True, handle=handle)
 
-    def consumer(self, topics: Sequence[str], group: str, member: str) -> SqliteConsumer:
-        return SqliteConsumer(self._directory, topics, group, member, self._lease)
+    def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> SqliteConsumer:
+        return SqliteConsumer(self._directory, topics, group, member, self._lease, first)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> SqliteReader:
         return SqliteReader(self._directory, topic, offsets or {})
@@ -106,6 +106,16 @@ class SqliteLog:
     def lag(self, group: str, topic: str) -> int:
         begins, committed = self.begins(topic), self.committed(group, topic)
         return sum(end - max(committed.get(p, 0), begins[p]) for p, end in self.ends(topic).items())
+
+    def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
+        with self._lock:
+            self._groups().delete(list(groups))
+            for name in topics:
+                if (file := self._topics.pop(name, None)) is not None:
+                    file.close()
+                for path in self._directory.glob(f"{name}.sqlite*"):
+                    path.unlink(missing_ok=True)
+                (self._directory / f"{name}.lock").unlink(missing_ok=True)
 
     def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
         with self._lock:
@@ -134,8 +144,8 @@ class SqliteProducer:
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
         file = self._file(topic)
-        if len(value) > MAX_RECORD_BYTES:
-            raise LogError(f"a record of {len(value)} bytes for {topic}; at most {MAX_RECORD_BYTES} fit")
+        if len(value) > (limit := limit_of(topic, MAX_RECORD_BYTES)):
+            raise LogError(f"a record of {len(value)} bytes for {topic}; at most {limit} fit")
         chosen = partition_of(key, file.spec.partitions) if partition is None else partition
         if not 0 <= chosen < file.spec.partitions:
             raise LogError(f"{topic} has no partition {chosen}; it has {file.spec.partitions}")

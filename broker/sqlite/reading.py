@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from broker.errors import LogError
-from broker.log import Record
+from broker.log import First, Record
 from broker.messages import Position
 from broker.sqlite.arrival import Arrivals, wait_for
 from broker.sqlite.cursor import POLL_BYTES, Cursor
@@ -51,7 +51,10 @@ class SqliteReader:
 class SqliteConsumer:
     """Implements ``broker.log.Consumer``: membership is renewed by ``poll``; a member that stays away loses its partitions."""
 
-    def __init__(self, directory: Path, topics: Sequence[str], group: str, member: str, lease: float) -> None:
+    def __init__(
+        self, directory: Path, topics: Sequence[str], group: str, member: str, lease: float, first: First | None = None
+    ) -> None:
+        self._begin = first
         self._cursors = {topic: Cursor(TopicFile(directory, topic), {}) for topic in topics}
         self._partitions = {topic: cursor.file.spec.partitions for topic, cursor in self._cursors.items()}
         self._arrivals = Arrivals(cursor.file.lock for cursor in self._cursors.values())
@@ -87,8 +90,9 @@ class SqliteConsumer:
 
     def _beginnings(self, topic: str) -> dict[int, int]:
         """Where a member begins a partition that it has been given."""
-        committed = self._groups.committed(self._group, topic)
-        return {p: max(committed.get(p, 0), begin) for p, begin in self._cursors[topic].file.begins().items()}
+        committed, begins = self._groups.committed(self._group, topic), self._cursors[topic].file.begins()
+        first = self._begin(topic) if self._begin is not None and begins.keys() - committed.keys() else {}
+        return {p: max(committed.get(p, first.get(p, 0)), begin) for p, begin in begins.items()}
 
     def poll(self, max_records: int = 64, timeout: float = 0.0) -> list[Record]:
         self._beat()

@@ -37,3 +37,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     trim = add("trim", "remove the records that nobody needs")
     trim.add_argument("--keep-steps", type=int, default=0, metavar="N", help="keep what the last N steps were made of")
     trim.add_argument("--dry-run", action="store_true")
+    delete = add("delete", "remove all topics and consumer groups of a run that has ended")
+    delete.add_argument("--yes", action="store_true", help="do it; without, say what would be removed")

@@ -174,6 +174,40 @@ def test_what_is_not_committed_comes_again_and_what_is_does_not(log: Log) -> Non
     assert log.groups() == {"g": ("one",)}
 
 
+def test_a_group_without_offsets_begins_at_the_first_record_that_matters(log: Log) -> None:
+    fill(log, "one", 10)
+    fill(log, "t", 3, partition=2)
+    consumer = log.consumer(["one", "t"], "g", "a", lambda topic: {0: 7} if topic == "one" else {})
+    got = drain(consumer, 6)
+    assert sorted((r.topic, r.offset) for r in got) == [("one", o) for o in (7, 8, 9)] + [("t", o) for o in (0, 1, 2)]
+    consumer.commit({("one", 0): 8})
+    consumer.close()
+    again = log.consumer(["one"], "g", "a", lambda topic: {0: 2})
+    assert [r.offset for r in drain(again, 2)] == [8, 9], "what was committed goes before"
+    again.close()
+
+
+def test_topics_and_groups_are_deleted_once_nobody_is_a_member(log: Log) -> None:
+    fill(log, "one", 3)
+    consumer = log.consumer(["one"], "g", "a")
+    drain(consumer, 3)
+    consumer.commit({("one", 0): 3})
+    with pytest.raises(LogError, match="group g has .*living member"):
+        log.delete(["one"], ["g", "nobody"])
+    consumer.close()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            log.delete(["one", "nothing"], ["g", "nobody"])
+            break
+        except LogError:  # the place of a member that has left is gone in a moment
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert set(log.topics()) == {"t", "newest"} and log.groups() == {}
+    log.create([TopicSpec("one", 1)])
+    assert log.ends("one") == {0: 0} and fill(log, "one", 1) == [Position(0, 0)]
+
+
 def test_groups_do_not_disturb_each_other(log: Log) -> None:
     fill(log, "one", 5)
     for group in ("g", "h"):

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import IO, Any
 import msgpack
 
 from broker.errors import HeldByAnother, LogError, OffsetExpired
-from broker.log import Record, TopicSpec, partition_of
+from broker.log import First, Record, TopicSpec, partition_of
 from broker.messages import Position
 
 LEASE_SECONDS = 2.0
@@ -108,8 +109,8 @@ class FolderLog:
         file.flush()
         return FolderProducer(self._folder, file)
 
-    def consumer(self, topics: Sequence[str], group: str, member: str) -> FolderConsumer:
-        return FolderConsumer(self._folder, topics, group, member)
+    def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> FolderConsumer:
+        return FolderConsumer(self._folder, topics, group, member, first)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> FolderReader:
         return FolderReader(self._folder, topic, offsets or {})
@@ -130,6 +131,17 @@ class FolderLog:
     def lag(self, group: str, topic: str) -> int:
         begins, committed = self.begins(topic), self.committed(group, topic)
         return sum(end - max(committed.get(p, 0), begins[p]) for p, end in self.ends(topic).items())
+
+    def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
+        with self._folder.locked():
+            note = self._folder.note("_groups")
+            for group in groups:
+                members = note.pop(group, {"members": {}})["members"]
+                if any(member["until"] > time.time() for member in members.values()):
+                    raise LogError(f"group {group} has living members: stop the run first")
+            self._folder.keep("_groups", note)
+            for topic in topics:
+                shutil.rmtree(self._folder.home / topic, ignore_errors=True)
 
     def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
         with self._folder.locked():
@@ -249,8 +261,9 @@ def read(folder: Folder, places: Mapping[Part, int], limit: int) -> list[Record]
 class FolderConsumer:
     """Implements ``broker.log.Consumer``: a note says who is alive and how far each group has come."""
 
-    def __init__(self, folder: Folder, topics: Sequence[str], group: str, member: str) -> None:
+    def __init__(self, folder: Folder, topics: Sequence[str], group: str, member: str, first: First | None) -> None:
         self._folder, self._topics, self._group, self._member = folder, tuple(topics), group, member
+        self._begin = {topic: first(topic) if first is not None else {} for topic in topics}
         self._token, self._next = uuid.uuid4().hex, dict[Part, int]()
         self._turn(joining=True)
 
@@ -273,8 +286,9 @@ class FolderConsumer:
                     group["offsets"].setdefault(topic, {})[str(p)] = offset
             group |= {"members": members, "topics": sorted({*group["topics"], *self._topics})}
             self._folder.keep("_groups", note)
-        first = {(t, p): max(group["offsets"].get(t, {}).get(str(p), 0), self._folder.bounds(t)[0][p]) for t, p in held}
-        self._next = {part: self._next.get(part, offset) for part, offset in first.items()}
+        done, begins = group["offsets"], {topic: self._folder.bounds(topic)[0] for topic in self._topics}
+        first = {(t, p): done.get(t, {}).get(str(p), self._begin[t].get(p, 0)) for t, p in held}
+        self._next = {(t, p): self._next.get((t, p), max(first[t, p], begins[t][p])) for t, p in held}
 
     def poll(self, max_records: int = 64, timeout: float = 0.0) -> list[Record]:
         deadline = time.monotonic() + timeout
