@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 RECENT_SECONDS = 15.0
-UNRELIABLE = ("Request timed out after 0 ms",)  # of a connection that ``bootstrap_timeout_ms`` has cut
 
 
 class Cause(NamedTuple):
@@ -48,7 +46,8 @@ KNOWN: tuple[tuple[re.Pattern[str], Cause], ...] = (
     (
         re.compile("socket disconnected"),
         Cause(
-            "it takes the connection and closes it at once: it may want TLS or a login here (HEADRACE_KAFKA_SECURITY_PROTOCOL)",
+            "it takes the connection and closes it at once: it may want TLS or a login here (HEADRACE_KAFKA_SECURITY_PROTOCOL), or refuse the "
+            "user or the password (HEADRACE_KAFKA_SASL_PLAIN_USERNAME, _PASSWORD)",
             False,
         ),
     ),
@@ -56,12 +55,18 @@ KNOWN: tuple[tuple[re.Pattern[str], Cause], ...] = (
 
 
 class _Ears(logging.Handler):
+    """When each known cause was last heard of."""
+
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.heard: deque[tuple[float, str]] = deque(maxlen=64)
+        self.heard: dict[Cause, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append((time.monotonic(), record.getMessage()))
+        text = record.getMessage()
+        for pattern, known in KNOWN:
+            if pattern.search(text):
+                self.heard[known] = time.monotonic()
+                return
 
 
 _ears = _Ears()
@@ -80,14 +85,14 @@ def listen() -> None:
 def cause(since: float = 0.0) -> Cause | None:
     """The likeliest reason among what was heard after ``since`` (monotonic), and lately."""
     first = max(since, time.monotonic() - RECENT_SECONDS)
-    texts = [text for at, text in list(_ears.heard) if at >= first and not any(part in text for part in UNRELIABLE)]
-    return next((known for pattern, known in KNOWN if any(pattern.search(text) for text in texts)), None)
+    return next((known for _, known in KNOWN if _ears.heard.get(known, 0.0) >= first), None)
 
 
 def brokers_of(client: Any) -> list[str]:
     """``host:port`` of the brokers that a client has been told of by the cluster; none before its first answer."""
-    manager = getattr(client, "_manager", None) or getattr(getattr(client, "_client", None), "_manager", None)
-    return [f"{b.host}:{b.port}" for b in manager.cluster.brokers()] if manager is not None else []
+    manager = getattr(client, "_manager", None)
+    cluster = getattr(client, "_metadata", None) if manager is None else manager.cluster  # a producer calls it so
+    return [f"{b.host}:{b.port}" for b in cluster.brokers()] if cluster is not None else []
 
 
 def unreachable(servers: tuple[str, ...], told: list[str], reachable: Callable[[list[str]], bool]) -> str:

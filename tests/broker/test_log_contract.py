@@ -192,7 +192,7 @@ def test_topics_and_groups_are_deleted_once_nobody_is_a_member(log: Log) -> None
     consumer = log.consumer(["one"], "g", "a")
     drain(consumer, 3)
     consumer.commit({("one", 0): 3})
-    with pytest.raises(LogError, match="group g has .*living member"):
+    with pytest.raises(LogError, match=r"group g has .*living member"):
         log.delete(["one"], ["g", "nobody"])
     consumer.close()
     deadline = time.monotonic() + 20
