@@ -75,7 +75,7 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
             raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
         sources = [("data", stage.data)]
         if isinstance(stage, RlStage):
-            learner.rl(stage)
+            learner.rl(stage).objective.check(f"[[stage]] {stage.name} learner.objective")
             if not run.rewards:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
             if stage.eval_every:
