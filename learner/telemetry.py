@@ -91,7 +91,7 @@ class Telemetry:
         """Export what a step was made of: age and length of each of its samples."""
         self.metrics.groups("trained").inc(len(planned.groups))
         for group in planned.groups:
-            for trajectory, _ in group:
+            for trajectory, *_ in group:
                 self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
