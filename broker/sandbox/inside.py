@@ -1,0 +1,275 @@
+"""The runner inside the sandbox: forks a process for every run, bounds it, and sends back what it put out.
+
+It is started by ``session.py`` with ``python -I -S -c``, imports nothing of this project, and holds no secret: whatever breaks it gains the
+inputs of tests that were run before. What it says is as untrusted as the programs that it runs. Reads orders from descriptor 0 and answers on 1:
+four bytes with the length of a JSON header, the header, and the blobs whose sizes it names.
+"""
+
+import builtins
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+import types
+
+STDERR_BYTES = 4096
+VALUE = 3
+
+
+class Channel:
+    """Frames over two descriptors that no run inherits."""
+
+    def __init__(self, orders, answers):
+        self.orders, self.answers = orders, answers
+
+    def receive(self):
+        head = self._exactly(4)
+        if head is None:
+            return None, []
+        header = json.loads(self._exactly(struct.unpack("!I", head)[0]))
+        return header, [self._exactly(size) for size in header["blobs"]]
+
+    def _exactly(self, size):
+        data = bytearray()
+        while len(data) < size:
+            piece = os.read(self.orders, min(size - len(data), 1 << 20))
+            if not piece:
+                return None
+            data += piece
+        return bytes(data)
+
+    def send(self, header, *blobs):
+        text = json.dumps({**header, "blobs": [len(b) for b in blobs]}).encode()
+        data = memoryview(b"".join([struct.pack("!I", len(text)), text, *blobs]))
+        while data:
+            data = data[os.write(self.answers, data) :]
+
+
+def main():
+    settings = json.loads(sys.argv[1])
+    channel = Channel(os.dup(0), os.dup(1))
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    drop(settings)
+    sys.argv = [""]
+    sys.path += settings["packages"]
+    builtins.exit = builtins.quit = sys.exit  # what site would have brought
+    for name in settings["preload"]:
+        __import__(name)
+    gc.collect()
+    gc.freeze()
+    channel.send({"ready": sys.version.split()[0]})
+    while True:
+        order, blobs = channel.receive()
+        if order is None:
+            return None
+        if order["do"] == "write":
+            try:
+                write(order["names"], blobs)
+                channel.send({})
+            except OSError as error:
+                channel.send({"error": f"{error.filename or ''}: {error.strerror}"})
+            continue
+        try:
+            program = run(order, blobs[0], channel)
+        except OSError as error:  # no descriptor, process or room is left: what went before has used them up
+            channel.send({"error": error.strerror})
+            continue
+        if program is not None:
+            return program  # this is the child: the program runs at the bottom of its stack
+
+
+def drop(settings):
+    """Become the sandbox's own user, which has no rights, and set what bounds the whole sandbox."""
+    if settings["uid"]:
+        os.setgroups([])
+        os.setresgid(settings["uid"], settings["uid"], settings["uid"])
+        os.setresuid(settings["uid"], settings["uid"], settings["uid"])
+    os.umask(0o022)
+    for kind, bound in (
+        (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_SIGPENDING, 256),
+        (resource.RLIMIT_NPROC, settings["processes"] + 1), (resource.RLIMIT_FSIZE, settings["disk"]),
+    ):  # fmt: skip
+        limit(kind, bound)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+
+def limit(kind, bound):
+    hard = resource.getrlimit(kind)[1]
+    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(kind, (bound, bound))
+
+
+def write(names, blobs):
+    for name, blob in zip(names, blobs):
+        os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
+        with open(name, "wb") as file:
+            file.write(blob)
+
+
+def run(order, stdin, channel):
+    """Run one program to its end and send the answer; None in the runner, the order in the child that is to be the program."""
+    files = [os.open(".", os.O_TMPFILE | os.O_RDWR) for _ in range(4)]
+    begun = time.monotonic()
+    try:
+        given = memoryview(stdin)
+        while given:
+            given = given[os.write(files[0], given) :]
+        os.lseek(files[0], 0, os.SEEK_SET)
+        child = os.fork()
+        if child == 0:
+            become(order, files, channel)
+            return order
+        late = wait(child, order, begun)
+        with_none_left(child)
+        _, status, used = os.wait4(child, 0)
+        wall = time.monotonic() - begun
+        code = os.waitstatus_to_exitcode(status)
+        seconds = used.ru_utime + used.ru_stime
+        cause, why = verdict(order, code, late, seconds)
+        out = read(files[1], order["output"])
+        if not cause and os.fstat(files[1]).st_size > order["output"]:
+            cause, why = "output", f"more than {order['output'] >> 10} KiB of output"
+        channel.send(
+            {"status": code, "cause": cause, "why": why, "seconds": seconds, "wall": wall, "peak_kb": used.ru_maxrss},
+            out, read_end(files[2], STDERR_BYTES), read(files[3], order["output"]),
+        )  # fmt: skip
+    finally:
+        for descriptor in files:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
+    return None
+
+
+def become(order, files, channel):
+    """In the child: take on the run's descriptors and bounds; a command replaces it."""
+    os.dup2(files[3], 60)  # beyond what is overwritten below
+    for target in range(3):
+        os.dup2(files[target], target)
+    os.dup2(60, VALUE)
+    os.closerange(VALUE + 1, 4096)
+    files[:] = []
+    channel.orders = channel.answers = -1
+    os.chdir(order["directory"])
+    cpu = max(1, -int(-order["cpu"] // 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+    limit(resource.RLIMIT_NOFILE, order["open_files"])
+    if order["memory"]:
+        limit(resource.RLIMIT_AS, order["memory"])
+    if order["command"]:
+        os.close(VALUE)
+        try:
+            os.execvpe(order["command"][0], order["command"], order["environment"])
+        except OSError as error:
+            os.write(2, f"{order['command'][0]}: {error.strerror}".encode())
+            os._exit(127)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+
+
+def wait(child, order, begun):
+    """Until the child ends; which clock it has outrun, if it has."""
+    clock, pidfd = (~child) << 3 | 2, os.pidfd_open(child)  # CPUCLOCK_SCHED of a process: see clock_getcpuclockid(3)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while True:
+            left = order["wall"] - (time.monotonic() - begun)
+            if left <= 0:
+                return "wall"
+            if poll.poll(min(left, 0.05) * 1000):
+                return ""
+            if time.clock_gettime(clock) > order["cpu"]:
+                return "cpu"
+    finally:
+        os.close(pidfd)
+
+
+def with_none_left(child):
+    """End the child, and whatever it has left behind: every process but this one and the namespace's first."""
+    try:
+        os.kill(child, signal.SIGKILL)  # a zombie takes it too
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def verdict(order, code, late, seconds):
+    if late == "wall":
+        return "time", f"{order['wall']:g} s on the clock"
+    if late == "cpu" or code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= order["cpu"]):
+        return "time", f"{order['cpu']:g} s of processor time"
+    if code == -signal.SIGXFSZ:
+        return "files", "a file grew beyond the disk"
+    if code < 0:
+        return "killed", f"signal {-code}"
+    return "", ""
+
+
+def read(descriptor, most):
+    return os.pread(descriptor, min(most, os.fstat(descriptor).st_size), 0)
+
+
+def read_end(descriptor, most):
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, most, max(0, size - most))
+
+
+def execute(order):
+    """Be the program: run its file as ``__main__``, or call one of its functions and write what that returns as JSON."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.path.insert(0, order["directory"])
+    sys.argv = [order["program"]]
+    names = module.__dict__
+    names["__file__"] = order["program"]
+    call = order["call"]
+    if call is not None:
+        names["__name__"] = "program"
+        sys.modules["program"] = module
+        exec(compile(call["prelude"], "prelude", "exec"), names)
+    with open(order["program"], "rb") as file:
+        source = file.read()
+    exec(compile(source, order["program"], "exec"), names)
+    if call is not None:
+        write_value(evaluate(names, call))
+
+
+def evaluate(names, call):
+    function = find(names, call["function"])
+    arguments = call["arguments"]
+    value = function(**arguments) if isinstance(arguments, dict) else function(*arguments)
+    return value if call["inplace"] is None else arguments[call["inplace"]]
+
+
+def find(names, path):
+    """``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no function of that name."""
+    first, *rest = path.split(".")
+    if not rest and first not in names and "Solution" in names:
+        first, rest = "Solution", [first]
+    if first not in names:
+        raise NameError(f"the program defines no {path}")
+    found = names[first]
+    for name in rest:
+        found = getattr(found() if isinstance(found, type) else found, name)
+    return found
+
+
+def write_value(value):
+    data = memoryview(json.dumps(value).encode())
+    while data:
+        data = data[os.write(VALUE, data) :]
+
+
+if __name__ == "__main__":
+    _order = main()
+    if _order is not None:
+        execute(_order)
