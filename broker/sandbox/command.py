@@ -51,7 +51,7 @@ class Place:
         """The command line up to what depends on the start."""
         line = [
             self.bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
-            "--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+            "--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL",
         ]  # fmt: skip
         if self.privileged:
             line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]

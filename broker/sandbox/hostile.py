@@ -117,8 +117,9 @@ for pid in [os.getppid(), 1, *range(2, 400)]:
         for sign in (signal.SIGKILL, signal.SIGSTOP):
             try: os.kill(pid, sign)
             except OSError: pass
-os.kill(-1, 9)
-while True: pass
+try: os.kill(-1, 9)
+except OSError: pass
+print("held")
 """
 STOPPER = """
 import os, signal
@@ -214,9 +215,9 @@ HOSTILE: tuple[Hostile, ...] = (
     Hostile("inodes", INODES, ("files",)),
     Hostile("network", NETWORK, ("",), b"held\n"),
     Hostile("secrets of the machine", SECRETS, ("",), b"held\n"),
-    Hostile("kills everybody", KILLER, ("killed", "time")),
-    Hostile("stops the runner", STOPPER, ("", "time")),
-    Hostile("debugs the runner", DEBUGGER),
+    Hostile("kills everybody", KILLER, ("",), b"held\n"),
+    Hostile("stops the runner", STOPPER, ("",), b"held\n"),
+    Hostile("debugs the runner", DEBUGGER, ("",), b"held\n"),
     Hostile("orphans that hold the output", ORPHANS, ("",), b"held\n"),
     Hostile("endless output", ENDLESS, ("output", "files", "time")),
     Hostile("sleeps", SLEEPER, ("time",)),

@@ -1,7 +1,7 @@
 """The runner inside the sandbox: forks a process for every run, bounds it, and sends back what it put out.
 
-It is started by ``session.py`` with ``python -I -S -c``, imports nothing of this project, and holds no secret: whatever breaks it gains the
-inputs of tests that were run before. What it says is as untrusted as the programs that it runs. Reads orders from descriptor 0 and answers on 1:
+It is started by ``session.py`` with ``python -I -S -c`` as the first process of its namespace, which nobody in there can kill or stop. It imports nothing
+of this project and holds no secret: whatever breaks it gains the inputs of tests that were run before. What it says is as untrusted as the programs that it runs. Reads orders from descriptor 0 and answers on 1:
 four bytes with the length of a JSON header, the header, and the blobs whose sizes it names.
 """
 
@@ -91,6 +91,11 @@ def drop(settings):
         os.setgroups([])
         os.setresgid(settings["uid"], settings["uid"], settings["uid"])
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
+    else:  # the change of user would have done it: no other process may open this one's memory and descriptors
+        import ctypes
+
+        if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) != 0:  # PR_SET_DUMPABLE
+            raise OSError("the runner cannot be made undumpable")
     os.umask(0o022)
     for kind, bound in (
         (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_SIGPENDING, 256),
@@ -127,8 +132,8 @@ def run(order, stdin, channel):
             become(order, files, channel)
             return order
         late = wait(child, order, begun)
-        with_none_left(child)
-        _, status, used = os.wait4(child, 0)
+        queued = delay(child)
+        status, used = with_none_left(child)
         wall = time.monotonic() - begun
         code = os.waitstatus_to_exitcode(status)
         seconds = used.ru_utime + used.ru_stime
@@ -137,7 +142,7 @@ def run(order, stdin, channel):
         if not cause and os.fstat(files[1]).st_size > order["output"]:
             cause, why = "output", f"more than {order['output'] >> 10} KiB of output"
         channel.send(
-            {"status": code, "cause": cause, "why": why, "seconds": seconds, "wall": wall, "peak_kb": used.ru_maxrss},
+            {"status": code, "cause": cause, "why": why, "seconds": seconds, "wall": wall, "peak_kb": used.ru_maxrss, "delay": queued},
             out, read_end(files[2], STDERR_BYTES), read(files[3], order["output"]),
         )  # fmt: skip
     finally:
@@ -155,7 +160,7 @@ def become(order, files, channel):
     for target in range(3):
         os.dup2(files[target], target)
     os.dup2(60, VALUE)
-    os.closerange(VALUE + 1, 4096)
+    os.closerange(VALUE + (order["call"] is not None), 4096)
     files[:] = []
     channel.orders = channel.answers = -1
     os.chdir(order["directory"])
@@ -165,7 +170,6 @@ def become(order, files, channel):
     if order["memory"]:
         limit(resource.RLIMIT_AS, order["memory"])
     if order["command"]:
-        os.close(VALUE)
         try:
             os.execvpe(order["command"][0], order["command"], order["environment"])
         except OSError as error:
@@ -184,6 +188,8 @@ def wait(child, order, begun):
         while True:
             left = order["wall"] - (time.monotonic() - begun)
             if left <= 0:
+                left += min(delay(child), order["wall"])
+            if left <= 0:
                 return "wall"
             if poll.poll(min(left, 0.05) * 1000):
                 return ""
@@ -193,13 +199,28 @@ def wait(child, order, begun):
         os.close(pidfd)
 
 
+def delay(child):
+    """Seconds that its first thread stood in the queue for a processor; 0 where the kernel does not say."""
+    try:
+        with open(f"/proc/{child}/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def with_none_left(child):
-    """End the child, and whatever it has left behind: every process but this one and the namespace's first."""
+    """End the child and whatever it has left behind, and wait for all of them; the child's status and what it used."""
     try:
         os.kill(child, signal.SIGKILL)  # a zombie takes it too
-        os.kill(-1, signal.SIGKILL)
+        os.kill(-1, signal.SIGKILL)  # all but this one
     except ProcessLookupError:
         pass
+    _, status, used = os.wait4(child, 0)
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        return status, used
 
 
 def verdict(order, code, late, seconds):

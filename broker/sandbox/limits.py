@@ -47,7 +47,8 @@ class Result:
     """One run. ``status`` is the exit status, negative for a signal, None where the run was cut off with its sandbox.
 
     ``cause`` is empty if the program ended by itself, else the bound that it ran into, one of CAUSES (``killed``: a signal, or it ended its own runner). ``value``
-    is what a called function returned, as JSON text. ``seconds`` of processor time, ``wall`` on the clock. All of it is what an untrusted
+    is what a called function returned, as JSON text. ``seconds`` of processor time, ``wall`` on the clock, ``delay`` of it in the queue for a
+    processor, which is the machine's fault and not held against the program. All of it is what an untrusted
     program says, except ``cause`` and ``wall``.
     """
 
@@ -60,6 +61,7 @@ class Result:
     seconds: float = 0.0
     wall: float = 0.0
     peak_mb: float = 0.0
+    delay: float = 0.0
 
     @property
     def ok(self) -> bool:

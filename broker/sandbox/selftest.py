@@ -17,7 +17,7 @@ from broker.sandbox.hostile import BREACH, CONTROL, HOSTILE, INPUT, Hostile
 from broker.sandbox.limits import Limits, Result, SandboxError
 from broker.sandbox.session import Session
 
-LIMITS = Limits(cpu=0.5, wall=1.0, memory_mb=96, disk_mb=16, files=500, processes=16, output_kb=64)
+LIMITS = Limits(cpu=0.5, wall=2.0, memory_mb=96, disk_mb=16, files=500, processes=16, output_kb=64)
 AT_ONCE = 4
 _passed, _lock = False, threading.Lock()
 

@@ -126,7 +126,7 @@ class Session:
             "directory": directory, "environment": {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "TMPDIR": WORK},
         }  # fmt: skip
         begun = time.monotonic()
-        answer = self._order(order, [stdin], bounds.wall_seconds + GRACE_SECONDS, bounds.output_kb << 10)
+        answer = self._order(order, [stdin], 2 * bounds.wall_seconds + GRACE_SECONDS, bounds.output_kb << 10)
         wall = time.monotonic() - begun
         if isinstance(answer, Result):
             return replace(answer, wall=wall, peak_mb=self._watch.peak_mb)
@@ -136,7 +136,7 @@ class Session:
         try:
             cause = header["cause"] if header["cause"] in CAUSES else "killed"
             peak = max(self._watch.peak_mb, float(header["peak_kb"]) / 1024)
-            return Result(*blobs, int(header["status"]), cause, str(header["why"])[:200], float(header["seconds"]), wall, peak)  # fmt: skip
+            return Result(*blobs, int(header["status"]), cause, str(header["why"])[:200], float(header["seconds"]), wall, peak, float(header["delay"]))  # fmt: skip
         except (KeyError, TypeError, ValueError, OverflowError):
             return self._end("killed", "the runner's answer is no answer")
 
