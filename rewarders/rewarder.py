@@ -8,14 +8,21 @@ from typing import Protocol
 
 from broker.errors import MessageError
 from broker.messages import Trajectory
+from broker.verdicts import ValueSpan
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report)."""
+    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report).
+
+    ``answer``, ``cause`` and ``spans`` are those of a Vote.
+    """
 
     value: float
     why: str = ""
+    answer: str = ""
+    cause: str = ""
+    spans: tuple[ValueSpan, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +48,7 @@ class Place:
         """A user id that no other living sandbox of this machine has; 0 where it is the user namespace that sets them apart."""
         return FIRST_UID + (os.getpid() % (1 << 22)) * SLOTS + start % SLOTS if self.privileged else 0
 
-    def command(self, limits: Limits, readonly: list[str] | tuple[str, ...] = ()) -> list[str]:
+    def command(self, limits: Limits, readonly: Sequence[str] = ()) -> list[str]:
         """The command line up to what depends on the start."""
         line = [
             self.bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
@@ -76,7 +77,7 @@ def _shown(path: str, made: set[str]) -> list[str]:
     """Arguments that show ``path`` read-only, with parents that anybody may pass through."""
     source = Path(path)
     if source.is_symlink() and path in SYSTEM:
-        return ["--symlink", os.readlink(path), path]
+        return ["--symlink", str(source.readlink()), path]
     if not source.exists():
         return []
     line = []

@@ -5,6 +5,8 @@ of this project and holds no secret: whatever breaks it gains the inputs of test
 four bytes with the length of a JSON header, the header, and the blobs whose sizes it names.
 """
 
+from __future__ import annotations
+
 import builtins
 import gc
 import json
@@ -24,17 +26,17 @@ VALUE = 3
 class Channel:
     """Frames over two descriptors that no run inherits."""
 
-    def __init__(self, orders, answers):
+    def __init__(self, orders: int, answers: int) -> None:
         self.orders, self.answers = orders, answers
 
-    def receive(self):
+    def receive(self) -> tuple[dict | None, list[bytes]]:
         head = self._exactly(4)
         if head is None:
             return None, []
-        header = json.loads(self._exactly(struct.unpack("!I", head)[0]))
-        return header, [self._exactly(size) for size in header["blobs"]]
+        header = json.loads(self._exactly(struct.unpack("!I", head)[0]) or b"{}")
+        return header, [self._exactly(size) or b"" for size in header["blobs"]]
 
-    def _exactly(self, size):
+    def _exactly(self, size: int) -> bytes | None:
         data = bytearray()
         while len(data) < size:
             piece = os.read(self.orders, min(size - len(data), 1 << 20))
@@ -43,14 +45,14 @@ class Channel:
             data += piece
         return bytes(data)
 
-    def send(self, header, *blobs):
+    def send(self, header: dict, *blobs: bytes) -> None:
         text = json.dumps({**header, "blobs": [len(b) for b in blobs]}).encode()
         data = memoryview(b"".join([struct.pack("!I", len(text)), text, *blobs]))
         while data:
             data = data[os.write(self.answers, data) :]
 
 
-def main():
+def main() -> dict | None:
     settings = json.loads(sys.argv[1])
     channel = Channel(os.dup(0), os.dup(1))
     null = os.open("/dev/null", os.O_RDWR)
@@ -85,7 +87,7 @@ def main():
             return program  # this is the child: the program runs at the bottom of its stack
 
 
-def drop(settings):
+def drop(settings: dict) -> None:
     """Become the sandbox's own user, which has no rights, and set what bounds the whole sandbox."""
     if settings["uid"]:
         os.setgroups([])
@@ -105,20 +107,20 @@ def drop(settings):
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
 
-def limit(kind, bound):
+def limit(kind: int, bound: int) -> None:
     hard = resource.getrlimit(kind)[1]
     bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
     resource.setrlimit(kind, (bound, bound))
 
 
-def write(names, blobs):
-    for name, blob in zip(names, blobs):
+def write(names: list[str], blobs: list[bytes]) -> None:
+    for name, blob in zip(names, blobs, strict=True):
         os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
         with open(name, "wb") as file:
             file.write(blob)
 
 
-def run(order, stdin, channel):
+def run(order: dict, stdin: bytes, channel: Channel) -> dict | None:
     """Run one program to its end and send the answer; None in the runner, the order in the child that is to be the program."""
     files = [os.open(".", os.O_TMPFILE | os.O_RDWR) for _ in range(4)]
     begun = time.monotonic()
@@ -147,14 +149,11 @@ def run(order, stdin, channel):
         )  # fmt: skip
     finally:
         for descriptor in files:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass
+            os.close(descriptor)
     return None
 
 
-def become(order, files, channel):
+def become(order: dict, files: list[int], channel: Channel) -> None:
     """In the child: take on the run's descriptors and bounds; a command replaces it."""
     os.dup2(files[3], 60)  # beyond what is overwritten below
     for target in range(3):
@@ -179,7 +178,7 @@ def become(order, files, channel):
     os.environ.update(order["environment"])
 
 
-def wait(child, order, begun):
+def wait(child: int, order: dict, begun: float) -> str:
     """Until the child ends; which clock it has outrun, if it has."""
     clock, pidfd = (~child) << 3 | 2, os.pidfd_open(child)  # CPUCLOCK_SCHED of a process: see clock_getcpuclockid(3)
     try:
@@ -199,7 +198,7 @@ def wait(child, order, begun):
         os.close(pidfd)
 
 
-def delay(child):
+def delay(child: int) -> float:
     """Seconds that its first thread stood in the queue for a processor; 0 where the kernel does not say."""
     try:
         with open(f"/proc/{child}/schedstat") as file:
@@ -208,7 +207,7 @@ def delay(child):
         return 0.0
 
 
-def with_none_left(child):
+def with_none_left(child: int) -> tuple[int, resource.struct_rusage]:
     """End the child and whatever it has left behind, and wait for all of them; the child's status and what it used."""
     try:
         os.kill(child, signal.SIGKILL)  # a zombie takes it too
@@ -223,7 +222,7 @@ def with_none_left(child):
         return status, used
 
 
-def verdict(order, code, late, seconds):
+def verdict(order: dict, code: int, late: str, seconds: float) -> tuple[str, str]:
     if late == "wall":
         return "time", f"{order['wall']:g} s on the clock"
     if late == "cpu" or code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= order["cpu"]):
@@ -235,16 +234,16 @@ def verdict(order, code, late, seconds):
     return "", ""
 
 
-def read(descriptor, most):
+def read(descriptor: int, most: int) -> bytes:
     return os.pread(descriptor, min(most, os.fstat(descriptor).st_size), 0)
 
 
-def read_end(descriptor, most):
+def read_end(descriptor: int, most: int) -> bytes:
     size = os.fstat(descriptor).st_size
     return os.pread(descriptor, most, max(0, size - most))
 
 
-def execute(order):
+def execute(order: dict) -> None:
     """Be the program: run its file as ``__main__``, or call one of its functions and write what that returns as JSON."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
@@ -264,14 +263,14 @@ def execute(order):
         write_value(evaluate(names, call))
 
 
-def evaluate(names, call):
+def evaluate(names: dict, call: dict) -> object:
     function = find(names, call["function"])
     arguments = call["arguments"]
     value = function(**arguments) if isinstance(arguments, dict) else function(*arguments)
     return value if call["inplace"] is None else arguments[call["inplace"]]
 
 
-def find(names, path):
+def find(names: dict, path: str) -> types.FunctionType:
     """``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no function of that name."""
     first, *rest = path.split(".")
     if not rest and first not in names and "Solution" in names:
@@ -284,7 +283,7 @@ def find(names, path):
     return found
 
 
-def write_value(value):
+def write_value(value: object) -> None:
     data = memoryview(json.dumps(value).encode())
     while data:
         data = data[os.write(VALUE, data) :]

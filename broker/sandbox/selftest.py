@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import tempfile
 import threading
@@ -58,7 +57,9 @@ def _try(program: Hostile, secret: str, port: int) -> Held:
     with Session(LIMITS) as session:
         session.write({"program.py": program.source.encode()})
         command = [session.place.python, "-I", "-S", "program.py", secret, str(port)]
-        result = session.run(command, INPUT, limits=replace(LIMITS, address_space=program.name != "memory of many processes"))
+        result = session.run(
+            command, INPUT, limits=replace(LIMITS, address_space=program.name != "memory of many processes")
+        )
         init = session.init
     seconds = time.monotonic() - begun
     return Held(program.name, _verdict(program, result, seconds) or _left(init), seconds)
@@ -91,7 +92,7 @@ def _left(init: int) -> str:
 def _bait() -> Iterator[tuple[str, int]]:
     """A file that anybody may read, and a listener on loopback."""
     with tempfile.TemporaryDirectory(prefix="headrace-") as directory, socket.create_server(("127.0.0.1", 0)) as server:
-        os.chmod(directory, 0o755)
         path = Path(directory) / "secret"
+        path.parent.chmod(0o755)
         path.write_text("a secret")
         yield str(path), server.getsockname()[1]

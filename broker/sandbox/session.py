@@ -75,7 +75,7 @@ class Session:
             )  # fmt: skip
             os.close(tell)
             tell = -1
-            with open(told, "rb") as file:
+            with os.fdopen(told, "rb") as file:
                 told = -1
                 with contextlib.suppress(ValueError, KeyError, OSError):
                     self.init = int(json.loads(file.read())["child-pid"])
@@ -90,7 +90,7 @@ class Session:
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Put files under the sandbox's directory. Raises SandboxError where it has no room for them, Gone if it has ended."""
-        names = [os.path.join(WORK, name) for name in files]
+        names = [f"{WORK}/{name}" for name in files]
         answer = self._order({"do": "write", "names": names}, list(files.values()), GRACE_SECONDS, 0)
         if isinstance(answer, Result):
             raise Gone(answer.why)
@@ -105,7 +105,7 @@ class Session:
 
     def python_file(self, name: str, stdin: bytes = b"", *, limits: Limits | None = None) -> Result:
         """Run one of the sandbox's Python files as ``__main__``, in a fork of the warm interpreter."""
-        order = {"command": [], "program": os.path.join(WORK, name), "call": None}
+        order: dict[str, Any] = {"command": [], "program": f"{WORK}/{name}", "call": None}
         return self._run(order, stdin, limits, WORK)
 
     def call(
@@ -114,7 +114,7 @@ class Session:
     ) -> Result:  # fmt: skip
         """Call ``function`` (or ``Class.method``) of a Python file; ``value`` of the result is what it returned, or what became of argument ``inplace``."""
         asked = {"function": function, "arguments": arguments, "inplace": inplace, "prelude": prelude}
-        return self._run({"command": [], "program": os.path.join(WORK, name), "call": asked}, b"", limits, WORK)
+        return self._run({"command": [], "program": f"{WORK}/{name}", "call": asked}, b"", limits, WORK)
 
     def _run(self, order: dict[str, Any], stdin: bytes, limits: Limits | None, directory: str) -> Result:
         bounds = limits or self.limits
@@ -136,7 +136,8 @@ class Session:
         try:
             cause = header["cause"] if header["cause"] in CAUSES else "killed"
             peak = max(self._watch.peak_mb, float(header["peak_kb"]) / 1024)
-            return Result(*blobs, int(header["status"]), cause, str(header["why"])[:200], float(header["seconds"]), wall, peak, float(header["delay"]))  # fmt: skip
+            stdout, stderr, value = blobs
+            return Result(stdout, stderr, value, int(header["status"]), cause, str(header["why"])[:200], float(header["seconds"]), wall, peak, float(header["delay"]))  # fmt: skip
         except (KeyError, TypeError, ValueError, OverflowError):
             return self._end("killed", "the runner's answer is no answer")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from broker.sandbox.command import WRITABLE
 from broker.sandbox.limits import Limits
@@ -37,28 +38,26 @@ class Watch:
                     return "files", f"{there.f_files - there.f_ffree} files"
         return None
 
-
     def _pids(self) -> Iterator[int]:
         waiting = [self._init]
         while waiting:
             pid = waiting.pop()
             yield pid
             with contextlib.suppress(OSError):
-                for task in os.listdir(f"/proc/{pid}/task"):
-                    with open(f"/proc/{pid}/task/{task}/children") as file:
-                        waiting += map(int, file.read().split())
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    waiting += map(int, (task / "children").read_text().split())
 
 
 def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * PAGE
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
     return 0
 
 
 def _proportional(pid: int) -> int:
     """Bytes, with each shared page divided among those who share it."""
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) << 10
     return _resident(pid)
