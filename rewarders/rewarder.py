@@ -30,6 +30,10 @@ class Reward:
 
 
 class Rewarder(Protocol):
-    """Judges one sample: a Reward, a number, or None to abstain. Whatever it raises is an error, never a reward of 0."""
+    """Judges one sample: a Reward, a number, or None to abstain. Whatever it raises is an error, never a reward of 0.
+
+    A rewarder that must prove something before it may judge also has ``prepare()``, which is called once in each judging process and raises if it may not
+    (SandboxError: the daemon takes no samples, says why, and tries again).
+    """
 
     def __call__(self, sample: Trajectory) -> Reward | float | None: ...

@@ -19,7 +19,9 @@ from broker.sandbox.limits import Limits, SandboxError
 WORK = "/box"
 WRITABLE = (WORK, "/tmp", "/dev/shm")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32")
-SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
+SETTINGS = ("alternatives", "ld.so.cache", "localtime", "java-*")
+"""What compilers and runtimes need of /etc."""
+SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/local/go/bin"
 PRELOAD = [
     "ast", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq", "io", "itertools",
     "math", "operator", "random", "re", "statistics", "string", "threading", "traceback", "typing",
@@ -59,7 +61,7 @@ class Place:
         else:
             line += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
         made: set[str] = set()
-        for path in [*SYSTEM, *SETTINGS, *self._interpreter(), *readonly]:
+        for path in [*SYSTEM, *_settings(), *self._interpreter(), *readonly]:
             line += _shown(path, made)
         line += ["--proc", "/proc", "--dev", "/dev"]
         for path in WRITABLE:
@@ -71,6 +73,10 @@ class Place:
         """Python itself with its libraries, where they lie outside the system's directories; nothing of a virtual environment."""
         home = Path(self.python).parent.parent
         return [] if home.is_relative_to("/usr") else [self.python, str(home / "lib"), str(home / "lib64")]
+
+
+def _settings() -> list[str]:
+    return [str(path) for pattern in SETTINGS for path in sorted(Path("/etc").glob(pattern))]
 
 
 def _shown(path: str, made: set[str]) -> list[str]:

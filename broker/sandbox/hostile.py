@@ -40,7 +40,7 @@ while True: pass
 MEMORY = """
 held = []
 try:
-    for _ in range(100):
+    for _ in range(30):
         held.append(bytearray(b"x") * (16 << 20))
     print("BREACH")
 except MemoryError: print("held")
@@ -73,13 +73,17 @@ for where in ("/", "/box", "/tmp", "/dev", "/dev/shm", "/usr", "/var/tmp", "/run
                 for _ in range(64):
                     total += file.write(b"x" * (1 << 20)); file.flush()
         except OSError: pass
+for where in ("/box", "/tmp", "/dev/shm"):
+    for n in range(40):
+        try: os.unlink(f"{where}/fill{n}")
+        except OSError: pass
 print("BREACH" if total > 80 << 20 else "held", total >> 20)
 """
 INODES = """
 import os, time
 n = 0
 try:
-    while n < 300000:
+    while n < 20000:
         os.mkdir(f"/tmp/d{n}"); n += 1
     print("BREACH")
 except OSError: print("held")
@@ -211,7 +215,7 @@ HOSTILE: tuple[Hostile, ...] = (
     Hostile("memory of one process", MEMORY, ("", "memory", "killed")),
     Hostile("memory of many processes", MEMORY_OF_MANY, ("memory",)),
     Hostile("memory of no process", MEMORY_OF_NOBODY, ("",), b"held\n"),
-    Hostile("disk", DISK, ("", "files", "memory")),
+    Hostile("disk", DISK, ("", "time")),
     Hostile("inodes", INODES, ("files",)),
     Hostile("network", NETWORK, ("",), b"held\n"),
     Hostile("secrets of the machine", SECRETS, ("",), b"held\n"),

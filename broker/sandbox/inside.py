@@ -61,7 +61,7 @@ def main() -> dict | None:
     drop(settings)
     sys.argv = [""]
     sys.path += settings["packages"]
-    builtins.exit = builtins.quit = sys.exit  # what site would have brought
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # what site would have brought
     for name in settings["preload"]:
         __import__(name)
     gc.collect()

@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from broker.sandbox.command import PRELOAD, WORK, Place, place, runner_source
+from broker.sandbox.command import PRELOAD, SEARCH, WORK, Place, place, runner_source
 from broker.sandbox.limits import CAUSES, Limits, Result, SandboxError
 from broker.sandbox.seccomp import seccomp_filter
 from broker.sandbox.watch import Watch
@@ -123,7 +123,7 @@ class Session:
         order |= {
             "do": "run", "cpu": bounds.cpu, "wall": bounds.wall_seconds, "output": bounds.output_kb << 10,
             "open_files": bounds.open_files, "memory": (bounds.memory_mb + 64 << 20) if bounds.address_space else 0,
-            "directory": directory, "environment": {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "TMPDIR": WORK},
+            "directory": directory, "environment": {"PATH": SEARCH, "HOME": WORK, "LANG": "C.UTF-8", "TMPDIR": WORK},
         }  # fmt: skip
         begun = time.monotonic()
         answer = self._order(order, [stdin], 2 * bounds.wall_seconds + GRACE_SECONDS, bounds.output_kb << 10)

@@ -14,6 +14,7 @@ from broker.spelling import nearest
 class Language:
     """``source`` is the file that the program is written to; ``compile`` (if any) runs once, ``run`` for each test; without ``run`` the sandbox's warm
     Python runs it. ``tags`` are what its fenced blocks are marked with. ``address_space`` is False for runtimes that reserve far more than they use.
+    ``control`` prints the sum of the two numbers that it reads: it is tried once, so that a compiler that fails in the sandbox is told from a bad program.
     """
 
     source: str
@@ -23,6 +24,8 @@ class Language:
     address_space: bool = True
     extra_mb: int = 0
     processes: int = 32
+    disk_mb: int = 0
+    control: str = ""
 
     @property
     def needs(self) -> str:
@@ -32,16 +35,31 @@ class Language:
 
 LANGUAGES: Mapping[str, Language] = {
     "python": Language("main.py", tags=("python", "py", "python3")),
-    "c": Language("main.c", ("./main",), ("gcc", "-O2", "-std=c17", "-o", "main", "main.c", "-lm"), ("c",)),
-    "cpp": Language(
-        "main.cpp", ("./main",), ("g++", "-O2", "-std=c++17", "-o", "main", "main.cpp"), ("cpp", "c++", "cc", "cxx")
+    "c": Language(
+        "main.c", ("./main",), ("gcc", "-O2", "-std=c17", "-o", "main", "main.c", "-lm"), ("c",),
+        control='#include <stdio.h>\nint main(){int a,b;scanf("%d %d",&a,&b);printf("%d",a+b);}',
     ),
-    "rust": Language("main.rs", ("./main",), ("rustc", "-O", "-o", "main", "main.rs"), ("rust", "rs"), False),
-    "go": Language("main.go", ("./main",), ("go", "build", "-o", "main", "main.go"), ("go", "golang"), False),
-    "java": Language("Main.java", ("java", "-XX:+UseSerialGC", "-Xss64m", "Main"), ("javac", "Main.java"), ("java",), False, 128, 64),
-    "javascript": Language("main.js", ("node", "main.js"), (), ("javascript", "js", "node"), False, 64),
+    "cpp": Language(
+        "main.cpp", ("./main",), ("g++", "-O2", "-std=c++17", "-o", "main", "main.cpp"), ("cpp", "c++", "cc", "cxx"),
+        control="#include <iostream>\nint main(){int a,b;std::cin>>a>>b;std::cout<<a+b;}",
+    ),
+    "rust": Language(
+        "main.rs", ("./main",), ("rustc", "-O", "-o", "main", "main.rs"), ("rust", "rs"), address_space=False,
+        control='fn main(){let mut s=String::new();std::io::stdin().read_line(&mut s).unwrap();'
+        'println!("{}",s.split_whitespace().map(|x|x.parse::<i32>().unwrap()).sum::<i32>());}',
+    ),
+    "java": Language(
+        "Main.java", ("java", "-XX:+UseSerialGC", "-Xss64m", "Main"), ("javac", "Main.java"), ("java",), address_space=False,
+        extra_mb=128, processes=64,
+        control="import java.util.*;class Main{public static void main(String[] x){Scanner s=new Scanner(System.in);"
+        "System.out.println(s.nextInt()+s.nextInt());}}",
+    ),
+    "javascript": Language(
+        "main.js", ("node", "main.js"), (), ("javascript", "js", "node"), address_space=False, extra_mb=64,
+        control="console.log(require('fs').readFileSync(0,'utf8').split(' ').map(Number).reduce((a,b)=>a+b))",
+    ),
 }  # fmt: skip
-ALIASES = {"c++": "cpp", "py": "python", "python3": "python", "js": "javascript", "golang": "go", "rs": "rust"}
+ALIASES = {"c++": "cpp", "py": "python", "python3": "python", "js": "javascript", "rs": "rust"}
 
 
 def language_table(own: Mapping[str, Any]) -> dict[str, Language]:
