@@ -43,7 +43,7 @@ class Session:
         self.place = place()
         self._buffer = b""
         self.init, self._pidfd = -1, -1
-        self._gone = ""
+        self._gone = self.python = ""
         with _lock:
             uid = self.place.fresh_uid(next(_starts))
         settings = {
@@ -161,7 +161,7 @@ class Session:
                 now = time.monotonic()
                 if now > deadline:
                     return self._end("time", "the runner does not answer any more")
-                if now - looked >= 0.05:
+                if self.python and now - looked >= 0.05:  # before the runner is there, its root is still this machine's
                     looked = now
                     if passed := self._watch.look():
                         return self._end(*passed)

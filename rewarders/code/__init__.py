@@ -35,6 +35,7 @@ from typing import *
 """
 """What a judge of functions has imported before the program, as LeetCode does."""
 MODES = ("all", "fraction")
+_honest: list[bool] = []  # not empty once this process has seen that no cheat is rewarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,6 @@ class CodeTests:
     packages: tuple[str, ...] = ()
     languages: Mapping[str, Any] = field(default_factory=dict)
     _table: dict[str, Language] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _cheats: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _sound: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -84,11 +84,12 @@ class CodeTests:
     def prepare(self) -> None:
         """Try the sandbox, and programs that would cheat, once before any sample. Raises SandboxError, which names what does not hold."""
         must_hold()
-        if not self._cheats:
-            self._cheats.update(self.cheats())
-        rewarded = [name for name, value in self._cheats.items() if value != (name == "control")]
+        if _honest:
+            return
+        rewarded = [name for name, value in CodeTests().cheats().items() if value != (name == "control")]
         if rewarded:
             raise SandboxError(f"the judge of programs fails its self-test: {', '.join(rewarded)}")
+        _honest.append(True)
 
     def cheats(self) -> dict[str, float]:
         """What the control and each program that would cheat is given."""

@@ -95,7 +95,7 @@ def replaced(program: str, change: str) -> str:
         elif part == "search" and line.startswith(DIVIDER):
             part = "replace"
         elif part == "replace" and line.startswith(REPLACE):
-            program = _once(program, "".join(f"{s}\n" for s in sought), "".join(f"{g}\n" for g in given))
+            program = _once(program, sought, given)
             part = ""
         elif part:
             (sought if part == "search" else given).append(line)
@@ -104,21 +104,26 @@ def replaced(program: str, change: str) -> str:
     return program
 
 
-def _once(program: str, sought: str, given: str) -> str:
-    if not sought.strip():
+def _once(program: str, sought: list[str], given: list[str]) -> str:
+    if not any(line.strip() for line in sought):
         raise NoPatch("a search block is empty")
-    whole = program if program.endswith("\n") else program + "\n"
-    times = ("\n" + whole).count("\n" + sought)
-    if times != 1:
-        raise NoPatch(f"a search block is found {times} times: {sought.strip()[:60]!r}")
-    return ("\n" + whole).replace("\n" + sought, "\n" + given, 1)[1:]
+    lines = program.removesuffix("\n").split("\n")
+    places = _places(lines, sought, 0)
+    if len(places) != 1:
+        raise NoPatch(f"a search block is found {len(places)} times: {sought[0][:60]!r}")
+    lines[places[0] : places[0] + len(sought)] = given
+    return "\n".join(lines) + "\n"
+
+
+def _places(lines: list[str], sought: list[str], start: int) -> list[int]:
+    return [p for p in range(start, len(lines) - len(sought) + 1) if lines[p : p + len(sought)] == sought]
 
 
 def with_diff(program: str, diff: str) -> str:
     """The hunks of a unified diff applied in order, each where its lines stand, nearest to where it says. Raises NoPatch."""
     lines, at, shift, hunks = program.split("\n"), 0, 0, 0
     for start, old, new in _hunks(diff):
-        places = [p for p in range(at, len(lines) - len(old) + 1) if lines[p : p + len(old)] == old]
+        places = _places(lines, old, at)
         if not places:
             raise NoPatch(f"hunk {hunks + 1} does not fit: {(old or [''])[0][:60]!r}")
         place = min(places, key=lambda p: abs(p - (start - 1 + shift)))

@@ -111,6 +111,7 @@ def test_the_hunter_finds_what_is_there(judge: CodeTests) -> None:
 
 
 def test_a_judge_that_rewards_a_cheat_refuses_to_judge(monkeypatch: pytest.MonkeyPatch, judge: CodeTests) -> None:
+    monkeypatch.setattr("rewarders.code._honest", [])
     monkeypatch.setitem(hostile.CHEATS, "is told", "def solve(n): return n")
     monkeypatch.setattr("rewarders.code.same_value", lambda found, *_: found == 1 or type(found) is list)
     with pytest.raises(SandboxError, match="is told"):
@@ -171,9 +172,9 @@ def test_samples_without_tests_are_abstained_on_and_tests_of_no_use_are_errors(j
     for tests in ([{"in": 1}], [{"input": 5, "output": "x"}], "nonsense", {"inputs": ["a"], "outputs": []}):
         with pytest.raises(MessageError):
             told(judge, fenced(ADD), tests=tests)
-    with pytest.raises(MessageError, match="no language 'pythn'.*python"):
+    with pytest.raises(MessageError, match=r"no language 'pythn'.*python"):
         told(judge, fenced(ADD), tests=SUMS, language="pythn")
-    with pytest.raises(MessageError, match="checker is 'token'.*tokens"):
+    with pytest.raises(MessageError, match=r"checker is 'token'.*tokens"):
         told(judge, fenced(ADD), tests=SUMS, checker="token")
     with pytest.raises(MessageError, match="only Python programs are called"):
         told(judge, fenced(ADD), tests=[{"input": [1], "output": 1}], function="f", language="cpp")
@@ -232,9 +233,9 @@ def test_patches_apply_exactly_or_not_at_all() -> None:
         with pytest.raises(NoPatch):
             patched(program, fenced(broken, "diff"), ("python",))
     twice = "<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE"
-    for given, why in (("x\nx\n", "2 times"), ("z\n", "0 times")):
+    for program, why in (("x\nx\n", "2 times"), ("z\n", "0 times")):
         with pytest.raises(NoPatch, match=why):
-            patched(given, twice, ("python",))
+            patched(program, twice, ("python",))
     with pytest.raises(NoPatch, match="no end"):
         patched("x\n", "<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n<<<<<<< SEARCH\n", ("python",))
     assert patched("x", twice, ("python",)) == "y\n"
