@@ -99,6 +99,8 @@ def drop(settings: dict) -> None:
         if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) != 0:  # PR_SET_DUMPABLE
             raise OSError("the runner cannot be made undumpable")
     os.umask(0o022)
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))  # the starter's own bound is not meant for programs
     for kind, bound in (
         (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_SIGPENDING, 256),
         (resource.RLIMIT_NPROC, settings["processes"] + 1), (resource.RLIMIT_FSIZE, settings["disk"]),
