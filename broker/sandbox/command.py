@@ -6,27 +6,30 @@ else it makes a user namespace. Both see system directories read-only, three sma
 
 from __future__ import annotations
 
+import marshal
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 from broker.sandbox.limits import Limits, SandboxError
 
 WORK = "/box"
+RUNNER = "/runner.pyc"
 WRITABLE = (WORK, "/tmp", "/dev/shm")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32")
 SETTINGS = ("alternatives", "ld.so.cache", "localtime", "java-*")
 """What compilers and runtimes need of /etc."""
 SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/local/go/bin"
-PRELOAD = [
-    "ast", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq", "io", "itertools",
-    "math", "operator", "random", "re", "statistics", "string", "threading", "traceback", "typing",
-]  # fmt: skip
-"""What most programs import: loaded once, before the runner forks."""
+PRELOAD = (
+    "ast", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io", "itertools",
+    "json", "math", "operator", "random", "re", "statistics", "string", "threading", "time", "typing",
+)  # fmt: skip
+"""What the runner may be asked to import before it forks: modules of Python itself, which do nothing but that."""
 FIRST_UID, SLOTS = 0x70000000, 64
 SYS_ADMIN, SETUID, SETGID = 21, 7, 6
 INSTALL = "install bubblewrap (apt install bubblewrap; make setup does so as root)"
@@ -51,7 +54,7 @@ class Place:
         return FIRST_UID + (os.getpid() % (1 << 22)) * SLOTS + start % SLOTS if self.privileged else 0
 
     def command(self, limits: Limits, readonly: Sequence[str] = ()) -> list[str]:
-        """The command line up to what depends on the start."""
+        """The command line up to what depends on the start; the root is still to be made read-only."""
         line = [
             self.bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
             "--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL",
@@ -67,7 +70,7 @@ class Place:
         for path in WRITABLE:
             size = limits.disk_mb << 20 if path == WORK else min(16, limits.disk_mb) << 20
             line += ["--size", str(size), "--perms", "1777", "--tmpfs", path]
-        return [*line, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK]
+        return [*line, "--remount-ro", "/dev", "--chdir", WORK]
 
     def _interpreter(self) -> list[str]:
         """Python itself with its libraries, where they lie outside the system's directories; nothing of a virtual environment."""
@@ -112,5 +115,8 @@ def _has(*capabilities: int) -> bool:
 
 
 @lru_cache(maxsize=1)
-def runner_source() -> str:
-    return (Path(__file__).parent / "inside.py").read_text(encoding="utf-8")
+def runner() -> bytes:
+    """``inside.py``, compiled once for all starts: as a .pyc without a date (PEP 552) of this Python, which is the sandbox's."""
+    path = Path(__file__).parent / "inside.py"
+    code = compile(path.read_text(encoding="utf-8"), "runner", "exec", dont_inherit=True)
+    return MAGIC_NUMBER + bytes(12) + marshal.dumps(code)

@@ -1,23 +1,27 @@
 """The runner inside the sandbox: forks a process for every run, bounds it, and sends back what it put out.
 
-It is started by ``session.py`` with ``python -I -S -c`` as the first process of its namespace, which nobody in there can kill or stop. It imports nothing
-of this project and holds no secret: whatever breaks it gains the inputs of tests that were run before. What it says is as untrusted as the programs that it runs. Reads orders from descriptor 0 and answers on 1:
-four bytes with the length of a JSON header, the header, and the blobs whose sizes it names.
+It is started by ``session.py`` with ``python -I -S`` as the first process of its namespace, which nobody in there can kill or stop. It imports next to nothing, so
+that a start is cheap, and holds no secret: whatever breaks it gains the inputs of tests that were run before. What it says is as untrusted as the programs
+that it runs. Reads orders from descriptor 0 and answers on 1: four bytes with the length of a header, the header, and the blobs whose sizes it names.
+Headers are marshalled on the way in, from those who started it, and JSON on the way out.
 """
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import gc
-import json
+import marshal
 import os
 import resource
 import select
-import signal
-import struct
 import sys
 import time
-import types
+from _signal import SIG_DFL, SIGKILL, SIGXCPU, SIGXFSZ, signal  # type: ignore[import-not-found]
+
+TYPE_CHECKING = False  # typing itself costs some milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STDERR_BYTES = 4096
 VALUE = 3
@@ -33,7 +37,7 @@ class Channel:
         head = self._exactly(4)
         if head is None:
             return None, []
-        header = json.loads(self._exactly(struct.unpack("!I", head)[0]) or b"{}")
+        header = marshal.loads(self._exactly(int.from_bytes(head, "big")) or b"")
         return header, [self._exactly(size) or b"" for size in header["blobs"]]
 
     def _exactly(self, size: int) -> bytes | None:
@@ -46,14 +50,23 @@ class Channel:
         return bytes(data)
 
     def send(self, header: dict, *blobs: bytes) -> None:
-        text = json.dumps({**header, "blobs": [len(b) for b in blobs]}).encode()
-        data = memoryview(b"".join([struct.pack("!I", len(text)), text, *blobs]))
+        fields = [f'"{key}": {quoted(value)}' for key, value in header.items()]
+        fields.append(f'"blobs": {[len(b) for b in blobs]}')
+        text = ("{" + ", ".join(fields) + "}").encode()
+        data = memoryview(b"".join([len(text).to_bytes(4, "big"), text, *blobs]))
         while data:
             data = data[os.write(self.answers, data) :]
 
 
+def quoted(value: object) -> str:
+    """A number or a text as JSON; a text without what would need escaping."""
+    if isinstance(value, str):
+        return '"' + "".join(c if " " <= c <= "~" and c not in '"\\\\' else "?" for c in value) + '"'
+    return repr(value)
+
+
 def main() -> dict | None:
-    settings = json.loads(sys.argv[1])
+    settings = marshal.loads(bytes.fromhex(sys.argv[1]))
     channel = Channel(os.dup(0), os.dup(1))
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -106,7 +119,7 @@ def drop(settings: dict) -> None:
         (resource.RLIMIT_NPROC, settings["processes"] + 1), (resource.RLIMIT_FSIZE, settings["disk"]),
     ):  # fmt: skip
         limit(kind, bound)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    signal(SIGXFSZ, SIG_DFL)
 
 
 def limit(kind: int, bound: int) -> None:
@@ -212,8 +225,8 @@ def delay(child: int) -> float:
 def with_none_left(child: int) -> tuple[int, resource.struct_rusage]:
     """End the child and whatever it has left behind, and wait for all of them; the child's status and what it used."""
     try:
-        os.kill(child, signal.SIGKILL)  # a zombie takes it too
-        os.kill(-1, signal.SIGKILL)  # all but this one
+        os.kill(child, SIGKILL)  # a zombie takes it too
+        os.kill(-1, SIGKILL)  # all but this one
     except ProcessLookupError:
         pass
     _, status, used = os.wait4(child, 0)
@@ -227,9 +240,9 @@ def with_none_left(child: int) -> tuple[int, resource.struct_rusage]:
 def verdict(order: dict, code: int, late: str, seconds: float) -> tuple[str, str]:
     if late == "wall":
         return "time", f"{order['wall']:g} s on the clock"
-    if late == "cpu" or code == -signal.SIGXCPU or (code == -signal.SIGKILL and seconds >= order["cpu"]):
+    if late == "cpu" or code == -SIGXCPU or (code == -SIGKILL and seconds >= order["cpu"]):
         return "time", f"{order['cpu']:g} s of processor time"
-    if code == -signal.SIGXFSZ:
+    if code == -SIGXFSZ:
         return "files", "a file grew beyond the disk"
     if code < 0:
         return "killed", f"signal {-code}"
@@ -247,12 +260,13 @@ def read_end(descriptor: int, most: int) -> bytes:
 
 def execute(order: dict) -> None:
     """Be the program: run its file as ``__main__``, or call one of its functions and write what that returns as JSON."""
-    module = types.ModuleType("__main__")
+    module = type(sys)("__main__")
     sys.modules["__main__"] = module
     sys.path.insert(0, order["directory"])
     sys.argv = [order["program"]]
     names = module.__dict__
     names["__file__"] = order["program"]
+    names["__builtins__"] = builtins
     call = order["call"]
     if call is not None:
         names["__name__"] = "program"
@@ -265,6 +279,31 @@ def execute(order: dict) -> None:
         write_value(evaluate(names, call))
 
 
+def leave(order: dict) -> None:
+    """Execute and end as an interpreter does, but without taking itself to pieces."""
+    status = 0
+    try:
+        execute(order)
+    except SystemExit as error:
+        if isinstance(error.code, int):
+            status = error.code
+        elif error.code is not None:
+            print(error.code, file=sys.stderr)
+            status = 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        status = status or 120
+    os._exit(status & 0xFF)
+
+
 def evaluate(names: dict, call: dict) -> object:
     function = find(names, call["function"])
     arguments = call["arguments"]
@@ -272,7 +311,7 @@ def evaluate(names: dict, call: dict) -> object:
     return value if call["inplace"] is None else arguments[call["inplace"]]
 
 
-def find(names: dict, path: str) -> types.FunctionType:
+def find(names: dict, path: str) -> Callable:
     """``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no function of that name."""
     first, *rest = path.split(".")
     if not rest and first not in names and "Solution" in names:
@@ -286,6 +325,8 @@ def find(names: dict, path: str) -> types.FunctionType:
 
 
 def write_value(value: object) -> None:
+    import json
+
     data = memoryview(json.dumps(value).encode())
     while data:
         data = data[os.write(VALUE, data) :]
@@ -294,4 +335,4 @@ def write_value(value: object) -> None:
 if __name__ == "__main__":
     _order = main()
     if _order is not None:
-        execute(_order)
+        leave(_order)

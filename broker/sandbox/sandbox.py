@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker.sandbox.limits import Limits, Result
@@ -21,9 +21,12 @@ class Sandbox:
     readonly: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
 
-    def open(self) -> Session:
-        """A started sandbox for several runs. Raises SandboxError if this machine does not give one."""
-        return Session(self.limits, self.readonly, self.packages)
+    def open(self, preload: Collection[str] = ()) -> Session:
+        """A started sandbox for several runs. Raises SandboxError if this machine does not give one.
+
+        ``preload``: what its Python programs are going to import, so that it is done once; names that are no modules of Python itself are passed over.
+        """
+        return Session(self.limits, self.readonly, self.packages, preload)
 
     def run(self, command: Sequence[str], files: Mapping[str, bytes] | None = None, stdin: bytes = b"") -> Result:
         """One command in a sandbox of its own, with ``files`` (name -> content) in its directory."""

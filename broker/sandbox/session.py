@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import select
 import signal
@@ -15,12 +16,12 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from broker.sandbox.command import PRELOAD, SEARCH, WORK, Place, place, runner_source
+from broker.sandbox.command import PRELOAD, RUNNER, SEARCH, WORK, Place, place, runner
 from broker.sandbox.limits import CAUSES, Limits, Result, SandboxError
 from broker.sandbox.seccomp import seccomp_filter
 from broker.sandbox.watch import Watch
@@ -31,6 +32,14 @@ MAX_HEADER = 1 << 16
 _starts, _lock = count(), threading.Lock()
 
 
+def _memory(data: bytes) -> int:
+    """A descriptor that reads ``data`` from its beginning."""
+    descriptor = os.memfd_create("headrace")
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
 class Gone(SandboxError):
     """The sandbox has ended with an earlier run."""
 
@@ -38,7 +47,10 @@ class Gone(SandboxError):
 class Session:
     """A sandbox with its runner. ``close`` (or the end of a ``with``) ends every process in it and waits until they are gone."""
 
-    def __init__(self, limits: Limits, readonly: Sequence[str] = (), packages: Sequence[str] = ()) -> None:
+    def __init__(
+        self, limits: Limits, readonly: Sequence[str] = (), packages: Sequence[str] = (), preload: Collection[str] = ()
+    ) -> None:
+        """``preload``: modules of PRELOAD that the runner imports before it forks. Raises SandboxError if this machine does not give a sandbox."""
         self.limits = limits
         self.place = place()
         self._buffer = b""
@@ -47,7 +59,7 @@ class Session:
         with _lock:
             uid = self.place.fresh_uid(next(_starts))
         settings = {
-            "uid": uid, "packages": list(packages), "preload": PRELOAD, "processes": limits.processes,
+            "uid": uid, "packages": list(packages), "preload": [name for name in PRELOAD if name in preload], "processes": limits.processes,
             "disk": limits.disk_mb << 20,
         }  # fmt: skip
         self._process = self._start(self.place, settings, [*readonly, *packages])
@@ -61,17 +73,15 @@ class Session:
 
     def _start(self, where: Place, settings: dict[str, Any], readonly: Sequence[str]) -> subprocess.Popen[bytes]:
         told, tell = os.pipe()
-        bpf = os.memfd_create("seccomp")
+        bpf, code = _memory(seccomp_filter()), _memory(runner())
         try:
-            os.write(bpf, seccomp_filter())
-            os.lseek(bpf, 0, os.SEEK_SET)
             command = [
-                *where.command(self.limits, readonly), "--seccomp", str(bpf), "--info-fd", str(tell), "--",
-                where.python, "-I", "-S", "-B", "-X", "utf8", "-c", runner_source(), json.dumps(settings),
+                *where.command(self.limits, readonly), "--ro-bind-data", str(code), RUNNER, "--remount-ro", "/", "--seccomp", str(bpf), "--info-fd", str(tell), "--",
+                where.python, "-I", "-S", "-B", "-X", "utf8", RUNNER, marshal.dumps(settings).hex(),
             ]  # fmt: skip
             process = subprocess.Popen(
                 command, env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                pass_fds=(bpf, tell), start_new_session=True,
+                pass_fds=(bpf, code, tell), start_new_session=True,
             )  # fmt: skip
             os.close(tell)
             tell = -1
@@ -84,7 +94,7 @@ class Session:
         except OSError as error:
             raise SandboxError(f"the sandbox does not start: {error}. {where.cure}") from error
         finally:
-            for descriptor in (bpf, tell, told):
+            for descriptor in (bpf, code, tell, told):
                 if descriptor >= 0:
                     os.close(descriptor)
 
@@ -146,7 +156,7 @@ class Session:
     ) -> tuple[dict[str, Any], list[bytes]] | Result:
         if self._gone:
             raise Gone(f"the sandbox has ended: {self._gone}")
-        text = json.dumps({**header, "blobs": [len(b) for b in blobs]}).encode()
+        text = marshal.dumps({**header, "blobs": [len(b) for b in blobs]})
         return self._answer(seconds, most, b"".join([struct.pack("!I", len(text)), text, *blobs]))
 
     def _answer(self, seconds: float, most: int, data: bytes = b"") -> tuple[dict[str, Any], list[bytes]] | Result:

