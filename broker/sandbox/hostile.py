@@ -188,6 +188,9 @@ for name in ("RLIMIT_NPROC", "RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_
     try:
         resource.setrlimit(kind, (hard + 1, hard + 1)); print("BREACH", name)
     except (OSError, ValueError): pass
+try:
+    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0)); print("BREACH prlimit")
+except OSError: pass
 for path in ("/usr/bin/breach", "/box/../breach", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/sys/power/state", "/etc/passwd"):
     try:
         open(path, "w"); print("BREACH", path)

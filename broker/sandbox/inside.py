@@ -19,10 +19,6 @@ import sys
 import time
 from _signal import SIG_DFL, SIGKILL, SIGXCPU, SIGXFSZ, signal  # type: ignore[import-not-found]
 
-TYPE_CHECKING = False  # typing itself costs some milliseconds
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 STDERR_BYTES = 4096
 VALUE = 3
 
@@ -59,10 +55,10 @@ class Channel:
 
 
 def quoted(value: object) -> str:
-    """A number or a text as JSON; a text without what would need escaping."""
-    if isinstance(value, str):
-        return '"' + "".join(c if " " <= c <= "~" and c not in '"\\\\' else "?" for c in value) + '"'
-    return repr(value)
+    """A number or a text as JSON; nothing in the text is left that would need escaping."""
+    return (
+        '"' + ascii(value)[1:-1].replace("\\", "/").replace('"', "'") + '"' if isinstance(value, str) else repr(value)
+    )
 
 
 def main() -> dict | None:
@@ -84,17 +80,14 @@ def main() -> dict | None:
         order, blobs = channel.receive()
         if order is None:
             return None
-        if order["do"] == "write":
-            try:
+        try:
+            if order["do"] == "write":
                 write(order["names"], blobs)
                 channel.send({})
-            except OSError as error:
-                channel.send({"error": f"{error.filename or ''}: {error.strerror}"})
-            continue
-        try:
+                continue
             program = run(order, blobs[0], channel)
-        except OSError as error:  # no descriptor, process or room is left: what went before has used them up
-            channel.send({"error": error.strerror})
+        except OSError as error:  # no room, descriptor or process is left: what went before has used them up
+            channel.send({"error": error.strerror or ""})
             continue
         if program is not None:
             return program  # this is the child: the program runs at the bottom of its stack
@@ -160,7 +153,7 @@ def run(order: dict, stdin: bytes, channel: Channel) -> dict | None:
             cause, why = "output", f"more than {order['output'] >> 10} KiB of output"
         channel.send(
             {"status": code, "cause": cause, "why": why, "seconds": seconds, "wall": wall, "peak_kb": used.ru_maxrss, "delay": queued},
-            out, read_end(files[2], STDERR_BYTES), read(files[3], order["output"]),
+            out, read(files[2], STDERR_BYTES, end=True), read(files[3], order["output"]),
         )  # fmt: skip
     finally:
         for descriptor in files:
@@ -249,13 +242,9 @@ def verdict(order: dict, code: int, late: str, seconds: float) -> tuple[str, str
     return "", ""
 
 
-def read(descriptor: int, most: int) -> bytes:
-    return os.pread(descriptor, min(most, os.fstat(descriptor).st_size), 0)
-
-
-def read_end(descriptor: int, most: int) -> bytes:
+def read(descriptor: int, most: int, end: bool = False) -> bytes:
     size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, most, max(0, size - most))
+    return os.pread(descriptor, min(most, size), max(0, size - most) if end else 0)
 
 
 def execute(order: dict) -> None:
@@ -276,7 +265,9 @@ def execute(order: dict) -> None:
         source = file.read()
     exec(compile(source, order["program"], "exec"), names)
     if call is not None:
-        write_value(evaluate(names, call))
+        function, given = find(names, call["function"]), call["arguments"]
+        value = function(**given) if isinstance(given, dict) else function(*given)
+        write_value(value if call["inplace"] is None else given[call["inplace"]])
 
 
 def leave(order: dict) -> None:
@@ -304,15 +295,8 @@ def leave(order: dict) -> None:
     os._exit(status & 0xFF)
 
 
-def evaluate(names: dict, call: dict) -> object:
-    function = find(names, call["function"])
-    arguments = call["arguments"]
-    value = function(**arguments) if isinstance(arguments, dict) else function(*arguments)
-    return value if call["inplace"] is None else arguments[call["inplace"]]
-
-
-def find(names: dict, path: str) -> Callable:
-    """``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no function of that name."""
+def find(names: dict, path: str) -> type:
+    """What is to be called: ``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no function of that name."""
     first, *rest = path.split(".")
     if not rest and first not in names and "Solution" in names:
         first, rest = "Solution", [first]

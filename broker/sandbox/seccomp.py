@@ -1,7 +1,7 @@
 """The system calls that a sandboxed program may not make, as a classic BPF filter that ``bwrap --seccomp`` loads.
 
 A list of what is refused: debugging and reading other processes, mounts and namespaces, kernel modules and keys, memory that counts in no
-process and no file system (memfd, System V, POSIX queues), new kernel interfaces such as io_uring, and every socket that is not AF_UNIX.
+process and no file system (memfd, System V, POSIX queues), new kernel interfaces such as io_uring, the limits of other processes, and every socket that is not AF_UNIX.
 What is newer than this table is answered as if the kernel did not have it. Knows x86-64 and aarch64; raises SandboxError elsewhere.
 Layout: linux/filter.h and linux/seccomp.h; numbers: asm/unistd_64.h and asm-generic/unistd.h.
 """
@@ -49,10 +49,11 @@ class _Machine:
     socket: int
     clone: int
     ioctl: int
+    prlimit: int
     clone3: int = 435
 
 
-MACHINES = {"x86_64": _Machine(0xC000003E, 0, 41, 56, 16), "aarch64": _Machine(0xC00000B7, 1, 198, 220, 29)}
+MACHINES = {"x86_64": _Machine(0xC000003E, 0, 41, 56, 16, 302), "aarch64": _Machine(0xC00000B7, 1, 198, 220, 29, 261)}
 
 
 def seccomp_filter(machine: str = "") -> bytes:
@@ -71,6 +72,7 @@ def seccomp_filter(machine: str = "") -> bytes:
             program += _if(EQUAL, numbers[m.column], errno.EPERM)
     program += _argument(m.socket, 0, [_op(EQUAL, AF_UNIX, 1, 0), _op(RETURN, ERRNO | errno.EAFNOSUPPORT)])
     program += _argument(m.clone, 0, _if(ANY_BIT, NEW_NAMESPACES, errno.EPERM))
+    program += _argument(m.prlimit, 0, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | errno.EPERM)])  # of others
     terminal = _if(EQUAL, TIOCSTI, errno.EPERM) + _if(EQUAL, TIOCLINUX, errno.EPERM)
     program += _argument(m.ioctl, 1, terminal)
     return b"".join([*program, _op(RETURN, ALLOW)])

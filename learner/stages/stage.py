@@ -19,6 +19,7 @@ KINDS = {
     "sft": "learner.stages.sft:SftStage",
     "rl": "learner.stages.rl:RlStage",
     "evaluate": "learner.stages.evaluate:EvaluateStage",
+    "reject": "learner.stages.reject:RejectStage",
 }
 """The kinds of stages, by name. ``kind = "mine.py:Mine"`` takes one beside the run file."""
 

@@ -210,6 +210,8 @@ class CodeTests:
                 language.source, task.function, case.given, inplace=task.inplace, prelude=task.prelude, limits=limits
             )
         stdin = case.given.encode("utf-8", "replace")
+        if 2 * len(stdin) > limits.disk_mb << 20:
+            raise MessageError(f"an input has {len(stdin) >> 20} MiB: raise disk_mb to more than twice that")
         if language.run:
             return session.run(language.run, stdin, limits=limits)
         return session.python_file(language.source, stdin, limits=limits)

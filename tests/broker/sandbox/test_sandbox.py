@@ -256,6 +256,7 @@ def test_the_filter_answers_as_it_should(machine: str) -> None:
         and answer(m.socket, 16) == 0x50000 | 97
     )
     assert answer(m.clone, 0x11) == 0x7FFF0000 and answer(m.clone, 0x10000011) == refused
+    assert answer(m.prlimit, 0) == 0x7FFF0000 and answer(m.prlimit, 1) == refused
     assert answer(m.ioctl, 0, 0x5401) == 0x7FFF0000 and answer(m.ioctl, 0, 0x5412) == refused
     assert answer(0x40000000 + 1) == 0x80000000 and answer(0, audit=0x40000003) == 0x80000000
 
