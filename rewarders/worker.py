@@ -23,6 +23,7 @@ from broker.watermark import Watermark
 from monitoring.daemon import Stop
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable
+from rewarders.rewarder import Reward
 
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
@@ -46,10 +47,22 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
+    """What became of a sample: a reward, None for an abstention, or what failed."""
+
     job: _Job
-    outcome: str
-    value: float | None
-    why: str
+    answer: Reward | Failed | None
+
+    def vote(self, rewarder: str) -> Vote:
+        job, answer = self.job, self.answer
+        common = (job.seconds, job.attempts, time.time())
+        if answer is None:
+            return Vote(job.group_id, job.index, rewarder, "abstain", None, "", *common)
+        if isinstance(answer, Failed):
+            return Vote(job.group_id, job.index, rewarder, "error", None, str(answer), *common, cause=answer.kind)
+        return Vote(
+            job.group_id, job.index, rewarder, "value", answer.value, answer.why, *common,
+            answer=answer.answer, cause=answer.cause, spans=answer.spans, logprobs=answer.logprobs,
+        )  # fmt: skip
 
 
 class Judges:
@@ -119,12 +132,11 @@ class Judges:
             job.attempts += 1
             job.seconds, mark = now - mark, now
             if not isinstance(answer, Failed):
-                value, why = answer
-                self.verdicts.put(_Verdict(job, "abstain" if value is None else "value", value, why))
+                self.verdicts.put(_Verdict(job, None if answer is None else Reward.unpack(answer)))
             elif answer.kind != "error" and job.attempts < self._attempts:
                 self._jobs.put(job)
             else:
-                self.verdicts.put(_Verdict(job, "error", None, str(answer)))
+                self.verdicts.put(_Verdict(job, answer))
 
 
 class RewarderWorker:
@@ -186,28 +198,18 @@ class RewarderWorker:
     def _vote(self, verdict: _Verdict) -> None:
         job = verdict.job
         self._in_flight -= 1
-        vote = Vote(
-            job.group_id,
-            job.index,
-            self._rewarder,
-            verdict.outcome,
-            verdict.value,
-            verdict.why,
-            job.seconds,
-            job.attempts,
-            time.time(),
-        )
+        vote = verdict.vote(self._rewarder)
         self._producer.send(self._topics.rewards, job.group_id.encode(), encode(vote))
-        self._hopeful(verdict)
+        self._hopeful(vote)
         self._finished.append(job.record)
-        self._metrics.results(verdict.outcome).inc()
+        self._metrics.results(vote.outcome).inc()
         self._metrics.latency.observe(job.seconds)
-        if verdict.value is not None:
-            self._metrics.reward.observe(verdict.value)
-            self._mean = verdict.value if self._mean is None else 0.99 * self._mean + 0.01 * verdict.value
+        if vote.value is not None:
+            self._metrics.reward.observe(vote.value)
+            self._mean = vote.value if self._mean is None else 0.99 * self._mean + 0.01 * vote.value
             self._metrics.mean.set(self._mean)
 
-    def _hopeful(self, verdict: _Verdict) -> None:
+    def _hopeful(self, verdict: Vote) -> None:
         """Raises RunFault where a rewarder has never judged anything and fails on all that it gets."""
         if verdict.outcome != "error" or self._errors_only < 0:
             self._errors_only = -1

@@ -158,7 +158,7 @@ def test_a_number_is_a_reward(tmp_path: Path) -> None:
         "class Plain:\n    def __call__(self, sample):\n        return {'a': 2, 'b': True, 'c': 0.25, 'd': None}[sample.text]\n"
     )
     judge = judge_factory({"use": "plain.py:Plain", "options": {}, "base": str(tmp_path)})
-    assert [judge(encode(sample(text)))[0] for text in "abcd"] == [2.0, 1.0, 0.25, None]
+    assert [judge(encode(sample(text))) for text in "abcd"] == [{"value": 2.0}, {"value": 1.0}, {"value": 0.25}, None]
 
 
 def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:
