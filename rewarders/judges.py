@@ -6,11 +6,11 @@ A sample that takes much longer than others keeps only its own process: what lie
 from __future__ import annotations
 
 import contextlib
-import itertools
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rewarders.rewarder import Reward
 BATCH = 32
 MUCH_LONGER = 8.0  # times the usual judgement: then a sample is slow, and what waits behind it is worth a spare process
 SPARE_SECONDS = 30.0  # without work, after which a spare process ends
+LOOK_SECONDS = 1.0  # between two looks whether an idle process still lives
 JOIN_SECONDS = 3.0
 
 
@@ -64,6 +65,54 @@ class Verdict:
     answer: list[Reward | None] | Failed
 
 
+class _Line:
+    """The jobs that wait, first come first served; a proof that the judge works goes before all others."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._idle = 0
+        self._closed = False
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        with self._changed:
+            for job in jobs:
+                if job.probe:
+                    self._jobs.appendleft(job)
+                else:
+                    self._jobs.append(job)
+            self._changed.notify(len(jobs))
+
+    def take(self, lanes: int, timeout: float) -> list[Job] | None:
+        """A fair share of the jobs for one of so many ``lanes``: none after ``timeout`` seconds, None once closed."""
+        with self._changed:
+            self._idle += 1
+            self._changed.wait_for(lambda: self._jobs or self._closed, timeout)
+            self._idle -= 1
+            if self._closed:
+                return None
+            share = min(BATCH, -(-len(self._jobs) // max(1, lanes)))
+            return [self._jobs.popleft() for _ in range(share)]
+
+    def withdraw(self) -> list[Job]:
+        with self._changed:
+            found, self._jobs = list(self._jobs), deque()
+            return found
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def idle(self) -> int:
+        """How many lanes wait for jobs."""
+        return self._idle
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+
 class Judges:
     """``wait`` and ``take`` bring verdicts; ``failure`` is set once the rewarder cannot be made, and is the worker's to raise."""
 
@@ -71,13 +120,12 @@ class Judges:
         settings = table.worker
         self._settings, self._attempts = settings, settings.attempts
         self._options = {"use": table.use, "options": table.options, "base": str(base), "flat": list(table.flat)}
-        self._jobs: queue.PriorityQueue[tuple[int, int, Job | None]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
+        self._line = _Line()
         self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
         self._first: Verdict | None = None
         self._lock = threading.Lock()
         self._lanes: list[tuple[threading.Thread, Isolated]] = []
-        self._waiting = self._ended = 0
+        self._ended = 0
         self._usual: float | None = None
         self._closing = False
         self.failure: BaseException | None = None
@@ -88,22 +136,12 @@ class Judges:
         for _ in range(settings.processes):
             self._open(spare=False)
 
-    def put(self, job: Job | None) -> None:
-        """A proof that the judge works goes before all others; None ends a thread."""
-        urgent = job is None or job.probe
-        self._jobs.put((0 if urgent else 1, next(self._numbers), job))
+    def put(self, jobs: Sequence[Job]) -> None:
+        self._line.put(jobs)
 
     def withdraw(self) -> list[Job]:
         """The jobs that no process has begun on."""
-        found = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                job = self._jobs.get_nowait()[2]
-                if job is None:
-                    self.put(None)
-                    break
-                found.append(job)
-        return found
+        return self._line.withdraw()
 
     def wait(self, seconds: float) -> None:
         """Until a verdict comes, the rewarder has been made, or ``seconds`` are over."""
@@ -131,8 +169,7 @@ class Judges:
         self._closing = True
         with self._lock:
             lanes = list(self._lanes)
-        for _ in lanes:
-            self.put(None)
+        self._line.close()
         deadline = time.monotonic() + JOIN_SECONDS
         for thread, _ in lanes:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -155,11 +192,11 @@ class Judges:
         try:
             while not self._closing:
                 self._make(isolated)
-                batch = self._batch(spare)
-                if batch is None:
-                    break
+                batch = self._line.take(len(self._lanes), SPARE_SECONDS if spare else LOOK_SECONDS)
                 if batch:
                     self._judge(isolated, batch)
+                elif batch is None or spare:
+                    break
         except BaseException as error:  # the worker raises it
             if not spare and not self._closing:
                 self.failure = self.failure or error
@@ -182,43 +219,19 @@ class Judges:
                 self.about = isolated.about
                 self._verdicts.put(None)
 
-    def _batch(self, spare: bool) -> list[Job] | None:
-        """The next jobs, a fair share of those that wait; None when there is nothing more to do."""
-        with self._lock:
-            self._waiting += 1
-        try:
-            job = self._jobs.get(timeout=SPARE_SECONDS if spare else 1.0)[2]
-        except queue.Empty:
-            return None if spare else []
-        finally:
-            with self._lock:
-                self._waiting -= 1
-        if job is None:
-            return None
-        batch, share = [job], min(BATCH, self._jobs.qsize() // max(1, len(self._lanes)) + 1)
-        while len(batch) < share and not self._jobs.empty():
-            with contextlib.suppress(queue.Empty):
-                job = self._jobs.get_nowait()[2]
-                if job is None:
-                    self.put(None)
-                    break
-                batch.append(job)
-        return batch
-
     def _judge(self, isolated: Isolated, batch: list[Job]) -> None:
         mine = len(batch)
 
         def give_back(places: range) -> None:
             nonlocal mine
             mine = places.start
-            for place in places:
-                self.put(batch[place])
+            self._line.put([batch[place] for place in places])
 
         def relieve(behind: range, seconds: float) -> bool:
             taken = bool(behind) and self._others(seconds)
             if taken:
                 give_back(behind)
-            elif not behind and not self._jobs.empty():
+            elif not behind and self._line:
                 self._others(seconds)
             return taken
 
@@ -237,14 +250,14 @@ class Judges:
             self._usual = job.seconds if self._usual is None else 0.9 * self._usual + 0.1 * job.seconds
             self._verdicts.put(Verdict(job, [None if r is None else Reward.unpack(r) for r in answer]))
         elif answer.kind in ("timeout", "killed") and job.attempts < self._attempts and not self._closing:
-            self.put(job)
+            self._line.put([job])
         elif not self._closing:
             self._verdicts.put(Verdict(job, answer))
 
     def _others(self, seconds: float) -> bool:
         """Whether another process is free for what waits behind a sample that has taken ``seconds``: one that idles, or a new spare."""
         with self._lock:
-            if self._waiting:
+            if self._line.idle:
                 return True
             if not self._worth_a_spare(seconds):
                 return False

@@ -29,9 +29,8 @@ from rewarders.rewarder import Reward
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
 IDLE_SECONDS = 0.1  # of one wait for samples: the log wakes it earlier
-BUSY_SECONDS = 0.02  # of one wait for verdicts: samples that come meanwhile wait no longer
-TOGETHER_SECONDS = 0.005  # a verdict waits so long for others, which are then handled with it
-FLUSH_SECONDS = 0.05
+PACE_SECONDS = 0.03  # of a round while samples come one by one: those of a round are read, judged and written together
+BATCH = 128
 COMMIT_SECONDS = 0.5
 HOPELESS = (
     256  # first verdicts of a worker, all errors: the rewarder is broken, and sampling for it would go on for ever
@@ -61,8 +60,9 @@ class RewarderWorker:
         self._metrics, self._broker, self._system = metrics, broker, system
         self._mark = Watermark()
         self._in_flight = 0  # samples that are judged, or held until they can be
+        self._arrived: list[Job] = []
         self._finished: list[Record] = []
-        self._flushed = self._committed = self._started = time.monotonic()
+        self._committed = time.monotonic()
         self._unsent = False
         self._mean: float | None = None
         self._restarts = 0
@@ -80,17 +80,18 @@ class RewarderWorker:
             return
         started = time.monotonic()
         pending = self._in_flight or self._finished
-        records = self._consumer.poll(min(IN_FLIGHT - self._in_flight, 128), 0.0 if pending else IDLE_SECONDS)
+        records = self._consumer.poll(min(IN_FLIGHT - self._in_flight, BATCH), 0.0 if pending else IDLE_SECONDS)
         if not records and not pending:
             self._system.waited("no_samples", time.monotonic() - started)
         for record in records:
             self._mark.start(record)
             self._accept(record)
-        for job in self._health.due(self._judges.withdraw):
-            self._judges.put(job)
-        if self._in_flight and not records:
-            self._judges.wait(BUSY_SECONDS)
-            time.sleep(TOGETHER_SECONDS)
+        self._judges.put([*self._arrived, *self._health.due(self._judges.withdraw)])
+        self._arrived = []
+        if self._in_flight and len(records) < BATCH:
+            begun = time.monotonic()
+            self._judges.wait(PACE_SECONDS)
+            time.sleep(max(0.0, begun + PACE_SECONDS - time.monotonic()))
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):
                 self._settle(settled)
@@ -108,7 +109,7 @@ class RewarderWorker:
         elif self._judges.about:
             self._health.found()
         if not self._judges.about:
-            self._judges.wait(BUSY_SECONDS)
+            self._judges.wait(PACE_SECONDS)
             self._judges.take()
         return bool(self._judges.about)
 
@@ -145,7 +146,7 @@ class RewarderWorker:
         if self._health.out:
             self._health.hold(Job(samples))
         else:
-            self._judges.put(Job(samples))
+            self._arrived.append(Job(samples))
 
     # -- votes ---------------------------------------------------------------------------------------------------------
 
@@ -214,15 +215,13 @@ class RewarderWorker:
     # -- the log -------------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        now, idle = time.monotonic(), not self._in_flight
-        if self._finished and (idle or now - self._flushed > FLUSH_SECONDS):
+        if self._finished:
             self._flush()
-        if now - self._committed > COMMIT_SECONDS or (idle and not self._finished and self._mark.dirty):
+        if time.monotonic() - self._committed > COMMIT_SECONDS:
             self._commit()
 
     def _flush(self) -> None:
         """Make the votes durable; only then is a record done."""
-        self._flushed = time.monotonic()
         if self._unsent:
             self._producer.flush()
             self._unsent = False
