@@ -87,6 +87,9 @@ def rewarder_tables(file: RunFile) -> dict[str, RewarderTable]:
     raw = file.tables.get("rewarders", {})
     if not isinstance(raw, dict):
         raise RunFileError(f"[rewarders] must hold tables, not {raw!r}")
+    for name, value in raw.items():
+        if isinstance(value, dict) and "worker" not in value:  # a mistake is named as it was written
+            parse({key: value[key] for key in FLAT if key in value}, WorkerTable, f"[rewarders.{name}]")
     tables = {name: parse(value, RewarderTable, f"[rewarders.{name}]") for name, value in raw.items()}
     for name, table in tables.items():
         if bool(table.use) == table.external:

@@ -29,7 +29,7 @@ from rewarders.rewarder import Reward
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
 IDLE_SECONDS = 0.1  # of one wait for samples: the log wakes it earlier
-PACE_SECONDS = 0.03  # of a round while samples come one by one: those of a round are read, judged and written together
+PACE_SECONDS = 0.05  # of a round while samples come one by one: those of a round are read, judged and written together
 BATCH = 128
 COMMIT_SECONDS = 0.5
 HOPELESS = (
