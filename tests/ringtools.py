@@ -62,6 +62,15 @@ def by_role(run: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
     return found
 
 
+def small_copy(directory: Path) -> Path:
+    """The small ring's run file and rewarder in ``directory``, to be edited."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = SMALL.read_text().replace("../../recipes", str(SMALL.parents[2] / "recipes"))
+    (directory / "small.toml").write_text(text)
+    (directory / "vowels.py").write_text((SMALL.parent / "vowels.py").read_text())
+    return directory / "small.toml"
+
+
 def wait_for(what: str, happened: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not happened():

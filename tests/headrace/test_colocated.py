@@ -118,7 +118,7 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
 @pytest.mark.timeout(600)
 def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Path) -> None:
     """Nothing is sampled until its successor has taken the steps that were ordered; two steps a turn, one publication each."""
-    run = start_run(tmp_path, *in_turns(*LONG, "learner.max_lag=1", "learner.turn_steps=2", "stage.1.steps=6"))
+    run = start_run(tmp_path, *in_turns(*LONG, "learner.max_lag=1", "learner.shift_steps=2", "stage.1.steps=6"))
     try:
         with watching(tmp_path) as watcher:
             watcher.meet_turn(run)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from learner.ring import exclusive_steps
 from ringtools import SMALL, by_role, end_run, freeze, headrace, sets, start_run, verify, wait_for
 from runlog import messages, results_of, said, sha256_of, steps_of
 from runmetrics import check_metrics
@@ -20,7 +21,6 @@ from broker.messages import Manifest, Prompt, decode, encode
 from broker.run import Run
 from headrace.reading.verify import verify as verify_log
 from headrace.running.rundir import reopen
-from learner.ring import exclusive_steps
 from monitoring.daemon import Stop
 
 
@@ -147,7 +147,7 @@ def test_a_second_learner_is_refused_and_told_by_whom(tmp_path: Path, monkeypatc
     run = Run.open(SMALL, [], tmp_path)
     log = run.open_log()
     first = exclusive_steps(log, run, "the first learner", Stop())
-    monkeypatch.setattr("learner.ring.TAKEOVER_SECONDS", 0.0)
+    monkeypatch.setattr("learner.opening.TAKEOVER_SECONDS", 0.0)
     with pytest.raises(HeldByAnother, match="the first learner"):
         exclusive_steps(log, run, "the second learner", Stop())
     first.close()

@@ -16,7 +16,7 @@ from actors.config import ActorsTable
 from broker.runfile import BrokerTable, MonitoringTable, RunTable
 from headrace.__main__ import COMMANDS, ELSEWHERE
 from headrace.commands.watch import QUERIES
-from learner.config import LearnerTable
+from learner.tables import LearnerTable
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
 from monitoring.prometheus import ALERTS, programs
 from rewarders.config import RewarderTable
