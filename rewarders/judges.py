@@ -113,13 +113,23 @@ class _Line:
         return bool(self._jobs)
 
 
+def isolated(table: RewarderTable, base: Path) -> Isolated:
+    """A judging process for this rewarder, not started yet."""
+    settings = table.worker
+    return Isolated(
+        "rewarders.registry:judge_factory",
+        {"use": table.use, "options": table.options, "base": str(base), "flat": list(table.flat)},
+        timeout=settings.timeout, memory_mb=settings.memory_mb, start_timeout=settings.start_timeout,
+    )  # fmt: skip
+
+
 class Judges:
     """``wait`` and ``take`` bring verdicts; ``failure`` is set once the rewarder cannot be made, and is the worker's to raise."""
 
     def __init__(self, table: RewarderTable, base: Path) -> None:
         settings = table.worker
         self._settings, self._attempts = settings, settings.attempts
-        self._options = {"use": table.use, "options": table.options, "base": str(base), "flat": list(table.flat)}
+        self._table, self._base = table, base
         self._line = _Line()
         self._verdicts: queue.SimpleQueue[Verdict | None] = queue.SimpleQueue()
         self._first: Verdict | None = None
@@ -162,7 +172,7 @@ class Judges:
     @property
     def restarts(self) -> int:
         with self._lock:
-            return self._ended + sum(max(0, isolated.restarts) for _, isolated in self._lanes)
+            return self._ended + sum(max(0, judge.restarts) for _, judge in self._lanes)
 
     def close(self) -> None:
         """End the processes; what they were judging gets no verdict."""
@@ -173,28 +183,24 @@ class Judges:
         deadline = time.monotonic() + JOIN_SECONDS
         for thread, _ in lanes:
             thread.join(max(0.0, deadline - time.monotonic()))
-        for _, isolated in lanes:
-            isolated.close()
+        for _, judge in lanes:
+            judge.close()
 
     # -- the lanes -----------------------------------------------------------------------------------------------------
 
     def _open(self, spare: bool) -> None:
-        settings = self._settings
-        isolated = Isolated(
-            "rewarders.registry:judge_factory", self._options,
-            timeout=settings.timeout, memory_mb=settings.memory_mb, start_timeout=settings.start_timeout,
-        )  # fmt: skip
-        thread = threading.Thread(target=self._run, args=(isolated, spare), name="judge", daemon=True)
-        self._lanes.append((thread, isolated))
+        judge = isolated(self._table, self._base)
+        thread = threading.Thread(target=self._run, args=(judge, spare), name="judge", daemon=True)
+        self._lanes.append((thread, judge))
         thread.start()
 
-    def _run(self, isolated: Isolated, spare: bool) -> None:
+    def _run(self, judge: Isolated, spare: bool) -> None:
         try:
             while not self._closing:
-                self._make(isolated)
+                self._make(judge)
                 batch = self._line.take(len(self._lanes), SPARE_SECONDS if spare else LOOK_SECONDS)
                 if batch:
-                    self._judge(isolated, batch)
+                    self._judge(judge, batch)
                 elif batch is None or spare:
                     break
         except BaseException as error:  # the worker raises it
@@ -203,23 +209,23 @@ class Judges:
                 self._verdicts.put(None)
         if spare:
             with self._lock:
-                self._ended += isolated.restarts + 1
-                self._lanes = [lane for lane in self._lanes if lane[1] is not isolated]
-            isolated.close()
+                self._ended += judge.restarts + 1
+                self._lanes = [lane for lane in self._lanes if lane[1] is not judge]
+            judge.close()
 
-    def _make(self, isolated: Isolated) -> None:
+    def _make(self, judge: Isolated) -> None:
         """Have the process ready before there is work for it."""
         try:
-            isolated.start()
+            judge.start()
         except Failed as error:
             self.away = error
         else:
             self.away = None
             if not self.about:
-                self.about = isolated.about
+                self.about = judge.about
                 self._verdicts.put(None)
 
-    def _judge(self, isolated: Isolated, batch: list[Job]) -> None:
+    def _judge(self, judge: Isolated, batch: list[Job]) -> None:
         mine = len(batch)
 
         def give_back(places: range) -> None:
@@ -236,7 +242,7 @@ class Judges:
             return taken
 
         mark = time.monotonic()
-        with contextlib.closing(isolated.call([job.payload for job in batch], relieve)) as answers:
+        with contextlib.closing(judge.call([job.payload for job in batch], relieve)) as answers:
             for place, answer in answers:
                 job, now = batch[place], time.monotonic()
                 job.seconds, mark = now - mark, now
