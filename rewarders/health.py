@@ -87,6 +87,7 @@ class Health:
             self._begin(f"it fails on everything, also on what it has judged before: {self.error}", tried)
             return []
         if self._judged is None:  # it has never judged anything: there is nothing to prove it by
+            self._end()  # and what it asks is there
             return [Settled(verdict, False)]
         if self._out:
             self._held.append(_anew(verdict.job))
