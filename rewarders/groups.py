@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from broker.watermark import Part
 from rewarders.judges import Sample
 
+REMEMBERED = 1 << 16
+
 
 @dataclass(slots=True)
 class _Open:
@@ -23,12 +25,17 @@ class Groups:
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
         self._open: dict[str, _Open] = {}
+        self._whole: dict[
+            str, None
+        ] = {}  # the last ones that came whole: what is delivered again must not open them anew
 
     def add(self, sample: Sample, size: int) -> tuple[tuple[Sample, ...], Sample | None]:
         """The whole group, by index, if ``sample`` was the last one of its ``size``; and the sample that is none of it, if any.
 
         The first sample of an index holds: a second one is left aside.
         """
+        if sample.group_id in self._whole:
+            return (), sample
         group = self._open.setdefault(sample.group_id, _Open(size, self._clock()))
         if sample.index in group.samples or size != group.size:
             return (), sample
@@ -36,6 +43,9 @@ class Groups:
         if len(group.samples) < group.size:
             return (), None
         del self._open[sample.group_id]
+        self._whole[sample.group_id] = None
+        if len(self._whole) > REMEMBERED:
+            del self._whole[next(iter(self._whole))]
         return tuple(group.samples[index] for index in sorted(group.samples)), None
 
     def given_up(self) -> list[Sample]:

@@ -43,7 +43,7 @@ class Health:
         self._judged: Job | None = None  # the last one that went well
         self._suspects: list[tuple[Verdict, float]] = []
         self._held: deque[Job] = deque()
-        self._trying = False  # a try or a proof is under way
+        self._tried: Job | None = None  # the try or proof that is under way
         self._out = False
         self._since = self._due = 0.0
         self._said = clock() - SAY_SECONDS
@@ -75,9 +75,9 @@ class Health:
 
     def take(self, verdict: Verdict) -> list[Settled]:
         """A verdict has come; returns those that are settled by it."""
-        tried = self._out and self._trying and (verdict.job.probe or verdict.job.outages > 0)
-        if verdict.job.probe or tried:
-            self._trying = False
+        tried = verdict.job is self._tried
+        if tried:
+            self._tried = None
         if not isinstance(verdict.answer, Failed):
             return self._good(verdict)
         self.error = verdict.answer.why
@@ -86,9 +86,8 @@ class Health:
         if verdict.job.probe:
             self._begin(f"it fails on everything, also on what it has judged before: {self.error}", tried)
             return []
-        if self._judged is None:  # it has never judged anything: there is nothing to prove it by
-            self._end()  # and what it asks is there
-            return [Settled(verdict, False)]
+        if self._out and self._judged is None:
+            self._end()  # what it asks is there
         if self._out:
             self._held.append(_anew(verdict.job))
             return []
@@ -127,7 +126,7 @@ class Health:
 
     def found(self) -> None:
         """The judge has been made."""
-        if self._out and not self._held and not self._trying and self._judged is None:
+        if self._out and not self._held and self._tried is None and self._judged is None:
             self._end()
 
     def _begin(self, why: str, tried: bool) -> None:
@@ -150,6 +149,18 @@ class Health:
             log_.info("rewarder %s is back after %.0f s", self._name, self._clock() - self._since)
         self._out, self._tries = False, 0
 
+    def unproven(self) -> list[Settled]:
+        """Failures that have to be believed: the judge has never judged anything that it could be tried on."""
+        if self._judged is not None or not self._wants_proof():
+            return []
+        settled = [Settled(verdict, False) for verdict, _ in self._suspects]
+        self._suspects = []
+        return settled
+
+    def _wants_proof(self) -> bool:
+        waited = self._clock() - self._suspects[0][1] if self._suspects else 0.0
+        return len(self._suspects) >= SUSPECTS or waited >= SUSPECT_SECONDS
+
     def due(self, withdraw: Callable[[], list[Job]]) -> list[Job]:
         """What is to be judged now: all that was held once the outage is over, one sample while it lasts, or the proof that is wanted.
 
@@ -157,17 +168,14 @@ class Health:
         """
         now = self._clock()
         if self._out:
-            if self._trying:
+            if self._tried is not None:
                 return []
             self._held.extend(withdraw())
             return self._try() if now >= self._due else []
         if self._held:
             held, self._held = list(self._held), deque()
             return held
-        wanted = len(self._suspects) >= SUSPECTS or (
-            bool(self._suspects) and now - self._suspects[0][1] >= SUSPECT_SECONDS
-        )
-        return self._proof() if wanted and not self._trying else []
+        return self._proof() if self._wants_proof() and self._tried is None else []
 
     def _try(self) -> list[Job]:
         """One sample that met the outage, in turn; where there is none, one that was judged before, or any."""
@@ -177,14 +185,14 @@ class Health:
         job = job or self._held[0]
         job.outages = max(1, job.outages)
         self._held.remove(job)
-        self._trying = True
+        self._tried = job
         return [job]
 
     def _proof(self) -> list[Job]:
         if self._judged is None:
             return []
-        self._trying = True
-        return [replace(self._judged, attempts=0, outages=0, probe=True)]
+        self._tried = replace(self._judged, attempts=0, outages=0, probe=True)
+        return [self._tried]
 
 
 def _anew(job: Job) -> Job:

@@ -246,9 +246,10 @@ class Judges:
             for place, answer in answers:
                 job, now = batch[place], time.monotonic()
                 job.seconds, mark = now - mark, now
+                if isinstance(answer, Failed) and answer.kind != "error":
+                    give_back(range(place + 1, mine))  # what is urgent must not wait for more of this kind
+                    return self._hear(job, answer)  # it is tried again behind them
                 self._hear(job, answer)
-                if isinstance(answer, Failed) and answer.kind != "error" and place + 1 < mine:
-                    return give_back(range(place + 1, mine))  # what is urgent must not wait for more of this kind
 
     def _hear(self, job: Job, answer: Any) -> None:
         job.attempts += 1

@@ -95,6 +95,8 @@ class RewarderWorker:
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):
                 self._settle(settled)
+        for settled in self._health.unproven():
+            self._settle(settled)
         self._metrics.outage.set(self._health.out)
         self._give_up()
         self._write()

@@ -73,7 +73,10 @@ def worker_of(log: Log, base: Path, name: str = "odd-0", **table: Any) -> Reward
         BrokerMetrics(registry),
         SystemMetrics(registry, "rewarder"),
     )
-    settings = RewarderTable.model_validate({"use": "odd.py:Odd", "timeout": 1.5, "attempts": 2, "bonus": 0.5, **table})
+    fields = {"use": "odd.py:Odd", "timeout": 1.5, "attempts": 2, "bonus": 0.5, **table}
+    if "worker" in fields:
+        del fields["timeout"], fields["attempts"], fields["bonus"]
+    settings = RewarderTable.model_validate(fields)
     return RewarderWorker(name, "r", log, TOPICS, settings, base, *metrics)
 
 
