@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def by_role(run: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
         if words.get(role, role) in command:
             found.append(process)
     return found
+
+
+def old_run(directory: Path) -> Path:
+    """A copy of the whole run of version 0.1.0, as the directory that it was made in."""
+    shutil.copytree(Path(__file__).resolve().parent / "fixtures" / "v1", directory / "old")
+    run = directory / "old" / "run"
+    (run / "run.base").write_text(str(directory / "old"))
+    return run
 
 
 def small_copy(directory: Path) -> Path:
