@@ -92,7 +92,7 @@ class Telemetry:
         self.metrics.groups("trained").inc(len(planned.groups))
         for group in planned.groups:
             for trajectory, _ in group:
-                self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
+                self.metrics.staleness.observe(trajectory.staleness(planned.manifest.step))
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
     def pushed(self, seconds: float, receivers: Sequence[str], evicted: Mapping[str, int], epochs: int) -> None:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from broker.errors import DecodeError, LogError, RunFileError
@@ -22,15 +23,46 @@ from broker.log import Log
 from broker.messages import DeadLetter, Manifest, PlannerState, Settled, Trimmed, encode
 from broker.run import Run
 from broker.spelling import nearest
-from headrace.commands.broker_arguments import TOPICS
 from headrace.reading.records import newest, scan
 from headrace.running.rundir import find_run
 from monitoring.view import clean_text
 
 Rows = list[dict[str, Any]]
+TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
 
 
-def broker_command(options: argparse.Namespace) -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parsers = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def add(name: str, text: str, run: bool = True) -> argparse.ArgumentParser:
+        sub = parsers.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true")
+        if run:
+            sub.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
+        return sub
+
+    init = add("init", "make and check a run's topics", run=False)
+    init.add_argument("file", type=Path, metavar="FILE")
+    init.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    add("topics", "the topics and their sizes")
+    add("lag", "what the consumer groups have yet to read")
+    tail = add("tail", "the newest records of a topic")
+    tail.add_argument("--topic", default="steps", help=", ".join(TOPICS))
+    tail.add_argument("--count", type=int, default=10)
+    dlq = add("dlq", "the dead letters", run=False)
+    dlq.add_argument("action", choices=("list", "show", "replay", "drop"))
+    dlq.add_argument("run", type=Path, metavar="RUN")
+    dlq.add_argument(
+        "offsets", type=int, nargs="*", metavar="OFFSET", help="of the dead letters; replay and drop: all if none"
+    )
+    dlq.add_argument("--all", action="store_true", help="list: those that were dealt with too")
+    trim = add("trim", "remove the records that nobody needs")
+    trim.add_argument("--keep-steps", type=int, default=0, metavar="N", help="keep what the last N steps were made of")
+    trim.add_argument("--dry-run", action="store_true")
+
+
+def main(options: argparse.Namespace) -> int:
     if options.what == "init":
         run = Run.open(options.file, options.overrides)
     else:

@@ -19,6 +19,7 @@ from broker.messages import Evaluation
 from broker.run import Run
 from broker.runfile import RunFile, parse
 from broker.spelling import nearest
+from headrace.commands.arguments import as_json, run_directory
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen
 from headrace.running.runfile import check
@@ -29,7 +30,18 @@ from monitoring.daemon import registrations
 LOOK_SECONDS = 0.5
 
 
-def eval_command(options: argparse.Namespace) -> int:
+def arguments(sub: argparse.ArgumentParser) -> None:
+    run_directory(sub)
+    as_json(sub)
+    sub.add_argument("--data", metavar="NAME", help="a source of [data] (default heldout)")
+    sub.add_argument("--questions", type=int, metavar="N", help="default 400")
+    sub.add_argument("--k", type=int, metavar="K", help="samples of each question (default 1)")
+    sub.add_argument("--rewarder", metavar="NAME", help="who says what is correct (default accuracy)")
+    sub.add_argument("--name", metavar="NAME", help="of the evaluation in the log")
+    sub.add_argument("--model", metavar="DIR", help="evaluate these weights, on engines of their own")
+
+
+def main(options: argparse.Namespace) -> int:
     """Print the result. Raises RunFileError for a name that nobody knows, RunFault if the run ends before it."""
     run = reopen(options.run)
     name = options.name or time.strftime("asked-%Y%m%d-%H%M%S")

@@ -51,7 +51,16 @@ class Watched:
         return write_targets(self.name, self.directory, self.others)
 
 
-def watch_command(options: argparse.Namespace) -> int:
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="its directory, or the run file that starts it")
+    sub.add_argument("--port", type=int, default=9090, help="where Prometheus listens on the loopback; 0: any free one")
+    sub.add_argument(
+        "--dir", dest="directory", type=Path, default=None, metavar="DIR", help="its data; default: RUN/prometheus"
+    )
+    sub.add_argument("--interval", type=int, default=5, metavar="SECONDS", help="between two looks at each daemon")
+
+
+def main(options: argparse.Namespace) -> int:
     """Watch until Ctrl-C or SIGTERM. Raises RunFileError for bad input, RunFault if Prometheus cannot be had or ends."""
     if options.interval < 1:
         raise RunFileError(f"--interval {options.interval}: use at least 1 (seconds)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +11,17 @@ from pathlib import Path
 from headrace.doctor import machine
 from headrace.doctor.findings import Finding
 from monitoring.view import clean_text
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN", help="a run's directory, or the run file that starts it"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    return doctor_command(options.run, options.json)
 
 
 def doctor_command(run: Path | None, as_json: bool) -> int:

@@ -14,7 +14,8 @@ from handmade import Handmade
 from ringtools import headrace
 
 from broker.messages import Dropped, GroupRef, Position, VoteRef
-from headrace.reading.verify import SHOWN, verify
+from headrace.reading.audit import SHOWN
+from headrace.reading.verify import verify
 
 
 @pytest.fixture
