@@ -51,7 +51,9 @@ def exporter_of(name: str, options: Mapping[str, Any], base: Path) -> Exporter:
     if name in EXPORTERS:
         _installed(name, use.partition(":")[0])
     elif ":" not in name:
-        raise RunFileError(f"--to {name!r}: use {', '.join(EXPORTERS)}, or file.py:Class{nearest(name, list(EXPORTERS))}")
+        raise RunFileError(
+            f"--to {name!r}: use {', '.join(EXPORTERS)}, or file.py:Class{nearest(name, list(EXPORTERS))}"
+        )
     else:
         plugins.check(use, list(options), base, f"--to {name}:")
     exporter: Exporter = plugins.build(use, options, base, f"--to {name}:")
