@@ -18,19 +18,20 @@ from broker.run import Run
 from headrace.running.rundir import find_run
 from monitoring.daemon import Stop, registrations
 from monitoring.discovery import TARGETS, write_targets
+from monitoring.metrics import ActorMetrics, LearnerMetrics, RunMetrics
 from monitoring.prometheus import ALERTS, Prometheus, PrometheusError, programs
 from monitoring.view import clean_text
 
 TARGETS_SECONDS = 5.0  # a run whose daemons were started by hand has nobody else who writes its targets
 LOOK_SECONDS = 1.0
 QUERIES = {
-    "tokens generated a second": "sum by (run) (rate(headrace_generated_tokens_total[1m]))",
-    "seconds a step usually takes": "headrace_usual_step_seconds",
+    "tokens generated a second": f"sum by (run) (rate({ActorMetrics.generated_tokens}[1m]))",
+    "seconds a step usually takes": str(LearnerMetrics.usual_step),
     "share of its time that the learner waits": "headrace:learner_wait_data:share5m",
     "staleness, 95th percentile": "headrace:staleness_versions:p95",
-    "records behind": "sum by (run, group, topic) (headrace_consumer_lag_messages)",
-    "reward": "headrace_reward_mean",
-    "held-out pass@1": "headrace_pass_at_1",
+    "records behind": f"sum by (run, group, topic) ({RunMetrics.lag})",
+    "reward": str(LearnerMetrics.reward_mean),
+    "held-out pass@1": str(LearnerMetrics.pass_at_1),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from headrace.doctor import machine
 from headrace.doctor.findings import Finding
+from monitoring.metrics import LearnerMetrics
 from monitoring.view import clean_text
 
 
@@ -54,7 +55,7 @@ def _run(where: Path, as_json: bool) -> int:
         return 1 if findings else 0
     print(clean_text(state, 400))
     if not any(finding.holds for finding in findings):
-        steps = moving(evidence.learner, "headrace_steps_total")
+        steps = moving(evidence.learner, str(LearnerMetrics.steps))
         print("nothing holds it up: " + ("steps are being trained" if steps else "the next step is on its way"))
     show(findings)
     return 1 if findings else 0

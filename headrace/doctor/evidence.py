@@ -23,6 +23,7 @@ from headrace.reading.history import History
 from headrace.reading.records import newest
 from headrace.running.runfile import WholeRun
 from monitoring.daemon import Registration, registrations
+from monitoring.metrics import SystemMetrics
 from monitoring.processes import state_of
 from monitoring.scrape import scrape
 
@@ -152,7 +153,7 @@ def _daemon(entry: Registration, before: Mapping[str, float]) -> Daemon:
     asked = time.time()
     now = _scrape(entry)
     answered = time.time()
-    told = now.get("headrace_clock_timestamp_seconds", asked)
+    told = now.get(str(SystemMetrics.clock), asked)
     clock = told - answered if told > answered else min(0.0, told - asked)
     healthy = entry.role != "sglang" or _healthy(entry.metrics)
     return Daemon(entry, before, now, state_of(entry.pid), clock, healthy)

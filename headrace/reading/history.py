@@ -19,6 +19,7 @@ from headrace.reading.records import at, read, records
 REDO_STEPS = 1024
 """How many steps behind a step its result is looked for once more. A redo goes back to the newest checkpoint, and checkpoints are
 written far more often than that ([learner] checkpoint_every)."""
+PLANNED_AHEAD = 64  # manifests that may lie in front of the result that is due
 PROBE = 16  # records that a bisection reads at a time
 
 
@@ -37,7 +38,7 @@ class Ended(NamedTuple):
 
 
 class History:
-    """``manifests`` are heads in the order of the log; ``keep`` bounds the results that are kept (0: all of them)."""
+    """``manifests`` are heads in the order of the log; ``keep`` bounds the results and endings that are kept (0: all of them)."""
 
     def __init__(self, keep: int = 0) -> None:
         self.manifests: list[Head] = []
@@ -49,6 +50,8 @@ class History:
         self._results: dict[tuple[int, int], Executed] = {}
         self._made: dict[tuple[int, int], Executed] = {}
         self._newest: Record | None = None
+        self.reinforced: set[int] = set()
+        """The stages that have manifests of steps; the others trained under supervision."""
 
     @classmethod
     def of(cls, log: Log, topics: Topics, start: int = 0) -> History:
@@ -87,12 +90,18 @@ class History:
         if head.type == Manifest.TYPE:
             self.manifests.append(head)
             self._newest = record
+            if head.kind == "step":
+                self.reinforced.add(head.stage)
+            if self._keep and len(self.manifests) > self._keep + PLANNED_AHEAD:
+                del self.manifests[0]
             return head
         message = read(record)
         if isinstance(message, StepResult):
             self._executed(message, record.timestamp)
         elif isinstance(message, Evaluation | Artefact):
             self.endings.append(Ended(message, record.timestamp))
+            if self._keep and len(self.endings) > self._keep:
+                del self.endings[0]
         elif isinstance(message, Seal):
             self.seal = message
         return message
@@ -119,11 +128,6 @@ class History:
             elif head.kind == "set_aside":
                 found.pop(head.step, None)
         return list(found.values())
-
-    @property
-    def reinforced(self) -> set[int]:
-        """The stages that have manifests of steps; the others trained under supervision."""
-        return {head.stage for head in self.manifests if head.kind == "step"}
 
     def results(self, reinforced: bool) -> list[StepResult]:
         """The results that hold, by stage and step, of the reinforced stages or of the others."""

@@ -48,6 +48,7 @@ class Progress:
             while records := self._reader.poll(512, 0.0):
                 for record in records:
                     self._take(record)
+            self._list_steps()
             self._queues()
             if "samples" in shown:
                 self._find_trained()
@@ -69,13 +70,15 @@ class Progress:
             view.metrics = dict(message.metrics)
             if "reward_mean" in message.metrics:
                 view.rewards.append(message.metrics["reward_mean"])
-            stages = self._config.stages
-            results = [done.result for done in self._history.executions()]
-            view.history = [StepView(r.step, stages[r.stage].name, r.stage_step, dict(r.metrics)) for r in results]
         elif isinstance(message, Evaluation):
             view.evaluations.append((message.name, message.pass_at_1, *message.pass_at_1_interval))
         elif isinstance(message, Head):
             self._stage(min(message.stage + (message.kind == "close"), len(self._config.stages) - 1))
+
+    def _list_steps(self) -> None:
+        stages = self._config.stages
+        results = [done.result for done in self._history.executions()]
+        self.view.history = [StepView(r.step, stages[r.stage].name, r.stage_step, dict(r.metrics)) for r in results]
 
     def _find_trained(self) -> None:
         """The manifest of the newest step that was executed."""
