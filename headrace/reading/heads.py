@@ -62,5 +62,6 @@ def _decoded(record: Record) -> Head:
         message = decode(record.value)
     except DecodeError:
         return Head("", record.offset, record.timestamp)
-    told = {name: getattr(message, name) for name in ("step", "stage", "kind", "name") if hasattr(message, name)}
+    names = ("step", "stage", "kind") if isinstance(message, Manifest) else ("step", "stage", "name")
+    told = {name: getattr(message, name) for name in names if hasattr(message, name)}
     return Head(message.TYPE, record.offset, record.timestamp, **told)
