@@ -10,6 +10,7 @@ from headrace.commands.arguments import as_json, run_directory
 from headrace.reading.trace import trace
 from headrace.reading.tracetext import one_line, sample_line
 from headrace.running.rundir import reopen
+from monitoring.view import clean_text
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -26,6 +27,8 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps(lineage, indent=2))
         return 0
     print(f"step {lineage['step']} of stage {lineage['stage']}: {len(lineage['groups'])} groups")
+    if lineage["set_aside"]:
+        print(f"set aside, it has trained nothing: {clean_text(lineage['set_aside'], 400)}")
     numbers = {**lineage["metrics"], **{f"{k} (s)": v for k, v in lineage["phases"].items()}}
     print("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()) or "not executed yet")
     for group in lineage["groups"]:

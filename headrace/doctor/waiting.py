@@ -43,7 +43,7 @@ class Waiting:
 
 def waiting_groups(log: Log, topics: Topics, history: History) -> Waiting:
     """Of all groups without an end, by what ``history`` tells of the newest records of the steps topic. Raises LogError."""
-    tail = Tail(evaluations=history.evaluations(), newest=history.newest_manifest())
+    tail = Tail(endings=[ended.ending for ended in history.endings], newest=history.newest_manifest())
     found = read_outstanding(log, topics, tail)
     groups = {group.id: group for group in found.groups}
     for topic, start in ((topics.trajectories, found.state.trajectories), (topics.rewards, found.state.rewards)):

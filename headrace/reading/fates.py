@@ -26,10 +26,11 @@ from broker.messages import (
 )
 from broker.topics import Topics
 from headrace.reading.audit import Audit
+from headrace.reading.history import History, whole
 from headrace.reading.records import read, records, scan
 
 SKEW_SECONDS = 60.0  # by how much the log's clocks may differ: a prompt is fed before its group ends
-SET_ASIDE_REACH = 8  # manifests that may have been planned behind one that could not be executed
+SET_ASIDE_REACH = 8  # manifests whose groups are known, in case that one is set aside behind its successors
 FATES = {Manifest.TYPE: "trained", Evaluation.TYPE: "evaluated", Artefact.TYPE: "collected"}
 
 
@@ -55,6 +56,7 @@ class Fates:
     suspects: list[End] = field(default_factory=list)
     rewritten: list[tuple[Manifest, str]] = field(default_factory=list)
     _recent: deque[tuple[int, tuple[str, ...]]] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
+    _aside: deque[int] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
     _whole: bool = True
     _fed: dict[int, int] = field(default_factory=dict)
     _sealed: dict[int, int] = field(default_factory=dict)
@@ -122,15 +124,15 @@ class Fates:
         self._drop(message.dropped, where, at)
 
     def _manifest(self, offset: int, at: float, manifest: Manifest) -> None:
+        if manifest.kind == "set_aside":
+            self._set_aside(manifest.step)
+            return
         where = f"manifest {manifest.kind} {manifest.step}"
         self._feed(manifest.state.fed)
         self._follows(manifest, where)
         ids = tuple(group.group_id for group in manifest.groups)
-        if manifest.kind == "set_aside":
-            self._set_aside(manifest, ids, where, at)
-        else:
-            self._end_all(ids, "trained", where, at)
-            self._drop(manifest.dropped, where, at)
+        self._end_all(ids, "trained", where, at)
+        self._drop(manifest.dropped, where, at)
         if manifest.kind == "step":
             self.audit.steps += 1
             self._recent.append((manifest.step, ids))
@@ -142,31 +144,30 @@ class Fates:
                     self.audit.fed += 1
 
     def _follows(self, manifest: Manifest, where: str) -> None:
-        expected = self.version + (manifest.kind not in ("close", "set_aside"))
-        if manifest.kind == "set_aside":
-            self.version = manifest.step - 1  # the next manifest makes this step anew
-            return
+        expected = self.version + (manifest.kind != "close")
         if manifest.kind != "close" and manifest.step <= self.version:
             self.rewritten.append((manifest, where))
         elif manifest.step != expected:
             self.audit.problem(f"{where} stands where version {expected} is due")
         self.version = max(self.version, manifest.step)
 
-    def _set_aside(self, manifest: Manifest, ids: tuple[str, ...], where: str, at: float) -> None:
-        """What the manifest of this step has ended as trained was not trained after all."""
-        taken = {group_id for step, groups in self._recent if step == manifest.step for group_id in groups}
-        self._recent = deque((item for item in self._recent if item[0] != manifest.step), maxlen=SET_ASIDE_REACH)
-        self.audit.steps -= bool(taken)
-        dropped = {d.group_id: d for d in manifest.dropped}
-        back = taken & (dropped.keys() | set(ids))
-        self.audit.trained -= len(back)
-        self.open |= dict.fromkeys(back)
-        for group_id in taken - back:
-            self.audit.problem(f"group {group_id} of {where} has no end: the step that trained it was set aside")
-        self._drop(manifest.dropped, where, at)
-        for group_id in ids:
-            if group_id not in dropped:
-                self._drop([Dropped(group_id, "set_aside", 0)], where, at)
+    def _set_aside(self, step: int) -> None:
+        """What the manifest of this step has ended as trained was not trained after all; its version is the one before it, unchanged."""
+        ids = next((ids for number, ids in self._recent if number == step), None)
+        if ids is None:  # it lies in front of the seal
+            heads = [h for h in History.around(self.log, self.topics, step, step).manifests if h.step == step]
+            found = [m for m in whole(self.log, self.topics, heads) if m.kind == "step"]
+            ids = tuple(group.group_id for m in found[:1] for group in m.groups)
+        if not ids:
+            self.audit.problem(f"step {step} is set aside, but no manifest orders it")
+        if step in self._aside:  # it was said again after a restart
+            return
+        self._aside.append(step)
+        self.audit.steps -= bool(ids)
+        self.audit.trained -= len(ids)
+        self.audit.dropped += len(ids)
+        reasons = self.audit.dropped_by_reason
+        reasons["set_aside"] = reasons.get("set_aside", 0) + len(ids)
 
     def _drop(self, dropped: Iterable[Dropped], where: str, at: float) -> None:
         for group_id, reason, _ in dropped:
@@ -237,10 +238,7 @@ class Fates:
         for end in self.suspects:
             ends = elsewhere.ends[end.group_id]
             known = len(ends) > times[end.group_id]  # it ended properly before this
-            if not known and end.group_id in elsewhere.set_aside:
-                self.audit.trained -= 1  # as an audit before this one has counted it, in front of a seal
-                self.audit.ended(end.fate)
-            elif known or end != ends[0] or times[end.group_id] < 0:
+            if known or end != ends[0] or times[end.group_id] < 0:
                 self.audit.problem(f"group {end.group_id} is {ends[0].fate} and, by {end.where}, {end.fate} again")
             else:
                 times[end.group_id] = -1
@@ -262,7 +260,6 @@ class Elsewhere:
         self._ids, self._steps = ids, steps
         self.ends: dict[str, list[End]] = defaultdict(list)
         self.samples: Counter[tuple[str, int]] = Counter()
-        self.set_aside: set[str] = set()
         self.manifests: dict[int, list[Manifest]] = defaultdict(list)
 
     def look(self, log: Log, topics: Topics) -> None:
@@ -275,34 +272,13 @@ class Elsewhere:
 
     def _manifest(self, manifest: Manifest) -> None:
         where = f"manifest {manifest.kind} {manifest.step}"
-        if manifest.kind == "set_aside":
-            self._take_back(manifest)
-        elif manifest.kind != "close" and manifest.step in self._steps:
+        if manifest.kind not in ("close", "set_aside") and manifest.step in self._steps:
             self.manifests[manifest.step].append(replace(manifest, created=0.0))
         trained = manifest.groups if manifest.kind == "step" else ()
         self._note((group.group_id for group in trained), manifest.dropped, "trained", where)
         for group in trained:
             if group.group_id in self._ids:
                 self.samples.update((group.group_id, index) for index in {s.sample for s in group.samples})
-
-    def _take_back(self, manifest: Manifest) -> None:
-        """The step that trained these groups was not taken."""
-        ids = {group.group_id for group in manifest.groups} | {d.group_id for d in manifest.dropped}
-        taken = End("", "trained", f"manifest step {manifest.step}")
-        for group_id in ids & self.ends.keys():
-            left = [end for end in self.ends[group_id] if end != taken._replace(group_id=group_id)]
-            if len(left) < len(self.ends[group_id]):
-                self.set_aside.add(group_id)
-                self.ends[group_id] = left
-                for key in [k for k in self.samples if k[0] == group_id]:
-                    del self.samples[key]
-        if manifest.groups and not manifest.dropped:
-            self._note(
-                (),
-                [Dropped(group.group_id, "set_aside", 0) for group in manifest.groups],
-                "",
-                f"manifest set_aside {manifest.step}",
-            )
 
     def _note(self, ids: Iterable[str], dropped: Iterable[Dropped], fate: str, where: str) -> None:
         found = [End(group_id, fate, where) for group_id in ids]

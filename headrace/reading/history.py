@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from broker.errors import DecodeError
 from broker.log import Log, Record
-from broker.messages import Artefact, Ending, Evaluation, Manifest, Message, PlannerState, Seal, StepResult
+from broker.messages import Artefact, Ending, Evaluation, Manifest, Message, Seal, StepResult
 from broker.topics import Topics
 from headrace.reading.heads import Head, head_of
 from headrace.reading.records import at, read, records
@@ -42,7 +42,10 @@ class History:
 
     def __init__(self, keep: int = 0) -> None:
         self.manifests: list[Head] = []
+        """Without those that only say that a step was set aside: they do not tell what was under way."""
         self.endings: list[Ended] = []
+        self.aside: dict[int, str] = {}
+        """The steps that could not be executed, with the reason: they have trained nothing."""
         self.seal: Seal | None = None
         self.next = 0
         """The offset behind the last record that was taken."""
@@ -87,6 +90,9 @@ class History:
         """Fold in the next record; returns a manifest's head, and any other message whole."""
         self.next = record.offset + 1
         head = head_of(record)
+        if head.kind == "set_aside":
+            self._put_aside(head, read(record))
+            return head
         if head.type == Manifest.TYPE:
             self.manifests.append(head)
             self._newest = record
@@ -106,6 +112,12 @@ class History:
             self.seal = message
         return message
 
+    def _put_aside(self, head: Head, message: Message | DecodeError) -> None:
+        if isinstance(message, Manifest):
+            self.aside.setdefault(head.step, message.why)
+            if self._keep and len(self.aside) > self._keep:
+                del self.aside[next(iter(self.aside))]
+
     def _executed(self, result: StepResult, when: float) -> None:
         done = Executed(result, when)
         key = result.stage, result.stage_step
@@ -120,14 +132,8 @@ class History:
 
     @property
     def steps(self) -> list[Head]:
-        """The manifests of reinforced steps that hold, by step: of one that was set aside, the one that replaced it."""
-        found: dict[int, Head] = {}
-        for head in self.manifests:
-            if head.kind == "step":
-                found[head.step] = head
-            elif head.kind == "set_aside":
-                found.pop(head.step, None)
-        return list(found.values())
+        """The manifests of reinforced steps, without those that were set aside."""
+        return [head for head in self.manifests if head.kind == "step" and head.step not in self.aside]
 
     def results(self, reinforced: bool) -> list[StepResult]:
         """The results that hold, by stage and step, of the reinforced stages or of the others."""
@@ -158,12 +164,6 @@ def whole(log: Log, topics: Topics, heads: Sequence[Head]) -> Iterator[Manifest]
             yield message
 
 
-def state_before(log: Log, topics: Topics, history: History, head: Head) -> PlannerState:
-    """What was under way when the manifest before ``head`` was written; nothing in front of the first one."""
-    before = [h for h in history.manifests if h.offset < head.offset]
-    return next(whole(log, topics, before[-1:])).state if before else PlannerState()
-
-
 def find_step(log: Log, topics: Topics, step: int) -> int:
     """An offset in front of the first manifest of ``step`` and behind those of earlier ones: manifests are in order of their steps."""
     low, high = log.begins(topics.steps)[0], log.ends(topics.steps)[0]
@@ -190,8 +190,8 @@ def _before(log: Log, topics: Topics, offset: int) -> int:
 
 
 def _manifests(log: Log, topics: Topics, start: int, end: int) -> Iterator[Head]:
-    """The manifests from offset ``start`` up to ``end``."""
+    """The manifests from offset ``start`` up to ``end``, in order of their steps."""
     for record in records(log, topics.steps, {0: start}, {0: end}, batch=PROBE):
         head = head_of(record)
-        if head.type == Manifest.TYPE:
+        if head.type == Manifest.TYPE and head.kind != "set_aside":  # which comes behind manifests of later steps
             yield head

@@ -152,7 +152,7 @@ def executed(history: History, manifests: Iterable[Manifest], heads: Iterable[He
 def stretch(log: Log, topics: Topics, first: int, last: int) -> Stretch:
     """Read steps ``first`` to ``last``, as far as they are planned. Raises RunFault if none of them is."""
     history = History.around(log, topics, first, last)
-    heads = [head for head in history.steps if first <= head.step <= last]
+    heads = [head for head in history.manifests if head.kind == "step" and first <= head.step <= last]
     if not heads:
         raise RunFault(f"the log of {topics.run} has no step {first}..{last}{known_steps(log, topics)}")
     before = [head for head in history.manifests if head.offset < heads[0].offset][-1:]
@@ -163,7 +163,7 @@ def stretch(log: Log, topics: Topics, first: int, last: int) -> Stretch:
     begin = steps[0].begin if steps else heads[0].at
     out = Stretch(begin, max([h.at for h in heads] + [s.end for s in steps]), steps, [m.step for m in chosen])
     out.endings = [ended for ended in history.endings if ended.at >= begin]
-    out.fates = _fates(zip(chosen, heads, strict=True), steps, out.endings)
+    out.fates = _fates(zip(chosen, heads, strict=True), steps, out.endings, history.aside)
     _read(log, topics, out, found[0].state if before else PlannerState(), chosen)
     return out
 
@@ -171,8 +171,9 @@ def stretch(log: Log, topics: Topics, first: int, last: int) -> Stretch:
 def _fates(chosen: Iterable[tuple[Manifest, Head]], steps: Iterable[Step], endings: Iterable[Ended]) -> dict[str, Fate]:
     fates, done = {}, {step.manifest.step: step for step in steps}
     for manifest, head in chosen:
+        kind, why = ("dropped", "set_aside") if manifest.step in aside else ("trained", f"step {manifest.step}")
         for group in manifest.groups:
-            fates[group.group_id] = Fate("trained", f"step {manifest.step}", head.at, done.get(manifest.step))
+            fates[group.group_id] = Fate(kind, why, head.at, done.get(manifest.step))
         fates |= {d.group_id: Fate("dropped", d.reason, head.at) for d in manifest.dropped}
     for ending, at in endings:
         kind = "evaluated" if isinstance(ending, Evaluation) else "collected"

@@ -19,7 +19,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
 
     Where a record can no longer be read, ``unreadable`` says why in its place; the ``reward`` of a sample is None where votes are missing.
     """
-    manifest, result = find(log, topics, step)
+    manifest, result, why = find(log, topics, step)
     return {
         "step": step,
         "stage": manifest.stage,
@@ -28,6 +28,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
         "dropped": [d._asdict() for d in manifest.dropped],
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
+        "set_aside": why,
     }
 
 
@@ -41,14 +42,14 @@ def groups_of(log: Log, topics: Topics, manifest: Manifest, limit: int | None = 
             reader.close()
 
 
-def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None]:
-    """The manifest of ``step`` and what came out of it, if it has been executed."""
+def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None, str]:
+    """The manifest of ``step``, what came out of it if it has been executed, and why it was set aside if it was."""
     history = History.around(log, topics, step, step)
-    head = next((h for h in history.steps if h.step == step), None)
+    head = next((h for h in history.manifests if h.kind == "step" and h.step == step), None)
     if head is None:
         raise RunFault(f"the log of {topics.run} has no step {step}{known_steps(log, topics)}")
     done = history.executed(head)
-    return next(whole(log, topics, [head])), done.result if done is not None else None
+    return next(whole(log, topics, [head])), done.result if done is not None else None, history.aside.get(step, "")
 
 
 def known_steps(log: Log, topics: Topics) -> str:

@@ -12,8 +12,9 @@ from handmade import Handmade
 from broker.log import Record
 from broker.messages import Artefact, Evaluation, Manifest, StepResult, encode
 from headrace.reading.heads import HEAD_BYTES, head_of
-from headrace.reading.history import History, find_step, whole
+from headrace.reading.history import History, find_step
 from headrace.reading.records import records
+from headrace.reading.trace import trace
 
 
 @pytest.fixture
@@ -39,14 +40,16 @@ def test_supervised_steps_are_told_from_reinforced_ones(made: Handmade) -> None:
     assert [r.stage_step for r in history.results(reinforced=False)] == [7]
 
 
-def test_of_a_step_that_was_set_aside_the_one_that_replaced_it_holds(made: Handmade) -> None:
-    first = made.manifest(4, made.group("p-7@0"), state=made.state("p-6@0"))
-    made.manifest(4, *first.groups, kind="set_aside", why="a record cannot be read", state=made.state("p-6@0"))
-    assert [head.step for head in History.of(made.log, made.topics).steps] == [2, 3]
-    second = made.manifest(4, made.group("p-8@0"), state=made.state("p-6@0"))
+def test_a_step_that_was_set_aside_is_none_of_the_steps(made: Handmade) -> None:
+    made.manifest(4, made.group("p-7@0"), state=made.state("p-6@0"))
+    last = made.manifest(5, made.group("p-8@0"), state=made.state("p-6@0"))
+    made.manifest(4, kind="set_aside", why="a record cannot be read")
     history = History.of(made.log, made.topics)
-    assert [head.step for head in history.steps] == [2, 3, 4]
-    assert list(whole(made.log, made.topics, history.steps[-1:])) == [second]
+    assert [head.step for head in history.steps] == [2, 3, 5] and history.aside == {4: "a record cannot be read"}
+    assert history.newest_manifest() == last, "it is the one that tells what is under way"
+    assert find_step(made.log, made.topics, 5) <= history.steps[-1].offset
+    lineage = trace(made.log, made.topics, 4)
+    assert lineage["set_aside"] == "a record cannot be read" and len(lineage["groups"]) == 1
 
 
 def long(hand: Handmade, steps: int) -> None:
