@@ -168,7 +168,9 @@ def stretch(log: Log, topics: Topics, first: int, last: int) -> Stretch:
     return out
 
 
-def _fates(chosen: Iterable[tuple[Manifest, Head]], steps: Iterable[Step], endings: Iterable[Ended]) -> dict[str, Fate]:
+def _fates(
+    chosen: Iterable[tuple[Manifest, Head]], steps: Iterable[Step], endings: Iterable[Ended], aside: Collection[int]
+) -> dict[str, Fate]:
     fates, done = {}, {step.manifest.step: step for step in steps}
     for manifest, head in chosen:
         kind, why = ("dropped", "set_aside") if manifest.step in aside else ("trained", f"step {manifest.step}")
