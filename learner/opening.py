@@ -16,6 +16,7 @@ from broker.control.server import ControlServer
 from broker.errors import HeldByAnother
 from broker.log import Log, Producer
 from broker.messages import Manifest, StepResult, encode
+from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
@@ -79,6 +80,7 @@ def open_learner(
         stack.callback(found.close)
         return found
 
+    wait_for_log(lambda: refuse_records_of_another(run, log), stop)
     steps = patient(exclusive_steps(log, run, owner, stop))
     results = patient(log.producer())
     state = LearnerState(config, model_path(run), run.table.seed, run.directory, placement)
