@@ -111,6 +111,11 @@ class Training(Table):
                 f"sampling.top_p = {self.sampling.top_p}: training needs top_p = 1. What it leaves out has no log-probability in the policy that "
                 "sampled, and engines do not agree on what they report, so every importance weight would be wrong. An evaluate stage may use it"
             )
+        if self.group_size < 2 and not self.objective.allows_single():
+            raise ValueError(
+                f"group_size = {self.group_size}: a reward is compared with the others of its group, and one alone teaches nothing; "
+                "set group_size to 2 or more"
+            )
         if self.minibatches > self.groups_per_step:
             raise ValueError(
                 f"minibatches = {self.minibatches} of groups_per_step = {self.groups_per_step} groups: each needs a group; lower minibatches"
