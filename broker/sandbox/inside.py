@@ -117,8 +117,7 @@ def drop(settings: dict) -> None:
 
 def limit(kind: int, bound: int) -> None:
     hard = resource.getrlimit(kind)[1]
-    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-    resource.setrlimit(kind, (bound, bound))
+    resource.setrlimit(kind, (bound, bound) if hard < 0 else (min(bound, hard), min(bound, hard)))
 
 
 def write(names: list[str], blobs: list[bytes]) -> None:
@@ -254,8 +253,7 @@ def execute(order: dict) -> None:
     sys.path.insert(0, order["directory"])
     sys.argv = [order["program"]]
     names = module.__dict__
-    names["__file__"] = order["program"]
-    names["__builtins__"] = builtins
+    names.update(__file__=order["program"], __builtins__=builtins)
     call = order["call"]
     if call is not None:
         names["__name__"] = "program"
