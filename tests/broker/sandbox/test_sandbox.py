@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import struct
 import subprocess
 import sys
@@ -281,3 +282,9 @@ def test_the_numbers_of_refused_calls_are_the_kernels() -> None:
         return  # the table was made from that header; where there is none there is nothing to compare it with
     numbers = {w[1].removeprefix("__NR_"): int(w[2]) for w in map(str.split, header.read_text().splitlines()) if len(w) == 3 and w[2].isdigit()}  # fmt: skip
     assert {name: pair[0] for name, pair in REFUSED.items()} == {name: numbers[name] for name in REFUSED}
+
+
+def test_the_pages_own_example_works() -> None:
+    page = (ROOT / "docs" / "sandbox.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, timeout=60)
