@@ -64,10 +64,10 @@ def quoted(value: object) -> str:
 def main() -> dict | None:
     settings = marshal.loads(bytes.fromhex(sys.argv[1]))
     channel = Channel(os.dup(0), os.dup(1))
+    drop(settings)  # what fails up to here is heard outside
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    drop(settings)
     sys.argv = [""]
     sys.path += settings["packages"]
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # what site would have brought

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 from ringtools import wait_for
 from runlog import scraped
@@ -18,7 +19,11 @@ from test_math import sample
 from broker.messages import Vote, encode
 from broker.open import open_log
 from broker.run import Run
+from broker.sandbox import SandboxError
+from broker.sandbox.command import INSTALL, Place
+from broker.sandbox.selftest import Held
 from broker.topics import Topics
+from headrace.doctor import machine
 from headrace.reading.records import scan
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable
@@ -37,6 +42,7 @@ TAKEN: list[tuple[str, dict[str, Any], tuple[str, float | None, str]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_votes_tell_wrong_answers_bounds_and_faults_of_the_judge_apart(tmp_path: Path) -> None:
     log, topics, registry = open_log(f"sqlite://{tmp_path}/log"), Topics("t", partitions=1), CollectorRegistry()
     log.create(topics.specs())
@@ -94,3 +100,18 @@ def test_a_daemon_whose_sandbox_fails_takes_nothing_and_says_so(tmp_path: Path) 
         daemon.stderr.close()  # type: ignore[union-attr]
         producer.close()
         log.close()
+
+
+def test_the_doctor_tries_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = machine.sandbox()
+    assert check.ok and check.found == "20 of 20 programs of the self-test held"
+    monkeypatch.setattr("broker.sandbox.selftest.self_test", lambda: [Held("network", "it got through", 0.1)])
+    check = machine.sandbox()
+    assert not check.ok and "0 of 1" in check.found and "network: it got through" in check.found
+
+    def absent() -> Place:
+        raise SandboxError(f"there is no bwrap on this machine: {INSTALL}")
+
+    monkeypatch.setattr("broker.sandbox.command.place", absent)
+    check = machine.sandbox()
+    assert check.ok and "apt install bubblewrap" in check.found and "only rewards of code" in check.found
