@@ -12,7 +12,7 @@ from headrace.reading.audit import Audit
 from headrace.reading.history import History, whole
 from headrace.reading.sampled import trained_samples
 from headrace.reading.showcase import STEPS, showcase
-from headrace.running.redaction import without_secrets
+from headrace.reading.redaction import without_secrets
 from monitoring.report import RunReport
 
 
