@@ -12,10 +12,15 @@ from broker.messages import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report)."""
+    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report).
+
+    ``answer`` is the final answer in canonical form (for cons@k); ``cause`` what the *answer* did to the judge: ``timeout``, ``killed``.
+    """
 
     value: float
     why: str = ""
+    answer: str = ""
+    cause: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):

@@ -1,0 +1,116 @@
+"""One answer against one reference: text, numbers, words, values; what is left goes to the symbolic comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rewarders.answers import units, words
+from rewarders.answers.compare import Comparison, Rules
+from rewarders.answers.evaluate import Costly
+from rewarders.answers.lexer import Unreadable
+from rewarders.answers.names import FUNCTIONS, SYMBOLS
+from rewarders.answers.readings import TIME, Answer
+from rewarders.answers.scalars import RELATIVE, terminates
+from rewarders.answers.shapes import Scalar
+from rewarders.answers.parse import OPENERS, RELATIONS
+
+FORBIDDEN = re.compile(
+    r"!|\^\s*\{?[^{}^]*\^|\^\s*\{?\s*[+-]?\d{4,}|\d{400,}|\d[eE][+-]?\d{4,}|\\int|\\sum|\\prod|\\lim|factorial|__|\bimport\b|lambda|\\input|\\write"
+)
+"""What the symbolic comparison is not asked about: a parser can choke on it, and no value that it could have is missed by the reader here."""
+MAX_SYMBOLIC = 300
+KNOWN = {f"\\{name}" for name in (*FUNCTIONS, *SYMBOLS)} | set(OPENERS) | set(RELATIONS)
+COMMAND = re.compile(r"\\[A-Za-z]+")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``right`` is None where only the symbolic comparison can tell."""
+
+    right: bool | None
+    why: str = ""
+
+
+def judge(answer: Answer, reference: Answer, rules: Rules, unit_policy: str) -> Finding:
+    """Whether the answer is right, as far as can be known here."""
+    if answer.text == reference.text:
+        return Finding(True)
+    if not answer.text:
+        return Finding(False, "an empty answer")
+    if answer.value is not None and reference.value is not None and "%" not in answer.text + reference.text:
+        return Finding(same_numbers(answer, reference, rules.tolerance))
+    for decide in (_choices, _words):
+        found = decide(answer, reference)
+        if found is not None:
+            return Finding(found)
+    try:
+        if any(
+            _same(a, r, rules, unit_policy) for r in reference.readings for a in answer.readings
+        ):
+            return Finding(True)
+    except Costly as error:
+        return Finding(False, f"refused: {error}")
+    if words.loose(answer.text) == words.loose(reference.text):
+        return Finding(True)
+    if answer.readings and reference.readings or not _worth_asking(answer, reference):
+        return Finding(False, answer.fault)
+    return Finding(None)
+
+
+def same_numbers(answer: Answer, reference: Answer, tolerance: float) -> bool:
+    a, r = answer.value, reference.value
+    assert a is not None and r is not None
+    if a == r:
+        return True
+    decimals = "." in answer.text or "." in reference.text
+    if not decimals or (tolerance <= RELATIVE and terminates(a) and terminates(r)):
+        return False
+    return abs(a - r) <= Fraction(tolerance) * max(abs(a), abs(r))
+
+
+def _choices(answer: Answer, reference: Answer) -> bool | None:
+    if reference.choice is None:
+        return None
+    if answer.choice is not None:
+        return answer.choice == reference.choice
+    return False if reference.choice in words.LETTERS and not answer.readings else None
+
+
+def _words(answer: Answer, reference: Answer) -> bool | None:
+    if not answer.words and not reference.words:
+        return None
+    if words.folded(answer.text) == words.folded(reference.text):
+        return True
+    if TIME.fullmatch(answer.text) and not reference.words:
+        return None
+    return False
+
+
+def _same(answer: object, reference: object, rules: Rules, unit_policy: str) -> bool:
+    """Two readings: their units measure the same, and their values agree."""
+    a, r = answer, reference
+    if unit_policy == "required" and r.unit and not a.unit:  # type: ignore[attr-defined]
+        return False
+    factor = units.conversion(a.unit, r.unit)  # type: ignore[attr-defined]
+    if factor is None:
+        return False
+    shape = a.shape  # type: ignore[attr-defined]
+    if factor != 1:
+        if not isinstance(shape, Scalar):
+            return False
+        shape = Scalar(("mul", (shape.node, ("num", factor, False))))
+    try:
+        return Comparison(rules).same(shape, r.shape)  # type: ignore[attr-defined]
+    except (Unreadable, RecursionError):
+        return False
+
+
+def _worth_asking(answer: Answer, reference: Answer) -> bool:
+    """Whether the symbolic comparison may know what is not understood here: commands that the reader does not know, and nothing hostile."""
+    if words.is_phrase(answer.text) or words.is_phrase(reference.text) or len(answer.text) > MAX_SYMBOLIC or FORBIDDEN.search(answer.text):
+        return False
+    unknown: Callable[[Answer], bool] = lambda a: any(c not in KNOWN for c in COMMAND.findall(a.text))  # noqa: E731
+    return (not reference.readings and not reference.words) or (not answer.readings and unknown(answer))
