@@ -16,12 +16,11 @@ from rewarders.answers.judge import judge
 from rewarders.answers.numbers import number
 from rewarders.answers.readings import MAX_REFERENCE, Answer, canonical_text, read, read_reference
 from rewarders.answers.scalars import RELATIVE
-from rewarders.answers.surface import normal
+from rewarders.answers.surface import INVISIBLE, normal
 from rewarders.answers.warm import Ended, Warm
 from rewarders.answers.words import is_phrase
 from rewarders.rewarder import Reward
 from rewarders.text import HASHES, answer_span, boxes, is_clean, spoken
-from rewarders.answers.surface import INVISIBLE
 
 BOXES = ("agree", "last", "first")
 UNITS = ("optional", "required", "none")
@@ -71,7 +70,9 @@ class MathAccuracy:
             together = self._read(", ".join(found))
             if self._verdict(together, reference).value != 1.0 or len(found) < 2:
                 return Reward(0.0, f"{len(found)} boxes that differ: {', '.join(found)[:60]!r}")
-            return Reward(1.0, f"{', '.join(found)[:60]!r} together are {sample.answer[:60]!r}", canonical_text(reference))
+            return Reward(
+                1.0, f"{', '.join(found)[:60]!r} together are {sample.answer[:60]!r}", canonical_text(reference)
+            )
         return self._verdict(answers[0 if self.boxes == "first" else -1], reference)
 
     def candidates(self, text: str) -> list[str]:
@@ -108,11 +109,17 @@ class MathAccuracy:
 
     def reference(self, text: str) -> Answer:
         """The reference as it is read. Raises UnreadableReference, which names it."""
-        answer = read_reference(text.translate(INVISIBLE), self.units != "none") if len(text) <= MAX_REFERENCE else Answer("")
-        if answer.text and is_clean(text.translate(INVISIBLE)):
-            if answer.readable or is_phrase(answer.text) or self._knows(answer):
-                return answer
-        raise UnreadableReference(f"the reference {text[:200]!r} cannot be read ({answer.fault or 'empty'}); correct the data set's answer")
+        answer = (
+            read_reference(text.translate(INVISIBLE), self.units != "none")
+            if len(text) <= MAX_REFERENCE
+            else Answer("")
+        )
+        legible = answer.text and is_clean(text.translate(INVISIBLE))
+        if legible and (answer.readable or is_phrase(answer.text) or self._knows(answer)):
+            return answer
+        raise UnreadableReference(
+            f"the reference {text[:200]!r} cannot be read ({answer.fault or 'empty'}); correct the data set's answer"
+        )
 
     def _knows(self, reference: Answer) -> bool:
         try:
@@ -140,7 +147,12 @@ class MathAccuracy:
     def _warm(self) -> Warm:
         if not self._symbolic:
             self._symbolic.append(
-                Warm("rewarders.answers.symbolic:factory", cpu_seconds=self.cpu_seconds, timeout=self.timeout, memory_mb=self.memory_mb)
+                Warm(
+                    "rewarders.answers.symbolic:factory",
+                    cpu_seconds=self.cpu_seconds,
+                    timeout=self.timeout,
+                    memory_mb=self.memory_mb,
+                )
             )
         return self._symbolic[0]
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from rewarders.answers.evaluate import Costly, Numeric, Undefined, Work, exact, point, variables
-from rewarders.answers.parse import Node
+from rewarders.answers.evaluate import Numeric, Work, exact, point, variables
+from rewarders.answers.literals import Node
+from rewarders.answers.rationals import Costly, Undefined
 from rewarders.answers.regions import Line
-from rewarders.answers.scalars import TINY
-from rewarders.answers.shapes import Bag, Based, Chain, Equation, Matrix, Named, Ratio, Region, Row, Scalar
+from rewarders.answers.scalars import EXACTNESS, TINY
+from rewarders.answers.shapes import Bag, Based, Chain, Equation, Matrix, Named, Ratio, Region, Row, Scalar, holds
 
 MAX_TERMS = 48
 SHOWN = 14
@@ -54,10 +55,22 @@ def digits(numeric: Numeric, value: Any) -> str:
         return "undefined"
     real, imaginary = m.re(value), m.im(value)
     small = TINY * max(1, abs(value)) if not m.isinf(value) else 0
-    shown = [m.nstr(part, SHOWN, min_fixed=-4, max_fixed=20, strip_zeros=True) for part in (real, imaginary)]
+    shown = [decimal(numeric, part) for part in (real, imaginary)]
     if abs(imaginary) <= small:
         return shown[0]
     return shown[1] + "i" if abs(real) <= small else f"{shown[0]} + {shown[1]}i"
+
+
+def decimal(numeric: Numeric, value: Any) -> str:
+    """A fraction of small numbers where it is one."""
+    m = numeric.m
+    if m.isinf(value):
+        return "oo" if value > 0 else "-oo"
+    if abs(value) < 1e9:
+        near = Fraction(float(value)).limit_denominator(10_000)
+        if abs(m.mpf(near.numerator) / near.denominator - value) <= EXACTNESS * max(1, abs(value)):
+            return str(near)
+    return str(m.nstr(value, SHOWN, min_fixed=-4, max_fixed=20, strip_zeros=True)).removesuffix(".0")
 
 
 def fingerprint(node: Node, names: list[str]) -> str:
@@ -126,13 +139,23 @@ def poly_text(terms: Polynomial) -> str:
         return "0"
     order = sorted(terms, key=lambda m: (-sum(p for _, p in m), m))
     return " + ".join(
-        "*".join(([rational(terms[m])] if terms[m] != 1 or not m else []) + [n if p == 1 else f"{n}^{p}" for n, p in m]) for m in order
+        "*".join(([rational(terms[m])] if terms[m] != 1 or not m else []) + [n if p == 1 else f"{n}^{p}" for n, p in m])
+        for m in order
     )
 
 
 def _bag(bag: Bag) -> str:
-    items = sorted(text_of(item) for item in bag.items)
+    items = sorted((f"{i.name} = " if isinstance(i, Named) else "") + text_of(i) for i in bag.items)
     return "{" + ", ".join(sorted(set(items)) if bag.braces else items) + "}" if len(items) != 1 else items[0]
+
+
+def is_interval(row: Row) -> bool:
+    """Whether two numbers between brackets are bounds rather than a point."""
+    ends = [item.node for item in row.items if isinstance(item, Scalar)]
+    bounded = (
+        "[" in row.opening or "]" in row.closing or any(holds(end, "const") and "infty" in str(end) for end in ends)
+    )
+    return len(row.items) == len(ends) == 2 and bounded and not any(variables(end) for end in ends)
 
 
 def _region(region: Region) -> str:
@@ -157,7 +180,7 @@ def _ratio(ratio: Ratio) -> str:
 
 _TEXTS: dict[type, Callable[[Any], str]] = {
     Scalar: lambda s: expression(s.node), Bag: _bag, Region: _region, Equation: _equation, Ratio: _ratio,
-    Row: lambda r: r.opening + ", ".join(map(text_of, r.items)) + r.closing, Named: lambda n: text_of(n.value),
+    Row: lambda r: _region(Region("cup", (r,))) if is_interval(r) else r.opening + ", ".join(map(text_of, r.items)) + r.closing, Named: lambda n: text_of(n.value),
     Matrix: lambda m: "[" + "; ".join(", ".join(map(expression, row)) for row in m.rows) + "]", Based: lambda b: f"{b.digits}_{b.base}",
     Chain: lambda c: expression(c.members[-1]),
 }  # fmt: skip

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from rewarders.answers.evaluate import Undefined, Work, exact
+from rewarders.answers.evaluate import Work, exact
 from rewarders.answers.lexer import Unreadable
-from rewarders.answers.parse import Node, negated
+from rewarders.answers.literals import Node, negated
+from rewarders.answers.rationals import Undefined
 from rewarders.answers.regions import Line
 from rewarders.answers.scalars import RELATIVE, has_decimals, ratio_is_constant, same_value
 from rewarders.answers.shapes import Bag, Based, Chain, Equation, Matrix, Named, Ratio, Region, Row, Scalar, holds
@@ -34,10 +35,18 @@ class Comparison:
 
     def same(self, answer: Any, reference: Any) -> bool:
         answer, reference = self._bare(answer, reference)
-        if isinstance(answer, Region) or isinstance(reference, Region):
+        if any(isinstance(s, Region) or s == Scalar(("sym", "Reals")) for s in (answer, reference)):
             return self._regions(answer, reference)
-        if isinstance(reference, Row) and isinstance(answer, Row) and "[" in reference.opening + answer.opening + ("[" if "]" in reference.closing + answer.closing else ""):
-            return reference.opening == answer.opening and reference.closing == answer.closing and self._in_order(answer.items, reference.items)
+        if (
+            isinstance(reference, Row)
+            and isinstance(answer, Row)
+            and "[" in reference.opening + answer.opening + ("[" if "]" in reference.closing + answer.closing else "")
+        ):
+            return (
+                reference.opening == answer.opening
+                and reference.closing == answer.closing
+                and self._in_order(answer.items, reference.items)
+            )
         if isinstance(answer, Matrix) != isinstance(reference, Matrix):
             return self._vector(answer, reference)
         if isinstance(reference, Ratio) != isinstance(answer, Ratio):
@@ -51,6 +60,10 @@ class Comparison:
             answer = answer.value
         elif isinstance(reference, Named) and not isinstance(answer, Named | Equation):
             reference = reference.value
+        if isinstance(answer, Equation) and isinstance(reference, Named):
+            reference = solved(reference)
+        elif isinstance(reference, Equation) and isinstance(answer, Named):
+            answer = solved(answer)
         answer, reference = self._chain(answer), self._chain(reference)
         if isinstance(answer, Equation) and isinstance(reference, Scalar) and answer.operator == "=":
             answer = self._statement(answer)
@@ -62,7 +75,9 @@ class Comparison:
 
     def _statement(self, equation: Equation) -> Any:
         """``2+3 = 5`` says 5, if it is true; ``7 = 6`` and ``5 = 5`` say nothing."""
-        true = equation.left[0] != "num" and not holds(equation.left, "sym") and self.value(equation.left, equation.right)
+        true = (
+            equation.left[0] != "num" and not holds(equation.left, "sym") and self.value(equation.left, equation.right)
+        )
         return Scalar(equation.right) if true else equation
 
     def _chain(self, value: Any) -> Any:
@@ -92,7 +107,9 @@ class Comparison:
         return self.value(answer.node, reference.node)
 
     def _in_order(self, answers: tuple[Any, ...], references: tuple[Any, ...]) -> bool:
-        return len(answers) == len(references) and all(self.same(a, r) for a, r in zip(answers, references, strict=True))
+        return len(answers) == len(references) and all(
+            self.same(a, r) for a, r in zip(answers, references, strict=True)
+        )
 
     def _row(self, answer: Row, reference: Row) -> bool:
         return self._in_order(answer.items, reference.items)
@@ -147,13 +164,18 @@ class Comparison:
 
     def _matrix(self, answer: Matrix, reference: Matrix) -> bool:
         return len(answer.rows) == len(reference.rows) and all(
-            len(a) == len(r) and all(self.value(x, y) for x, y in zip(a, r, strict=True)) for a, r in zip(answer.rows, reference.rows, strict=True)
+            len(a) == len(r) and all(self.value(x, y) for x, y in zip(a, r, strict=True))
+            for a, r in zip(answer.rows, reference.rows, strict=True)
         )
 
     def _vector(self, answer: Any, reference: Any) -> bool:
         """A matrix of one row or column and a point of the same entries."""
         matrix, other = (answer, reference) if isinstance(answer, Matrix) else (reference, answer)
-        if not isinstance(other, Row) or (other.opening, other.closing) != ("(", ")") or 1 not in (len(matrix.rows), len(matrix.rows[0])):
+        if (
+            not isinstance(other, Row)
+            or (other.opening, other.closing) != ("(", ")")
+            or 1 not in (len(matrix.rows), len(matrix.rows[0]))
+        ):
             return False
         entries = tuple(Scalar(node) for row in matrix.rows for node in row)
         return self._in_order(entries, other.items)
@@ -183,6 +205,13 @@ _BY_KIND: dict[type, Callable[[Comparison, Any, Any], bool]] = {
     Scalar: Comparison._scalar, Bag: Comparison._bag, Row: Comparison._row, Equation: Comparison._equation, Named: Comparison._named,
     Matrix: Comparison._matrix, Ratio: Comparison._ratio, Based: Comparison._based,
 }  # fmt: skip
+
+
+def solved(named: Named) -> Any:
+    """``y = 2x+1`` as an equation; ``x = 5`` stays what it is: ``2x = 10`` is not solved."""
+    if isinstance(named.value, Scalar) and named.name.isalpha() and holds(named.value.node, "sym"):
+        return Equation("=", ("sym", named.name), named.value.node)
+    return named
 
 
 def without(node: Any, kind: str) -> Any:

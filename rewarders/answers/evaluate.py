@@ -1,4 +1,4 @@
-"""The value of a tree: exact where it is rational, to 40 digits where it is not, with its cost bounded before anything is computed.
+"""The value of a tree: exact where it is rational, to 50 digits where it is not, with its cost bounded before anything is computed.
 
 Equality of two expressions is decided by their values at fixed points of their variables (identity testing: Schwartz, J. ACM 27 (1980)
 701; for analytic functions a coincidence at several unrelated points has no chance in practice).
@@ -6,29 +6,18 @@ Equality of two expressions is decided by their values at fixed points of their 
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from broker.errors import HeadraceError
-from rewarders.answers.parse import Node
+from rewarders.answers.literals import Node
+from rewarders.answers.rationals import EXACT, Costly, Undefined, bounded, rational_power
 
-MAX_BITS = 60_000
-"""Of an exact number: 18,000 digits."""
 MAX_WORK = 12_000
 """Nodes evaluated for one answer, sums unrolled."""
 MAX_TERMS = 2_000
-DIGITS = 40
-
-
-class Costly(HeadraceError):
-    """The value is too large to compute."""
-
-
-class Undefined(HeadraceError):
-    """The tree has no value of this kind: a division by zero, a set, a variable without a value."""
+DIGITS = 50
 
 
 class Work:
@@ -48,7 +37,7 @@ def exact(node: Node, values: Mapping[str, Fraction], work: Work) -> Fraction | 
     work.spend()
     kind = node[0]
     if kind == "num":
-        return _bounded(node[1])
+        return bounded(node[1])
     if kind == "sym":
         return values.get(node[1])
     if kind == "add":
@@ -69,112 +58,16 @@ def exact(node: Node, values: Mapping[str, Fraction], work: Work) -> Fraction | 
     return None
 
 
-def _fold(nodes: tuple[Node, ...], values: Mapping[str, Fraction], work: Work, start: Fraction, join: Any) -> Fraction | None:
+def _fold(
+    nodes: tuple[Node, ...], values: Mapping[str, Fraction], work: Work, start: Fraction, join: Any
+) -> Fraction | None:
     total = start
     for part in nodes:
         value = exact(part, values, work)
         if value is None:
             return None
-        total = _bounded(join(total, value))
+        total = bounded(join(total, value))
     return total
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
-        raise Costly("a number is too long")
-    return value
-
-
-def rational_power(base: Fraction, power: Fraction) -> Fraction | None:
-    """``base ** power`` where that is rational; None otherwise."""
-    if base == 0 and power <= 0:
-        raise Undefined("zero to the power of zero or less")
-    if abs(power) > 1 << 40 and base not in (0, 1, -1):
-        raise Costly("an exponent is too large")
-    if base < 0 and power.denominator > 1:
-        return None
-    if power.denominator > 64:
-        return None
-    if power.denominator > 1:
-        top, bottom = _root(base.numerator, power.denominator), _root(base.denominator, power.denominator)
-        if top is None or bottom is None:
-            return None
-        base = Fraction(top, bottom)
-    exponent = power.numerator
-    if base in (0, 1):
-        return base
-    if base == -1:
-        return Fraction(-1 if exponent % 2 else 1)
-    if (base.numerator.bit_length() + base.denominator.bit_length()) * abs(exponent) > MAX_BITS:
-        raise Costly("a power is too long")
-    return base**exponent
-
-
-def _root(value: int, degree: int) -> int | None:
-    """The whole ``degree``-th root of ``value``, if it has one."""
-    if value < 0:
-        inner = _root(-value, degree) if degree % 2 else None
-        return None if inner is None else -inner
-    if degree == 2:
-        found = math.isqrt(value)
-    else:
-        if value.bit_length() > 900:
-            return None
-        found = round(value ** (1 / degree)) if value else 0
-    return next((f for f in (found - 1, found, found + 1) if f >= 0 and f**degree == value), None)
-
-
-def _whole(value: Fraction, most: int) -> int:
-    if value.denominator != 1 or value < 0:
-        raise Undefined("a whole number is needed")
-    if value > most:
-        raise Costly("a factorial is too large")
-    return int(value)
-
-
-def _binomial(n: Fraction, k: Fraction) -> Fraction:
-    top, bottom = _whole(n, 1 << 40), _whole(k, 1 << 40)
-    bottom = min(bottom, top - bottom)
-    if bottom < 0:
-        return Fraction(0)
-    if bottom * max(1, top.bit_length()) > MAX_BITS:
-        raise Costly("a binomial is too large")
-    return Fraction(math.comb(top, bottom))
-
-
-def _exact_log(value: Fraction, base: Fraction = Fraction(10)) -> Fraction | None:
-    if value <= 0 or base <= 0 or base == 1:
-        raise Undefined("a logarithm of no positive number")
-    if max(value.numerator, value.denominator).bit_length() > 4000:
-        return None
-    for power in range(0, 4001):
-        raised = rational_power(base, Fraction(power))
-        if raised == value or raised == 1 / value:
-            return Fraction(power if raised == value else -power)
-        if raised is None or (raised > max(value, 1 / value) and base > 1) or (raised < min(value, 1 / value) and base < 1):
-            return None
-    return None
-
-
-def _exact_root(value: Fraction, degree: Fraction = Fraction(2)) -> Fraction | None:
-    if degree.denominator != 1 or degree < 1 or degree > 64:
-        return None
-    if value < 0:
-        inner = _exact_root(-value, degree) if degree % 2 else None
-        return None if inner is None else -inner
-    return rational_power(value, 1 / degree)
-
-
-def _lcm(*values: Fraction) -> Fraction:
-    return Fraction(math.lcm(*(_whole(abs(v), 1 << 4000) for v in values)))
-
-
-EXACT: dict[str, Callable[..., Fraction | None]] = {
-    "abs": abs, "floor": lambda v: Fraction(math.floor(v)), "ceil": lambda v: Fraction(math.ceil(v)), "max": max, "min": min,
-    "factorial": lambda v: Fraction(math.factorial(_whole(v, 5000))), "binomial": _binomial, "root": _exact_root,
-    "gcd": lambda *v: Fraction(math.gcd(*(_whole(abs(x), 1 << 4000) for x in v))), "lcm": _lcm,
-    "cbrt": lambda v: _exact_root(v, Fraction(3)), "log": lambda v, b=Fraction(10): _exact_log(v, b), "lg": _exact_log,
-}  # fmt: skip
 
 
 def _terms(node: Node, values: Mapping[str, Fraction], work: Work) -> Iterator[Fraction]:
@@ -193,7 +86,7 @@ def _bigop_exact(node: Node, values: Mapping[str, Fraction], work: Work) -> Frac
         term = exact(node[5], {**values, node[2]: value}, work)
         if term is None:
             return None
-        total = _bounded(total + term if node[1] == "sum" else total * term)
+        total = bounded(total + term if node[1] == "sum" else total * term)
     return total
 
 
@@ -206,6 +99,8 @@ class Numeric:
         self.m = mpmath.mp.clone()
         self.m.dps = DIGITS
         self.work = work
+        self.branched = False
+        """Whether a root, power or logarithm had to choose a branch since this was last set."""
 
     def value(self, node: Node, values: Mapping[str, Fraction]) -> Any:
         """Raises Costly, Undefined."""
@@ -240,19 +135,34 @@ class Numeric:
             small = [self._value(part, values) for part in node[2]]
             if any(abs(v) > LARGEST.get(node[1], m.inf) for v in small):
                 raise Costly("an argument is too large")
-            return NUMERIC[node[1]](m, *small)
+            return self._chosen(NUMERIC[node[1]](m, *small), *small)
         raise Undefined(f"a {kind} is no number")
 
     def _power(self, node: Node, values: Mapping[str, Fraction]) -> Any:
         base, power = self._value(node[1], values), self._value(node[2], values)
-        if abs(power) > 1 << 20 and abs(base) not in (0, 1) or abs(base) > 1 and abs(power) * self.m.log(abs(base)) > 1 << 22:
+        if (abs(power) > 1 << 20 and abs(base) not in (0, 1)) or (
+            abs(base) > 1 and abs(power) * self.m.log(abs(base)) > 1 << 22
+        ):
             raise Costly("a power is too large")
         if base == 0 and self.m.re(power) <= 0:
             raise Undefined("zero to the power of zero or less")
-        return base**power
+        return self._chosen(base**power, base, power)
+
+    def _chosen(self, value: Any, *arguments: Any) -> Any:
+        if self.m.im(value) and not any(self.m.im(a) for a in arguments):
+            self.branched = True
+        return value
 
 
-LARGEST = {"exp": 1e6, "sinh": 1e6, "cosh": 1e6, "tanh": 1e6, "factorial": 1e5, "binomial": 1e6, **dict.fromkeys("sin cos tan cot sec csc".split(), 1e30)}
+LARGEST = {
+    "exp": 1e6,
+    "sinh": 1e6,
+    "cosh": 1e6,
+    "tanh": 1e6,
+    "factorial": 1e5,
+    "binomial": 1e6,
+    **dict.fromkeys(["sin", "cos", "tan", "cot", "sec", "csc"], 1e30),
+}
 
 
 def _odd_root(m: Any, value: Any, degree: Any = 2) -> Any:

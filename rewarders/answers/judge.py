@@ -9,13 +9,14 @@ from fractions import Fraction
 
 from rewarders.answers import units, words
 from rewarders.answers.compare import Comparison, Rules
-from rewarders.answers.evaluate import Costly
 from rewarders.answers.lexer import Unreadable
 from rewarders.answers.names import FUNCTIONS, SYMBOLS
+from rewarders.answers.operands import OPENERS
+from rewarders.answers.parse import RELATIONS
+from rewarders.answers.rationals import Costly
 from rewarders.answers.readings import TIME, Answer
 from rewarders.answers.scalars import RELATIVE, terminates
 from rewarders.answers.shapes import Scalar
-from rewarders.answers.parse import OPENERS, RELATIONS
 
 FORBIDDEN = re.compile(
     r"!|\^\s*\{?[^{}^]*\^|\^\s*\{?\s*[+-]?\d{4,}|\d{400,}|\d[eE][+-]?\d{4,}|\\int|\\sum|\\prod|\\lim|factorial|__|\bimport\b|lambda|\\input|\\write"
@@ -47,15 +48,13 @@ def judge(answer: Answer, reference: Answer, rules: Rules, unit_policy: str) -> 
         if found is not None:
             return Finding(found)
     try:
-        if any(
-            _same(a, r, rules, unit_policy) for r in reference.readings for a in answer.readings
-        ):
+        if any(_same(a, r, rules, unit_policy) for r in reference.readings for a in answer.readings):
             return Finding(True)
     except Costly as error:
         return Finding(False, f"refused: {error}")
     if words.loose(answer.text) == words.loose(reference.text):
         return Finding(True)
-    if answer.readings and reference.readings or not _worth_asking(answer, reference):
+    if (answer.readings and reference.readings) or not _worth_asking(answer, reference):
         return Finding(False, answer.fault)
     return Finding(None)
 
@@ -84,7 +83,7 @@ def _words(answer: Answer, reference: Answer) -> bool | None:
         return None
     if words.folded(answer.text) == words.folded(reference.text):
         return True
-    if TIME.fullmatch(answer.text) and not reference.words:
+    if TIME.fullmatch(words.without_wrappers(answer.text)) and not reference.words:
         return None
     return False
 
@@ -110,7 +109,12 @@ def _same(answer: object, reference: object, rules: Rules, unit_policy: str) -> 
 
 def _worth_asking(answer: Answer, reference: Answer) -> bool:
     """Whether the symbolic comparison may know what is not understood here: commands that the reader does not know, and nothing hostile."""
-    if words.is_phrase(answer.text) or words.is_phrase(reference.text) or len(answer.text) > MAX_SYMBOLIC or FORBIDDEN.search(answer.text):
+    if (
+        words.is_phrase(answer.text)
+        or words.is_phrase(reference.text)
+        or len(answer.text) > MAX_SYMBOLIC
+        or FORBIDDEN.search(answer.text)
+    ):
         return False
     unknown: Callable[[Answer], bool] = lambda a: any(c not in KNOWN for c in COMMAND.findall(a.text))  # noqa: E731
     return (not reference.readings and not reference.words) or (not answer.readings and unknown(answer))

@@ -8,10 +8,7 @@ from typing import NamedTuple
 from broker.errors import HeadraceError
 
 MAX_TOKENS = 700
-NAMES = (
-    "arcsinh arccosh arctanh arcsin arccos arctan asin acos atan sqrt cbrt sinh cosh tanh sin cos tan cot sec csc ln log lg exp abs floor ceil max min gcd lcm "
-    "infinity infty inf oo pi theta alpha beta gamma lambda sigma omega phi mu"
-).split()  # fmt: skip
+NAMES = ["arcsinh", "arccosh", "arctanh", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "sqrt", "cbrt", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "lg", "exp", "abs", "floor", "ceil", "max", "min", "gcd", "lcm", "infinity", "infty", "inf", "oo", "pi", "theta", "alpha", "beta", "gamma", "lambda", "sigma", "omega", "phi", "mu"]  # fmt: skip
 TOKEN = re.compile(
     r"(?P<blank>\s+)"
     r"|(?P<begin>\\begin\s*\{(?:[a-zA-Z]+\*?)\}(?:\s*\{[lcr|\s]*\})?)|(?P<end>\\end\s*\{(?:[a-zA-Z]+\*?)\})"

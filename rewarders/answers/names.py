@@ -13,9 +13,7 @@ FUNCTIONS = {spelling: name for name, spellings in _SPELLINGS.items() for spelli
 
 CONSTANTS = {"pi", "e", "i", "infty"}
 SYMBOLS = {
-    **{name: name for name in (
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-        "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell pi infty Reals hbar imath jmath").split()},
+    **{name: name for name in ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell", "pi", "infty", "Reals", "hbar", "imath", "jmath"]},
     "infinity": "infty", "inf": "infty", "oo": "infty",
 }  # fmt: skip
 

@@ -9,16 +9,16 @@ from functools import lru_cache
 from typing import Any
 
 from rewarders.answers import canonical, units, words
-from rewarders.answers.evaluate import Costly, Undefined
 from rewarders.answers.lexer import Unreadable
 from rewarders.answers.numbers import number
 from rewarders.answers.parse import parse
+from rewarders.answers.rationals import Costly, Undefined
 from rewarders.answers.shapes import Scalar, shape
 from rewarders.answers.surface import MATHS, normal
 from rewarders.text import HASHES, boxes
 
 MAX_REFERENCE = 8192
-TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?")
+TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?:\s?[ap]\.?\s?m\.?)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def read(text: str, with_units: bool = True) -> Answer:
     value = number(plain)
     if value is not None:
         return Answer(plain, value, _readings(plain, False)[0])
-    if words.is_words(spelled) or words.folded(plain) == "∅" or TIME.fullmatch(plain):
+    if words.is_words(spelled) or words.folded(plain) == "∅" or TIME.fullmatch(spelled):
         return Answer(plain, words=True)
     readings, fault = _readings(plain, with_units)
     return Answer(plain, None, readings, words.choice(spelled), False, fault)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rewarders.answers.evaluate import Numeric, Undefined, Work, variables
+from rewarders.answers.evaluate import Numeric, Work, variables
 from rewarders.answers.lexer import Unreadable
+from rewarders.answers.rationals import Undefined
 from rewarders.answers.scalars import EXACTNESS, close
 from rewarders.answers.shapes import Bag, Region, Row, Scalar
 
@@ -29,7 +30,8 @@ class Line:
 
     def same(self, left: list[Interval], right: list[Interval]) -> bool:
         return len(left) == len(right) and all(
-            a[2:] == b[2:] and self._close(a.low, b.low) and self._close(a.high, b.high) for a, b in zip(left, right, strict=True)
+            a[2:] == b[2:] and self._close(a.low, b.low) and self._close(a.high, b.high)
+            for a, b in zip(left, right, strict=True)
         )
 
     def _close(self, a: Any, b: Any) -> bool:
@@ -76,7 +78,10 @@ class Line:
         if shape.operator == "interval":
             low, high, open_low, open_high = shape.parts
             return self._interval(
-                -m.inf if low is None else self.number(low), m.inf if high is None else self.number(high), open_low, open_high
+                -m.inf if low is None else self.number(low),
+                m.inf if high is None else self.number(high),
+                open_low,
+                open_high,
             )
         parts = [self._merged(self._read(part)) for part in shape.parts]
         if shape.operator == "cup":
@@ -111,7 +116,9 @@ class Line:
         found: list[Interval] = []
         for interval in sorted(intervals, key=lambda i: (i.low, i.open_low)):
             last = found[-1] if found else None
-            if last is not None and (interval.low < last.high or (interval.low == last.high and not (interval.open_low and last.open_high))):
+            if last is not None and (
+                interval.low < last.high or (interval.low == last.high and not (interval.open_low and last.open_high))
+            ):
                 high, closed = max((last.high, not last.open_high), (interval.high, not interval.open_high))
                 found[-1] = Interval(last.low, high, last.open_low, not closed)
             else:

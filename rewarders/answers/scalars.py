@@ -5,12 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from rewarders.answers.evaluate import Costly, Numeric, Undefined, Work, exact, point, variables
-from rewarders.answers.parse import Node
+from rewarders.answers.evaluate import Numeric, Work, exact, point, variables
+from rewarders.answers.literals import Node
+from rewarders.answers.rationals import Costly, Undefined
 
 POINTS = 6
-TINY = 1e-30
-EXACTNESS = 1e-25
+TINY = 1e-42
+EXACTNESS = 1e-40
 RELATIVE = 1e-8
 """How far decimals may be from an irrational number, relative to it."""
 
@@ -51,6 +52,7 @@ def _same_at_points(left: Node, right: Node, names: list[str], numeric: Numeric,
     compared = 0
     for number in range(POINTS if names else 1):
         at = {name: point(name, number) for name in names}
+        numeric.branched = False
         try:
             a, b = numeric.value(left, at), numeric.value(right, at)
         except Undefined:
@@ -58,7 +60,7 @@ def _same_at_points(left: Node, right: Node, names: list[str], numeric: Numeric,
         m = numeric.m
         if m.isnan(a) or m.isnan(b):
             continue
-        if number >= 3 and (abs(m.im(a)) > TINY or abs(m.im(b)) > TINY):
+        if number >= 3 and numeric.branched:
             continue  # beyond the domain in which both are real, branches differ by convention
         if not close(m, a, b, tolerance):
             return False

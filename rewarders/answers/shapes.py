@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewarders.answers.lexer import Unreadable
-from rewarders.answers.parse import Node, negated
+from rewarders.answers.literals import Node, negated
 
 MAX_ITEMS = 64
 
@@ -161,7 +161,11 @@ def name_of(node: Node) -> str | None:
     if node[0] == "mul" and len(node[1]) == 2 and node[1][0][0] == "sym" and node[1][1][0] in ("sym", "group", "num"):
         applied = node[1][1]
         inner = applied[3] if applied[0] == "group" else (applied,)
-        if all(part[0] in ("sym", "num") for part in inner) and len(str(node[1][0][1])) == 1 and node[1][0][1] in "fghpqFGHPQy":
+        if (
+            all(part[0] in ("sym", "num") for part in inner)
+            and len(str(node[1][0][1])) == 1
+            and node[1][0][1] in "fghpqFGHPQy"
+        ):
             return f"{node[1][0][1]}({','.join(str(part[1]) for part in inner)})"
     return None
 
@@ -213,7 +217,7 @@ def bounds(operators: tuple[str, ...], members: tuple[Node, ...]) -> Region | No
     if len(places) != 1 or any(_has_variables(m) for i, m in enumerate(members) if i != places[0]):
         return None
     at = places[0]
-    if len(members) == 3 and at != 1 or len(members) > 3:
+    if (len(members) == 3 and at != 1) or len(members) > 3:
         return None
     if operators == ("!=",):
         return Region("minus", (("reals",), Bag((Scalar(members[1 - at]),), True)), members[at][1])

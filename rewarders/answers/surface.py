@@ -12,8 +12,41 @@ INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\xad\u2061\u20
 GREEK = dict(
     zip(
         "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-        "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(),
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "pi",
+            "rho",
+            "sigma",
+            "tau",
+            "upsilon",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Pi",
+            "Sigma",
+            "Phi",
+            "Psi",
+            "Omega",
+        ],
         strict=True,
     )
 )
@@ -54,7 +87,10 @@ WHOLE = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|hbox|boldsymbol|bm|underline|boxed|fbox|emph|ensuremath)\s*\{"
 )
 COLOR = re.compile(r"\\(?:color|textcolor)\s*\{[A-Za-z]+\}|\\(?:hspace|vspace|label|tag)\*?\s*\{[^{}]*\}")
-GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\s?\\!|\{\\,\}|\\,|\\ |\\;|\\:|~| |\u202f|\u2009|\xa0)\d{3})+(?![\d/]|\s*\\frac)")
+GROUPED = re.compile(
+    r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\s?\\!|\{\\,\}|\\,|\\ |\\;|\\:|~| |\u202f|\u2009|\xa0)\d{3})+(?![\d/]|\s*\\frac)"
+)
+STOP = re.compile(r"(?<![\\.])[.,;]$")
 SEPARATOR = re.compile(r"\D+")
 CONJUNCTION = re.compile(
     r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*,?\s*(or|and)\s*\}|(?<=[\s\d})\]])\s*\b(or|and)\b\s*(?=[\s\d\\{(\[A-Za-z-])"
@@ -94,9 +130,22 @@ def unwrapped(text: str) -> str:
     text = text.strip()
     for _ in range(8):
         before = text
-        text = text.strip().rstrip(".,;").strip()
-        for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')):
-            if len(text) > len(start + end) and text.startswith(start) and text.endswith(end) and start not in text[len(start) : -len(end)]:
+        text = STOP.sub("", text.strip()).strip()
+        for start, end in (
+            ("$$", "$$"),
+            ("$", "$"),
+            ("\\(", "\\)"),
+            ("\\[", "\\]"),
+            ("**", "**"),
+            ("`", "`"),
+            ('"', '"'),
+        ):
+            if (
+                len(text) > len(start + end)
+                and text.startswith(start)
+                and text.endswith(end)
+                and start not in text[len(start) : -len(end)]
+            ):
                 text = text[len(start) : -len(end)].strip()
         wrapper = WHOLE.match(text)
         if wrapper and text.endswith("}") and _closes_at_end(text, wrapper.end() - 1):
@@ -129,9 +178,9 @@ def _ends(text: str) -> str:
     """Without full stops, line breaks and money signs at the ends."""
     for _ in range(4):
         before = text
-        text = text.strip().rstrip(".,;").removesuffix("\\\\").strip()
+        text = STOP.sub("", text.strip()).removesuffix("\\\\").strip()
         for sign in ("\\$", "$", "€", "£", "≈", "="):
-            text = text.removeprefix(sign).strip() if sign != "=" or text.count("=") == 1 and len(text) > 1 else text
+            text = text.removeprefix(sign).strip() if sign != "=" or (text.count("=") == 1 and len(text) > 1) else text
         text = text.removesuffix("\\$").removesuffix("€").strip()
         if text == before:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +15,23 @@ def factory() -> Callable[[dict[str, Any]], bool]:
 
     math-verify's own time-outs are off: the process has its deadline.
     """
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that its time-outs are off
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
-    normalization = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
+    normalization = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
     extraction = [LatexExtractionConfig(normalization_config=normalization)]
 
     def read(text: str) -> list[Any]:
-        found = parse(f"${text}$", extraction_config=extraction, fallback_mode="no_fallback", parsing_timeout=0, raise_on_error=False)
+        found = parse(
+            f"${text}$",
+            extraction_config=extraction,
+            fallback_mode="no_fallback",
+            parsing_timeout=0,
+            raise_on_error=False,
+        )
         return [tree for tree in found if not isinstance(tree, str)]
 
     def judge(request: dict[str, Any]) -> bool:
@@ -36,10 +46,14 @@ def factory() -> Callable[[dict[str, Any]], bool]:
         left = read(answer)
         if not left:
             return False
-        same = verify(right, left, strict=True, float_rounding=12, numeric_precision=30, timeout_seconds=0, raise_on_error=False)
+        same = verify(
+            right, left, strict=True, float_rounding=12, numeric_precision=30, timeout_seconds=0, raise_on_error=False
+        )
         return bool(same) or close(left[0], right[0])
 
-    judge({"answer": "\\frac{x^2-1}{x-1}", "reference": "x+1"})  # what the first comparison loads is loaded before the fork
+    judge(
+        {"answer": "\\frac{x^2-1}{x-1}", "reference": "x+1"}
+    )  # what the first comparison loads is loaded before the fork
     return judge
 
 

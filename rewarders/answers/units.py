@@ -36,22 +36,57 @@ WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|hbox|textrm|textbf|textit|textnorma
 TAIL = re.compile(
     r"(?:\\(?:text|mathrm|mbox|hbox|textrm|textbf|textit|textnormal|operatorname|unit)\s*\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d|\{?\\circ\}?))?[\s/]*(?:\\cdot\s*)?)+$"
 )
-PLAIN = re.compile(r"(?<=[\d)}%])(\s*)((?:[A-Za-z]+)(?:\s*\^\s*\{?-?\d\}?)?(?:[\s/-]+(?:[A-Za-z]+)(?:\s*\^\s*\{?-?\d\}?)?)*)$")
-DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*(?:\\?(?:text|mathrm)?\s*\{?\s*(C|F)\s*\}?)?$")
+PLAIN = re.compile(
+    r"(?<=[\d)}%])(\s*)((?:[A-Za-z]+)(?:\s*\^\s*\{?-?\d\}?)?(?:[\s/-]+(?:[A-Za-z]+)(?:\s*\^\s*\{?-?\d\}?)?)*)$"
+)
+DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*(?:\\(?:text|mathrm)\s*\{)?\s*(C|F)\s*\}?$")
 ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:\\(?:text|mathrm)\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})*$")
-MATHS = frozenset("sin cos tan cot sec csc log ln lg exp pi sqrt theta alpha beta gamma or and mod if else for choose over inf infinity".split())
+MATHS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "pi",
+        "sqrt",
+        "theta",
+        "alpha",
+        "beta",
+        "gamma",
+        "or",
+        "and",
+        "mod",
+        "if",
+        "else",
+        "for",
+        "choose",
+        "over",
+        "inf",
+        "infinity",
+    ]
+)
 FACTOR = re.compile(r"([A-Za-z]+)\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?")
 
 
 def split(text: str) -> tuple[str, str] | None:
     """The value and the unit or words behind it; None where there are none."""
+    degrees = DEGREES.search(text)
+    if degrees and degrees.start() > 0:
+        return text[: degrees.start()].strip(), degrees.group(1)
     wrapped = TAIL.search(text)
     if wrapped and wrapped.start() > 0:
         unit = WRAPPED.sub(r" \1 ", wrapped.group()).strip()
-        return (text[: wrapped.start()].strip().removesuffix("\\cdot").strip(), tidy(unit)) if unit and not unit.isdigit() else None
-    degrees = DEGREES.search(text)
-    if degrees and degrees.start() > 0:
-        return text[: degrees.start()].strip(), degrees.group(1) or "degree"
+        return (
+            (text[: wrapped.start()].strip().removesuffix("\\cdot").strip(), tidy(unit))
+            if unit and not unit.isdigit()
+            else None
+        )
     ordinal = ORDINAL.search(text)
     if ordinal:
         return text[: ordinal.start()].strip(), "th"
@@ -77,7 +112,8 @@ def tidy(unit: str) -> str:
 
 def measure(unit: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
     """Dimensions with their powers, and the factor to the base units; None for words that are no unit."""
-    factor, powers = Fraction(1), {}
+    factor = Fraction(1)
+    powers: dict[str, int] = {}
     sign, power_of_next = 1, 1
     for word, power, slash in re.findall(r"([A-Za-z]+)\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?|(/)", unit):
         if slash or word == "per":

@@ -67,7 +67,7 @@ class Warm:
             if message["signal"] in TIMEOUT_SIGNALS:
                 raise Ended("timeout", f"no end within {self._cpu:g} s of processor time")
             raise Ended("killed", f"more than {self._memory} MiB, or a crash (signal {message['signal']})")
-        return message["result"] if "result" in message else None
+        return message.get("result")
 
     def _respawned(self, ended: dict[str, Any] | None) -> None:
         self.restarts += 1
@@ -78,7 +78,15 @@ class Warm:
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
-        command = [sys.executable, "-m", "rewarders.answers.zygote", str(os.getpid()), self._factory, str(self._cpu), str(self._memory)]
+        command = [
+            sys.executable,
+            "-m",
+            "rewarders.answers.zygote",
+            str(os.getpid()),
+            self._factory,
+            str(self._cpu),
+            str(self._memory),
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         if self._ready(START_SECONDS) is None:
             self.stop()

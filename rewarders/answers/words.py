@@ -7,8 +7,62 @@ import re
 WORDS = re.compile(r"[^\W\d_]+(?:[ '’/,.-]+[^\W\d_]+)*[.!]?")
 CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
 LETTERS = frozenset("ABCDEFGHIJ")
-SHORT = frozenset("no on so is it to of or an at be by do go he if in me my up us we ok hi am as oh".split())
-MATHS = frozenset("pi inf infinity infty oo sin cos tan log ln exp sqrt theta alpha beta gamma lambda phi sigma omega mu".split())
+SHORT = frozenset(
+    [
+        "no",
+        "on",
+        "so",
+        "is",
+        "it",
+        "to",
+        "of",
+        "or",
+        "an",
+        "at",
+        "be",
+        "by",
+        "do",
+        "go",
+        "he",
+        "if",
+        "in",
+        "me",
+        "my",
+        "up",
+        "us",
+        "we",
+        "ok",
+        "hi",
+        "am",
+        "as",
+        "oh",
+    ]
+)
+MATHS = frozenset(
+    [
+        "pi",
+        "inf",
+        "infinity",
+        "infty",
+        "oo",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+        "sqrt",
+        "theta",
+        "alpha",
+        "beta",
+        "gamma",
+        "lambda",
+        "phi",
+        "sigma",
+        "omega",
+        "mu",
+    ]
+)
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|hbox|textnormal|mathbf)\s*\{([^{}]*)\}")
 SAME = {
     "no solution": "∅", "no solutions": "∅", "no real solution": "∅", "no real solutions": "∅", "none": "∅", "empty set": "∅", "the empty set": "∅",
@@ -17,7 +71,7 @@ SAME = {
 }  # fmt: skip
 NUMBERS = {
     word: number for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split())
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"])
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "one hundred": 100, "half": "1/2", "one half": "1/2",
      "one-half": "1/2", "one third": "1/3", "one-third": "1/3", "one quarter": "1/4", "one-quarter": "1/4", "two thirds": "2/3", "two-thirds": "2/3", "three quarters": "3/4"}  # fmt: skip
 ARTICLE = re.compile(r"^(?:the|an?) ")
@@ -28,7 +82,7 @@ def is_words(text: str) -> bool:
     if not WORDS.fullmatch(text):
         return False
     letters = text.rstrip(".!")
-    if " " in letters and all(len(part) == 1 for part in letters.split()):
+    if all(len(part) == 1 for part in re.split(r"[ '’/,.-]+", letters)):
         return False
     return letters.casefold() not in MATHS and (len(letters) > 2 or letters.casefold() in SHORT)
 
@@ -42,7 +96,7 @@ def folded(text: str) -> str:
     """Words in one spelling: case, full stops, articles and hyphens do not matter."""
     plain = without_wrappers(text).casefold().strip(" .!\"'")
     plain = ARTICLE.sub("", plain)
-    plain = re.sub(r"(?<=\b[ap])\.\s?(?=m\b)", "", plain)
+    plain = re.sub(r"(?<=\d)\s?([ap])\.?\s?m\b", r" \1m", plain)
     return SAME.get(plain, " ".join(plain.replace("-", " ").split()))
 
 
@@ -53,7 +107,11 @@ def number_in_words(text: str) -> str | None:
         return str(NUMBERS[plain])
     tens, _, ones = plain.replace(" ", "-").partition("-")
     a, b = NUMBERS.get(tens), NUMBERS.get(ones)
-    return str(a + b) if isinstance(a, int) and isinstance(b, int) and a % 10 == 0 and 20 <= a < 100 and 0 < b < 10 else None
+    return (
+        str(a + b)
+        if isinstance(a, int) and isinstance(b, int) and a % 10 == 0 and 20 <= a < 100 and 0 < b < 10
+        else None
+    )
 
 
 def choice(text: str) -> str | None:
@@ -67,7 +125,11 @@ def choice(text: str) -> str | None:
 
 def loose(text: str) -> str:
     """A text without what never decides: blanks, case of words, wrappers, sizing."""
-    return re.sub(r"[\s{}$]+", "", without_wrappers(text)).casefold() if re.search(r"[A-Za-z]{3}", without_commands(text)) else re.sub(r"\s+", "", text)
+    return (
+        re.sub(r"[\s{}$]+", "", without_wrappers(text)).casefold()
+        if re.search(r"[A-Za-z]{3}", without_commands(text))
+        else re.sub(r"\s+", "", text)
+    )
 
 
 def without_commands(text: str) -> str:

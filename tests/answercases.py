@@ -1,0 +1,55 @@
+"""Which answer is right for which reference: the case files of the rewarders; and a comparison that hangs or dies when it is told to."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent / "rewarders"
+POINT = re.compile(r"⟨U\+([0-9A-F]+)⟩")
+
+
+class Case(NamedTuple):
+    kind: str
+    reference: str
+    response: str
+    right: bool
+
+
+def math_cases(name: str = "math_cases.txt") -> list[Case]:
+    """Lines ``= R => A`` and ``! R => A`` under ``## kind``; with ``@`` A is the whole response, otherwise what is boxed."""
+    found, kind = [], ""
+    for line in (HERE / name).read_text().splitlines():
+        if line.startswith("## "):
+            kind = line[3:]
+        elif line and not line.startswith("# "):
+            head, _, rest = line.partition(" ")
+            reference, arrow, answer = rest.partition(" => ")
+            assert arrow and head in ("=", "!", "@=", "@!"), line
+            reference, answer = (
+                POINT.sub(lambda m: chr(int(m.group(1), 16)), part).replace("⏎", "\n") for part in (reference, answer)
+            )
+            response = answer if head[0] == "@" else f"<think>t</think>So it is \\boxed{{{answer}}}."
+            found.append(Case(kind, reference, response, head[-1] == "="))
+    return found
+
+
+def hanging() -> Callable[[dict[str, Any]], bool]:
+    """The factory of a comparison that does what it is told."""
+
+    def compare(request: dict[str, Any]) -> bool:
+        if request["answer"] == "spin":
+            sum(iter(int, 1))
+        if request["answer"] == "sleep":
+            time.sleep(60)
+        if request["answer"] == "eat":
+            bytearray(4 << 30)
+        if request["answer"] == "crash":
+            os._exit(9)
+        return bool(request["answer"] == "yes")
+
+    return compare
