@@ -25,6 +25,7 @@ from rewarders.text import HASHES, answer_span, boxes, is_clean, spoken
 BOXES = ("agree", "last", "first")
 UNITS = ("optional", "required", "none")
 MAX_PLAIN = 1024
+MAX_KNOWN = 4096
 
 
 class UnreadableReference(HeadraceError):
@@ -51,6 +52,7 @@ class MathAccuracy:
     timeout: float = 1.8
     cpu_seconds: float = 0.4
     memory_mb: int = 1024
+    _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
     _symbolic: list[Warm] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -122,10 +124,15 @@ class MathAccuracy:
         )
 
     def _knows(self, reference: Answer) -> bool:
-        try:
-            return bool(self._warm().ask({"reference": reference.text}))
-        except Ended:
-            return False
+        """Whether the symbolic comparison can read what is not understood here; asked once for each reference."""
+        if reference.text not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            try:
+                self._known[reference.text] = bool(self._warm().ask({"reference": reference.text}))
+            except Ended:
+                self._known[reference.text] = False
+        return self._known[reference.text]
 
     def _read(self, text: str) -> Answer:
         text = text.translate(INVISIBLE)

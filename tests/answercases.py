@@ -42,13 +42,13 @@ def hanging() -> Callable[[dict[str, Any]], bool]:
     """The factory of a comparison that does what it is told."""
 
     def compare(request: dict[str, Any]) -> bool:
-        if request["answer"] == "spin":
+        if "spin" in request["answer"]:
             sum(iter(int, 1))
-        if request["answer"] == "sleep":
+        if "sleep" in request["answer"]:
             time.sleep(60)
-        if request["answer"] == "eat":
+        if "eat" in request["answer"]:
             bytearray(4 << 30)
-        if request["answer"] == "crash":
+        if "crash" in request["answer"]:
             os._exit(9)
         return bool(request["answer"] == "yes")
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewarders.answers import units, words
-from rewarders.answers.compare import Comparison, Rules
+from rewarders.answers.compare import Comparison, Rules, without
 from rewarders.answers.lexer import Unreadable
 from rewarders.answers.names import FUNCTIONS, SYMBOLS
 from rewarders.answers.operands import OPENERS
 from rewarders.answers.parse import RELATIONS
 from rewarders.answers.rationals import Costly
-from rewarders.answers.readings import TIME, Answer
+from rewarders.answers.readings import TIME, Answer, Reading
 from rewarders.answers.scalars import RELATIVE, terminates
 from rewarders.answers.shapes import Scalar
 
@@ -88,29 +88,35 @@ def _words(answer: Answer, reference: Answer) -> bool | None:
     return False
 
 
-def _same(answer: object, reference: object, rules: Rules, unit_policy: str) -> bool:
+def _same(answer: Reading, reference: Reading, rules: Rules, unit_policy: str) -> bool:
     """Two readings: their units measure the same, and their values agree."""
-    a, r = answer, reference
-    if unit_policy == "required" and r.unit and not a.unit:  # type: ignore[attr-defined]
+    if unit_policy == "required" and reference.unit and not answer.unit:
         return False
-    factor = units.conversion(a.unit, r.unit)  # type: ignore[attr-defined]
+    factor = units.conversion(_unit(answer), _unit(reference))
     if factor is None:
         return False
-    shape = a.shape  # type: ignore[attr-defined]
+    shape = answer.shape
     if factor != 1:
         if not isinstance(shape, Scalar):
             return False
         shape = Scalar(("mul", (shape.node, ("num", factor, False))))
     try:
-        return Comparison(rules).same(shape, r.shape)  # type: ignore[attr-defined]
+        return Comparison(rules).same(shape, reference.shape)
     except (Unreadable, RecursionError):
         return False
+
+
+def _unit(reading: Reading) -> str:
+    """The unit behind a value; the sign of degrees is one."""
+    in_degrees = isinstance(reading.shape, Scalar) and without(reading.shape.node, "deg") is not reading.shape.node
+    return reading.unit or ("degree" if in_degrees else "")
 
 
 def _worth_asking(answer: Answer, reference: Answer) -> bool:
     """Whether the symbolic comparison may know what is not understood here: commands that the reader does not know, and nothing hostile."""
     if (
-        words.is_phrase(answer.text)
+        words.TEXT.search(answer.text)
+        or words.is_phrase(answer.text)
         or words.is_phrase(reference.text)
         or len(answer.text) > MAX_SYMBOLIC
         or FORBIDDEN.search(answer.text)

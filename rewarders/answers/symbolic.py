@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import cmath
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
 RELATIVE = 1e-8
+BASE = re.compile(r"\d\s*\)?\s*_\s*\{?\s*(\w+)")
 
 
 def factory() -> Callable[[dict[str, Any]], bool]:
@@ -68,9 +70,9 @@ def collection(text: str) -> tuple[int, str]:
     return commas, ends
 
 
-def subscripted(text: str) -> str:
-    """The base that a number is written in, if any: 10_2 is not 10."""
-    return text.partition("_")[2].strip("{} ") if "_" in text else ""
+def subscripted(text: str) -> list[str]:
+    """The bases that numbers are written in: 10_2 is not 10."""
+    return BASE.findall(text)
 
 
 def close(left: Any, right: Any) -> bool:

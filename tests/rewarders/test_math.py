@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from answercases import Case, math_cases
 
-from broker.errors import RunFileError
+from broker.errors import HeadraceError, RunFileError
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
-from rewarders.answers.readings import read
 from rewarders.answers.warm import Ended, Warm
 from rewarders.format import Format
 from rewarders.math import MathAccuracy, UnreadableReference, normal, number
@@ -105,7 +104,9 @@ def test_without_a_reference_it_abstains_and_without_a_box_it_may_read_the_tags(
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in math_cases() if c.kind != "hostile"], ids=lambda c: f"{c.kind}: {c.reference[:20]}"
+    "case",
+    [c for c in math_cases() + math_cases("math_cases_fresh.txt") if c.kind != "hostile"],
+    ids=lambda c: f"{c.kind}: {c.reference[:20]}",
 )
 def test_the_mixed_set(judge: MathAccuracy, case: Case) -> None:
     reward = judge(sample(case.response, case.reference))
@@ -179,14 +180,26 @@ def test_what_a_comparison_dies_of_is_told_and_the_next_one_is_there_at_once(mon
     warm.stop()
 
 
-def test_an_answer_that_exhausts_the_comparison_is_wrong_with_the_cause() -> None:
-    judge = MathAccuracy(cpu_seconds=0.005)
-    reference = judge.reference("\\text{a word}")
-    assert reference.words
-    hard = "\\int_0^x \\sqrt{t^7+\\sin t} dt"
-    assert read(hard).readings == ()
-    patient = MathAccuracy()
-    assert patient(sample("\\boxed{7}", hard)).value == 0.0  # type: ignore[union-attr]
+def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> None:
+    assert judge.equal("\\frac{1}{3}", "\\int_0^1 x^2 dx") and not judge.equal("\\frac{1}{4}", "\\int_0^1 x^2 dx")
+
+
+def test_an_answer_that_kills_the_comparison_is_wrong_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    judge, integral = MathAccuracy(), "\\int_0^1 x^2 dx"
+    judge.reference(integral)
+    judge._symbolic[0].stop()
+    judge._symbolic[0] = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+        reward = judge(sample(f"\\boxed{{\\{order}}}", integral))
+        assert reward is not None and (reward.value, reward.cause) == (0.0, cause)
+
+
+def test_a_judge_that_does_not_start_is_an_error_and_no_zero() -> None:
+    judge = MathAccuracy()
+    judge._symbolic.append(Warm("nowhere:factory", cpu_seconds=1, timeout=1, memory_mb=1024))
+    with pytest.raises(HeadraceError, match=r"does not start|ended by itself"):
+        judge(sample("\\boxed{5}", "\\int_0^1 x^2 dx"))
 
 
 def test_scans_are_linear_on_long_text() -> None:
