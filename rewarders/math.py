@@ -9,27 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.errors import HeadraceError, RunFileError
+from broker.errors import RunFileError
 from broker.messages import Trajectory
 from rewarders.answers.compare import PERCENT, Rules
 from rewarders.answers.judge import judge
 from rewarders.answers.numbers import number
-from rewarders.answers.readings import MAX_REFERENCE, Answer, canonical_text, read, read_reference
+from rewarders.answers.readings import MAX_REFERENCE, Answer, UnreadableReference, canonical_text, read, read_reference
 from rewarders.answers.scalars import RELATIVE
 from rewarders.answers.surface import INVISIBLE, normal
 from rewarders.answers.warm import Ended, Warm
 from rewarders.answers.words import is_phrase
 from rewarders.rewarder import Reward
-from rewarders.text import HASHES, answer_span, boxes, is_clean, spoken
+from rewarders.text import final_answers, is_clean
 
 BOXES = ("agree", "last", "first")
 UNITS = ("optional", "required", "none")
 MAX_PLAIN = 1024
 MAX_KNOWN = 4096
-
-
-class UnreadableReference(HeadraceError):
-    """The reference of a prompt is no answer that anything could be compared with."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class MathAccuracy:
         if sample.answer is None:
             return None
         reference = self.reference(sample.answer)
-        found = self.candidates(sample.text)
+        found = final_answers(sample.text, self.boxed, self.boxes == "agree")
         if not found:
             return Reward(0.0, "no final answer")
         answers = [self._read(text) for text in found]
@@ -77,30 +73,9 @@ class MathAccuracy:
             )
         return self._verdict(answers[0 if self.boxes == "first" else -1], reference)
 
-    def candidates(self, text: str) -> list[str]:
-        """What the response gives as its final answer: one text, or one for each box; none if it gives none."""
-        parts = spoken(text)
-        if not parts:
-            return []
-        span = answer_span(parts[-1])
-        if span is None:
-            return []
-        held = boxes(span)
-        if held is None:
-            return []
-        if held:
-            earlier = [box for part in parts[:-1] for box in boxes(part) or []]
-            return [*earlier, *held] if self.boxes == "agree" else held
-        if self.boxed:
-            return []
-        if HASHES in span:
-            span = span.rpartition(HASHES)[2]
-        span = span.strip()
-        return [span] if span and span.count("\n") <= 3 and len(span) <= MAX_PLAIN else []
-
     def extract(self, text: str) -> str | None:
         """The final answer of a response; None if it gives none, or several that differ."""
-        found = self.candidates(text)
+        found = final_answers(text, self.boxed, self.boxes == "agree")
         if not found or (self.boxes == "agree" and len({canonical_text(self._read(f)) for f in found}) > 1):
             return None
         return found[0 if self.boxes == "first" else -1]

@@ -8,6 +8,7 @@ import unicodedata
 MAX_BOX = 1024
 MAX_DEPTH = 24
 MAX_BOXES = 16
+MAX_PLAIN = 1024
 OPEN, CLOSE = "<answer>", "</answer>"
 THOUGHT = re.compile(r"<\s{0,4}(/?)\s{0,4}think\s{0,4}>", re.IGNORECASE)
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
@@ -44,6 +45,25 @@ def answer_span(text: str) -> str | None:
         return text
     start, end = text.find(OPEN), text.find(CLOSE)
     return text[start + len(OPEN) : end] if opens == closes == 1 and start < end else None
+
+
+def final_answers(text: str, boxed: bool = True, all_parts: bool = True) -> list[str]:
+    r"""What the response gives as its final answer: what each box holds, else (unless ``boxed``) one short text; none if it gives none.
+
+    The text after the last thought counts, or the one pair of answer tags in it; with ``all_parts`` the boxes between earlier thoughts too.
+    """
+    parts = spoken(text)
+    span = answer_span(parts[-1]) if parts else None
+    held = boxes(span) if span is not None else None
+    if span is None or held is None:
+        return []
+    if held:
+        earlier = [box for part in parts[:-1] for box in boxes(part) or []] if all_parts else []
+        return [*earlier, *held]
+    if boxed:
+        return []
+    plain = span.rpartition(HASHES)[2].strip()
+    return [plain] if plain and plain.count("\n") <= 3 and len(plain) <= MAX_PLAIN else []
 
 
 def boxes(text: str) -> list[str] | None:

@@ -9,8 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
+
 HERE = Path(__file__).parent / "rewarders"
 POINT = re.compile(r"⟨U\+([0-9A-F]+)⟩")
+
+
+def sample(
+    text: str,
+    answer: str | None = "5",
+    finish: str = "stop",
+    question: str = "?",
+    metadata: dict[str, Any] | None = None,
+) -> Trajectory:
+    """A sample with this response and reference."""
+    tokens = np.array([1, 2], np.int32)
+    spans = (Segment("prompt", 0, 1, False), Segment("assistant", 1, 2, True))
+    return Trajectory(
+        "g@0", 0, 1, (ChatMessage("user", question),), answer, "", metadata or {}, {"r": 1.0}, "train", text, tokens,
+        np.zeros(2, np.float32), spans, (VersionSpan(0, 1),), finish, Sampling(),
+    )  # fmt: skip
 
 
 class Case(NamedTuple):

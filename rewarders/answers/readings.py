@@ -8,17 +8,22 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from broker.errors import HeadraceError
 from rewarders.answers import canonical, units, words
 from rewarders.answers.lexer import Unreadable
 from rewarders.answers.numbers import number
 from rewarders.answers.parse import parse
 from rewarders.answers.rationals import Costly, Undefined
-from rewarders.answers.shapes import Scalar, shape
+from rewarders.answers.shapes import shape
 from rewarders.answers.surface import MATHS, normal
 from rewarders.text import HASHES, boxes
 
 MAX_REFERENCE = 8192
 TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?:\s?[ap]\.?\s?m\.?)?", re.IGNORECASE)
+
+
+class UnreadableReference(HeadraceError):
+    """The reference of a prompt is no answer that anything could be compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +89,10 @@ def canonical_text(answer: Answer) -> str:
         if answer.choice and len(answer.choice) == 1 and answer.choice in words.LETTERS:
             return answer.choice
         try:
-            return canonical.text_of(reading.shape) + _unit_text(reading)
+            return canonical.text_of(reading.shape)
         except (Costly, Undefined, Unreadable, KeyError):
             continue
     return words.loose(answer.text)[:400]
-
-
-def _unit_text(reading: Reading) -> str:
-    if not reading.unit or not isinstance(reading.shape, Scalar) or reading.unit == "degree":
-        return ""
-    return ""  # a unit that is left out is no other answer
 
 
 @lru_cache(maxsize=4096)

@@ -5,24 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
 
-import numpy as np
 import pytest
-from answercases import Case, math_cases
+from answercases import Case, math_cases, sample
 
 from broker.errors import HeadraceError, RunFileError
-from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
 from rewarders.answers.warm import Ended, Warm
 from rewarders.format import Format
 from rewarders.math import MathAccuracy, UnreadableReference, normal, number
 from rewarders.text import after_thinking, answer_span, last_box
-
-
-def sample(text: str, answer: str | None = "5", finish: str = "stop", **fields: Any) -> Trajectory:
-    tokens = np.array([1, 2], np.int32)
-    spans = (Segment("prompt", 0, 1, False), Segment("assistant", 1, 2, True))
-    return Trajectory("g@0", 0, 1, (ChatMessage("user", "?"),), answer, "", fields.pop("metadata", {}), {"r": 1.0}, "train", text, tokens, np.zeros(2, np.float32), spans, (VersionSpan(0, 1),), finish, Sampling())  # fmt: skip
 
 
 @pytest.fixture(scope="module")
