@@ -40,28 +40,30 @@ class Warm:
         self._lock = threading.Lock()
         self.restarts = 0
 
-    def ask(self, request: dict[str, Any]) -> Any:
-        """The handler's result. Raises Ended if the request was the end of the process, HeadraceError if the judge itself fails."""
+    def ask(self, request: dict[str, Any], seconds: float | None = None) -> Any:
+        """The handler's result, None if it raised; ``seconds`` in place of both bounds of time. Raises Ended if the request was the end of the process, HeadraceError if the judge itself fails."""
         with self._lock:
             self._start()
             self._number += 1
             assert self._process is not None and self._process.stdin is not None
             try:
-                self._process.stdin.write(json.dumps({**request, "id": self._number}).encode() + b"\n")
+                cpu = self._cpu if seconds is None else seconds
+                order = {"id": self._number, "cpu": cpu, "request": request}
+                self._process.stdin.write(json.dumps(order).encode() + b"\n")
                 self._process.stdin.flush()
             except OSError as error:
                 self.stop()
                 raise HeadraceError(f"the comparing process is gone: {error}") from error
-            return self._reply()
+            return self._reply(self._timeout if seconds is None else seconds)
 
-    def _reply(self) -> Any:
-        deadline = time.monotonic() + self._timeout
+    def _reply(self, timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
         message = self._line(deadline, "id", "ended")
         if message is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._worker, signal.SIGKILL)
             self._respawned(self._line(time.monotonic() + RESPAWN_SECONDS, "ended"))
-            raise Ended("timeout", f"no end within {self._timeout:g} s")
+            raise Ended("timeout", f"no end within {timeout:g} s")
         if "ended" in message:
             self._respawned(message)
             if message["signal"] in TIMEOUT_SIGNALS:
@@ -84,7 +86,6 @@ class Warm:
             "rewarders.answers.zygote",
             str(os.getpid()),
             self._factory,
-            str(self._cpu),
             str(self._memory),
         ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

@@ -20,7 +20,7 @@ from monitoring.daemon import die_with_parent
 
 
 def main() -> None:
-    parent, factory, cpu_seconds, memory_mb = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+    parent, factory, memory_mb = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     die_with_parent(parent)
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not come between the lines
@@ -35,7 +35,7 @@ def main() -> None:
             die_with_parent(me)
             resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            serve(handler, out, cpu_seconds)
+            serve(handler, out)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # nobody asks any more
@@ -43,7 +43,7 @@ def main() -> None:
         say(out, {"ended": child, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0})
 
 
-def serve(handler: Callable[[dict[str, Any]], Any], out: int, cpu_seconds: float) -> None:
+def serve(handler: Callable[[dict[str, Any]], Any], out: int) -> None:
     """Answer requests until the pipe is closed."""
     say(out, {"ready": os.getpid()})
     buffer = b""
@@ -56,16 +56,16 @@ def serve(handler: Callable[[dict[str, Any]], Any], out: int, cpu_seconds: float
             buffer += piece
             continue
         buffer = rest
-        request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # unhandled, SIGPROF ends the process
+        order = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, order["cpu"])  # unhandled, SIGPROF ends the process
         try:
-            reply = {"result": handler(request)}
+            reply = {"result": handler(order["request"])}
         except MemoryError:
             os._exit(77)
         except Exception as error:  # the libraries may raise anything on what they cannot read
             reply = {"error": f"{type(error).__name__}: {error}"[:300]}
         signal.setitimer(signal.ITIMER_PROF, 0)
-        say(out, {"id": request["id"], **reply})
+        say(out, {"id": order["id"], **reply})
 
 
 def say(out: int, message: dict[str, Any]) -> None:
