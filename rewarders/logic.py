@@ -21,6 +21,11 @@ EVALUATED = {
     **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix", "n_queens"), LITERAL),
 }  # fmt: skip
 """Tasks whose scorers run the answer, and what an answer may be made of: no calls by name but of mathematics, no attributes, no strings to run."""
+BOMB = re.compile(r"(?:\*\*|\^)\s*\(?\s*[-+]?\d{4,}|(?:\*\*|\^)\s*\(*\s*[\w.]{1,40}\s*(?:\*\*|\^)|\d{400,}")
+"""Power towers and huge exponents, in what would be evaluated."""
+NUMERIC = re.compile(r"[\d\s.+\-*/ijeE()]+")
+NO_NUMBER = re.compile(r"(?<![A-Za-z])(?:nan|inf|infinity)(?![A-Za-hk-z])", re.IGNORECASE)
+"""Some scorers find NaN as near to the answer as can be."""
 TRUTH = ("game_of_life_halting",)
 """Tasks whose scorer takes every text but the empty one for True."""
 
@@ -47,6 +52,10 @@ def scored(name: str, scorer: Scorer, answer: str, entry: dict[str, Any]) -> dic
     allowed = EVALUATED.get(name)
     if allowed is not None and not allowed.fullmatch(answer):
         return {"refused": "the scorer would run it as code"}
+    if allowed is FORMULA and BOMB.search(answer):
+        return {"refused": "it is too large to evaluate"}
+    if NO_NUMBER.search(answer) and NUMERIC.fullmatch(str(entry.get("answer"))):
+        return {"refused": "it is no number"}
     if name in TRUTH:
         return {"score": float(answer.strip().casefold() == str(entry["answer"]).casefold())}
     try:

@@ -35,7 +35,7 @@ class ReasoningGym:
     max_length: int = 4096
     partial: bool = True
     timeout: float = 8.0
-    cpu_seconds: float = 2.0
+    cpu_seconds: float = 1.0
     memory_mb: int = 4096
     _scorers: list[Warm] = field(default_factory=list, init=False, repr=False, compare=False)
     _loaded: set[tuple[int, str]] = field(default_factory=set, init=False, repr=False, compare=False)
