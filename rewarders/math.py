@@ -46,7 +46,7 @@ class MathAccuracy:
     units: str = "optional"
     tolerance: float = RELATIVE
     timeout: float = 1.8
-    cpu_seconds: float = 0.4
+    cpu_seconds: float = 0.3
     memory_mb: int = 1024
     _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
     _symbolic: list[Warm] = field(default_factory=list, init=False, repr=False, compare=False)

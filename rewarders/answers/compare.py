@@ -49,6 +49,12 @@ class Comparison:
             )
         if isinstance(answer, Matrix) != isinstance(reference, Matrix):
             return self._vector(answer, reference)
+        if (
+            isinstance(reference, Row) != isinstance(answer, Row)
+            and isinstance(reference, Bag | Row)
+            and isinstance(answer, Bag | Row)
+        ):
+            return self._point(answer, reference)
         if isinstance(reference, Ratio) != isinstance(answer, Ratio):
             return self._ratio_or_fraction(answer, reference)
         compare = _BY_KIND.get(type(reference))
@@ -125,6 +131,18 @@ class Comparison:
                 return False
             answers.pop(place)
         return True
+
+    def _point(self, answer: Any, reference: Any) -> bool:
+        """A point and a bare list in its order, or ``x=2, y=3``; a set in braces is no point."""
+        row, bag = (answer, reference) if isinstance(answer, Row) else (reference, answer)
+        names = [item.name for item in bag.items if isinstance(item, Named)]
+        if (
+            bag.braces
+            or (row.opening, row.closing) != ("(", ")")
+            or (names and (len(names) < len(bag.items) or names != sorted(set(names))))
+        ):
+            return False
+        return self._in_order(tuple(i.value if isinstance(i, Named) else i for i in bag.items), row.items)
 
     def _distinct(self, bag: Bag) -> list[Any]:
         found: list[Any] = []

@@ -6,6 +6,7 @@ Equality of two expressions is decided by their values at fixed points of their 
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -90,14 +91,24 @@ def _bigop_exact(node: Node, values: Mapping[str, Fraction], work: Work) -> Frac
     return total
 
 
+_CONTEXTS = threading.local()
+
+
+def context() -> Any:
+    """This thread's context of mpmath: making one takes longer than most comparisons."""
+    if not hasattr(_CONTEXTS, "mp"):
+        import mpmath
+
+        _CONTEXTS.mp = mpmath.mp.clone()
+    _CONTEXTS.mp.dps = DIGITS
+    return _CONTEXTS.mp
+
+
 class Numeric:
     """Complex values to ``DIGITS`` digits (mpmath), variables at given points."""
 
     def __init__(self, work: Work) -> None:
-        import mpmath
-
-        self.m = mpmath.mp.clone()
-        self.m.dps = DIGITS
+        self.m = context()
         self.work = work
         self.branched = False
         """Whether a root, power or logarithm had to choose a branch since this was last set."""

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from rewarders.answers import units, words
 from rewarders.answers.compare import Comparison, Rules, without
 from rewarders.answers.lexer import Unreadable
-from rewarders.answers.names import FUNCTIONS, SYMBOLS
-from rewarders.answers.operands import OPENERS
-from rewarders.answers.parse import RELATIONS
 from rewarders.answers.rationals import Costly
 from rewarders.answers.readings import TIME, Answer, Reading
 from rewarders.answers.scalars import RELATIVE, terminates
 from rewarders.answers.shapes import Scalar
 
 FORBIDDEN = re.compile(
-    r"!|\^\s*\{?[^{}^]*\^|\^\s*\{?\s*[+-]?\d{4,}|\d{400,}|\d[eE][+-]?\d{4,}|\\int|\\sum|\\prod|\\lim|factorial|__|\bimport\b|lambda|\\input|\\write"
+    r"!|\^\s*\{?[^{}^]*\^|\^\s*\{?\s*[+-]?\d{4,}|\d{400,}|\d[eE][+-]?\d{4,}|\\int|\\sum|\\prod|\\lim|factorial|__|\bimport\b|lambda|\\approx|\\input|\\write"
 )
 """What the symbolic comparison is not asked about: a parser can choke on it, and no value that it could have is missed by the reader here."""
 MAX_SYMBOLIC = 300
-KNOWN = {f"\\{name}" for name in (*FUNCTIONS, *SYMBOLS)} | set(OPENERS) | set(RELATIONS)
-COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
 @dataclass(frozen=True)
@@ -113,14 +107,12 @@ def _unit(reading: Reading) -> str:
 
 
 def _worth_asking(answer: Answer, reference: Answer) -> bool:
-    """Whether the symbolic comparison may know what is not understood here: commands that the reader does not know, and nothing hostile."""
-    if (
-        words.TEXT.search(answer.text)
+    """Whether math-verify is asked: about references that are not understood here alone, as it reads too much into odd answers."""
+    hostile = len(answer.text) > MAX_SYMBOLIC or FORBIDDEN.search(answer.text) or words.TEXT.search(answer.text)
+    return not (
+        reference.readings
+        or reference.words
+        or hostile
         or words.is_phrase(answer.text)
         or words.is_phrase(reference.text)
-        or len(answer.text) > MAX_SYMBOLIC
-        or FORBIDDEN.search(answer.text)
-    ):
-        return False
-    unknown: Callable[[Answer], bool] = lambda a: any(c not in KNOWN for c in COMMAND.findall(a.text))  # noqa: E731
-    return (not reference.readings and not reference.words) or (not answer.readings and unknown(answer))
+    )

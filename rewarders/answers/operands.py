@@ -100,6 +100,8 @@ class Operands(Cursor):
         """What stands behind ``_``, as text."""
         if not self.take("{"):
             text = self.text
+            if not text:
+                raise Unreadable("a subscript is missing")
             self.at += 1
             return text.lstrip("\\")
         parts, depth = [], 1

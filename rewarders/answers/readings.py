@@ -10,6 +10,7 @@ from typing import Any
 
 from broker.errors import HeadraceError
 from rewarders.answers import canonical, units, words
+from rewarders.answers.compare import Comparison, Rules
 from rewarders.answers.lexer import Unreadable
 from rewarders.answers.numbers import number
 from rewarders.answers.parse import parse
@@ -19,6 +20,11 @@ from rewarders.answers.surface import MATHS, normal
 from rewarders.text import HASHES, boxes
 
 MAX_REFERENCE = 8192
+LABEL = re.compile(
+    r"^(?:\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*[A-Za-z]{3}[^{}]*\}\s*[=:]|\\text\s*\{[^{}]*(?:\bis|:)\s*\}"
+    r"|(?!lambda|return|print)(?=[A-Za-z ]*[a-z]{2})[A-Za-z]{3,}(?: [A-Za-z]+){0,4}\s*[=:])\s*(?=\S)"
+)
+"""Words before a value: ``Area = 12``, ``\\text{The answer is } 4``."""
 TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?:\s?[ap]\.?\s?m\.?)?", re.IGNORECASE)
 
 
@@ -57,6 +63,8 @@ def read(text: str, with_units: bool = True) -> Answer:
     spelled = words.without_wrappers(plain)
     in_words = words.number_in_words(spelled)
     plain = in_words or plain
+    plain = LABEL.sub("", plain) or plain
+    plain = _approximated(plain)
     value = number(plain)
     if value is not None:
         return Answer(plain, value, _readings(plain, False)[0])
@@ -64,6 +72,18 @@ def read(text: str, with_units: bool = True) -> Answer:
         return Answer(plain, words=True)
     readings, fault = _readings(plain, with_units)
     return Answer(plain, None, readings, words.choice(spelled), False, fault)
+
+
+def _approximated(text: str) -> str:
+    r"""``3\sqrt{2} \approx 4.24`` without its rounding, if it is one."""
+    exact, sign, rounded = text.partition("\\approx")
+    if not sign or not exact.strip() or "\\approx" in rounded:
+        return text
+    try:
+        near = Comparison(Rules(tolerance=0.02)).same(shape(parse(rounded.strip())), shape(parse(exact.strip())))
+    except (Unreadable, Costly, RecursionError):
+        return text
+    return exact.strip() if near else text
 
 
 def _readings(text: str, with_units: bool) -> tuple[tuple[Reading, ...], str]:

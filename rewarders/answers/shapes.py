@@ -167,6 +167,10 @@ def name_of(node: Node) -> str | None:
             and node[1][0][1] in "fghpqFGHPQy"
         ):
             return f"{node[1][0][1]}({','.join(str(part[1]) for part in inner)})"
+    if node[0] == "mul" and all(p[0] == "sym" and len(p[1]) == 1 and p[1].isupper() for p in node[1]):
+        return "".join(p[1] for p in node[1])  # a segment AB, an angle ABC
+    if node[0] == "mul" and len(node[1]) == 2 and node[1][0][:2] == ("pow", ("sym", "f")) and node[1][1][0] == "sym":
+        return f"f^-1({node[1][1][1]})"
     return None
 
 

@@ -55,7 +55,7 @@ SIGNS = {
     "⁄": "/", "∕": "/", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ",
     "∖": "\\setminus ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ", "′": "'", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}",
     "±": "\\pm ", "∓": "\\mp ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "ϕ": "\\phi ", "ϵ": "\\epsilon ",
-    "∑": "\\sum ", "∏": "\\prod ", "“": '"', "”": '"', "‘": "'", "’": "'", "∨": "\\lor ", "∧": "\\land ", "∶": ":", "µ": "\\mu ",
+    "∑": "\\sum ", "∏": "\\prod ", "“": '"', "”": '"', "‘": "'", "’": "'", "∨": "\\lor ", "∧": "\\land ", "∶": ":", "≈": "\\approx ", "≡": "=", "⟨": "(", "⟩": ")", "∠": "", "µ": "\\mu ",
     **{sign: f"\\{name} " for sign, name in GREEK.items()},
 }  # fmt: skip
 TRANSLATION = str.maketrans(SIGNS) | INVISIBLE
@@ -69,10 +69,10 @@ ALIASES = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "times": "cdot", "ast": "cdot", "cdotp": "cdot",
     "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "lt", "gt": "gt", "lbrace": "{", "rbrace": "}",
     "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "varnothing": "emptyset", "varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta",
-    "backslash": "setminus", "arcsin": "arcsin", "wedge": "land", "vee": "lor", "colon": ":", "lbrack": "[", "rbrack": "]",
+    "backslash": "setminus", "arcsin": "arcsin", "wedge": "land", "vee": "lor", "colon": ":", "langle": "(", "rangle": ")", "equiv": "=", "simeq": "approx", "angle": "", "triangle": "", "measuredangle": "", "lbrack": "[", "rbrack": "]",
     "lparen": "(", "rparen": ")", "degree": "circ", "to": "to", "rightarrow": "to", "R": "Reals", "reals": "Reals", "rm": "", "bf": "", "it": "",
 }  # fmt: skip
-PLAIN_ALIASES = {"|", ":", "[", "]", "(", ")"}
+PLAIN_ALIASES = {"", "=", "|", ":", "[", "]", "(", ")"}
 DROPPED = {
     "left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "middle", "displaystyle",
     "textstyle", "scriptstyle", "limits", "nolimits", "quad", "qquad", "enspace", "thinspace", "medspace", "thickspace", "nobreakspace", "rm",
@@ -179,7 +179,7 @@ def _ends(text: str) -> str:
     for _ in range(4):
         before = text
         text = STOP.sub("", text.strip()).removesuffix("\\\\").strip()
-        for sign in ("\\$", "$", "€", "£", "≈", "="):
+        for sign in ("\\$", "$", "€", "£", "\\approx", "="):
             text = text.removeprefix(sign).strip() if sign != "=" or (text.count("=") == 1 and len(text) > 1) else text
         text = text.removesuffix("\\$").removesuffix("€").strip()
         if text == before:

@@ -40,6 +40,7 @@ PLAIN = re.compile(
     r"(?<=[\d)}%])(\s*)((?:[A-Za-z]+)(?:\s*\^\s*\{?-?\d\}?)?(?:[\s/-]+(?:[A-Za-z]+)(?:\s*\^\s*\{?-?\d\}?)?)*)$"
 )
 DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*(?:\\(?:text|mathrm)\s*\{)?\s*(C|F)\s*\}?$")
+MODULUS = re.compile(r"[\s(]*(?:\\pmod|\\bmod|\\mod|\bmod)\s*\{?\s*(\d+)\s*\}?\)?$")
 ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:\\(?:text|mathrm)\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})*$")
 MATHS = frozenset(
     [
@@ -79,6 +80,9 @@ def split(text: str) -> tuple[str, str] | None:
     degrees = DEGREES.search(text)
     if degrees and degrees.start() > 0:
         return text[: degrees.start()].strip(), degrees.group(1)
+    modulus = MODULUS.search(text)
+    if modulus and modulus.start() > 0:
+        return text[: modulus.start()].strip(), f"mod {modulus.group(1)}"
     wrapped = TAIL.search(text)
     if wrapped and wrapped.start() > 0:
         unit = WRAPPED.sub(r" \1 ", wrapped.group()).strip()

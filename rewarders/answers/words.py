@@ -74,6 +74,7 @@ NUMBERS = {
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"])
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "one hundred": 100, "half": "1/2", "one half": "1/2",
      "one-half": "1/2", "one third": "1/3", "one-third": "1/3", "one quarter": "1/4", "one-quarter": "1/4", "two thirds": "2/3", "two-thirds": "2/3", "three quarters": "3/4"}  # fmt: skip
+DOTS = re.compile(r"\.\.\.|\\[lcvd]?dots|…")
 ARTICLE = re.compile(r"^(?:the|an?) ")
 
 
@@ -137,5 +138,7 @@ def without_commands(text: str) -> str:
 
 
 def is_phrase(text: str) -> bool:
-    """Whether words of a language stand in the text beside mathematics."""
-    return bool(re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", without_commands(without_wrappers(text))))
+    """Whether words of a language, or three dots, stand in the text beside mathematics."""
+    return bool(DOTS.search(text)) or bool(
+        re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", without_commands(without_wrappers(text)))
+    )
