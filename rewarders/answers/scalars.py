@@ -86,7 +86,8 @@ def ratio_is_constant(left: Node, right: Node, work: Work) -> Any:
             a, b = numeric.value(left, at), numeric.value(right, at)
         except Undefined:
             return None
-        if abs(a) < TINY or abs(b) < TINY:
+        infinite = any(numeric.m.isinf(v) or numeric.m.isnan(v) for v in (a, b))
+        if infinite or abs(a) < TINY or abs(b) < TINY:
             return None
         ratio = a / b
         if found is not None and not close(numeric.m, ratio, found, EXACTNESS):

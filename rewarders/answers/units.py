@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewarders.answers.words import NUMBERS
+
 F = Fraction
 _TABLE: dict[str, list[tuple[str, Fraction]]] = {
     "length": [
@@ -72,7 +74,31 @@ MATHS = frozenset(
         "infinity",
     ]
 )
-FACTOR = re.compile(r"([A-Za-z]+)\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?")
+HEDGES = frozenset(
+    [
+        "or",
+        "and",
+        "not",
+        "if",
+        "else",
+        "maybe",
+        "but",
+        "otherwise",
+        "when",
+        "unless",
+        "either",
+        "possibly",
+        "perhaps",
+        "approximately",
+        "about",
+        "is",
+        "are",
+        "than",
+    ]
+) | frozenset(word for word in NUMBERS if word.isalpha())
+UNIT_TEXT = re.compile(
+    r"(?:[A-Za-zµΩ'’/.,\s()*·-]|\\cdot|\\circ|\\,|~|\^\s*\{?\s*-?\d\s*\}?|(?<=[A-Za-z])[23](?![\d.])|[²³{}^])*"
+)
 
 
 def split(text: str) -> tuple[str, str] | None:
@@ -86,11 +112,7 @@ def split(text: str) -> tuple[str, str] | None:
     wrapped = TAIL.search(text)
     if wrapped and wrapped.start() > 0:
         unit = WRAPPED.sub(r" \1 ", wrapped.group()).strip()
-        return (
-            (text[: wrapped.start()].strip().removesuffix("\\cdot").strip(), tidy(unit))
-            if unit and not unit.isdigit()
-            else None
-        )
+        return (text[: wrapped.start()].strip().removesuffix("\\cdot").strip(), tidy(unit)) if is_unit(unit) else None
     ordinal = ORDINAL.search(text)
     if ordinal:
         return text[: ordinal.start()].strip(), "th"
@@ -100,12 +122,20 @@ def split(text: str) -> tuple[str, str] | None:
     return None
 
 
+def is_unit(words: str) -> bool:
+    """Whether words in a text command are a unit or say what is counted, and give no second answer."""
+    found = re.findall(r"[A-Za-z]+", words)
+    return bool(found and UNIT_TEXT.fullmatch(words)) and not any(word.casefold() in HEDGES for word in found)
+
+
 def plausible(words: str, blank: bool) -> bool:
     """Whether plain letters behind a value are a unit or words rather than variables."""
     found = re.findall(r"[A-Za-z]+", words)
     if any(word in MATHS for word in found):
         return False
     known = all(word in UNITS or word in ("per", "square", "cubic", "sq") for word in found)
+    if any(word.casefold() in HEDGES for word in found):
+        return False
     return (known and (blank or len(found[0]) > 1)) or (blank and len(found[0]) > 2 and len(found) <= 4)
 
 
