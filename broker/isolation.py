@@ -167,7 +167,8 @@ def main() -> None:
         module, _, name = start["factory"].partition(":")
         handler: Handler = getattr(importlib.import_module(module), name)(start["options"])
         limit = int(start["memory_mb"]) << 20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        # the soft limit alone: what a judge starts, such as a sandbox with a compiler, has bounds of its own
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     except Exception as error:  # a judge may fail to start in any way; the parent says which
         return write_frame(out, {"error": f"{type(error).__name__}: {error}"})
     write_frame(out, {"ready": True})

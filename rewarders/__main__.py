@@ -39,6 +39,7 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str) 
 
     from monitoring.logs import setup_logging
     from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
+    from rewarders.readiness import await_ready
     from rewarders.worker import RewarderWorker
 
     setup_logging("rewarder", name, run.table.name, run.directory)
@@ -50,6 +51,8 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str) 
         stack.callback(log.close)
         metrics = RewarderMetrics(registry, rewarder)
         system = SystemMetrics(registry, "rewarder")
+        if not await_ready(rewarder, table, run.file.base, metrics, stop):
+            return
         worker = RewarderWorker(name, rewarder, log, run.topics, table, run.file.base, metrics, broker, system)
         stack.callback(worker.close)
         log_.info("serving %s", table.use)

@@ -22,6 +22,8 @@ def load_rewarder(use: str, options: dict[str, Any], base: Path) -> Rewarder:
 def judge_factory(options: dict[str, Any]) -> Any:
     """The handler of a judging process: trajectory bytes -> [value or None, why]."""
     rewarder = load_rewarder(options["use"], options["options"], Path(options["base"]))
+    if (prepare := getattr(rewarder, "prepare", None)) is not None:
+        prepare()
 
     def judge(payload: bytes) -> list[Any]:
         sample = decode(payload)

@@ -8,19 +8,21 @@ from typing import Protocol
 
 from broker.errors import MessageError
 from broker.messages import Trajectory
+from broker.verdicts import ValueSpan
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
     """A verdict: a finite value, and why (shown by ``headrace trace`` and the report).
 
-    ``answer`` is the final answer in canonical form (for cons@k); ``cause`` what the *answer* did to the judge: ``timeout``, ``killed``.
+    ``answer``, ``cause`` and ``spans`` are those of a Vote.
     """
 
     value: float
     why: str = ""
     answer: str = ""
     cause: str = ""
+    spans: tuple[ValueSpan, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
@@ -28,6 +30,10 @@ class Reward:
 
 
 class Rewarder(Protocol):
-    """Judges one sample: a Reward, a number, or None to abstain. Whatever it raises is an error, never a reward of 0."""
+    """Judges one sample: a Reward, a number, or None to abstain. Whatever it raises is an error, never a reward of 0.
+
+    A rewarder that must prove something before it may judge also has ``prepare()``, which is called once in each judging process and raises if it may not
+    (SandboxError: the daemon takes no samples, says why, and tries again).
+    """
 
     def __call__(self, sample: Trajectory) -> Reward | float | None: ...
