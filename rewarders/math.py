@@ -56,6 +56,10 @@ class MathAccuracy:
             if getattr(self, name) not in allowed:
                 raise RunFileError(f"{name} = {getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
 
+    def prepare(self) -> None:
+        """Start the symbolic comparison before the first sample needs it."""
+        self._warm().start()
+
     def __call__(self, sample: Trajectory) -> Reward | None:
         if sample.answer is None:
             return None

@@ -40,6 +40,10 @@ class ReasoningGym:
     _scorers: list[Warm] = field(default_factory=list, init=False, repr=False, compare=False)
     _loaded: set[tuple[int, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
+    def prepare(self) -> None:
+        """Load reasoning-gym before the first sample. Raises RunFileError if it is not installed."""
+        self._warm().start()
+
     def __call__(self, sample: Trajectory) -> Reward | None:
         carried = sample.metadata.get("reasoning_gym")
         if not isinstance(carried, dict):
@@ -69,6 +73,17 @@ class ReasoningGym:
 
     def scored(self, task: str, entry: Mapping[str, Any], answer: str, tuples: list[str]) -> dict[str, Any]:
         """What the scorer says. Raises Ended if the answer was the end of its process, HeadraceError if the scorer cannot be had."""
+        warm = self._warm()
+        if (warm.restarts, task) not in self._loaded:
+            if warm.ask({"load": task}, LOAD_SECONDS) is None:
+                raise HeadraceError(f"reasoning-gym has no scorer for the task {task!r} of the sample's metadata")
+            self._loaded.add((warm.restarts, task))
+        told = warm.ask({"task": task, "answer": answer, "entry": entry, "tuples": tuples})
+        if not isinstance(told, dict):
+            raise HeadraceError(f"reasoning-gym's {task} cannot read the entry in the sample's metadata")
+        return told
+
+    def _warm(self) -> Warm:
         if not self._scorers:
             if importlib.util.find_spec("reasoning_gym") is None:
                 raise RunFileError("rewarders.reasoning_gym needs reasoning-gym: pip install 'headrace[gym]'")
@@ -80,15 +95,7 @@ class ReasoningGym:
                     memory_mb=self.memory_mb,
                 )
             )
-        warm = self._scorers[0]
-        if (warm.restarts, task) not in self._loaded:
-            if warm.ask({"load": task}, LOAD_SECONDS) is None:
-                raise HeadraceError(f"reasoning-gym has no scorer for the task {task!r} of the sample's metadata")
-            self._loaded.add((warm.restarts, task))
-        told = warm.ask({"task": task, "answer": answer, "entry": entry, "tuples": tuples})
-        if not isinstance(told, dict):
-            raise HeadraceError(f"reasoning-gym's {task} cannot read the entry in the sample's metadata")
-        return told
+        return self._scorers[0]
 
 
 def parts(carried: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

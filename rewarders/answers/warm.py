@@ -43,7 +43,7 @@ class Warm:
     def ask(self, request: dict[str, Any], seconds: float | None = None) -> Any:
         """The handler's result, None if it raised; ``seconds`` in place of both bounds of time. Raises Ended if the request was the end of the process, HeadraceError if the judge itself fails."""
         with self._lock:
-            self._start()
+            self.start()
             self._number += 1
             assert self._process is not None and self._process.stdin is not None
             try:
@@ -76,7 +76,8 @@ class Warm:
         if ended is None or self._ready(RESPAWN_SECONDS) is None:
             self.stop()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have the process running and ready. Raises HeadraceError."""
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()

@@ -33,7 +33,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             die_with_parent(me)
-            resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+            bound_memory(memory_mb << 20)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             serve(handler, out)
             os._exit(0)
@@ -41,6 +41,13 @@ def main() -> None:
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # nobody asks any more
             return
         say(out, {"ended": child, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0})
+
+
+def bound_memory(size: int) -> None:
+    """Bound the address space, by what the process was given if that is less."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def serve(handler: Callable[[dict[str, Any]], Any], out: int) -> None:
