@@ -29,6 +29,10 @@ from broker.messages import Trajectory  # noqa: E402
 from rewarders.rewarder import Rewarder  # noqa: E402
 
 Case = tuple[Trajectory, bool | None]
+FRESH = (
+    "The fresh set (78 cases) and the second set (84) were written after the reader was done, and measured once before anything was changed for them: "
+    ".987 and .976. They have been corrected since, so the figures above are those of a set that has been looked at."
+)
 PACKAGES = ("math-verify", "latex2sympy2-extended", "sympy", "mpmath", "reasoning-gym")
 
 
@@ -93,6 +97,7 @@ def puzzles() -> Iterator[Case]:
 REWARDERS: dict[str, Entry] = {
     "MathAccuracy, mixed set": Entry(mathematics, mixed("math_cases.txt")),
     "MathAccuracy, fresh set": Entry(mathematics, mixed("math_cases_fresh.txt")),
+    "MathAccuracy, second set": Entry(mathematics, mixed("math_cases_second.txt")),
     "MathAccuracy, math-verify only": Entry(mathematics, symbolic),
     "Choice": Entry(choice, options),
     "ReasoningGym, six tasks": Entry(gym, puzzles),
@@ -153,15 +158,27 @@ def bomb() -> str:
     hard, easy = "\\int_0^x \\frac{\\sin^5 t\\,\\ln t}{t^3+\\cos t} dt", sample("\\boxed{\\frac13}", "\\int_0^1 x^2 dx")
     judge(easy)
     judge(sample("\\boxed{1}", hard))
-    costs = []
-    for n in range(5):
-        started, spent = time.perf_counter(), os.times()
+    costs, causes = [], set()
+    slow = contention()
+    for n in range(9):
+        started = time.perf_counter()
         verdict = judge(sample(f"\\boxed{{{n}+\\heartsuit}}", hard))
         judge(easy)
         costs.append(time.perf_counter() - started)
-        assert verdict is not None and spent
-    causes = verdict.cause if verdict else ""
-    return f"A comparison that does not end costs {1000 * sorted(costs)[2]:.0f} ms (worst of five {1000 * max(costs):.0f} ms), the next verdict included (cause: `{causes}`).\n"
+        causes.add(verdict.cause if verdict else "")
+    slow = (slow + contention()) / 2
+    return (
+        f"A comparison that does not end costs its process {1000 * sorted(costs)[4]:.0f} ms of the clock (median of nine, worst {1000 * max(costs):.0f} ms), "
+        f"the next verdict included (cause: {', '.join(sorted(causes))}), where a second of the processor takes {slow:.1f} s."
+    )
+
+
+def contention() -> float:
+    """Seconds of the clock that a second of the processor takes on this machine now."""
+    started, spent = time.perf_counter(), time.process_time()
+    while time.process_time() - spent < 1.0:
+        pass
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -175,10 +192,9 @@ def main() -> None:
         "| rewarder | right | verdicts/s, 1 process | 2 processes | p50 / p99 / worst ms | RSS MiB, judge + its children |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [row(name, options_.seconds) for name in options_.names or REWARDERS]
+    lines += ["", bomb(), "", FRESH, ""]
     lines += [
-        "",
-        bomb(),
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when written; "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; a second of the processor takes {contention():.1f} s of the clock; "
         + ", ".join(versions())
         + ".",
     ]

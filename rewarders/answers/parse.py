@@ -109,7 +109,7 @@ class _Reader(Operands):
         )
 
     def factor(self) -> Node:
-        node = self.mixed() or self.postfix(self.primary())
+        node = self.postfix(self.mixed() or self.primary())
         return node
 
     def mixed(self) -> Node | None:

@@ -90,6 +90,7 @@ COLOR = re.compile(r"\\(?:color|textcolor)\s*\{[A-Za-z]+\}|\\(?:hspace|vspace|la
 GROUPED = re.compile(
     r"(?<![\d.])\d{1,3}(?:(?:\{,\}|,\s?\\!|\{\\,\}|\\,|\\ |\\;|\\:|~| |\u202f|\u2009|\xa0)\d{3})+(?![\d/]|\s*\\frac)"
 )
+SIGN = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*([:,;<>=+/-])\s*\}")
 STOP = re.compile(r"(?<![\\.])[.,;]$")
 SEPARATOR = re.compile(r"\D+")
 CONJUNCTION = re.compile(
@@ -102,7 +103,7 @@ def normal(text: str) -> str:
     """The text in one spelling; blanks that separate words or numbers are kept, one each."""
     text = unwrapped(unicode_plain(text))
     text = GROUPED.sub(lambda m: SEPARATOR.sub("", m.group()), text)
-    text = COLOR.sub("", text)
+    text = SIGN.sub(r"\1", COLOR.sub("", text))
     text = CONJUNCTION.sub(lambda m: f" \\{'lor' if 'or' in (m.group(1), m.group(2)) else 'land'} ", text)
     text = COMMAND.sub(_command, text)
     text = " ".join(text.split())

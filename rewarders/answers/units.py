@@ -180,11 +180,11 @@ def conversion(answer: str, reference: str) -> Fraction | None:
         return Fraction(1)
     a, b = measure(answer), measure(reference)
     if a is None or b is None:
-        return Fraction(1) if a is None and b is None and same_words(answer, reference) else None
+        return Fraction(1) if same_words(answer, reference) else None
     return a[1] / b[1] if a[0] == b[0] else None
 
 
 def same_words(a: str, b: str) -> bool:
-    """apples and apple, or a phrase that ends with the other: red apples and apples."""
+    """apples and apple, or a phrase that ends or begins with the other: red apples and apples, years old and years."""
     left, right = (" ".join(w.rstrip("s") for w in text.casefold().split()) for text in (a, b))
-    return left == right or left.endswith(" " + right) or right.endswith(" " + left)
+    return left == right or any(a.startswith(f"{b} ") or a.endswith(f" {b}") for a, b in ((left, right), (right, left)))

@@ -96,7 +96,11 @@ def test_without_a_reference_it_abstains_and_without_a_box_it_may_read_the_tags(
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in math_cases() + math_cases("math_cases_fresh.txt") if c.kind != "hostile"],
+    [
+        c
+        for c in [*math_cases(), *math_cases("math_cases_fresh.txt"), *math_cases("math_cases_second.txt")]
+        if c.kind != "hostile"
+    ],
     ids=lambda c: f"{c.kind}: {c.reference[:20]}",
 )
 def test_the_mixed_set(judge: MathAccuracy, case: Case) -> None:
