@@ -74,7 +74,7 @@ def verdict(judge: Callable[..., Reward | float | None], text: str, reference: s
 
 
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 @given(text=TEXTS, reference=st.sampled_from(REFERENCES))
 def test_any_text_gives_a_verdict(judges: dict[str, Rewarder], text: str, reference: str) -> None:
@@ -86,7 +86,7 @@ def test_any_text_gives_a_verdict(judges: dict[str, Rewarder], text: str, refere
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 @given(answer=st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join))
 def test_what_is_right_for_itself_has_one_canonical_text(judges: dict[str, Rewarder], answer: str) -> None:
