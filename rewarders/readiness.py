@@ -41,7 +41,7 @@ def await_ready(
 def refusal(table: RewarderTable, base: Path) -> str:
     """Why the rewarder may not judge here; empty if it may. It is asked in a process of its own."""
     options = {"use": table.use, "options": table.options, "base": str(base)}
-    asked = Isolated("rewarders.readiness:asked", options, timeout=PREPARE_SECONDS, memory_mb=table.memory_mb)
+    asked = Isolated("rewarders.readiness:asked", options, timeout=PREPARE_SECONDS, memory_mb=table.worker.memory_mb)
     try:
         _, answer = next(iter(asked.call([b""])))
     finally:

@@ -146,9 +146,10 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Pa
 
 
 def fill(made: Ring, topic: str) -> None:
-    with pytest.raises(LogFull):
-        while True:
-            made.send(topic, b"nobody", bytes(60_000))
+    for size in (60_000, 500):
+        with pytest.raises(LogFull):
+            while True:
+                made.send(topic, b"nobody", bytes(size))
 
 
 MEMORY = (
