@@ -1,7 +1,7 @@
 """How a response is written: the reflective words of DeepSeek-R1 (arXiv 2501.12948), its words by script, and what of it is prose.
 
-All of it takes linear time. A response is looked at up to ``CHARACTERS``; scripts that put no space between words count each
-character as a word.
+All of it takes linear time. What is counted for the report is looked at up to ``CHARACTERS``. Scripts that put no space between words
+count each character as a word.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def reflective_counts(text: str) -> Counter[str]:
 
 def scripts(text: str) -> Counter[str]:
     """The number of words of each script."""
-    return Counter(script for script, _ in script_words(text))
+    return Counter(script for script, _ in script_words(text[:CHARACTERS]))
 
 
 def script_words(text: str) -> list[tuple[str, str]]:
-    """The words of ``text`` in order, each with its script."""
-    return [(found.lastgroup or "", found[0]) for found in _SCRIPT.finditer(text[:CHARACTERS])]
+    """All words of ``text`` in order, each with its script."""
+    return [(found.lastgroup or "", found[0]) for found in _SCRIPT.finditer(text)]
 
 
 def terms(text: str) -> list[str]:
@@ -72,7 +72,7 @@ def prose(text: str) -> str:
 
     A block of code that is not closed ends with the text; a formula that is not closed is none.
     """
-    text = _CODE.sub(" ", _without(text[:CHARACTERS], FENCES, lambda code: " ", lambda rest: ""))
+    text = _CODE.sub(" ", _without(text, FENCES, lambda code: " ", lambda rest: ""))
     text = _ENVIRONMENT.sub(lambda found: "\\[" if found[1] == "begin" else "\\]", text)
     text = _without(text, FORMULAS, _spoken, lambda rest: None)
     text = _INLINE.sub(lambda found: _spoken(found[1]), text)

@@ -11,10 +11,10 @@ from broker.errors import RunFileError
 from monitoring.writing import SCRIPTS
 
 LANGUAGES: dict[str, frozenset[str]] = {
-    **dict.fromkeys("en de fr es it pt nl pl sv tr vi id".split(), frozenset({"Latin"})),
-    **dict.fromkeys("ru uk bg sr kk".split(), frozenset({"Cyrillic"})),
-    **dict.fromkeys("ar fa ur".split(), frozenset({"Arabic"})),
-    **dict.fromkeys("hi mr".split(), frozenset({"Devanagari"})),
+    **dict.fromkeys(["en", "de", "fr", "es", "it", "pt", "nl", "pl", "sv", "tr", "vi", "id"], frozenset({"Latin"})),
+    **dict.fromkeys(["ru", "uk", "bg", "sr", "kk"], frozenset({"Cyrillic"})),
+    **dict.fromkeys(["ar", "fa", "ur"], frozenset({"Arabic"})),
+    **dict.fromkeys(["hi", "mr"], frozenset({"Devanagari"})),
     "zh": frozenset({"Han"}), "ja": frozenset({"Han", "Kana"}), "ko": frozenset({"Hangul"}),
     "el": frozenset({"Greek"}), "he": frozenset({"Hebrew"}), "th": frozenset({"Thai"}),
 }  # fmt: skip
@@ -37,7 +37,7 @@ def scripts_of(language: str) -> frozenset[str]:
     return LANGUAGES.get(language) or (frozenset({"Latin"}) if language in FURTHER else frozenset())
 
 
-FURTHER = frozenset("af az bs ca cs cy da et eo eu fi ga hr hu is la lt lv ms nb nn ro sk sl so sq st sw tl tn ts xh yo zu".split())  # fmt: skip
+FURTHER = frozenset(["af", "az", "bs", "ca", "cs", "cy", "da", "et", "eo", "eu", "fi", "ga", "hr", "hu", "is", "la", "lt", "lv", "ms", "nb", "nn", "ro", "sk", "sl", "so", "sq", "st", "sw", "tl", "tn", "ts", "xh", "yo", "zu"])  # fmt: skip
 """Further languages in Latin script that the detector knows."""
 
 

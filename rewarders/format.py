@@ -104,6 +104,8 @@ def _look_alike(text: str, marks: tuple[str, ...]) -> str:
     for mark in marks:
         text = text.replace(mark, "\n")
     text = unicodedata.normalize("NFKC", _ENTITY.sub(lambda found: html.unescape(found[0]), text)).casefold()
-    text = "".join(c for c in text.translate(_FOLD) if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\n\t ")
+    text = "".join(
+        c for c in text.translate(_FOLD) if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\n\t "
+    )
     found = _LIKE_TAG.search(text) or _MARKER.search(text)
     return found[0][:40] if found else ""

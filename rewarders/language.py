@@ -20,14 +20,115 @@ from rewarders.parts import part
 from rewarders.rewarder import Reward
 
 TERMS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp lim max min sup inf arg argmax argmin gcd lcm mod det dim ker "
-    "rank tr iff qed lhs rhs wlog bfs dfs dp cm mm km kg mg ml mol hz khz mhz kj kw rad deg pi phi theta alpha beta gamma delta lambda sigma omega "
-    "vs etc api cpu gpu ram sql html css json xml url http https python java javascript rust numpy pandas pytorch linux unix windows "
-    "stdin stdout print def int float str bool list dict len null none true false".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "lim",
+        "max",
+        "min",
+        "sup",
+        "inf",
+        "arg",
+        "argmax",
+        "argmin",
+        "gcd",
+        "lcm",
+        "mod",
+        "det",
+        "dim",
+        "ker",
+        "rank",
+        "tr",
+        "iff",
+        "qed",
+        "lhs",
+        "rhs",
+        "wlog",
+        "bfs",
+        "dfs",
+        "dp",
+        "cm",
+        "mm",
+        "km",
+        "kg",
+        "mg",
+        "ml",
+        "mol",
+        "hz",
+        "khz",
+        "mhz",
+        "kj",
+        "kw",
+        "rad",
+        "deg",
+        "pi",
+        "phi",
+        "theta",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "lambda",
+        "sigma",
+        "omega",
+        "vs",
+        "etc",
+        "api",
+        "cpu",
+        "gpu",
+        "ram",
+        "sql",
+        "html",
+        "css",
+        "json",
+        "xml",
+        "url",
+        "http",
+        "https",
+        "python",
+        "java",
+        "javascript",
+        "rust",
+        "numpy",
+        "pandas",
+        "pytorch",
+        "linux",
+        "unix",
+        "windows",
+        "stdin",
+        "stdout",
+        "print",
+        "def",
+        "int",
+        "float",
+        "str",
+        "bool",
+        "list",
+        "dict",
+        "len",
+        "null",
+        "none",
+        "true",
+        "false",
+    ]
 )
 """Words of mathematics and programming that belong to no language."""
 _IDENTIFIER = re.compile(
-    r"\b(?=\w*[\d_])\w+\b|\b\w+(?:\.\w+)*\(\)|\b[a-z]+(?:[A-Z][a-z0-9]+)+\b|\b[A-Z]{2,6}s?\b", re.ASCII
+    r"\b(?=\w*[\d_])\w+\b|\b\w{1,40}(?:\.\w{1,40}){0,6}\(\)|\b[a-z]+(?:[A-Z][a-z0-9]+)+\b|\b[A-Z]{2,6}s?\b", re.ASCII
 )
 _SENTENCE = re.compile(r"[.!?。！？;；:：\n]+")
 JOINED = 3  # words below which a sentence is judged together with the next one
@@ -38,14 +139,14 @@ UNJUDGED = 2  # words of which no detector can tell anything
 class LanguageConsistency:
     """Words of the target language / words, in [0, 1].
 
-    The target is ``language`` (a code such as ``en``, or a script such as ``Cyrillic``), else ``metadata[field]`` of the sample, else the
+    The target is ``language`` (a code such as ``en``, or a script such as ``Cyrillic``), else ``metadata[column]`` of the sample, else the
     language of the question; abstains where that cannot be told. ``among`` are the languages to tell apart (default: the common ones of the
     script). ``sees`` is the part to judge. ``terms`` are further words that do not count. ``wordless`` is the value of a thought without
     any word. With ``by_script`` languages of one script are taken for one, and nothing is asked of a detector.
     """
 
     language: str = ""
-    field: str = "language"
+    column: str = "language"
     sees: str = "thought"
     among: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
@@ -72,7 +173,7 @@ class LanguageConsistency:
 
     def target(self, sample: Trajectory) -> str:
         """The language that the sample should be in; empty if that cannot be told."""
-        told = self.language or sample.metadata.get(self.field)
+        told = self.language or sample.metadata.get(self.column)
         if isinstance(told, str) and scripts_of(told):
             return told
         asked = [m.content for m in sample.messages if m.role == "user"]
