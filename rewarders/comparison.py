@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,13 +86,14 @@ class Tournament(GroupRewarder):
     """The share of its matches that a sample wins against others of its group, in [0, 1]; a draw is half a win.
 
     ``judge_of_pairs`` makes the class that has ``prefer(first, second)``: a table with ``use`` and its options, such as
-    ``rewarders.judge:PairJudge``. Each sample meets ``opponents`` others (0: all), drawn by the group's id; each pair is shown in both
-    orders, because judges favour a place. A group of one abstains.
+    ``rewarders.judge:PairJudge``. Each sample meets ``opponents`` others (an even number; 0: all), drawn by the group's id; each pair is
+    shown in both orders, because judges favour a place. ``parallel`` matches are played at a time. A group of one abstains.
     """
 
     judge_of_pairs: str | Mapping[str, Any] = "rewarders.judge:PairJudge"
     opponents: int = 0
     both_orders: bool = True
+    parallel: int = 8
     base: str = "."
 
     @cached_property
@@ -107,8 +109,10 @@ class Tournament(GroupRewarder):
         if len(samples) < 2:
             return [None] * len(samples)
         won, played = [0.0] * len(samples), [0] * len(samples)
-        for a, b in self.pairs(len(samples), samples[0].group_id):
-            share = self._match(samples[a], samples[b])
+        pairs = list(self.pairs(len(samples), samples[0].group_id))
+        with ThreadPoolExecutor(max(1, self.parallel)) as pool:
+            shares = list(pool.map(lambda pair: self._match(samples[pair[0]], samples[pair[1]]), pairs))
+        for (a, b), share in zip(pairs, shares, strict=True):
             won[a] += share
             won[b] += 1 - share
             played[a] += 1

@@ -39,7 +39,7 @@ class Overlong:
 class CalibratedLength(GroupRewarder):
     """Length has its price where the question is easy: ``-(tokens / scale) * max(p, 1 / G)`` with the group's own pass rate ``p``.
 
-    ALP, arXiv 2506.05256, equation 2: what every sample solves should be solved briefly, what few solve may take as long as it takes.
+    ALP, arXiv 2506.05256: what every sample solves should be solved briefly, what few solve may take as long as it takes.
     ``correct`` is the rewarder that tells right from wrong (``"module:Class"`` or a table with its options), right from ``threshold`` on.
     ``scale`` in tokens (0: what the sampling allows); the penalty goes no lower than -1. ``only_right``: a wrong sample costs nothing.
     Abstains where ``correct`` judges none of the group.
