@@ -54,7 +54,7 @@ class VerifiersRubric(GroupRewarder):
             raise RunFileError(
                 f"rubric = {self.rubric!r} is a {type(found).__name__}; it must be a Rubric of verifiers, or make one"
             )
-        for one in [found, *getattr(found, "rubrics", [])]:
+        for one in _all_of(found):
             one.funcs = [self._watched(function) for function in one.funcs]
         return found
 
@@ -104,3 +104,8 @@ def _number(state: Mapping[str, Any]) -> float:
 
 def _metrics(state: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in (state["metrics"] or {}).items())
+
+
+def _all_of(rubric: Any) -> list[Any]:
+    """The rubric, and those that it is made of."""
+    return [rubric, *(inner for part in getattr(rubric, "rubrics", ()) for inner in _all_of(part))]
