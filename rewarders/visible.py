@@ -6,14 +6,14 @@ import html
 import re
 import unicodedata
 
-BLANKS = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\ufffd")
-"""Letters and signs by their category that show nothing."""
+BLANKS = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\ufffd~")
+"""Letters and signs by their category that show nothing; in LaTeX ``~`` is a space."""
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,20}\s{0,8}/?>")
 _SPACING = re.compile(
     r"\\(?:[,;:!> ]|(?:q?quad|hfill|thinspace|displaystyle|textstyle|limits|relax|null|empty|left|right)(?![A-Za-z])"
     r"|[hv]space\*?\{[^{}]{0,99}\}|[hv]?phantom\{[^{}]{0,999}\}"
-    r"|(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|mathit|operatorname|boxed)(?=\s{0,9}\{))"
+    r"|(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|mathit|operatorname)(?=\s{0,9}\{))"
 )
 _ENTITY = re.compile(r"&#?\w{1,12};")
 

@@ -29,6 +29,7 @@ from learner.model.load import load_tokenizer, save_tokenizer
 from learner.training.optimizer import build_optimizer, learning_rate
 
 REPORT = "reward_model.json"
+OPTIMIZER = OptimizerTable(lr=1e-5, schedule="linear", warmup_steps=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Settings:
     centering: float = 0.01
     seed: int = 0
     device: str = "auto"
-    optimizer: OptimizerTable = OptimizerTable(lr=1e-5, schedule="linear", warmup_steps=10)
+    optimizer: OptimizerTable = OPTIMIZER
 
 
 @dataclass(frozen=True, slots=True)
