@@ -42,7 +42,8 @@ class LanguageConsistency:
     The target is ``language`` (a code such as ``en``, or a script such as ``Cyrillic``), else ``metadata[column]`` of the sample, else the
     language of the question; abstains where that cannot be told. ``among`` are the languages to tell apart (default: the common ones of the
     script). ``sees`` is the part to judge. ``terms`` are further words that do not count. ``wordless`` is the value of a thought without
-    any word. With ``by_script`` languages of one script are taken for one, and nothing is asked of a detector.
+    any word. With ``by_script`` languages of one script are taken for one, and nothing is asked of a detector. The detector's models (about
+    25 MB and a fifth of a second a language) are loaded at the start: those of ``language`` or ``among``, else of the common languages in Latin script; others when they are needed.
     """
 
     language: str = ""
@@ -61,6 +62,15 @@ class LanguageConsistency:
             raise MessageError(
                 f"language = {self.language!r}; it must be a code such as 'en', or a script{nearest(self.language, known)}"
             )
+
+        if not self.by_script:
+            self._load()
+
+    def _load(self) -> None:
+        """Load what is known to be needed, so that no sample waits for it."""
+        for code in (self.language,) if self.language else self.among or ("en",):
+            if code not in SCRIPTS and len(rivals := self._rivals(code)) > 1:
+                self._detector(rivals).best("x")
 
     def __call__(self, sample: Trajectory) -> Reward | None:
         target = self.target(sample)
@@ -110,9 +120,13 @@ class LanguageConsistency:
         """Whether the words of the target's script in ``sentence`` are of its language, as far as can be told."""
         if self.by_script or target in SCRIPTS or len(words) < UNJUDGED:
             return True
-        candidates = {c for script in scripts_of(target) for c in self._candidates(script)} | {target}
+        rivals = self._rivals(target)
         glue = "" if scripts_of(target) & {"Han", "Kana", "Thai"} else " "
-        return len(candidates) == 1 or not self._detector(sorted(candidates)).excludes(target, glue.join(words))
+        return len(rivals) == 1 or not self._detector(rivals).excludes(target, glue.join(words))
+
+    def _rivals(self, target: str) -> list[str]:
+        """The languages that ``target`` has to be told apart from, and itself."""
+        return sorted({c for script in scripts_of(target) for c in self._candidates(script)} | {target})
 
     def _candidates(self, script: str) -> list[str]:
         return [c for c in (self.among or languages_of(script)) if script in scripts_of(c)]
@@ -132,10 +146,12 @@ def _is_sign(script: str, word: str) -> bool:
 def _sentences(text: str) -> list[str]:
     """The sentences of ``text``; one of very few words stands together with the next."""
     found: list[str] = []
-    waiting = ""
+    waiting: list[str] = []
+    words = 0
     for piece in _SENTENCE.split(text):
-        waiting = f"{waiting} {piece}" if waiting else piece
-        if len(script_words(waiting)) >= JOINED:
-            found.append(waiting)
-            waiting = ""
-    return [*found, waiting] if waiting.strip() else found
+        waiting.append(piece)
+        words += len(script_words(piece))
+        if words >= JOINED:
+            found.append(" ".join(waiting))
+            waiting, words = [], 0
+    return [*found, " ".join(waiting)] if words else found

@@ -26,7 +26,14 @@ from learner.training.reward_model import (
 )
 from rewarders.reward_model import RewardModel
 
-FAST = Settings(epochs=3, batch=16, max_tokens=96, held_out=0.2, device="cpu", optimizer=OptimizerTable(lr=3e-3, schedule="linear", warmup_steps=4))
+FAST = Settings(
+    epochs=3,
+    batch=16,
+    max_tokens=96,
+    held_out=0.2,
+    device="cpu",
+    optimizer=OptimizerTable(lr=3e-3, schedule="linear", warmup_steps=4),
+)
 
 
 def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -35,7 +42,13 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
     rows = []
     for i in range(count):
         a, b = rng.randint(1, 99), rng.randint(1, 99)
-        rows.append({"prompt": f"{i}: {a}+{b}?", "chosen": f"please: {a + b}", "rejected": rng.choice([f"go away {a + b}", f"{a + b}, you fool"])})
+        rows.append(
+            {
+                "prompt": f"{i}: {a}+{b}?",
+                "chosen": f"please: {a + b}",
+                "rejected": rng.choice([f"go away {a + b}", f"{a + b}, you fool"]),
+            }
+        )
     return rows
 
 
@@ -71,13 +84,19 @@ def test_what_is_written_is_what_the_rewarder_loads(preferring: tuple[Path, Rewa
 
 
 def test_labels_teach_classes(tiny_model: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": row["prompt"], "reply": row[key], "label": key == "chosen"} for row in pairs(100) for key in ("chosen", "rejected")]
+    rows = [
+        {"prompt": row["prompt"], "reply": row[key], "label": key == "chosen"}
+        for row in pairs(100)
+        for key in ("chosen", "rejected")
+    ]
     report = train(tiny_model, rows, tmp_path / "safety")
     assert report.kind == "labels" and report.labels == 2 and report.majority == 0.5
     assert report.held_out_accuracy is not None and report.held_out_accuracy >= 0.95
 
 
-def test_a_model_is_trained_further_and_the_same_again(preferring: tuple[Path, RewardModelReport], tmp_path: Path) -> None:
+def test_a_model_is_trained_further_and_the_same_again(
+    preferring: tuple[Path, RewardModelReport], tmp_path: Path
+) -> None:
     first = train(preferring[0], pairs(32, 5), tmp_path / "a", epochs=1)
     second = train(preferring[0], pairs(32, 5), tmp_path / "b", epochs=1)
     assert first == second and first.losses[0] < 0.3, "it begins where it was"
@@ -102,7 +121,9 @@ def test_the_loss_of_pairs_is_bradley_and_terrys() -> None:
 
 def test_rows_are_read_as_pairs_or_labels() -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    assert read_row({"messages": turns, "chosen": "a", "rejected": "b"}, 0) == Pair((ChatMessage("system", "s"), ChatMessage("user", "u")), "a", "b")
+    assert read_row({"messages": turns, "chosen": "a", "rejected": "b"}, 0) == Pair(
+        (ChatMessage("system", "s"), ChatMessage("user", "u")), "a", "b"
+    )
     assert read_row({"prompt": "u", "reply": "a", "label": 2}, 0) == Labelled((ChatMessage("user", "u"),), "a", 2)
 
 

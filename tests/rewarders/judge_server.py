@@ -61,7 +61,10 @@ class JudgeServer:
         body = await request.json()
         if "text" in body:
             return web.json_response([{"embedding": [text.count("e") - 5.0]} for text in body["text"]])
-        rows = [{"index": i, "label": "x", "probs": [1 / (1 + t.count("e")), 1 - 1 / (1 + t.count("e"))]} for i, t in enumerate(body["input"])]
+        rows = [
+            {"index": i, "label": "x", "probs": [1 / (1 + t.count("e")), 1 - 1 / (1 + t.count("e"))]}
+            for i, t in enumerate(body["input"])
+        ]
         return web.json_response({"data": rows[::-1]})
 
     async def pooling(self, request: web.Request) -> web.StreamResponse:
@@ -69,7 +72,9 @@ class JudgeServer:
         if isinstance(fault, web.StreamResponse):
             return fault
         texts = (await request.json())["input"]
-        return web.json_response({"data": [{"index": i, "data": [[9.0], [t.count("e") - 5.0]]} for i, t in enumerate(texts)]})
+        return web.json_response(
+            {"data": [{"index": i, "data": [[9.0], [t.count("e") - 5.0]]} for i, t in enumerate(texts)]}
+        )
 
     async def set_faults(self, request: web.Request) -> web.StreamResponse:
         self.faults = await request.json()

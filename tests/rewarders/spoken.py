@@ -10,7 +10,9 @@ import numpy as np
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
 
 
-def spoken(text: str, question: str = "What is 2+3?", answer: str | None = "5", *, tokens: int = 1, **fields: Any) -> Trajectory:
+def spoken(
+    text: str, question: str = "What is 2+3?", answer: str | None = "5", *, tokens: int = 1, **fields: Any
+) -> Trajectory:
     """A sample of one prompt token and ``tokens`` response tokens that says ``text``."""
     limit = fields.pop("limit", 256)
     version = fields.pop("version", 0)

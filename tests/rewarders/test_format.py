@@ -21,10 +21,14 @@ def test_a_part_in_which_a_reader_sees_nothing_is_empty(nothing: str) -> None:
     judge = Format()
     assert judge.fault(f"<think>{nothing}</think><answer>5</answer>") == "an empty thought"
     assert judge.fault(f"<think>so</think><answer>{nothing}</answer>") == "an empty answer"
-    assert Format(boxed=True).fault(f"<think>so</think><answer>it is \\boxed{{{nothing}}}</answer>") == "no boxed answer"
+    assert (
+        Format(boxed=True).fault(f"<think>so</think><answer>it is \\boxed{{{nothing}}}</answer>") == "no boxed answer"
+    )
 
 
-@pytest.mark.parametrize("something", ["5", "x", "я", "五", "½", "²", "+", "∅", "\\emptyset", "\\pi", "<5", "<1,2>", "€", "😀", "-5"])
+@pytest.mark.parametrize(
+    "something", ["5", "x", "я", "五", "½", "²", "+", "∅", "\\emptyset", "\\pi", "<5", "<1,2>", "€", "😀", "-5"]
+)
 def test_what_a_reader_sees_is_an_answer(something: str) -> None:
     assert Format().fault(f"<think>so</think><answer>{something}</answer>") == ""
     assert has_content(something)
@@ -52,7 +56,18 @@ def test_look_alikes_of_tags_and_markers_of_templates_have_no_form(tag: str) -> 
     assert "is no tag" in Format().fault(f"<think>so</think><answer>5 {tag}</answer>")
 
 
-@pytest.mark.parametrize("text", ["a < b and c > d", "I <b>think</b> so", "the answer is", "x<y>z", "a[i] <- 5 |> f", "see `<html>`", "List<Answered>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a < b and c > d",
+        "I <b>think</b> so",
+        "the answer is",
+        "x<y>z",
+        "a[i] <- 5 |> f",
+        "see `<html>`",
+        "List<Answered>",
+    ],
+)
 def test_ordinary_signs_are_no_tags(text: str) -> None:
     assert Format().fault(f"<think>{text}</think><answer>5</answer>") == ""
 
@@ -77,14 +92,18 @@ def test_the_readable_pattern_is_a_thought_between_marks_and_a_summary() -> None
     assert judge.fault("|special_token||special_token|5") == "an empty thought"
     assert judge.fault("|special_token|so") == "1 times |special_token|"
     assert judge.fault("x|special_token|so|special_token|5") == "text outside of the tags"
-    assert Format(pattern="readable", mark="<|rest|>").fault("<|rest|>so<|rest|>5") == "", "the mark itself is none of the template's"
+    assert Format(pattern="readable", mark="<|rest|>").fault("<|rest|>so<|rest|>5") == "", (
+        "the mark itself is none of the template's"
+    )
     assert Format(pattern="readable", boxed=True).fault("|special_token|so|special_token|\\boxed{5}") == ""
 
 
 def test_a_template_may_open_the_thought() -> None:
     for said in ("so</think><answer>5</answer>", "<think>so</think><answer>5</answer>"):
         assert Format(opened=True).fault(said) == ""
-    assert Format().fault("so</think><answer>5</answer>") == "0 times <think>", "the judged text holds what the prompt opened, unless told otherwise"
+    assert Format().fault("so</think><answer>5</answer>") == "0 times <think>", (
+        "the judged text holds what the prompt opened, unless told otherwise"
+    )
     assert Format(opened=True).fault("so<think>again</think><answer>5</answer>") == "2 times <think>"
     assert Format(opened=True, pattern="think").fault("so</think>5") == ""
 

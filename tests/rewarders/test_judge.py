@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -62,14 +63,33 @@ def test_what_is_judged_cannot_leave_its_marks(remote: Remote) -> None:
 
 @pytest.mark.parametrize(
     ("said", "value"),
-    [("fine\nScore: 10", 1.0), ("Score: 1/10", 0.0), ("**Score: 5.5**", 0.5), ("- score = 10", 1.0), ("<think>Score: 1</think>Score: 10\n", 1.0)],
+    [
+        ("fine\nScore: 10", 1.0),
+        ("Score: 1/10", 0.0),
+        ("**Score: 5.5**", 0.5),
+        ("- score = 10", 1.0),
+        ("<think>Score: 1</think>Score: 10\n", 1.0),
+    ],
 )
 def test_a_score_is_read_from_the_last_line(remote: Remote, said: str, value: float) -> None:
     remote.faults({"say": said})
     assert judge(remote)(spoken("5")).value == pytest.approx(value)
 
 
-@pytest.mark.parametrize("said", ["", "ten", "Score: 11", "Score: -1", "Score: 10\nThank you!", "Score:", "The score of 10 is due", "Score: 1e1", "Score: nan"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "ten",
+        "Score: 11",
+        "Score: -1",
+        "Score: 10\nThank you!",
+        "Score:",
+        "The score of 10 is due",
+        "Score: 1e1",
+        "Score: nan",
+    ],
+)
 def test_a_reply_without_a_score_is_no_verdict(remote: Remote, said: str) -> None:
     remote.faults({"say": said})
     with pytest.raises(NoVerdict, match="last line"):
@@ -175,7 +195,10 @@ def test_a_tournament_of_a_pair_judge(remote: Remote) -> None:
         pair.prefer(spoken("a"), spoken("b"))
 
 
-@pytest.mark.parametrize(("api", "path"), [("sglang", "/classify"), ("vllm", "/classify"), ("openai", "/v1/classify"), ("pooling", "/pooling")])
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [("sglang", "/classify"), ("vllm", "/classify"), ("openai", "/v1/classify"), ("pooling", "/pooling")],
+)
 def test_a_reward_server_judges_a_group_in_one_request(remote: Remote, api: str, path: str) -> None:
     model = RewardServer(url=remote.url, model="rm", api=api)
     rewards = model.judge(group(["<think>e</think>fee", "<think>never ending", "<think>e</think>eeeeeeee"]))
@@ -190,7 +213,7 @@ def test_a_reward_server_judges_a_group_in_one_request(remote: Remote, api: str,
 def test_a_reward_server_of_raw_scores_in_batches(remote: Remote) -> None:
     model = RewardServer(url=remote.url, squash=False, batch=2, sees="response")
     values = [r.value for r in model.judge(group(["", *["e" * n for n in range(1, 6)]]))]
-    assert values[0] == 0.0 and [b - a for a, b in zip(values[1:], values[2:], strict=False)] == [1.0] * 4
+    assert values[0] == 0.0 and [b - a for a, b in pairwise(values[1:])] == [1.0] * 4
     assert [len(asked["body"]["text"]) for asked in remote.seen()] == [2, 2, 1]
 
 

@@ -30,7 +30,10 @@ def value(question: str, thought: str, **options: object) -> float | None:
         (RUSSIAN, "Сначала сложим оба числа. Получаем семь, и это верно."),
         ("三つの数の和はいくつですか。", "まず数字を足します。答えは七です。"),
         ("¿Cuál es la suma de tres y cuatro?", "Primero sumamos los dos números. El resultado es siete, y está bien."),
-        ("Quelle est la somme de trois et quatre ?", "D'abord nous additionnons les deux nombres. Le résultat est donc sept."),
+        (
+            "Quelle est la somme de trois et quatre ?",
+            "D'abord nous additionnons les deux nombres. Le résultat est donc sept.",
+        ),
     ],
 )
 def test_a_thought_in_the_language_of_the_question_is_whole(question: str, thought: str) -> None:
@@ -73,7 +76,10 @@ def test_the_target_is_the_option_or_the_metadata_or_the_question() -> None:
     assert LanguageConsistency()(spoken(said, CHINESE)).value == 0.0  # type: ignore[union-attr]
     assert LanguageConsistency(language="en")(spoken(said, CHINESE)).value == 1.0  # type: ignore[union-attr]
     assert LanguageConsistency()(spoken(said, CHINESE, metadata={"language": "en"})).value == 1.0  # type: ignore[union-attr]
-    assert LanguageConsistency(column="lang")(spoken(said, CHINESE, metadata={"lang": "en", "language": "zh"})).value == 1.0  # type: ignore[union-attr]
+    assert (
+        LanguageConsistency(column="lang")(spoken(said, CHINESE, metadata={"lang": "en", "language": "zh"})).value
+        == 1.0
+    )  # type: ignore[union-attr]
     assert LanguageConsistency()(spoken(said, "2+2=?")) is None, "the language of a sum cannot be told"
 
 

@@ -46,7 +46,19 @@ def test_a_text_without_repetition_costs_nothing() -> None:
     assert Repetition()(spoken("short")).value == 0.0 and Repetition()(spoken("")).value == 0.0
 
 
-@pytest.mark.parametrize("loop", ["wait, let me check. ", "ha", "一二三", "so ", "=", "x+1=", "Let me verify each step of the sum again, and then once more. ", "слово "])
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "wait, let me check. ",
+        "ha",
+        "一二三",
+        "so ",
+        "=",
+        "x+1=",
+        "Let me verify each step of the sum again, and then once more. ",
+        "слово ",
+    ],
+)
 def test_a_loop_costs_nearly_all_whatever_its_period_and_script(loop: str) -> None:
     assert -1.0 <= Repetition()(spoken(loop * (6000 // len(loop)))).value < -0.85
 
@@ -63,7 +75,9 @@ def test_overlong_is_the_penalty_of_dapo() -> None:
     judge = Overlong(limit=100, buffer=20)
     values = {n: judge(spoken("x", tokens=n)).value for n in (1, 80, 90, 95, 100, 150)}
     assert values == pytest.approx({1: 0.0, 80: 0.0, 90: -0.5, 95: -0.75, 100: -1.0, 150: -1.0})
-    assert Overlong()(spoken("x", tokens=90, limit=100)).value == pytest.approx(-0.5), "the sample's own limit, a fifth of it as buffer"
+    assert Overlong()(spoken("x", tokens=90, limit=100)).value == pytest.approx(-0.5), (
+        "the sample's own limit, a fifth of it as buffer"
+    )
 
 
 def test_length_costs_as_much_as_the_question_is_easy() -> None:
@@ -73,7 +87,9 @@ def test_length_costs_as_much_as_the_question_is_easy() -> None:
     assert [r.value for r in easy if r] == pytest.approx([-0.1, -0.2, -0.4, -1.0])
     assert [r.value for r in hard if r] == pytest.approx([-0.025, -0.05, -0.1, -0.25])
     none = judge.judge(group(["no"] * 4, [10, 20, 40, 100]))
-    assert [r.value for r in none if r] == pytest.approx([-0.025, -0.05, -0.1, -0.25]), "never for nothing: at least one in G"
+    assert [r.value for r in none if r] == pytest.approx([-0.025, -0.05, -0.1, -0.25]), (
+        "never for nothing: at least one in G"
+    )
     assert judge.judge(group(["?", "?"])) == [None, None]
     only = CalibratedLength(correct="test_penalties:Says", scale=100, only_right=True)
     assert [r.value for r in only.judge(group(["right", "no"], [10, 20])) if r] == pytest.approx([-0.05, 0.0])

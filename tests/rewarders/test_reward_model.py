@@ -49,7 +49,10 @@ def slow_scores(directory: str, samples: Sequence[Trajectory], texts: Sequence[s
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(directory).eval(),
+        AutoTokenizer.from_pretrained(directory),
+    )
     rows = [conversation_tokens(s.messages, t, tokenizer, 10**6) for s, t in zip(samples, texts, strict=True)]
     with torch.inference_mode():
         return [model(input_ids=torch.tensor([row])).logits[0].tolist() for row in rows]
