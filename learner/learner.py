@@ -7,25 +7,25 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from broker.errors import CheckpointError, LogError, RunFault, RunFileError
 from broker.log import Producer
-from broker.messages import Artefact, Ending, Evaluation, Manifest, Sampling, StepResult, encode
+from broker.messages import Artefact, Ending, Evaluation, Manifest, StepResult, encode
 from broker.run import Run
 from broker.runfile import RunTable
-from broker.spelling import nearest
 from learner.config import LearnerConfig
-from learner.data.registry import open_documents, open_prompts
-from learner.data.source import DocumentSource
+from learner.endings import Endings
 from learner.planning.collect import Collection, Finish
-from learner.planning.feed import Ask, Feeding, Schedule
+from learner.planning.feed import Feeding
 from learner.planning.planner import Planned, StagePlan
 from learner.planning.requests import find, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
+from learner.serving.road import Road
 from learner.serving.shifts import Shifts
-from learner.tables import Benchmark, SamplingTable, SourceTable
+from learner.sources import Sources
+from learner.tables import Benchmark, SamplingTable
 from learner.telemetry import Telemetry
 from learner.training.checkpoint import Checkpoints, Progress
 from learner.training.executor import execute
@@ -37,35 +37,6 @@ log_ = logging.getLogger("learner")
 SFT_RECORD_EVERY = 10  # steps of supervised training between two records in the log
 READY_SECONDS = 0.02  # between two looks whether a shift's steps are planned
 HOPELESS_STEPS = 3  # manifests one after the other that cannot be executed end the run
-
-
-class Road(Protocol):
-    """The weight road's near end, as the learner uses it."""
-
-    @property
-    def published(self) -> int:
-        """The newest version that receivers can have."""
-
-    def publish(self, version: int) -> None:
-        """Hand the policy over as ``version``; returns at once."""
-
-    def settled(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the push under way; whether it has ended."""
-
-
-class Endings:
-    """The collections that have ended since the checkpoint that this learner began with, by name."""
-
-    def __init__(self, run: Run, telemetry: Telemetry, known: list[Ending]) -> None:
-        self._run, self._telemetry = run, telemetry
-        self.by_name: dict[str, Ending] = {ending.name: ending for ending in known}
-
-    def take(self, ending: Ending) -> None:
-        """Called where the planner lives."""
-        self.by_name[ending.name] = ending
-        place(self._run.directory, ending.name).unlink(missing_ok=True)
-        if isinstance(ending, Evaluation):
-            self._telemetry.evaluation(ending)
 
 
 class Learner:
@@ -87,8 +58,7 @@ class Learner:
         results: Producer,
         endings: Endings,
         unfinished: set[str],
-        eras: Mapping[str, tuple[Any, ...]],
-        cursor: Mapping[str, int],
+        sources: Sources,
         extra: Mapping[str, Any],
         resumed_step: int,
         restore: Callable[[int], None],
@@ -97,10 +67,8 @@ class Learner:
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
         self._road, self._steps, self._results, self._endings = road, steps, results, endings
-        self._eras, self._cursor, self._restore = eras, cursor, restore
-        self._schedules: dict[tuple[str, bool], Schedule] = {}
+        self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
-        self._mix = run.table.rewards
         self._file = run.file
         self._asked: set[str] = set()
         self._set_aside = 0  # manifests that could not be executed, one after the other
@@ -117,7 +85,7 @@ class Learner:
         self.telemetry.limits(training.max_lag, training.credits)
         begun = self.progress.stage_step if self.progress.stage == index and not self.progress.closed else 0
         feedings = tuple(
-            Feeding(self.schedule(name, True), self._ask(name, training.group_size, training.sampling), weight)
+            self.sources.feeding(name, training.group_size, training.sampling, weight)
             for name, weight in weights.items()
         )
         return StagePlan(index, training, feedings, self.progress.version + steps - begun)
@@ -217,16 +185,6 @@ class Learner:
         if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
             self.record(result)
 
-    def documents(self, name: str) -> DocumentSource:
-        """Source ``name`` of ``[data]``, or what an earlier stage of that name collected. Raises RunFileError."""
-        table = self.config.data.get(name)
-        if table is not None:
-            return open_documents(name, table, self.run.file)
-        made = self.run.directory / "artefacts" / f"{name}.jsonl"
-        if name in {stage.name for stage in self.config.stages} and made.exists():
-            return open_documents(name, SourceTable(path=str(made)), self.run.file)
-        raise RunFileError(f"[data] has no {name!r}{nearest(name, list(self.config.data))}")
-
     # -- evaluations and collections -----------------------------------------------------------------------------------
 
     def evaluations(self) -> dict[str, Evaluation]:
@@ -236,28 +194,24 @@ class Learner:
     def evaluate(self, index: int, name: str, step: int, asked: Benchmark) -> None:
         """Begin evaluation ``name`` of version ``step``, unless it has been made; what is already under way of it goes on."""
         training = self.config.training(index) or self.config.learner
-        ask = self._ask(asked.data, asked.k, asked.sampling or training.sampling, purpose="eval", collection=name)
+        sampling = asked.sampling or training.sampling
+        feeding = self.sources.feeding(asked.data, asked.k, sampling, purpose="eval", collection=name)
 
         def finish(c: Collection, groups: Any, lost: Any) -> Ending:
             return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
 
-        self._collect(
-            Collection(name, step, index, training.deadline, time.time()), finish, asked.data, ask, asked.questions
-        )
+        self._collect(Collection(name, step, index, training.deadline, time.time()), finish, feeding, asked.questions)
 
     def collect(
         self, index: int, name: str, data: str, questions: int, samples: int, sampling: SamplingTable, finish: Finish
     ) -> None:
         """Have ``samples`` answers to each of the first ``questions`` rows sampled and judged for ``finish``, unless it has been done."""
-        ask = self._ask(data, samples, sampling, purpose="collect", collection=name)
+        feeding = self.sources.feeding(data, samples, sampling, purpose="collect", collection=name)
         deadline = self.config.learner.deadline
-        self._collect(
-            Collection(name, self.progress.version, index, deadline, time.time()), finish, data, ask, questions
-        )
+        self._collect(Collection(name, self.progress.version, index, deadline, time.time()), finish, feeding, questions)
 
-    def _collect(self, collection: Collection, finish: Finish, data: str, ask: Ask, questions: int) -> None:
+    def _collect(self, collection: Collection, finish: Finish, feeding: Feeding, questions: int) -> None:
         if collection.name not in self._endings.by_name:
-            feeding = Feeding(self.schedule(data, False), ask)
             self.planning.collect(collection, finish, feeding, questions, self.progress.version)
 
     def wait_collections(self) -> bool:
@@ -274,25 +228,7 @@ class Learner:
         found = self._endings.by_name.get(name)
         return found if isinstance(found, Artefact) else None
 
-    # -- sources and models --------------------------------------------------------------------------------------------
-
-    def schedule(self, name: str, shuffle: bool) -> Schedule:
-        """The order of data source ``name``. Raises RunFileError if the run file has none of that name."""
-        key = (name, shuffle)
-        if key not in self._schedules:
-            table = self.config.data.get(name)
-            if table is None:
-                raise RunFileError(f"[data] has no {name!r}{nearest(name, list(self.config.data))}")
-            source = open_prompts(name, table, self.run.file)
-            eras = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
-            self._schedules[key] = Schedule(name, source, self.run.table.seed, shuffle, *eras)
-        return self._schedules[key]
-
-    def _ask(self, data: str, size: int, sampling: SamplingTable, purpose: str = "train", collection: str = "") -> Ask:
-        table = self.config.data.get(data)
-        mix = self._mix if table is None or table.rewards is None else table.rewards
-        environment, chat = (table.environment, table.chat) if table is not None else ("", {})
-        return Ask(size, mix, sampling_of(sampling), purpose, collection, environment, chat)
+    # -- models ---------------------------------------------------------------------------------------------------------
 
     def model_named(self, model: str) -> str:
         """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left, anything else for itself."""
@@ -345,9 +281,9 @@ class Learner:
             log_.warning("the run file was edited, and the old mix stays: %s", error)
             return
         self._file = edited
-        if mix != self._mix and self._plan is not None:
+        if mix != self.sources.mix and self._plan is not None:
             log_.info("groups are from now on fed with the mix %s", mix)
-            old, self._mix = self._mix, mix
+            old, self.sources.mix = self.sources.mix, mix
             feedings = tuple(
                 replace(f, ask=replace(f.ask, rewards=mix)) if f.ask.rewards == old else f for f in self._plan.feedings
             )
@@ -368,7 +304,3 @@ class Learner:
             except RunFileError as error:
                 log_.warning("evaluation %s: %s", asked.name, error)
                 place(self.run.directory, asked.name).unlink(missing_ok=True)
-
-
-def sampling_of(table: SamplingTable) -> Sampling:
-    return Sampling(table.temperature, table.top_p, table.max_new_tokens, table.stop)

@@ -20,7 +20,8 @@ from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
 from learner.config import LearnerConfig
-from learner.learner import Endings, Learner
+from learner.endings import Endings
+from learner.learner import Learner
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
 from learner.planning.join import Join
@@ -29,7 +30,9 @@ from learner.planning.records import ManifestReader
 from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
 from learner.planning.thread import Planning, PlanningThread
 from learner.serving.publish import Publishing, announce_control
+from learner.serving.road import Road
 from learner.serving.shifts import Shifts
+from learner.sources import Sources
 from learner.telemetry import Telemetry
 from learner.training.checkpoint import Checkpoints
 from learner.training.executor import execute
@@ -59,7 +62,7 @@ def open_learner(
     stack: ExitStack,
     name: str,
     placement: Placement = ALONE,
-    road: Callable[..., Publishing] = Publishing,
+    road: Callable[..., Road] = Publishing,
     idle: Callable[[], None] | None = None,
 ) -> Learner:
     """The learner of ``run``, recovered; what it opens is closed with ``stack``.
@@ -124,7 +127,7 @@ def open_learner(
     unfinished = {g.prompt.collection for g in found.groups if g.prompt.purpose != "train"}
     return Learner(
         run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, results, endings, unfinished,
-        found.state.eras, planner.feed.cursor, redone.extra, redone.resumed_step,
+        Sources(run, config, found.state.eras, planner.feed.cursor), redone.extra, redone.resumed_step,
         restore,
     )  # fmt: skip
 

@@ -12,9 +12,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from broker.control.server import ControlServer, Member
+from learner.serving.road import Road
 from learner.tables import LearnerTable
 from learner.telemetry import Telemetry
 from learner.training.residence import Residence
@@ -25,21 +26,11 @@ log = logging.getLogger("learner")
 LOOK_SECONDS = 0.005  # between two looks whether all have answered
 
 
-class Pushes(Protocol):
-    """What a shift asks of the weight road."""
-
-    def settled(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the push under way; whether it has ended."""
-
-    def publish(self, version: int) -> None:
-        """Send the policy out as ``version``."""
-
-
 class Shifts:
     """``under_way`` is whether the devices are the learner's. Without ``colocated`` they always are, and there are no shifts."""
 
     def __init__(
-        self, control: ControlServer, state: LearnerState, table: LearnerTable, telemetry: Telemetry, stop: Stop, road: Pushes
+        self, control: ControlServer, state: LearnerState, table: LearnerTable, telemetry: Telemetry, stop: Stop, road: Road
     ) -> None:  # fmt: skip
         self.control, self.colocated, self.under_way = control, table.colocated, False
         self._state, self._patience, self._road = state, table.push_timeout, road

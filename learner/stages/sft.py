@@ -43,7 +43,12 @@ class SftStage(Stage, SupervisedTable):
             begin_with_model(learner, index, self)
         state, keep = learner.state, learner.config.learner.keep_checkpoints
         trainer = SftTrainer(
-            state.model, state.tokenizer(), learner.documents(self.data), self, learner.run.table.seed, state.placement
+            state.model,
+            state.tokenizer(),
+            learner.sources.documents(self.data),
+            self,
+            learner.run.table.seed,
+            state.placement,
         )
         if resumed and learner.extra:
             trainer.load_state_dict(learner.extra)

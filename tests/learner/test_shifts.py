@@ -108,6 +108,10 @@ class Bench:
     def settled(self, seconds: float) -> bool:
         return True
 
+    def open(self) -> None: ...
+
+    published = 0
+
     def actors(self) -> list[Actor]:
         return [a for a in self._open if isinstance(a, Actor)]
 
