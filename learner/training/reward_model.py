@@ -24,8 +24,8 @@ from transformers import AutoModelForSequenceClassification
 from broker.conversations import conversation_tokens
 from broker.errors import DataError, RunFileError
 from broker.messages import ChatMessage
-from learner.config import OptimizerTable
 from learner.model.load import load_tokenizer, save_tokenizer
+from learner.tables import OptimizerTable
 from learner.training.optimizer import build_optimizer, learning_rate
 
 REPORT = "reward_model.json"

@@ -13,7 +13,7 @@ import torch
 
 from broker.errors import DataError, RunFileError
 from broker.messages import ChatMessage
-from learner.config import OptimizerTable
+from learner.tables import OptimizerTable
 from learner.training.reward_model import (
     Labelled,
     Pair,
