@@ -1,4 +1,4 @@
-"""Rubrics of the package ``verifiers`` (PyPI), unchanged: any ``Rubric``, ``RubricGroup`` or class made of them.
+"""Rubrics of the package ``verifiers`` (PyPI, 0.1.10 to 0.3), unchanged: any ``Rubric``, ``RubricGroup`` or class made of them.
 
 A rubric of its own accord turns whatever its functions raise into a reward of 0. Here a failure is an error, never a reward: the functions
 are watched, and what one raised is raised again when the rubric is done.
@@ -43,10 +43,10 @@ class VerifiersRubric(GroupRewarder):
     def _rubric(self) -> Any:
         try:
             from verifiers import Rubric
-        except ImportError:
+        except ImportError as error:  # also a release from 0.4 on, which has no rubrics any more
             raise RunFileError(
-                "rewarders.adapters.verifiers needs verifiers: pip install 'headrace[verifiers]'"
-            ) from None
+                f"rewarders.adapters.verifiers needs verifiers below 0.4: pip install 'headrace[verifiers]' ({error})"
+            ) from error
         found = plugins.load(self.rubric, Path(self.base), "rubric")
         if not isinstance(found, Rubric):
             found = plugins.make(found, self.arguments, f"rubric = {self.rubric!r}")
