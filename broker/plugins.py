@@ -55,6 +55,17 @@ def check(use: str, options: Collection[str], base: Path, where: str, hidden: Co
         _refuse_unknown(options, [k for k in known if k not in hidden], use, where)
 
 
+def fields_of(use: str, base: Path) -> list[str] | None:
+    """The options of the class that ``use`` names, without running anything of it; None where that cannot be told."""
+    module, _, name = use.partition(":")
+    source = _source(module, base) if module and name else None
+    try:
+        tree = None if source is None else _tree(source, use, "")
+    except RunFileError:
+        return None  # ``check`` says why
+    return None if tree is None else _fields(tree, name)
+
+
 def load(use: str, base: Path, where: str) -> Any:
     """What ``use`` names. Raises RunFileError if it cannot be loaded."""
     module, name = split(use, where)

@@ -66,6 +66,16 @@ class RewarderMetrics:
         ).labels(rewarder)
         results = Counter("headrace_results", "Verdicts", ["rewarder", "outcome"], registry=registry)
         self.results = lru_cache(maxsize=8)(lambda outcome: results.labels(rewarder, outcome))
+        causes = Counter(
+            "headrace_judge_failures",
+            "Verdicts behind a failure: time-out, kill, error, outage",
+            ["rewarder", "cause"],
+            registry=registry,
+        )
+        self.causes = lru_cache(maxsize=8)(lambda cause: causes.labels(rewarder, cause))
+        self.outage = Gauge(
+            "headrace_rewarder_outage", "1 while samples are held because the judge is away", label, registry=registry
+        ).labels(rewarder)
         self.restarts = Counter(
             "headrace_worker_restarts", "Judging processes ended and started again", label, registry=registry
         ).labels(rewarder)

@@ -30,6 +30,8 @@ QUIET = {
     "headrace_dead_letters_kept": "nothing is buried",
     "headrace_worker_restarts": "no judge dies",
     "headrace_sandbox_degraded": "no sandbox is asked for",
+    "headrace_rewarder_outage": "no judge is away",
+    "headrace_judge_failures": "no judgement fails",
     "headrace_broadcast_evictions": "every receiver answers",
     "headrace_daemon_restarts": "nobody dies",
     "headrace_gpu_memory_bytes": "there is no GPU",
