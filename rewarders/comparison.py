@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from broker import plugins
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
 from monitoring.writing import terms
+from rewarders.beside import place
 from rewarders.inner import Inner, pass_rate
 from rewarders.parts import part
 from rewarders.rewarder import GroupRewarder, Reward
@@ -29,11 +29,13 @@ class Difficulty(GroupRewarder):
 
     correct: str | Mapping[str, Any] = "rewarders.math:MathAccuracy"
     threshold: float = 0.5
-    base: str = "."
+
+    def __post_init__(self) -> None:
+        _ = self._correct
 
     @cached_property
     def _correct(self) -> Inner:
-        return Inner(self.correct, self.base)
+        return Inner(self.correct)
 
     def judge(self, samples: Sequence[Trajectory]) -> Sequence[Reward | None]:
         rate = pass_rate(self._correct.judge(samples), self.threshold)
@@ -94,13 +96,15 @@ class Tournament(GroupRewarder):
     opponents: int = 0
     both_orders: bool = True
     parallel: int = 8
-    base: str = "."
+
+    def __post_init__(self) -> None:
+        _ = self._preference
 
     @cached_property
     def _preference(self) -> Preference:
         table = {"use": self.judge_of_pairs} if isinstance(self.judge_of_pairs, str) else dict(self.judge_of_pairs)
         use = table.pop("use", "")
-        made: Preference = plugins.build(use, table, Path(self.base), "judge_of_pairs")
+        made: Preference = plugins.build(use, table, place(), "judge_of_pairs")
         if not callable(getattr(made, "prefer", None)):
             raise RunFileError(f"judge_of_pairs use = {use!r} has no prefer(first, second)")
         return made

@@ -43,7 +43,6 @@ class Ensemble(GroupRewarder):
     rule: str = "uncertainty"
     penalty: float = 1.0
     need: int = 1
-    base: str = "."
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -58,7 +57,7 @@ class Ensemble(GroupRewarder):
 
     @cached_property
     def _members(self) -> list[Inner]:
-        return [Inner(member, self.base) for member in self.members]
+        return [Inner(member) for member in self.members]
 
     def judge(self, samples: Sequence[Trajectory]) -> Sequence[Reward | None]:
         votes = zip(*(member.judge(samples) for member in self._members), strict=True)

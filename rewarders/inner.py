@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
+from rewarders.beside import place
 from rewarders.registry import is_group_rewarder, load_any
 from rewarders.rewarder import Reward, reward_of_verdict
 
@@ -15,10 +15,10 @@ from rewarders.rewarder import Reward, reward_of_verdict
 class Inner:
     """The rewarder that ``table`` describes: ``"module:Class"``, or a map with ``use`` and the class's options.
 
-    ``base`` is the directory that ``file.py:Class`` is looked for in. Raises RunFileError as the run file's own tables do.
+    ``file.py:Class`` is looked for beside the run file. Raises RunFileError as the run file's own tables do.
     """
 
-    def __init__(self, table: str | Mapping[str, Any], base: str = ".") -> None:
+    def __init__(self, table: str | Mapping[str, Any]) -> None:
         options = {"use": table} if isinstance(table, str) else dict(table)
         use = options.pop("use", "")
         if not use:
@@ -26,7 +26,7 @@ class Inner:
                 f"a rewarder inside of another is {table!r}; write module:Class, or a table with use = 'module:Class'"
             )
         self.use: str = use
-        self._rewarder: Any = load_any(use, options, Path(base))
+        self._rewarder: Any = load_any(use, options, place())
 
     def judge(self, samples: Sequence[Trajectory]) -> list[Reward | None]:
         """A verdict on each sample. Raises what the rewarder raises, and MessageError where it gives too few verdicts."""

@@ -49,11 +49,13 @@ class CalibratedLength(GroupRewarder):
     threshold: float = 0.5
     scale: int = 0
     only_right: bool = False
-    base: str = "."
+
+    def __post_init__(self) -> None:
+        _ = self._correct
 
     @cached_property
     def _correct(self) -> Inner:
-        return Inner(self.correct, self.base)
+        return Inner(self.correct)
 
     def judge(self, samples: Sequence[Trajectory]) -> Sequence[Reward | None]:
         verdicts = self._correct.judge(samples)

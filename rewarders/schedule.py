@@ -32,7 +32,6 @@ class Schedule(GroupRewarder):
     until_step: int = 0
     last_steps: int = 0
     total: int = 0
-    base: str = "."
 
     def __post_init__(self) -> None:
         if self.last_steps and self.from_step:
@@ -53,7 +52,7 @@ class Schedule(GroupRewarder):
 
     @cached_property
     def _inner(self) -> Inner:
-        return Inner(self.judge_by, self.base)
+        return Inner(self.judge_by)
 
     def judge(self, samples: Sequence[Trajectory]) -> Sequence[Reward | None]:
         version = min((sample.oldest_version for sample in samples), default=0)

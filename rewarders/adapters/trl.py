@@ -12,19 +12,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from broker import plugins
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
 from rewarders.adapters.columns import completion, prompt, row
+from rewarders.beside import place
 from rewarders.rewarder import GroupRewarder, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrlFunction(GroupRewarder):
-    """``function`` is ``module:name``, or ``file.py:name`` of a file in ``base``. With ``factory`` it is called with ``arguments`` and returns the
+    """``function`` is ``module:name``, or ``file.py:name`` of a file beside the run file. With ``factory`` it is called with ``arguments`` and returns the
     function (``get_cosine_scaled_reward`` of open-r1); else they are passed on in every call.
 
     ``conversational``: completions are lists of messages, as in both projects' recipes; otherwise plain text, and so are prompts. The
@@ -37,14 +37,13 @@ class TrlFunction(GroupRewarder):
     conversational: bool = True
     factory: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    base: str = "."
 
     def __post_init__(self) -> None:
         _ = self._function
 
     @cached_property
     def _function(self) -> Any:
-        found = plugins.load(self.function, Path(self.base), "function")
+        found = plugins.load(self.function, place(), "function")
         if self.factory:
             found = plugins.make(found, self.arguments, f"function = {self.function!r}")
         if not callable(found):

@@ -13,19 +13,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from broker import plugins
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
 from rewarders.adapters.columns import completion, prompt, row
+from rewarders.beside import place
 from rewarders.rewarder import GroupRewarder, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiersRubric(GroupRewarder):
-    """``rubric`` is ``module:name`` (or ``file.py:name`` of a file in ``base``): a rubric, or what makes one when it is called with ``arguments``.
+    """``rubric`` is ``module:name`` (or ``file.py:name`` of a file beside the run file): a rubric, or what makes one when it is called with ``arguments``.
 
     The state of each sample has its messages as ``prompt``, what was said as ``completion``, its reference as ``answer``, its kind as
     ``task`` and its metadata as ``info``. Raises RunFileError if there is no such rubric or ``verifiers`` is not installed.
@@ -33,7 +33,6 @@ class VerifiersRubric(GroupRewarder):
 
     rubric: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    base: str = "."
     _raised: list[BaseException] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +46,7 @@ class VerifiersRubric(GroupRewarder):
             raise RunFileError(
                 f"rewarders.adapters.verifiers needs verifiers below 0.4: pip install 'headrace[verifiers]' ({error})"
             ) from error
-        found = plugins.load(self.rubric, Path(self.base), "rubric")
+        found = plugins.load(self.rubric, place(), "rubric")
         if not isinstance(found, Rubric):
             found = plugins.make(found, self.arguments, f"rubric = {self.rubric!r}")
         if not isinstance(found, Rubric):

@@ -1,6 +1,6 @@
 """A judging server in a process of its own: chat completions and classifiers, with the faults that a test asks for.
 
-``python judge_server.py``: writes its port. It answers by rule: a chat scores the length of what it is shown between marks; a classifier scores the
+``python judge_server.py [PORT]``: writes its port. It answers by rule: a chat scores the length of what it is shown between marks; a classifier scores the
 number of the letter e. ``POST /faults`` takes a list of what the next requests get instead: a status, ``"hang"``, ``"garbage"``, ``"drop"``, or
 a map with ``say`` (the chat's reply) or ``status`` and ``retry_after``. ``GET /seen`` lists the requests so far.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import time
 from typing import Any
 
@@ -93,7 +94,7 @@ async def serve() -> None:
     ])  # fmt: skip
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0)
     await site.start()
     print(runner.addresses[0][1], flush=True)
     await asyncio.Event().wait()

@@ -11,6 +11,7 @@ from broker.errors import MessageError, RunFileError
 from broker.messages import ChatMessage
 from rewarders.adapters.trl import TrlFunction
 from rewarders.adapters.verifiers import VerifiersRubric
+from rewarders.registry import load_any
 
 RIGHT, WRONG = "<think>so</think><answer>5</answer>", "<think>so</think><answer>6</answer>"
 
@@ -56,7 +57,9 @@ def test_a_function_of_a_file_beside_the_run_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def rewarded(completions, **kwargs):\n    return [len(c[0]['content']) for c in completions]\n"
     )
-    assert values(TrlFunction(function="mine.py:rewarded", base=str(tmp_path)).judge(group(["abc"]))) == [3.0]
+    assert values(
+        load_any("rewarders.adapters.trl:TrlFunction", {"function": "mine.py:rewarded"}, tmp_path).judge(group(["abc"]))
+    ) == [3.0]
 
 
 def test_a_rubric_scores_as_it_does_in_its_own_environments() -> None:

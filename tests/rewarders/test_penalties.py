@@ -104,9 +104,9 @@ def test_difficulty_is_what_the_group_did_not_solve() -> None:
 
 def test_a_rewarder_inside_of_another_is_checked_as_in_the_run_file() -> None:
     with pytest.raises(RunFileError, match="did you mean 'right'"):
-        Difficulty(correct={"use": "test_penalties:Says", "rihgt": "yes"}).judge(group(["x"]))
+        Difficulty(correct={"use": "test_penalties:Says", "rihgt": "yes"})
     with pytest.raises(RunFileError, match="use = 'module:Class'"):
-        Difficulty(correct={}).judge(group(["x"]))
+        Difficulty(correct={})
 
 
 def test_diversity_is_the_distance_from_the_others() -> None:
@@ -132,11 +132,13 @@ def test_both_orders_cancel_a_judge_that_favours_a_place() -> None:
 
 @pytest.mark.parametrize(("size", "opponents"), [(2, 0), (3, 0), (8, 0), (9, 0), (8, 2), (16, 4), (5, 2)])
 def test_everybody_plays_equally_often_and_no_pair_twice(size: int, opponents: int) -> None:
-    pairs = list(Tournament(opponents=opponents).pairs(size, "g-0@0"))
+    pairs = list(Tournament(judge_of_pairs="test_penalties:Longer", opponents=opponents).pairs(size, "g-0@0"))
     played = [sum(i in pair for pair in pairs) for i in range(size)]
     assert len({frozenset(p) for p in pairs}) == len(pairs)
     assert set(played) == {min(size - 1, opponents or size - 1)}
-    assert pairs == list(Tournament(opponents=opponents).pairs(size, "g-0@0")), "drawn by the group alone"
+    assert pairs == list(
+        Tournament(judge_of_pairs="test_penalties:Longer", opponents=opponents).pairs(size, "g-0@0")
+    ), "drawn by the group alone"
 
 
 def test_reflective_words_are_counted_in_the_thought() -> None:
