@@ -18,7 +18,7 @@ class Overlong:
     """0 up to ``limit - buffer`` tokens, then falling linearly to -1 at ``limit`` (DAPO, arXiv 2503.14476, equation 13).
 
     ``limit`` in tokens (0: what the sample's sampling allows); ``buffer`` in tokens, or with a number below 1 as a share of the limit.
-    It is what ``[learner]`` computes of itself with ``overlong``; as a rewarder it is a vote, which is recorded and can be a shadow.
+    ``[learner] overlong_buffer`` adds the same to the reward without a vote; as a rewarder it is recorded, and can be a shadow.
     """
 
     limit: int = 0

@@ -68,6 +68,7 @@ def test_a_group_with_a_rewarder_inside_that_lies_beside_the_run_file(log: Log, 
     assert judged(log, worker, 4) == {"g-0@0": pytest.approx([-0.05, -0.05]), "g-1@0": pytest.approx([-0.1, -0.1])}
 
 
+@pytest.mark.slow
 def test_a_model_judges_groups_in_the_judging_process(log: Log, tmp_path: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -81,7 +82,11 @@ def test_a_model_judges_groups_in_the_judging_process(log: Log, tmp_path: Path) 
     )
     save_tokenizer(str(tiny), tmp_path / "rm")
     publish(log, [["5", "<think>never"], ["it is 6", "6"]])
-    options = {"model": str(tmp_path / "rm"), "device": "cpu", "worker": {"memory_mb": 0, "timeout": 60.0}}
+    options = {
+        "model": str(tmp_path / "rm"),
+        "device": "cpu",
+        "worker": {"memory_mb": 0, "timeout": 60.0, "start_timeout": 110.0},
+    }
     found = judged(log, worker_of(log, tmp_path, use="rewarders.reward_model:RewardModel", **options), 4)
     assert found["g-0@0"][1] == 0.0 and all(0 < v < 1 for v in (found["g-0@0"][0], *found["g-1@0"]) if v is not None)
 
