@@ -264,7 +264,8 @@ def main() -> None:
         handler: Handler = getattr(importlib.import_module(module), name)(start["options"])
         if start["memory_mb"]:
             limit = int(start["memory_mb"]) << 20
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            # the soft limit alone: what a judge starts, such as a sandbox with a compiler, has bounds of its own
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         ready = {"ready": True, "about": getattr(handler, "about", None)}
     except (Exception, SystemExit) as error:  # a judge may fail to start in any way; the parent says which
         return write_frame(out, {"error": told(error), "kind": kind_of(error)})

@@ -59,6 +59,7 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str, 
     from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
     from rewarders.health import Health
     from rewarders.history import group_of, voted_on
+    from rewarders.readiness import await_ready
     from rewarders.worker import RewarderWorker
 
     setup_logging("rewarder", name, run.table.name, run.directory)
@@ -71,6 +72,8 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str, 
         log = run.open_log(stop, broker)
         stack.callback(log.close)
         metrics = RewarderMetrics(registry, rewarder)
+        if not await_ready(rewarder, table, run.file.base, metrics, stop):
+            return
         make = partial(
             RewarderWorker, name, rewarder, log, run.topics, table, run.file.base, metrics, broker,
             SystemMetrics(registry, "rewarder"), health,

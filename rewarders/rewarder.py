@@ -78,6 +78,9 @@ Verdict: TypeAlias = Reward | float | None
 class Rewarder(Protocol):
     """Judges one sample. Whatever it raises is an error, never a reward of 0.
 
+    A rewarder that must prove something before it may judge also has ``prepare()``, which is called once in each judging process and raises
+    if it may not (SandboxError: the daemon takes no samples, says why, and tries again).
+
     A rewarder that asks something outside of its process raises ``Outage`` (or Python's own ConnectionError) where that is away: the sample
     waits, and is judged when it is back. A class attribute ``bounded = True`` says that the cost of a judgement is the answer's own doing:
     an answer that runs into the time-out or the memory bound at every attempt is then a wrong one (see ``on_timeout`` in the run file).

@@ -72,10 +72,10 @@ class Supervisor:
     def change(self, commands: Sequence[Command], restart: Collection[str]) -> None:
         """Start the daemons that are new in ``commands``, start those in ``restart`` anew, and let those go that are in it no more."""
         wanted = {command.name for command in commands}
-        for daemon in [d for d in self._daemons if d.command.name not in wanted]:
-            daemon.leaving = True
-            if daemon.process is not None:
-                daemon.process.terminate()
+        for gone in [d for d in self._daemons if d.command.name not in wanted]:
+            gone.leaving = True
+            if gone.process is not None:
+                gone.process.terminate()
         known = {d.command.name: d for d in self._daemons}
         for command in commands:
             daemon = known.get(command.name)

@@ -149,7 +149,7 @@ def test_a_stop_drains_and_then_kills(house: Path, monkeypatch: pytest.MonkeyPat
 def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
     script = house / "main.py"
     script.write_text(
-        "from pathlib import Path\nfrom headrace.supervisor import Command, Supervisor\nfrom monitoring.daemon import Stop\n"
+        "from pathlib import Path\nfrom headrace.running.supervisor import Command, Supervisor\nfrom monitoring.daemon import Stop\n"
         "s = Supervisor([Command('a', 'r', ('sleeps',)), Command('b', 'r', ('is_deaf',))], Path('logs'), 'a', print)\n"
         "from monitoring.files import replace\n"
         "s.run(Stop(), lambda: replace(Path('pids'), ' '.join(str(v.pid) for v in s.views())))\n"
