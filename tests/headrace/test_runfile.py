@@ -26,8 +26,11 @@ MISTAKES = [
     ("learner.group_size=0", r"\[learner\] group_size = 0: .*greater than or equal to 1"),
     ("learner.optimizer.lrate=1.0", r"\[learner\] unknown key 'optimizer.lrate'"),
     ("learner.objective=ppo", r"\[learner\] objective.name = 'ppo'"),
-    ("learner.objective={name='grpo',trust=.1}", r"\[learner\] objective = .*: objective 'grpo' does not read 'trust'"),
-    ("learner.objective={name='grpo',hihg=.1}", r"objective 'grpo' does not read 'hihg'; did you mean 'high'\?"),
+    (
+        "learner.objective={name='grpo',trust=0.1}",
+        r"\[learner\] objective = .*: objective 'grpo' does not read 'trust'",
+    ),
+    ("learner.objective={name='grpo',hihg=0.1}", r"objective 'grpo' does not read 'hihg'; did you mean 'high'\?"),
     ("learner.objective.use=mine.py:Mine", r"learner.objective use = 'mine.py:Mine': there is no mine.py"),
     ("learner.sampling.top_p=.9", r"\[learner\] sampling.top_p = 0.9: training needs top_p = 1"),
     ("learner.minibatches=64", r"\[learner\] minibatches = 64 of groups_per_step = .*lower minibatches"),
