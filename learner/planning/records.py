@@ -50,7 +50,8 @@ class ManifestReader:
                     f"{self._topics.rewards}{Position(*found.position)} is not {wanted.rewarder}'s vote on {group_id}#{ref.sample}"
                 )
             cast[vote.rewarder] = vote
-        judged = judge(trajectory, trajectory.rewards, cast)
+        mix = {name: weight for name, weight in trajectory.rewards.items() if name in cast}  # others were excused
+        judged = judge(trajectory, mix, cast)
         if judged is None:
             raise LogError(f"sample {group_id}#{ref.sample} has no reward by its votes")
         return judged

@@ -9,8 +9,7 @@ import numpy as np
 
 from broker.messages import FloatArray, Trajectory, Vote
 from broker.verdicts import ValueSpan
-from learner.config import LearnerTable
-from learner.losses.objectives import FLAT
+from learner.tables import FLAT, Training
 
 NO_STEPS: Mapping[str, tuple[ValueSpan, ...]] = {}
 
@@ -62,7 +61,7 @@ def judge(trajectory: Trajectory, mix: Mapping[str, float], votes: Mapping[str, 
     return Judged(trajectory, reward, steps or NO_STEPS, teacher)
 
 
-def trained_rewards(judged: Sequence[Judged], table: LearnerTable) -> list[float]:
+def trained_rewards(judged: Sequence[Judged], table: Training) -> list[float]:
     """What the samples' advantages come from: their rewards, less the penalty on long answers."""
     buffer, longest = table.overlong_buffer, table.sampling.max_new_tokens
     return [
@@ -81,7 +80,7 @@ def overlong_penalty(tokens: int, longest: int, buffer: int, factor: float) -> f
     return -factor * min(max((tokens - (longest - buffer)) / buffer, 0.0), 1.0)
 
 
-def is_flat(judged: Sequence[Judged], table: LearnerTable) -> bool:
+def is_flat(judged: Sequence[Judged], table: Training) -> bool:
     """Whether no sample of a group is better than another after all that makes the reward: their advantages are zero."""
     if len(judged) < 2 or any(sample.steps or sample.teacher is not None for sample in judged):
         return False

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from broker.messages import FloatArray
-from learner.config import LearnerTable
 from learner.losses.advantages import batch_advantages, step_advantages
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import Objective
 from learner.planning.rewards import Judged, trained_rewards
+from learner.tables import Training
 from learner.training.batch import PackedChunk
 from learner.training.packing import Sequenced, pack
 from learner.training.share import Share
@@ -64,7 +64,7 @@ class Prepared:
         }
 
 
-def prepare(groups: Groups, objective: Objective, table: LearnerTable) -> Prepared:
+def prepare(groups: Groups, objective: Objective, table: Training) -> Prepared:
     """Rewards, advantages, the tokens' weights, and packing. The groups are split into minibatches in turn: each gets old and new ones."""
     samples = tuple(judged for group in groups for judged in group)
     group_N = torch.tensor([g for g, group in enumerate(groups) for _ in group], dtype=torch.long)
@@ -91,7 +91,7 @@ def prepare(groups: Groups, objective: Objective, table: LearnerTable) -> Prepar
 
 
 def _heard(
-    samples: Sequence[Judged], groups: Groups, advantages_N: Tensor, objective: Objective, table: LearnerTable
+    samples: Sequence[Judged], groups: Groups, advantages_N: Tensor, objective: Objective, table: Training
 ) -> list[Sequenced]:
     """The samples that a gradient can come from: an advantage of 0 gives none, unless the objective pulls on every token.
 

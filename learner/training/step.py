@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from learner.config import LearnerTable
 from learner.losses.table import objective_of
 from learner.losses.tally import Tally
 from learner.losses.tokens import TokenBatch, TokenLoss, kept_tokens, token_losses
+from learner.tables import Training
 from learner.training.batch import PackedChunk, TokenScores
 from learner.training.logprobs import score
 from learner.training.memory import Activations
@@ -58,7 +58,7 @@ class Piece:
 class Step:
     """What ``take_share`` works with. Made once a step; a batch of several ``minibatches`` is updated several times."""
 
-    def __init__(self, state: TrainState, share: Share, table: LearnerTable) -> None:
+    def __init__(self, state: TrainState, share: Share, table: Training) -> None:
         self._started = time.monotonic()
         self._state, self._share, self._table = state, share, table
         self._objective, self._batch = objective_of(table.objective), Batch(**share.batch)

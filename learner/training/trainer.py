@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from learner.config import LearnerTable
 from learner.losses.table import objective_of
 from learner.model.policy import PolicyWeights
+from learner.tables import Training
 from learner.training.optimizer import Optimizers, learning_rate
 from learner.training.packing import packing_efficiency
 from learner.training.placement import ALONE, ParallelPlan
@@ -43,7 +43,7 @@ class TrainState:
         model: Any,
         optimizers: Optimizers,
         stage: int,
-        table: LearnerTable,
+        table: Training,
         device: Any = None,
         plan: ParallelPlan = ALONE,
     ) -> TrainState:
@@ -70,7 +70,7 @@ class StepReport:
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_steps: int) -> StepReport:
+def train_step(state: TrainState, groups: Groups, table: Training, total_steps: int) -> StepReport:
     """Advantages, packing, log-probabilities, loss, backward, clip, step. Version ``state.step`` becomes ``state.step + 1``."""
     started = time.monotonic()
     prepared = prepare(groups, objective_of(table.objective), table)
@@ -100,7 +100,7 @@ def train_step(state: TrainState, groups: Groups, table: LearnerTable, total_ste
     return StepReport(metrics, phases)
 
 
-def take_share(state: TrainState, share: Share, table: LearnerTable, rate: float) -> Done:
+def take_share(state: TrainState, share: Share, table: Training, rate: float) -> Done:
     """What every rank does of a step: loss and backward of its chunks, then clip and step together with the others."""
     step = Step(state, share, table)
     for minibatch in step.minibatches(step.pieces()):

@@ -11,7 +11,6 @@ from samples import groups_of
 
 from broker.messages import Vote
 from broker.verdicts import ValueSpan
-from learner.config import LearnerTable
 from learner.losses.advantages import (
     batch_advantages,
     group_advantages,
@@ -20,6 +19,7 @@ from learner.losses.advantages import (
 )
 from learner.losses.objectives import Baseline, Std
 from learner.planning.rewards import Judged, is_flat, judge, overlong_penalty, trained_rewards
+from learner.tables import LearnerTable
 
 REWARDS = [0.2, 1.2, 0.0, 1.0, 1.2]
 

@@ -17,12 +17,13 @@ from broker.errors import RunFileError
 from broker.messages import Sampling, VersionSpan
 from broker.runfile import RunFile
 from broker.verdicts import ValueSpan
-from learner.config import LearnerConfig, LearnerTable, RlStage
+from learner.config import LearnerConfig
 from learner.losses.advantages import batch_advantages
 from learner.losses.objectives import OBJECTIVES
 from learner.losses.table import objective_of
 from learner.model.load import load_model
 from learner.planning.groups import Judged
+from learner.tables import LearnerTable
 from learner.training.optimizer import build_optimizer
 from learner.training.prepared import prepare
 from learner.training.step import Step
@@ -228,12 +229,11 @@ def test_an_objective_from_a_file_beside_the_run_file_trains_a_step(tiny_model: 
 
     def refused(objective: dict[str, Any], message: str) -> None:
         file = RunFile({"learner": {"objective": objective}, "stage": [STAGE]}, tmp_path, tmp_path / "run.toml")
-        config = LearnerConfig(file)
-        (stage,) = config.stages
-        assert isinstance(stage, RlStage)
         with pytest.raises(RunFileError, match=message):
-            config.rl(stage).objective.check("[learner] objective")
-            objective_of(config.rl(stage).objective)
+            training = LearnerConfig(file).training(0)
+            assert training is not None
+            training.objective.check("[learner] objective")
+            objective_of(training.objective)
 
     refused({"use": "mine.py:Mine", "margn": 1.0}, r"unknown option 'margn' of mine.py:Mine; did you mean 'margin'\?")
     refused({"use": "mine.py:Mind"}, r"mine.py has no 'Mind'; did you mean 'Mine'\?")
