@@ -76,8 +76,8 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
         training = learner.training(index)
         if training is not None:
             training.objective.check(f"[[stage]] {stage.name} learner.objective")
-        if training is not None and not run.rewards:
-            raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+            if not run.rewards:
+                raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
         for key, judge in stage.judges().items():
             if judge not in run.rewards:
                 hint = nearest(judge, list(run.rewards))

@@ -112,7 +112,7 @@ class Step:
     def rounds(self, minibatch: list[tuple[Piece, Tensor | None]]) -> Iterator[tuple[Piece, Tensor | None]]:
         """The same one by one; each is to be followed by its backward pass."""
         chunks = [piece.chunk for piece, _ in minibatch]
-        for _, item in zip(self._state.plan.rounds(self._state.model, chunks), minibatch, strict=True):
+        for _, item in zip(self._state.placement.rounds(self._state.model, chunks), minibatch, strict=True):
             yield item
 
     def score(self, piece: Piece) -> TokenScores:
@@ -158,7 +158,7 @@ class Step:
     def finish(self) -> Done:
         """The policy is one version newer."""
         state = self._state
-        sums, self._tally.maxima = state.plan.totals({"loss": self._loss, **self._tally.sums}, self._tally.maxima)
+        sums, self._tally.maxima = state.placement.totals({"loss": self._loss, **self._tally.sums}, self._tally.maxima)
         loss, self._tally.sums = sums.pop("loss") / self._table.minibatches, sums
         seconds = time.monotonic() - self._started - self._updating
         if state.reference is not None and (state.stage_step + 1) % self._objective.ref_refresh == 0:
@@ -202,7 +202,7 @@ class Step:
             everybodys[:, piece.place] = torch.stack(
                 (logprobs_M, behavior_M, self._advantages(piece), torch.ones_like(logprobs_M))
             )
-        logprobs, behavior, advantages, present = self._state.plan.added(everybodys)
+        logprobs, behavior, advantages, present = self._state.placement.added(everybodys)
         kept = kept_tokens(self._objective, logprobs, behavior, advantages, present > 0)
         return [kept[piece.place] for piece in pieces]
 

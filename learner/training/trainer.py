@@ -14,7 +14,7 @@ from learner.model.policy import PolicyWeights
 from learner.tables import Training
 from learner.training.optimizer import Optimizers, learning_rate
 from learner.training.packing import packing_efficiency
-from learner.training.placement import ALONE, ParallelPlan
+from learner.training.placement import ALONE, Placement
 from learner.training.prepared import Groups, prepare
 from learner.training.residence import Residence
 from learner.training.share import Share
@@ -25,7 +25,7 @@ from learner.training.step import Done, Step
 class TrainState:
     """What a step changes. ``step`` is the policy version that the model holds, ``stage_step`` counts within the stage.
 
-    ``plan``: over which ranks the model and the work are spread.
+    ``placement``: over which ranks the model and the work are spread.
     """
 
     model: Any
@@ -35,7 +35,7 @@ class TrainState:
     step: int = 0
     stage_step: int = 0
     reference: Any = None
-    plan: ParallelPlan = ALONE
+    placement: Placement = ALONE
 
     @classmethod
     def begin(
@@ -45,20 +45,20 @@ class TrainState:
         stage: int,
         table: Training,
         device: Any = None,
-        plan: ParallelPlan = ALONE,
+        placement: Placement = ALONE,
     ) -> TrainState:
         """The state at the start of an RL stage; a reference policy is kept only where the objective asks for one.
 
         ``device`` is where the model computes (default: where it lies).
         """
-        state = cls(model, optimizers, stage, Residence(model, optimizers, device=device), plan=plan)
+        state = cls(model, optimizers, stage, Residence(model, optimizers, device=device), placement=placement)
         if objective_of(table.objective).kl:
             state.keep_reference()
         return state
 
     def keep_reference(self) -> None:
         """The policy as it is becomes the reference."""
-        self.reference = self.plan.frozen(self.model)
+        self.reference = self.placement.frozen(self.model)
         self.residence = Residence(self.model, self.optimizers, self.reference, self.residence.device)
 
 
@@ -77,7 +77,7 @@ def train_step(state: TrainState, groups: Groups, table: Training, total_steps: 
     known = prepared.metrics(state.step)
     rate = learning_rate(table.optimizer, state.stage_step, total_steps)
     order = {"stage": state.stage, "step": state.step, "stage_step": state.stage_step, "rate": rate}
-    share = state.plan.deal(prepared.share(), state.residence.device, "step", **order)
+    share = state.placement.deal(prepared.share(), state.residence.device, "step", **order)
     packed = time.monotonic()
 
     done = take_share(state, share, table, rate)
