@@ -254,7 +254,7 @@ def gate(group: Group, judged: list[Judged], table: Training, step: int) -> str:
     """Why a complete group is not trained at ``step``; empty if it is."""
     if len(judged) < 2:
         return "unjudged"
-    if step - 1 - group.oldest_version > table.max_lag:
+    if max(trajectory.staleness(step) for trajectory, _ in group.samples.values()) > table.max_lag:
         return "stale"
     if table.drop_zero_variance and is_flat(judged, table):
         return "zero_variance"
