@@ -9,8 +9,7 @@ import numpy as np
 
 from broker.messages import FloatArray, Trajectory, Vote
 from broker.verdicts import ValueSpan
-from learner.losses.objectives import FLAT
-from learner.tables import Training
+from learner.tables import FLAT, Training
 
 NO_STEPS: Mapping[str, tuple[ValueSpan, ...]] = {}
 
