@@ -63,8 +63,8 @@ class LocalEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
         self._decoder = Decoder(config, dtype, device, context)
-        self._end_ids = end_tokens(path, config, self.tokenizer)
-        self._ends = torch.tensor(sorted(self._end_ids), device=device)
+        self.ends = frozenset(end_tokens(path, config, self.tokenizer))
+        self._ends = torch.tensor(sorted(self.ends), device=device)
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
         self._mode, self._slots, self._device = mode, slots, device
         self._cache = Cache(self._decoder, slots, self._decoder.context)
@@ -327,7 +327,7 @@ class LocalEngine:
     def _response(self, row: int) -> list[int]:
         """The sampled tokens, without the end token."""
         ids: list[int] = self._tokens[row, self._prompt[row] : self._length[row]].tolist()
-        if ids and ids[-1] in self._end_ids:
+        if ids and ids[-1] in self.ends:
             ids.pop()
         return ids
 
@@ -347,7 +347,7 @@ class LocalEngine:
                 versions=tuple(versions),
                 finish_reason=reason,
                 text=answer_text(
-                    self.tokenizer, self._tokens[row, part].tolist(), self._end_ids, slot.request.sampling.stop
+                    self.tokenizer, self._tokens[row, part].tolist(), self.ends, slot.request.sampling.stop
                 ),
                 started=slot.started,
                 cached=slot.cached,

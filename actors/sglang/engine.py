@@ -38,19 +38,19 @@ CHECK_SECONDS = 60.0
 class SglangEngine:
     """Implements ``actors.engine.Engine`` on the servers at ``urls``; ``path`` is a directory with config and tokenizer.
 
-    ``newest`` knows the newest published weights: a server that was away and lost its own takes these. Raises EngineError if a
-    server does not answer.
+    ``newest`` knows the newest published weights: a server that was away and lost its own takes these. ``why_ended`` says why there is
+    no server any more, if so. Raises EngineError if a server does not answer.
     """
 
     def __init__(
         self, path: str, urls: Sequence[str], *, slots: int, context: int, mode: UpdateMode = "retract",
-        newest: Callable[[], tuple[Path, int] | None] = lambda: None, timeout: float = 10.0,
+        newest: Callable[[], tuple[Path, int] | None] = lambda: None, timeout: float = 10.0, why_ended: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         from transformers import AutoConfig, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
-        self._ends = end_tokens(path, config, self.tokenizer)
+        self.ends = frozenset(end_tokens(path, config, self.tokenizer))
         self._vocabulary = int(config.vocab_size)
         self._links = [ServerLink(url) for url in urls]
         self._newest, self._recovering = newest, set[str]()
@@ -63,7 +63,7 @@ class SglangEngine:
         }
         self.name = f"sglang/{said[0].get('version', '?')}"
         self._context = min([context, *(int(s["context_length"]) for s in said if s.get("context_length"))])
-        self.why_failed: Callable[[], str] = str
+        self._why_ended = why_ended
         self._slots = slots
         self._closed = threading.Event()
         self._checked: set[Sampling] = set()
@@ -83,7 +83,7 @@ class SglangEngine:
 
     @property
     def failure(self) -> str:
-        return self.why_failed()
+        return self._why_ended()
 
     @property
     def version(self) -> int:
@@ -113,7 +113,7 @@ class SglangEngine:
         if sampling in self._checked:
             return
         body = {
-            "input_ids": [min(self._ends)],
+            "input_ids": [min(self.ends)],
             "sampling_params": {**self._parameters(sampling, 1), "max_new_tokens": 1},
         }
         for link in (link for link in self._links if not link.resting):
@@ -283,7 +283,7 @@ class SglangEngine:
             logprobs=np.array([value for value, _, _ in drawn], np.float32),
             versions=spans_of(about),
             finish_reason=reason if reason in ("stop", "length") else "abort",
-            text=answer_text(self.tokenizer, tokens.tolist(), self._ends, request.sampling.stop),
+            text=answer_text(self.tokenizer, tokens.tolist(), self.ends, request.sampling.stop),
             started=started,
             cached=int(about.get("cached_tokens") or 0),
         )
