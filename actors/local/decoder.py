@@ -64,6 +64,18 @@ class Cache:
             for a, b in zip(mine, theirs, strict=True):
                 a[to_row, :, :length] = b[from_row, :, :length]
 
+    def fill(self, rows: slice, source: Cache, row: int, length: int) -> None:
+        """Copy the first ``length`` tokens of a row of ``source`` to all of ``rows``."""
+        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            for a, b in zip(mine, theirs, strict=True):
+                a[rows, :, :length] = b[row, :, :length]
+
+    def move_rows(self, to: Tensor, source: Tensor, length: int) -> None:
+        """Copy the first ``length`` tokens of rows ``source`` to rows ``to``, none of which is a source."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[to, :, :length] = tensor[source, :, :length]
+
 
 class Decoder:
     """A model's shape and its current weights."""

@@ -7,21 +7,26 @@ from torch import Tensor
 
 
 def sample(
-    logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor | None, generator: torch.Generator | None
+    logits_BV: Tensor, temperature_B: Tensor | None, top_p_B: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Next tokens int64 ``[B]`` and their behaviour log-probabilities float32 ``[B]``.
 
-    Temperature 0 takes the most likely token; its log-probability is that of temperature 1. ``top_p_B`` None keeps the whole
+    ``temperature_B`` None is 1 for all. Temperature 0 takes the most likely token; its log-probability is that of temperature 1. ``top_p_B`` None keeps the whole
     distribution.
     """
-    greedy = temperature_B == 0
-    logprobs = torch.log_softmax(logits_BV / torch.where(greedy, 1.0, temperature_B)[:, None], -1)
+    greedy = None if temperature_B is None else temperature_B == 0
+    scaled = (
+        logits_BV
+        if greedy is None or temperature_B is None
+        else logits_BV / torch.where(greedy, 1.0, temperature_B)[:, None]
+    )
+    logprobs = torch.log_softmax(scaled, -1)
     if top_p_B is not None:
         logprobs = nucleus(logprobs, top_p_B)
     # argmax of p / Exp(1) draws from p (the Gumbel trick in another form) without normalising again
     noise = torch.empty_like(logprobs).exponential_(generator=generator)
     drawn = (logprobs.exp() / noise).argmax(-1)
-    if bool(greedy.any()):
+    if greedy is not None and bool(greedy.any()):
         drawn = torch.where(greedy, logits_BV.argmax(-1), drawn)
     return drawn, logprobs.gather(1, drawn[:, None])[:, 0]
 

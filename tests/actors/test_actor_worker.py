@@ -130,7 +130,7 @@ def test_an_actor_whose_engine_is_away_gives_its_prompts_back_and_comes_again(
     first, second = worker_of(log, sleeper, "first", give_back=0.2), worker_of(log, engine, "second")
     feed(log, 6)
     deadline = time.monotonic() + 60
-    while not (sleeper._live and engine._live) and not samples(log):
+    while not (sleeper._rows.live and engine._rows.live) and not samples(log):
         first.round()
         second.round()
         assert time.monotonic() < deadline
