@@ -83,7 +83,7 @@ class LocalEngine:
         """Sample from these weights; returns once that is so. Called from any thread. Raises EngineError."""
         self._orders.give(lambda: self._take_over(version, tensors))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _take_over(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         if self._asleep:
             raise EngineError("the engine rests: it takes no weights before it is woken")
@@ -179,7 +179,7 @@ class LocalEngine:
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def poll(self, timeout: float) -> list[Completion]:
         deadline = time.monotonic() + timeout
         while True:
@@ -255,9 +255,9 @@ class LocalEngine:
 
     def _draw(self, logits: Tensor, first: int) -> None:
         """Draw the next token of the rows from ``first`` on, and end the samples that are complete with it."""
-        drawn = self._rows.draw(*sample(logits, *self._rows.settings(first, len(logits)), self._generator), first)
+        drawn = sample(logits, *self._rows.settings(first, len(logits)), self._generator)
         over: dict[int, str] = {}
-        for row, token in enumerate(drawn, first):
+        for row, token in self._rows.draw(*drawn, first, self.ends):
             slot = self._rows.live[row]
             if token in self.ends or self._stopped(slot, token):
                 over[row] = "stop"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Slot:
     cached: int
     prompt: int
     limit: int
+    stops: bool
     tokens: list[int]
     logprobs: list[float] = field(default_factory=list)
     versions: list[VersionSpan] = field(default_factory=list)
@@ -79,7 +81,17 @@ class Rows:
         for i in indices:
             cached = 0 if i == request.indices[0] else length
             self.live.append(
-                Slot(request, i, started, cached, length, limit, list(prompt), versions=[VersionSpan(version, 0)])
+                Slot(
+                    request,
+                    i,
+                    started,
+                    cached,
+                    length,
+                    limit,
+                    bool(sampling.stop),
+                    list(prompt),
+                    versions=[VersionSpan(version, 0)],
+                )
             )
         self._look()
         return first
@@ -90,24 +102,29 @@ class Rows:
 
     def newest(self) -> tuple[Tensor, Tensor, int]:
         """The newest token of each live row, its position, and the length of the longest row."""
-        count = len(self.live)
-        return self._last[:count], self._length[:count] - 1, max(len(slot.tokens) for slot in self.live)
+        live = len(self.live)
+        return self._last[:live], self._length[:live] - 1, max(len(slot.tokens) for slot in self.live)
 
-    def settings(self, first: int, count: int) -> tuple[Tensor | None, Tensor | None]:
+    def settings(self, first: int, size: int) -> tuple[Tensor | None, Tensor | None]:
         """Temperatures and nuclei of the rows from ``first`` on; None where all are 1."""
-        rows = slice(first, first + count)
+        rows = slice(first, first + size)
         return None if self._plain else self._temperature[rows], None if self._whole else self._top_p[rows]
 
-    def draw(self, tokens: Tensor, logprobs: Tensor, first: int) -> list[int]:
-        """Append a token to each row from ``first`` on; returns the tokens."""
+    def draw(
+        self, tokens: Tensor, logprobs: Tensor, first: int, ends: frozenset[int]
+    ) -> list[tuple[int, int]]:  # fmt: skip
+        """Append a token to each row from ``first`` on; returns row and token of those that may be complete with it."""
         rows = slice(first, first + len(tokens))
         self._last[rows] = tokens
         self._length[rows] += 1
-        drawn: list[int] = tokens.tolist()
-        for slot, token, logprob in zip(self.live[rows], drawn, logprobs.tolist(), strict=True):
+        complete = []
+        for row, token, logprob in zip(count(first), tokens.tolist(), logprobs.tolist()):
+            slot = self.live[row]
             slot.tokens.append(token)
             slot.logprobs.append(logprob)
-        return drawn
+            if token in ends or slot.stops or len(slot.tokens) >= slot.limit:
+                complete.append((row, token))
+        return complete
 
     def remove(self, rows: Collection[int]) -> None:
         """Free these rows: the last live ones move into them."""
