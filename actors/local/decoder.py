@@ -234,7 +234,7 @@ class Decoder:
         return hidden + F.linear(F.silu(gate) * up, layer.down.t())
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(hidden, (self.hidden,), self.final_norm, self.eps), self.head).float()
+        return F.linear(self._normed(hidden) * self.final_norm, self.head).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

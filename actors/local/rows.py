@@ -59,6 +59,7 @@ class Rows:
         self._length = torch.zeros(capacity, dtype=torch.long, device=device)  # of the sequence so far
         self._temperature, self._top_p = torch.ones(capacity, device=device), torch.ones(capacity, device=device)
         self._whole = self._plain = True  # no nucleus, and temperature 1, in all live rows
+        self._longest = 0  # tokens of a live row, at most
 
     def __len__(self) -> int:
         return len(self.live)
@@ -97,13 +98,15 @@ class Rows:
         return first
 
     def _look(self) -> None:
-        self._whole = all(slot.request.sampling.top_p == 1 for slot in self.live)
-        self._plain = all(slot.request.sampling.temperature == 1 for slot in self.live)
+        self._longest = max((len(slot.tokens) for slot in self.live), default=0)
+        used = {slot.request.sampling for slot in self.live}
+        self._whole = all(sampling.top_p == 1 for sampling in used)
+        self._plain = all(sampling.temperature == 1 for sampling in used)
 
     def newest(self) -> tuple[Tensor, Tensor, int]:
         """The newest token of each live row, its position, and the length of the longest row."""
         live = len(self.live)
-        return self._last[:live], self._length[:live] - 1, max(len(slot.tokens) for slot in self.live)
+        return self._last[:live], self._length[:live] - 1, self._longest
 
     def settings(self, first: int, size: int) -> tuple[Tensor | None, Tensor | None]:
         """Temperatures and nuclei of the rows from ``first`` on; None where all are 1."""
@@ -117,13 +120,17 @@ class Rows:
         rows = slice(first, first + len(tokens))
         self._last[rows] = tokens
         self._length[rows] += 1
-        complete = []
+        complete, longest = [], self._longest
         for row, token, logprob in zip(count(first), tokens.tolist(), logprobs.tolist()):
             slot = self.live[row]
             slot.tokens.append(token)
             slot.logprobs.append(logprob)
-            if token in ends or slot.stops or len(slot.tokens) >= slot.limit:
+            length = len(slot.tokens)
+            if length > longest:
+                longest = length
+            if token in ends or slot.stops or length >= slot.limit:
                 complete.append((row, token))
+        self._longest = longest
         return complete
 
     def remove(self, rows: Collection[int]) -> None:
