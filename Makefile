@@ -9,10 +9,11 @@ KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 GRID ?= proof
+HERE := not kafka and not sglang and not gpu and not watch
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -29,8 +30,16 @@ run: $(STAMP)
 run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
-test: $(STAMP) setup-watch
-	$(BIN)/python -m pytest tests -m "not kafka and not sglang and not gpu" -n 2 --dist worksteal
+test: $(STAMP)
+	$(BIN)/python -m pytest tests -m "$(HERE)" -n 2 --dist loadgroup
+
+# What a developer runs after every change: no tree of processes, nothing slow.
+quick: $(STAMP)
+	$(BIN)/python -m pytest tests -m "$(HERE) and not processes and not chaos and not slow" -n 2 --dist worksteal
+
+# Dashboards, alerts and the report, in a real Prometheus and a real browser.
+test-watch: $(STAMP) setup-watch
+	$(BIN)/python -m pytest tests -m watch
 
 # What the tests of dashboards, alerts and the report look through: Prometheus (unpacked into .venv) and Chromium (installed, as root).
 # A test that needs one that could not be had says so.

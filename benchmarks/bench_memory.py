@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3Config
 from transformers.utils import logging
 
-from learner.config import OptimizerTable
 from learner.model import attention, lora
 from learner.model.load import load_model, set_gradient_checkpointing
 from learner.model.loraconfig import LoraTable
+from learner.tables import OptimizerTable
 from learner.training.batch import PackedChunk
 from learner.training.logprobs import score
 from learner.training.memory import held_for_backward

@@ -55,13 +55,23 @@ class Dropped(NamedTuple):
     tokens: int
 
 
+class Era(NamedTuple):
+    """From prompt ``start`` on a data source had ``size`` rows, and those of its first epoch were asked as issue ``first_issue``."""
+
+    start: int
+    size: int
+    first_issue: int
+    fingerprint: str
+
+
 @dataclass(frozen=True, slots=True)
 class PlannerState:
     """What the planner needs to go on behind a manifest; with the log alone it finds everything else again.
 
     ``cursor`` is the number of prompts fed from each data source. ``outstanding`` are the groups that are fed but not
     ended. ``prompts``, ``trajectories``, ``rewards`` and ``deadletters`` hold for each partition the offset below which
-    nothing is needed again; ``fed`` the offset behind the last prompt that is known to this state.
+    nothing is needed again; ``fed`` the offset behind the last prompt that is known to this state. ``eras`` tell for each data source how
+    its numbers became rows.
     """
 
     cursor: Mapping[str, int] = field(default_factory=dict)
@@ -71,12 +81,13 @@ class PlannerState:
     trajectories: Mapping[int, int] = field(default_factory=dict)
     rewards: Mapping[int, int] = field(default_factory=dict)
     deadletters: Mapping[int, int] = field(default_factory=dict)
+    eras: Mapping[str, tuple[Era, ...]] = field(default_factory=dict)
 
     def pack(self) -> dict[str, Json]:
         return {
             "cursor": dict(self.cursor), "outstanding": list(self.outstanding), "fed": pairs(self.fed),
             "prompts": pairs(self.prompts), "trajectories": pairs(self.trajectories), "rewards": pairs(self.rewards),
-            "deadletters": pairs(self.deadletters),
+            "deadletters": pairs(self.deadletters), **pack_extras(self, _EXTRAS_OF_STATE),
         }  # fmt: skip
 
     @classmethod
@@ -89,7 +100,20 @@ class PlannerState:
             trajectories=offsets(wire["trajectories"]),
             rewards=offsets(wire["rewards"]),
             deadletters=offsets(wire["deadletters"]),
+            **read_extras(wire, _EXTRAS_OF_STATE),
         )
+
+
+def _eras(value: Json) -> dict[str, tuple[Era, ...]]:
+    return {
+        text(name): tuple(Era(integer(a), integer(n), integer(i), text(f)) for a, n, i, f in eras)
+        for name, eras in value.items()
+    }
+
+
+_EXTRAS_OF_STATE = {
+    "eras": Extra({}, _eras, lambda eras: {name: [list(e) for e in found] for name, found in eras.items()}),
+}
 
 
 MANIFEST_KINDS = ("step", "weights", "close", "set_aside")
@@ -101,8 +125,8 @@ class Manifest:
 
     ``kind`` ``step``: train ``groups`` in this order; the result is policy version ``step``. ``weights``: version
     ``step`` is what lies in checkpoint directory ``weights`` (after supervised training, or another model).
-    ``close``: no new version; groups left over at the end of a stage are dropped. ``set_aside``: step ``step`` could not be executed, for the
-    reason ``why``; its groups end here untrained, and the next manifest makes that step anew. ``dropped`` are all groups that ended
+    ``close``: no new version; groups left over at the end of a stage are dropped. ``set_aside``: the manifest of step ``step`` could not be executed,
+    for the reason ``why``: its groups end untrained, and version ``step`` is the version before it unchanged. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
     were judged since the manifest before, dropped ones included.
     """

@@ -16,6 +16,7 @@ from broker.endings import Artefact, Ending, Evaluation
 from broker.errors import DecodeError, MessageError
 from broker.manifests import (
     Dropped,
+    Era,
     GroupRef,
     Manifest,
     PlannerState,
@@ -37,7 +38,7 @@ __all__ = [
     "ChatMessage",
     "DeadLetter",
     "Dropped",
-    "Ending",
+    "Ending", "Era",
     "Evaluation",
     "FloatArray",
     "GroupRef",

@@ -179,7 +179,7 @@ def _plan(options: argparse.Namespace) -> int:
     learner = f"1 learner of {ranks} processes" if ranks > 1 else "1 learner"
     print(f"  {learner}, {whole.actors.count} actors ({whole.actors.engine}, {whole.actors.slots} slots each)")
     if whole.learner.learner.colocated:
-        print(f"  they take turns on one set of devices: {whole.learner.learner.turn_steps} steps a turn")
+        print(f"  they take shifts on one set of devices: {whole.learner.learner.shift_steps} steps a shift")
     for name, table in whole.rewarders.items():
         weight = whole.run.rewards.get(name)
         mix = "not in [run] rewards" if weight is None else f"weight {weight:g}"

@@ -71,12 +71,12 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place |
     from prometheus_client import CollectorRegistry
     from transformers.utils import logging as transformers_logging
 
+    from learner.opening import open_learner
     from learner.parallel.group import join
-    from learner.ring import Learner
-    from learner.stages import run_stages
+    from learner.stages.running import run_stages
     from learner.telemetry import Telemetry
-    from learner.training.executor import chosen_device
     from learner.training.placement import ALONE
+    from learner.training.state import chosen_device
     from monitoring.logs import setup_logging
 
     setup_logging("learner", name, run.table.name, run.directory)
@@ -84,16 +84,16 @@ def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place |
     registry = CollectorRegistry()
     with ExitStack() as stack:
         stack.enter_context(announced(run, name, "learner", registry))
-        plan = join(place, chosen_device(config.learner), config.learner.pool_timeout) if place else ALONE
+        placement = join(place, chosen_device(config.learner), config.learner.pool_timeout) if place else ALONE
         try:
-            learner = Learner(run, config, stop, Telemetry(registry), stack, name, plan)
+            learner = open_learner(run, config, stop, Telemetry(registry), stack, name, placement)
             finished = run_stages(learner)
-            learner.executor.close()
+            learner.state.close()
         except HeadraceError:
             with contextlib.suppress(RuntimeError):  # a pool that broke ends by itself
-                plan.end()
+                placement.end()
             raise
-        plan.end()
+        placement.end()
     logging.getLogger("learner").info("finished" if finished else "stopped; the same command resumes")
     return 0 if finished else STOPPED
 

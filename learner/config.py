@@ -1,274 +1,34 @@
-"""The learner's tables of the run file: [data], [learner] and [[stage]]."""
+"""All that the learner takes from the run file, checked and resolved once: sources, ``[learner]``, stages and what each trains by."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
-
+from broker import plugins
 from broker.errors import RunFileError
-from broker.runfile import RunFile, Table, parse
+from broker.runfile import RunFile, parse
 from broker.spelling import nearest
-from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
-
-
-class SourceTable(Table):
-    """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    use: str = ""
-    path: str = ""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
-
-
-class SamplingTable(Table):
-    """How prompts of this learner are sampled (lengths in tokens)."""
-
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()
-
-
-class OptimizerTable(Table):
-    """AdamW, or Muon on the hidden matrices at ``muon`` times the learning rate and AdamW on the rest (``muon`` 0: AdamW alone)."""
-
-    lr: float = Field(default=1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    muon: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    final_lr: float = Field(default=0.1, ge=0, le=1)
-    """Share of ``lr`` that a falling schedule ends at."""
-
-
-class RlOptimizerTable(OptimizerTable):
-    """As learning from stale samples wants it (benchmarks/staleness.md): no first-moment momentum, and a rate that falls."""
-
-    betas: tuple[float, float] = (0.0, 0.95)
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-
-
-class ObjectiveTable(Table):
-    """What the loss is: a named objective, and values that replace its own defaults (see learner/losses)."""
-
-    name: Literal[
-        "async",
-        "grpo",
-        "dapo",
-        "topr",
-        "drgrpo",
-        "rloo",
-        "reinforce_pp",
-        "gspo",
-        "cispo",
-        "tis",
-        "tis_sequence",
-        "icepop",
-        "dppo",
-        "m2po",
-        "decoupled",
-        "r1",
-    ] = "async"
-    advantage_std: Literal["population", "sample", "batch", "none"] | None = None
-    advantage_baseline: Literal["mean", "leave_one_out"] | None = None
-    """What a reward is compared with: the mean of its group, or of the others in it (RLOO, usually without std)."""
-    aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
-    clip_low: float | None = Field(default=None, gt=0)
-    clip_high: float | None = Field(default=None, gt=0)
-    dual_clip: float | None = Field(default=None, gt=1)
-    weight_cap: float | None = Field(default=None, gt=0)
-    weight_tokens: int | None = Field(default=None, ge=1)
-    """Tokens from which on the log-weight of a whole sequence is scaled down by its length (``async``: 256)."""
-    trust: float | None = Field(default=None, gt=0)
-    """Largest change of a token's probability that still moves it further (the DPPO mask)."""
-    tau: float | None = Field(default=None, ge=0)
-    """Weight of the squared log-ratio to the behaviour policy."""
-    opsm: float | None = Field(default=None, gt=0)
-    """Leave out a sequence with a negative advantage whose mean log-ratio mu/pi is above it."""
-    kl: float | None = Field(default=None, ge=0)
-    """Weight of the divergence to the reference policy."""
-    kl_kind: Literal["k1", "k2", "k3"] | None = None
-    kl_in: Literal["loss", "reward"] | None = None
-    """Whether the divergence is part of the loss, or makes each token's advantage less."""
-    entropy_bonus: float | None = Field(default=None, ge=0)
-    """Weight of the policy's entropy, which the loss is less by."""
-    second_moment: float | None = Field(default=None, gt=0)
-    """Leave out the tokens that moved furthest until the mean squared log-ratio of the rest is at most this (M2PO: .04)."""
-    ref_refresh: int = Field(default=400, ge=1)
-    constant_length: int = Field(default=1024, ge=1)
-    """Length that ``aggregation = "constant"`` divides by."""
-
-
-class LearnerTable(Table):
-    """``[learner]``: defaults of every RL stage; a stage's own ``learner`` table replaces single keys.
-
-    ``late``: what to do with a group that the next step would make too old: ``wait`` for it up to ``deadline`` seconds
-    after it was fed, or ``drop`` it at once.
-    """
-
-    objective: ObjectiveTable = ObjectiveTable()
-    optimizer: RlOptimizerTable = RlOptimizerTable()
-    sampling: SamplingTable = SamplingTable()
-    groups_per_step: int = Field(default=32, ge=1)
-    group_size: int = Field(default=16, ge=1)
-    max_lag: int = Field(default=8, ge=0)
-    late: Literal["wait", "drop"] = "wait"
-    deadline: float = Field(default=1800.0, gt=0)
-    drop_zero_variance: bool = True
-    overlong_buffer: int = Field(default=0, ge=0)
-    """Tokens before ``sampling.max_new_tokens`` from which the reward falls, linearly by ``overlong_penalty`` (0: it does not)."""
-    overlong_penalty: float = Field(default=1.0, ge=0)
-    max_resampling: float = Field(default=4.0, ge=0)
-    """A step drops at most this many times ``groups_per_step`` groups without variance; after that they take its places."""
-    pack_tokens: int = Field(default=4096, ge=16)
-    """Tokens of one packed chunk (a longer sequence gets a chunk of its own)."""
-    logprob_rows: int = Field(default=256, ge=1)
-    threads: int = Field(default=1, ge=1)
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    publish_dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the weights that engines get (default: ``dtype``). Checkpoints are always in float32."""
-    gradient_checkpointing: bool = False
-    """Keep only what goes into each layer, and compute the layers again in the backward pass."""
-    offload: Offload = "none"
-    """What lies in the host's memory between uses: the state of the ``optimizer``, or ``all`` (the weights and the reference too)."""
-    lora: LoraTable | None = None
-    checkpoint_every: int = Field(default=50, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    publish_every: int = Field(default=1, ge=1)
-    weights: Literal["broadcast", "disk"] = "broadcast"
-    """How receivers get new weights: in lanes by torch.distributed, or from ``RUN/weights`` on a file system that all of them see."""
-    lane: int = Field(default=8, ge=1)
-    """Receivers of one broadcast group."""
-    push_timeout: float = Field(default=60.0, gt=0)
-    bucket_mb: float = Field(default=64.0, gt=0)
-    backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """What carries a broadcast: ``nccl`` between devices (never two ranks on one), ``gloo`` through the host's memory; ``auto`` is nccl
-    where the learner has a device to itself."""
-    colocated: bool = False
-    """Engines and learner take turns on one set of devices: while actors generate, the model rests in the host's memory."""
-    turn_steps: int = Field(default=1, ge=1)
-    """With ``colocated``: optimizer steps of one turn; the engines get the weights behind the last one."""
-    processes: int = Field(default=1, ge=1)
-    """Ranks of the learner that ``headrace run`` starts on this machine: more than one are a pool (docs/parallel.md)."""
-    pool_timeout: float = Field(default=600.0, gt=0)
-    """Seconds after which a collective of the pool has failed, and the pool ends."""
-    pool_memory: Literal["sharded", "gathered"] = "sharded"
-    """Whether the whole weights and gradients come and go with every layer, or stay on each rank for the time of a step."""
-    deterministic: bool = False
-    """Refuse kernels that are not bitwise repeatable (CPU: with ``threads = 1`` always true)."""
-
-    @property
-    def credits(self) -> int:
-        """Groups that may be outstanding at once: fed in order and trained in order, none then becomes older than ``max_lag``."""
-        return (self.max_lag + 1) * self.groups_per_step
-
-    @model_validator(mode="after")
-    def _takes_turns(self) -> LearnerTable:
-        if self.turn_steps > self.max_lag + 1:
-            raise ValueError(
-                f"turn_steps = {self.turn_steps} trains samples that are {self.turn_steps - 1} versions old: raise max_lag "
-                f"({self.max_lag}) to that, or lower turn_steps"
-            )
-        if self.colocated and self.backend == "nccl":
-            raise ValueError(
-                'colocated = true with backend = "nccl": NCCL takes no two ranks on one device; use backend = "gloo"'
-            )
-        return self
-
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    _adapted = field_validator("lora")(adapted)
-
-    _as_sampled = field_validator("lora")(as_sampled)
-
-
-class StageTable(Table):
-    """What every stage has. ``model``: begin from this directory or id instead of the stage before."""
-
-    name: str = ""
-    model: str = ""
-
-
-class SftStage(StageTable):
-    """Supervised training on ``data`` for ``steps``, or until the accuracy of the ``until_tag`` tokens is reached.
-
-    With ``until_accuracy`` the difficulty level rises by ``level_step`` whenever the accuracy (moving average) is above
-    ``level_up``; once it is above ``until_accuracy`` at the highest level, ``cooldown_steps`` more follow with a falling rate.
-    """
-
-    kind: Literal["sft"]
-    data: str = "documents"
-    init: Literal["pretrained", "random"] = "pretrained"
-    steps: int = Field(default=1000, ge=1)
-    documents_per_step: int = Field(default=32, ge=1)
-    optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
-    pack_tokens: int = Field(default=4096, ge=16)
-    threads: int = Field(default=1, ge=1)
-    gradient_checkpointing: bool = False
-    offload: Offload = "none"
-    lora: LoraTable | None = None
-    checkpoint_every: int = Field(default=200, ge=1)
-    until_tag: str = ""
-    until_accuracy: float = Field(default=0.0, ge=0, le=1)
-    level_up: float = Field(default=0.93, ge=0, le=1)
-    level_step: float = Field(default=0.0625, gt=0, le=1)
-    cooldown_steps: int = Field(default=0, ge=0)
-
-    _adapted = field_validator("lora")(adapted)
-
-
-class RlStage(StageTable):
-    """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked.
-
-    With ``until_pass_at_1`` the stage ends as soon as one of these evaluations has reached it.
-    """
-
-    kind: Literal["rl"]
-    data: str = "prompts"
-    steps: int = Field(default=100, ge=1)
-    eval_every: int = Field(default=0, ge=0)
-    eval_data: str = "heldout"
-    eval_questions: int = Field(default=200, ge=1)
-    eval_k: int = Field(default=1, ge=1)
-    eval_rewarder: str = "accuracy"
-    until_pass_at_1: float = Field(default=0.0, ge=0, le=1)
-    learner: dict[str, Any] = Field(default_factory=dict)
-
-
-class EvaluateStage(StageTable):
-    """pass@1 over ``k`` samples of each of ``questions`` rows of ``data``, and cons@k; correct is what ``rewarder`` gives >= 1."""
-
-    kind: Literal["evaluate"]
-    data: str = "heldout"
-    questions: int = Field(default=400, ge=1)
-    k: int = Field(default=1, ge=1)
-    rewarder: str = "accuracy"
-    sampling: SamplingTable | None = None
-
-
-Stage = SftStage | RlStage | EvaluateStage
-_STAGE: TypeAdapter[Stage] = TypeAdapter(Annotated[Stage, Field(discriminator="kind")])
+from learner.stages.stage import KINDS, Stage
+from learner.tables import RENAMED, LearnerTable, SourceTable, Training, for_whole_run
 
 
 class LearnerConfig:
-    """All that the learner takes from the run file, checked. Raises RunFileError."""
+    """Raises RunFileError. ``stages`` in order; ``training(stage)`` is what a stage trains by."""
 
     def __init__(self, file: RunFile) -> None:
         self.file = file
-        self.learner = file.table("learner", LearnerTable)
+        raw = file_table(file.tables.get("learner", {}), "[learner]")
+        _refuse_renamed(raw, "[learner]")
+        self.learner = parse(raw, LearnerTable, "[learner]")
         self.data = self._sources()
         self.stages = self._stages()
+        own = {key: value for key, value in raw.items() if key in Training.model_fields}
+        self._training = [stage.training(lambda over, s=stage: self._resolved(own, over, s)) for stage in self.stages]  # type: ignore[misc]
+
+    def training(self, stage: int) -> Training | None:
+        """What stage number ``stage`` trains by; None if it trains nothing."""
+        return self._training[stage]
 
     def _sources(self) -> dict[str, SourceTable]:
         raw = file_table(self.file.tables.get("data", {}), "[data]")
@@ -279,37 +39,50 @@ class LearnerConfig:
 
     def _stages(self) -> list[Stage]:
         raw = self.file.tables.get("stage", [])
-        kinds: dict[str, type[Table]] = {"sft": SftStage, "rl": RlStage, "evaluate": EvaluateStage}
-        stages: list[Stage] = []
-        for number, table in enumerate(raw if isinstance(raw, list) else [raw]):
-            where = f"[[stage]] {number}"
-            table = file_table(table, where)
-            kind = table.get("kind")
-            if kind not in kinds:
-                raise RunFileError(f"{where} kind = {kind!r}{nearest(str(kind), list(kinds))}")
-            stages.append(
-                _STAGE.validate_python(parse({"name": f"{number}-{kind}", **table}, kinds[kind], where).model_dump())
-            )
-        return stages
+        return [
+            read_stage(table, number, self.file) for number, table in enumerate(raw if isinstance(raw, list) else [raw])
+        ]
 
-    def rl(self, stage: RlStage) -> LearnerTable:
-        """``[learner]`` with the stage's own keys in place. Raises RunFileError, also for a key that holds for a whole run."""
-        if "colocated" in stage.learner:
-            raise RunFileError(f"[[stage]] {stage.name} learner.colocated holds for the whole run: set it in [learner]")
-        return parse(
-            merge(self.file.tables.get("learner", {}), stage.learner), LearnerTable, f"[[stage]] {stage.name} learner"
-        )
+    def _resolved(self, base: Mapping[str, Any], over: Mapping[str, Any], stage: Stage) -> Training:
+        """``[learner]`` with the stage's own keys in place."""
+        where = f"[[stage]] {stage.name} learner"
+        _refuse_renamed(over, where)
+        for key in over:
+            if key in for_whole_run():
+                raise RunFileError(f"{where}.{key} holds for the whole run: set it in [learner]")
+        return parse(merge(base, over), Training, where)
+
+
+def read_stage(table: Any, number: int, file: RunFile) -> Stage:
+    """``[[stage]]`` number ``number`` as the class of its kind. Raises RunFileError."""
+    where = f"[[stage]] {number}"
+    table = file_table(table, where)
+    kind = str(table.get("kind", ""))
+    if ":" in kind:
+        found = plugins.load(kind, file.base, f"{where} kind")
+    elif kind in KINDS:
+        found = plugins.load(KINDS[kind], file.base, where)
+    else:
+        raise RunFileError(f"{where} kind = {table.get('kind')!r}{nearest(kind, list(KINDS))}")
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise RunFileError(f"{where} kind = {kind!r} is no stage: inherit from learner.stages.stage.Stage")
+    return parse({"name": f"{number}-{kind.rpartition(':')[2]}", **table}, found, where)
+
+
+def _refuse_renamed(table: Mapping[str, Any], where: str) -> None:
+    for old, new in RENAMED.items():
+        if old in table:
+            raise RunFileError(f"{where} {old} has another name now: write {new} = {table[old]!r}")
 
 
 def file_table(raw: Any, where: str) -> dict[str, Any]:
     """``raw`` if it is a table. Raises RunFileError."""
-
     if not isinstance(raw, dict):
         raise RunFileError(f"{where} must be a table, not {raw!r}")
     return raw
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with the keys of ``over`` in place, table by table."""
     out = dict(base)
     for key, value in over.items():

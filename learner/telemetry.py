@@ -14,8 +14,8 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
-from learner.config import Stage
 from learner.planning.planner import Planned
+from learner.stages.stage import Stage
 from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
@@ -105,11 +105,11 @@ class Telemetry:
         self.metrics.epochs.inc(epochs)
 
     def evicted(self, name: str) -> None:
-        """Export that an actor did not answer when the turn on the devices changed."""
+        """Export that an actor did not answer when the shift on the devices changed."""
         self.metrics.evictions(name).inc()
 
-    def turn(self, seconds: float) -> None:
-        """Export one turn of the learner on devices that it shares with engines."""
+    def shift(self, seconds: float) -> None:
+        """Export one shift of the learner on devices that it shares with engines."""
         self.metrics.turn_seconds.observe(seconds)
 
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:

@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network, and one asks for a data set that is nowhere
 
 ROOT = Path(__file__).resolve().parent.parent
+TREES = ("processes", "chaos")
 TINY = ROOT / "recipes" / "tiny_model"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` need a device."""
+    """Two lanes: tests that start a tree of processes run one at a time, beside the others. Tests marked ``gpu`` need a device."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in TREES):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+    items.sort(
+        key=lambda item: not any(item.get_closest_marker(name) for name in TREES)
+    )  # the long lane begins at once
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch

@@ -18,9 +18,10 @@ from broker.messages import (
 from broker.runfile import RunFile
 from learner.config import LearnerConfig
 from learner.planning.groups import Judged
-from learner.training.executor import Executor
+from learner.training.executor import execute
 from learner.training.logprobs import score
 from learner.training.packing import Sequenced, pack
+from learner.training.state import LearnerState
 
 
 def judged_groups(count: int, seed: int = 0, longest: int = 40) -> tuple[tuple[Judged, ...], ...]:
@@ -29,37 +30,37 @@ def judged_groups(count: int, seed: int = 0, longest: int = 40) -> tuple[tuple[J
     return tuple(tuple(Judged(sample, float(i % 2)) for i, (sample, _) in enumerate(group)) for group in groups)
 
 
-def executor_of(model: Path, directory: Path, learner: Mapping[str, Any], stages: int = 1) -> Executor:
+def executor_of(model: Path, directory: Path, learner: Mapping[str, Any], stages: int = 1) -> LearnerState:
     """An executor of ``stages`` RL stages with these options of ``[learner]``, begun on the weights in ``model``."""
     executor = unstarted(model, directory, learner, stages)
     executor.start("pretrained")
     return executor
 
 
-def unstarted(model: Path, directory: Path, learner: Mapping[str, Any], stages: int = 1) -> Executor:
+def unstarted(model: Path, directory: Path, learner: Mapping[str, Any], stages: int = 1) -> LearnerState:
     """The same before it holds a model."""
     torch.set_num_threads(1)
     options = {"objective": "topr", "pack_tokens": 128, "optimizer": {"lr": 1e-3}, "device": "cpu", **learner}
     stage = [{"kind": "rl", "name": f"rl{i}", "steps": 20} for i in range(stages)]
     file = RunFile({"learner": options, "stage": stage}, directory, directory / "run.toml")
-    return Executor(LearnerConfig(file), str(model), 5, directory)
+    return LearnerState(LearnerConfig(file), str(model), 5, directory)
 
 
-def take(executor: Executor, steps: int, stage: int = 0) -> list[StepResult]:
+def take(executor: LearnerState, steps: int, stage: int = 0) -> list[StepResult]:
     """Execute the next ``steps`` manifests of ``stage``; each step has groups of its own."""
     out = []
     for _ in range(steps):
         version = executor.progress.version + 1
         manifest = Manifest(version, stage, "step", (GroupRef("d-0@0", Position(0, 0), ()),))
-        result = executor.execute(manifest, judged_groups(2, version), version)
+        result = execute(executor, manifest, judged_groups(2, version), version)
         assert result is not None
         out.append(result)
     return out
 
 
-def close(executor: Executor, stage: int = 0) -> None:
+def close(executor: LearnerState, stage: int = 0) -> None:
     version = executor.progress.version
-    assert executor.execute(Manifest(version, stage, "close"), (), version) is None
+    assert execute(executor, Manifest(version, stage, "close"), (), version) is None
 
 
 @torch.no_grad()

@@ -87,21 +87,23 @@ class Ranks:
 
 def executor(plan: Any, model: str, directory: str, **learner: Any) -> Any:
     """An executor with one RL stage, and ``[learner]`` as given."""
-    from learner.training.executor import Executor
+    from learner.training.state import LearnerState
 
     tables = {"learner": {"pack_tokens": 128, "device": plan.device or "cpu", "optimizer": {"lr": 1e-3}, **learner}}
     tables["stage"] = [{"kind": "rl", "steps": 10}]  # type: ignore[assignment]
     config = LearnerConfig(RunFile(tables, Path(directory), Path(directory) / "run.toml"))
-    made = Executor(config, model, 0, Path(directory), plan)
+    made = LearnerState(config, model, 0, Path(directory), plan)
     return made
 
 
 def steps(made: Any, first: int, last: int, groups: int = 4) -> dict[str, float]:
     """Execute the manifests of steps ``first`` to ``last``; returns the metrics of the last."""
+    from learner.training.executor import execute
+
     metrics: dict[str, float] = {}
     for step in range(first, last + 1):
         judged = tuple(tuple(group) for group in groups_of(groups, step))
-        metrics = made.execute(Manifest(step, 0, "step", NAMED), judged, step).metrics
+        metrics = execute(made, Manifest(step, 0, "step", NAMED), judged, step).metrics
     return metrics
 
 

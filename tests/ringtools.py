@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,23 @@ def by_role(run: subprocess.Popen[bytes], role: str) -> list[psutil.Process]:
         if words.get(role, role) in command:
             found.append(process)
     return found
+
+
+def old_run(directory: Path) -> Path:
+    """A copy of the whole run of version 0.1.0, as the directory that it was made in."""
+    shutil.copytree(Path(__file__).resolve().parent / "fixtures" / "v1", directory / "old")
+    run = directory / "old" / "run"
+    (run / "run.base").write_text(str(directory / "old"))
+    return run
+
+
+def small_copy(directory: Path) -> Path:
+    """The small ring's run file and rewarder in ``directory``, to be edited."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = SMALL.read_text().replace("../../recipes", str(SMALL.parents[2] / "recipes"))
+    (directory / "small.toml").write_text(text)
+    (directory / "vowels.py").write_text((SMALL.parent / "vowels.py").read_text())
+    return directory / "small.toml"
 
 
 def wait_for(what: str, happened: Callable[[], object], seconds: float) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-from ringtools import headrace
+from ringtools import headrace, old_run
 
 from broker.messages import StepResult, decode, encode
 from headrace.reading.records import scan
@@ -22,11 +21,7 @@ VECTORS = Path(__file__).resolve().parent / "protocol" / "v1"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of the old run; the test may write into it."""
-    shutil.copytree(OLD, tmp_path / "old")
-    run = tmp_path / "old" / "run"
-    (run / "run.base").write_text(str(tmp_path / "old"))
-    return run
+    return old_run(tmp_path)
 
 
 def golden(name: str) -> Any:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from transformers import Qwen3Config
 
-from learner.config import LearnerTable
 from learner.planning.groups import Judged
+from learner.tables import LearnerTable
 from learner.training.optimizer import build_optimizer
 from learner.training.trainer import TrainState, train_step
 

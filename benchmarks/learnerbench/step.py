@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from learner.config import LearnerTable
+from learner.tables import LearnerTable
 from learner.training.optimizer import build_optimizer
 from learner.training.trainer import TrainState, train_step
 

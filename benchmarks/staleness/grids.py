@@ -8,7 +8,7 @@ from itertools import product
 from typing import get_args
 
 from benchmarks.staleness.lab import Setting
-from learner.config import ObjectiveTable
+from learner.tables import ObjectiveTable
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveTable.model_fields["name"].annotation)
 MASKED = {"advantage_std": "population", "weight_cap": 1.0}

@@ -23,10 +23,10 @@ from actors.local.engine import LocalEngine
 from actors.prompting import array, render
 from broker.chat import Chats
 from broker.messages import Prompt, Sampling, Trajectory
-from learner.config import LearnerTable
 from learner.data.sums import SignedSums
 from learner.model.load import load_model
 from learner.planning.groups import Judged
+from learner.tables import LearnerTable
 from learner.training.optimizer import build_optimizer
 from learner.training.trainer import TrainState, train_step
 from rewarders.format import Format

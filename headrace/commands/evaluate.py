@@ -124,7 +124,7 @@ def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
     path = str(Path(model).resolve()) if Path(model).is_dir() else model
     tables["run"] = {**tables["run"], "name": f"{run.table.name}-{asked.name}"[:80], "model": path}
     tables["broker"] = {**tables.get("broker", {}), "url": ""}
-    tables["stage"] = [asked.stage().model_dump(exclude_none=True)]
+    tables["stage"] = [{"kind": "evaluate", **asked.model_dump(exclude_none=True)}]
     directory = run.directory / "evaluations" / asked.name
     directory.mkdir(parents=True, exist_ok=True)
     file = RunFile(tables, run.file.base, run.file.path)

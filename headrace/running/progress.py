@@ -12,7 +12,7 @@ from broker.run import Run
 from headrace.reading.records import read
 from headrace.running.daemon_metrics import Pulse
 from headrace.running.view_details import Details
-from learner.config import LearnerConfig, RlStage, SftStage
+from learner.config import LearnerConfig
 from monitoring.view import DaemonView, RunView, StepView
 
 HISTORY = 20  # steps that are kept to be shown
@@ -79,7 +79,7 @@ class Progress:
         view, stage = self.view, self._config.stages[index]
         if view.stage_number != index or view.stage == "starting":
             view.stage_number, view.stage, view.step, view.metrics = index, f"{stage.name} ({stage.kind})", 0, {}
-            view.steps = stage.steps if isinstance(stage, RlStage | SftStage) else 0
+            view.steps = stage.total_steps()
 
     def _queues(self) -> None:
         topics, groups = self._run.topics, self._log.groups()

@@ -11,7 +11,7 @@ from broker.errors import RunFileError
 from broker.open import engine_of
 from broker.runfile import BrokerTable, RunFile, RunTable
 from broker.spelling import nearest
-from learner.config import EvaluateStage, LearnerConfig, RlStage
+from learner.config import LearnerConfig
 from rewarders.config import RewarderTable, rewarder_tables
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -73,23 +73,19 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
     for index, stage in enumerate(learner.stages):
         if names.index(stage.name) != index:
             raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
-        sources = [("data", stage.data)]
-        if isinstance(stage, RlStage):
-            learner.rl(stage)
-            if not run.rewards:
-                raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
-            if stage.eval_every:
-                sources.append(("eval_data", stage.eval_data))
-        judge = stage.rewarder if isinstance(stage, EvaluateStage) else ""
-        if isinstance(stage, RlStage) and stage.eval_every:
-            judge = stage.eval_rewarder
-        if judge and judge not in run.rewards:
-            hint = nearest(judge, list(run.rewards))
-            raise RunFileError(f"[[stage]] {stage.name} is evaluated by {judge!r}, which is not in [run] rewards{hint}")
-        for key, source in sources:
-            if source not in learner.data:
+        if learner.training(index) is not None and not run.rewards:
+            raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+        for key, judge in stage.judges().items():
+            if judge not in run.rewards:
+                hint = nearest(judge, list(run.rewards))
                 raise RunFileError(
-                    f"[[stage]] {stage.name} {key} = {source!r} is not in [data]{nearest(source, list(learner.data))}"
+                    f"[[stage]] {stage.name} {key} = {judge!r} is not in [run] rewards, and so judges nothing{hint}"
+                )
+        for key, source in stage.sources().items():
+            if source not in learner.data and source not in names[:index]:
+                raise RunFileError(
+                    f"[[stage]] {stage.name} {key} = {source!r} is not in [data], nor an earlier stage"
+                    f"{nearest(source, list(learner.data))}"
                 )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from broker import plugins
 from broker.errors import RunFileError
 from broker.runfile import RunFile
-from learner.config import SourceTable
 from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import TableDocuments, TablePrompts, read_table
+from learner.tables import SourceTable
 
 
 def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from learner.config import ObjectiveTable
 from learner.losses import terms
 from learner.losses.advantages import Baseline, Std
 from learner.losses.sequences import Sequences
+from learner.tables import ObjectiveTable
 
 TokenTerm = Callable[[Tensor, Tensor, Tensor, "Objective", Sequences], terms.Term]
 

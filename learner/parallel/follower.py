@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from broker.runfile import RunFile
-from learner.config import LearnerConfig, RlStage, SftStage
+from learner.config import LearnerConfig
 from learner.model.load import set_gradient_checkpointing
 from learner.parallel.pool import Pool
-from learner.training.executor import Executor
+from learner.tables import SupervisedTable
 from learner.training.memory import Activations
 from learner.training.optimizer import Optimizers, build_optimizer
 from learner.training.sft import take_documents
+from learner.training.state import LearnerState
 from learner.training.trainer import take_share
 
 
@@ -33,24 +34,24 @@ def follow(pool: Pool) -> None:
         elif follower is not None:
             follower.orders[name](**fields)
     if follower is not None:
-        follower.executor.close()
+        follower.state.close()
     pool.end()
 
 
 class Follower:
-    """One rank's half of the executor, and of supervised training. ``orders`` are what it may be told to do."""
+    """One rank's half of the state, and of supervised training. ``orders`` are what it may be told to do."""
 
     def __init__(self, pool: Pool, tables: dict[str, Any], base: str, model: str, seed: int, directory: str) -> None:
         self.pool = pool
         config = LearnerConfig(RunFile(tables, Path(base), Path(base) / "run.toml"))
-        self.executor = Executor(config, model, seed, Path(directory), pool)
+        self.state = LearnerState(config, model, seed, Path(directory), pool)
         self._supervised: Optimizers | None = None
         self._extra: Any = {}
         self.orders: dict[str, Callable[..., Any]] = {
-            "start": self.executor.start,
+            "start": self.state.start,
             "load": self.load,
-            "begin_stage": self.executor.begin_stage,
-            "drop": self.executor.drop,
+            "begin_stage": self.state.begin_stage,
+            "drop": self.state.drop,
             "replace": self.replace,
             "step": self.step,
             "weights": self.weights,
@@ -61,33 +62,31 @@ class Follower:
         }
 
     def load(self, path: str) -> None:
-        self._extra = self.executor.load(Path(path))
+        self._extra = self.state.load(Path(path))
 
     def step(self, stage: int, step: int, stage_step: int, rate: float) -> None:
         """One step of reinforcement learning."""
-        table = self.executor.config.stages[stage]
-        assert isinstance(table, RlStage) and self.executor.train is not None
-        train = self.executor.train
+        train = self.state.train_of(stage)
         train.step, train.stage_step = step, stage_step
-        take_share(train, self.pool.received(train.model.device), self.executor.config.rl(table), rate)
+        take_share(train, self.pool.received(train.model.device), self.state.training(stage), rate)
 
     def replace(self, where: str) -> None:
         self._supervised, self._extra = None, {}
-        self.executor.replace(where)
+        self.state.replace(where)
 
     def weights(self) -> None:
         """Send the own part of the weights to rank 0."""
-        deque(self.executor.weights(), maxlen=0)
+        deque(self.state.weights(), maxlen=0)
 
     def save(self, beside: str) -> None:
         extra = {"optimizers": self._supervised.state_dict()} if self._supervised is not None else {}
-        self.executor.write(Path(beside), extra)
+        self.state.write(Path(beside), extra)
 
     def begin_sft(self, stage: dict[str, Any]) -> None:
-        table = SftStage.model_validate(stage)
+        table = SupervisedTable.model_validate(stage)
         torch.set_num_threads(table.threads)
-        set_gradient_checkpointing(self.executor.model, table.gradient_checkpointing)
-        self._supervised = build_optimizer(self.executor.model, table.optimizer)
+        set_gradient_checkpointing(self.state.model, table.gradient_checkpointing)
+        self._supervised = build_optimizer(self.state.model, table.optimizer)
 
     def resume_sft(self) -> None:
         assert self._supervised is not None
@@ -95,7 +94,7 @@ class Follower:
 
     def step_sft(self, trained: int, rate: float) -> None:
         """One step of supervised training."""
-        model = self.executor.model
+        model = self.state.model
         assert self._supervised is not None
         share, activations = self.pool.received(model.device), Activations(model, model.device)
         take_documents(model, self._supervised, self.pool, share, trained, rate, activations)

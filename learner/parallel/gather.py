@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-
-from learner.parallel.pool import Pool
 
 Named = list[tuple[str, Tensor]]
 
@@ -49,16 +48,16 @@ def owners(cut: Sequence[Named], world: int) -> list[int]:
 
 
 @torch.no_grad()
-def gathered(bucket: Named, pool: Pool, owner: int) -> Iterator[tuple[str, Tensor]]:
+def gathered(bucket: Named, mesh: DeviceMesh, owner: int) -> Iterator[tuple[str, Tensor]]:
     """The whole tensors of ``bucket`` on rank ``owner``; nothing on the others. One collective a bucket."""
     sharded = [t for _, t in bucket if isinstance(t, DTensor)]
-    mine = [_padded(t.to_local(), -(-t.shape[0] // pool.world)) for t in sharded]
+    mine = [_padded(t.to_local(), -(-t.shape[0] // mesh.size())) for t in sharded]
     found: list[Tensor] = []
     if mine:
         flat = torch.cat([part.reshape(-1) for part in mine])
-        found = [torch.empty_like(flat) for _ in range(pool.world)] if pool.rank == owner else []
-        dist.gather(flat, found or None, dst=owner, group=pool.mesh.get_group())
-    if pool.rank != owner:
+        found = [torch.empty_like(flat) for _ in range(mesh.size())] if mesh.get_local_rank() == owner else []
+        dist.gather(flat, found or None, dst=owner, group=mesh.get_group())
+    if mesh.get_local_rank() != owner:
         return
     at, parts = 0, iter(mine)
     for name, tensor in bucket:

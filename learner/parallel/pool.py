@@ -1,4 +1,4 @@
-"""The plan of a pool: one model sharded over the ranks of a device mesh; rank 0 deals and gives the orders."""
+"""The placement of a pool: one model sharded over the ranks of a device mesh; rank 0 deals and gives the orders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from broker.errors import RunFileError
-from learner.config import EvaluateStage, LearnerConfig, LearnerTable, RlStage
+from broker.weights.sink import TensorSpec
+from learner.config import LearnerConfig
 from learner.parallel.channel import Channel
+from learner.parallel.gather import buckets, gathered, named_tensors
+from learner.parallel.saving import PartSaver
 from learner.parallel.sharding import frozen_copy, shard_model
 from learner.parallel.watch import Watch
 from learner.training.batch import PackedChunk
-from learner.training.placement import ParallelPlan
+from learner.training.placement import Placement
 from learner.training.shards import first_row, from_rows
 from learner.training.share import Share, from_bytes, to_bytes
 from learner.training.tensorfiles import Stored
@@ -25,7 +28,7 @@ from learner.training.tensorfiles import Stored
 END = "end"
 
 
-class Pool(ParallelPlan):
+class Pool(Placement):
     """``mesh`` has one dimension, the ranks that the model is sharded over. Made by ``learner.parallel.group.join``."""
 
     def __init__(self, mesh: DeviceMesh, orders: Channel, writers: Channel, watch: Watch | None) -> None:
@@ -99,6 +102,23 @@ class Pool(ParallelPlan):
                 model.set_reshard_after_backward(last)
             yield chunk
 
+    # -- what others take of it ----------------------------------------------------------------------------------------
+
+    def specs(self, model: Any, kind: torch.dtype) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(name, str(_as_published(tensor, kind)).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in named_tensors(model)
+        )
+
+    def weights(self, model: Any, kind: torch.dtype, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+        with self.ordering("weights"):
+            for bucket in buckets(named_tensors(model), bucket_bytes):
+                for name, tensor in gathered(bucket, self.mesh, owner=0):
+                    yield name, tensor.to(_as_published(tensor, kind))
+
+    def saver(self) -> PartSaver:
+        return PartSaver(self.mesh, self.writers, self.ordering)
+
     # -- sums ----------------------------------------------------------------------------------------------------------
 
     def added(self, values: Tensor) -> Tensor:
@@ -117,22 +137,28 @@ class Pool(ParallelPlan):
         return dict(zip(sums, total, strict=True)), dict(zip(maxima, highest, strict=True))
 
 
+def _as_published(tensor: Tensor, kind: torch.dtype) -> torch.dtype:
+    return kind if tensor.is_floating_point() else tensor.dtype
+
+
 def check_stages(config: LearnerConfig) -> None:
     """Raises RunFileError if a stage asks for what a pool cannot do."""
     kind = config.learner.dtype
-    for stage in config.stages:
-        if isinstance(stage, EvaluateStage):
-            continue
-        table, where = (config.rl(stage), "learner.") if isinstance(stage, RlStage) else (stage, "")
-        if isinstance(table, LearnerTable) and table.dtype != kind:
-            raise RunFileError(
-                f"[[stage]] {stage.name} learner.dtype = {table.dtype!r}: a pool computes every stage in [learner] dtype = {kind!r}"
-            )
-        if isinstance(table, LearnerTable) and table.colocated:
-            raise RunFileError(
-                "[learner] colocated = true: a pool takes no turns with engines; give it devices of its own"
-            )
-        if table.lora is not None or table.offload != "none":
+    if config.learner.colocated:
+        raise RunFileError(
+            "[learner] colocated = true: a pool takes no shifts with engines; give it devices of its own"
+        )
+    for index, stage in enumerate(config.stages):
+        training, where = config.training(index), ""
+        limits = stage.pool_limits()
+        if training is not None:
+            limits, where = {"lora": training.lora, "offload": training.offload}, "learner."
+            if training.dtype != kind:
+                raise RunFileError(
+                    f"[[stage]] {stage.name} learner.dtype = {training.dtype!r}: a pool computes every stage in "
+                    f"[learner] dtype = {kind!r}"
+                )
+        if limits.get("lora") is not None or limits.get("offload", "none") != "none":
             raise RunFileError(
                 f"[[stage]] {stage.name} {where}lora and {where}offload are for a learner of one process: a pool shards instead"
             )

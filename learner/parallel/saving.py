@@ -11,20 +11,27 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from broker.errors import CheckpointError
+from learner.model.load import save_shape
+from learner.parallel.channel import Channel
 from learner.parallel.gather import buckets, gathered, named_tensors, owners
-from learner.parallel.pool import Pool
-from learner.training.checkpoint import flatten, sync
+from learner.training.checkpoint import Checkpoints, flatten, sync
+from learner.training.saving import tree_of
 from learner.training.shards import first_row
 from learner.training.tensorfiles import Layout, shard_file
+
+if TYPE_CHECKING:
+    from learner.training.state import LearnerState
 
 log_ = logging.getLogger("learner")
 OTHER = 10_000  # a failure to write that is no error of the operating system
@@ -41,17 +48,18 @@ class Part:
     tree: Any = None
 
 
-def take_part(pool: Pool, model: Any, state: Mapping[str, Any], bucket_bytes: int) -> Part:
+def take_part(mesh: DeviceMesh, model: Any, state: Mapping[str, Any], bucket_bytes: int) -> Part:
     """Copy this rank's part of ``model`` and ``state`` (a tree of tensors and JSON) into memory; all ranks together."""
+    rank = mesh.get_local_rank()
     files: dict[str, dict[str, Tensor]] = {}
     where: dict[str, str] = {}
     named = named_tensors(model)
     size = sum(t.numel() * t.element_size() for _, t in named)
-    cut = buckets(named, min(bucket_bytes, -(-size // pool.world)))
-    for bucket, owner in zip(cut, owners(cut, pool.world), strict=True):
-        file = f"model-{owner + 1:05d}-of-{pool.world:05d}.safetensors"
+    cut = buckets(named, min(bucket_bytes, -(-size // mesh.size())))
+    for bucket, owner in zip(cut, owners(cut, mesh.size()), strict=True):
+        file = f"model-{owner + 1:05d}-of-{mesh.size():05d}.safetensors"
         where |= {name: file for name, _ in bucket}
-        for name, tensor in gathered(bucket, pool, owner):
+        for name, tensor in gathered(bucket, mesh, owner):
             files.setdefault(file, {})[name] = copied(tensor)
     tensors: dict[str, Tensor] = {}
     tree = flatten(dict(state), tensors)
@@ -60,11 +68,11 @@ def take_part(pool: Pool, model: Any, state: Mapping[str, Any], bucket_bytes: in
         if isinstance(tensor, DTensor):
             shapes[path] = list(tensor.shape)
             if len(local := tensor.to_local()):
-                mine[f"{path}@{first_row(tensor.shape[0], pool.rank, pool.world)}"] = copied(local)
-        elif pool.leads:
+                mine[f"{path}@{first_row(tensor.shape[0], rank, mesh.size())}"] = copied(local)
+        elif not rank:
             mine[path] = copied(tensor)
-    files[shard_file(pool.rank, pool.world)] = mine
-    return Part(files, {"metadata": {"total_size": size}, "weight_map": where}, Layout(pool.world, shapes), tree)
+    files[shard_file(rank, mesh.size())] = mine
+    return Part(files, {"metadata": {"total_size": size}, "weight_map": where}, Layout(mesh.size(), shapes), tree)
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -73,10 +81,10 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 class Writer:
-    """Writes one part at a time, on a thread of its own; ranks agree on the end of each over ``pool.writers``."""
+    """Writes one part at a time, on a thread of its own; ranks agree on the end of each over ``writers``."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, rank: int, writers: Channel) -> None:
+        self._rank, self._writers = rank, writers
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -103,17 +111,56 @@ class Writer:
                 save_file(tensors, beside / name, metadata={"format": "pt"})
                 sync(beside / name)
         except Exception as error:  # every failure is told to all ranks: none of them may go on as if it were written
-            log_.exception("rank %d could not write its part of %s", self._pool.rank, beside)
+            log_.exception("rank %d could not write its part of %s", self._rank, beside)
             status = (error.errno or OTHER) if isinstance(error, OSError) else OTHER
         try:
-            worst = self._pool.writers.worst(status)
-            if worst and self._pool.leads:
+            worst = self._writers.worst(status)
+            if worst and not self._rank:
                 self._error = _failure(worst, beside)
             elif finish is not None:
                 (beside / INDEX).write_text(json.dumps(part.weights, indent=2))
                 finish(part)
         except BaseException as error:  # raised where the next part is begun
             self._error = error
+
+
+class PartSaver:
+    """How a pool writes checkpoints: in the background, every rank its part. ``ordering`` has the others do the same."""
+
+    def __init__(
+        self, mesh: DeviceMesh, writers: Channel, ordering: Callable[..., AbstractContextManager[None]]
+    ) -> None:
+        self._mesh, self._ordering = mesh, ordering
+        self._writer = Writer(mesh.get_local_rank(), writers)
+
+    def save(
+        self, state: LearnerState, checkpoints: Checkpoints, keep: int, name: str, extra: Mapping[str, Any]
+    ) -> Path:
+        self._writer.wait()
+        progress, (final, beside) = state.progress, checkpoints.begin(state.progress, name)
+
+        def finish(part: Part) -> None:
+            save_shape(state.model, state.model_path, beside)
+            checkpoints.finish(progress, part.tree, final, beside, keep, part.layout)
+
+        self.write(state, beside, extra, finish)
+        if name:
+            self._writer.wait()
+        return final
+
+    def write(
+        self,
+        state: LearnerState,
+        beside: Path,
+        extra: Mapping[str, Any],
+        finish: Callable[[Part], None] | None = None,
+    ) -> None:
+        with self._ordering("save", beside=str(beside)):
+            part = take_part(self._mesh, state.model, tree_of(state, extra), state.bucket_bytes)
+            self._writer.begin(part, beside, finish)
+
+    def wait(self) -> None:
+        self._writer.wait()
 
 
 def _failure(status: int, beside: Path) -> Exception:

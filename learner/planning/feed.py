@@ -1,113 +1,235 @@
-"""Feeds prompts: which row comes next, under which id, and to which partition. Deterministic in the run's seed."""
+"""Feeds prompts: which row comes next, under which id, and to which partition. Deterministic in the run's seed.
+
+A source may grow, shrink or be edited between two starts: a new *era* of it then begins, with issue numbers of its own, so that the ids of
+its groups never mean two things.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from broker.errors import DataError
 from broker.log import Producer
-from broker.messages import Position, Prompt, Sampling, encode
-from learner.data.source import PromptSource
+from broker.messages import DeadLetter, Era, Position, Prompt, Sampling, encode
+from learner.data.source import PromptRow, PromptSource
 from learner.planning.groups import Group
+
+log = logging.getLogger("learner")
+PROBES = 64  # rows that a source's fingerprint is made of
 
 
 class Schedule:
-    """The endless order in which a source's rows are asked: a new permutation in every epoch."""
+    """The endless order in which a source's rows are asked: a new permutation in every epoch.
 
-    def __init__(self, name: str, source: PromptSource, seed: int, shuffle: bool = True) -> None:
+    ``eras`` are those that the log knows; where the source is another than in the last of them, a new one begins with prompt ``begins``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: PromptSource,
+        seed: int,
+        shuffle: bool = True,
+        eras: Sequence[Era] = (),
+        begins: int = 0,
+    ) -> None:
         if source.size == 0:
             raise DataError(f"[data.{name}] has no rows")
         if "@" in name or "#" in name:
             raise DataError(f"[data.{name}] may not have '@' or '#' in its name")
         self.name, self.source, self._seed, self._shuffle = name, source, seed, shuffle
+        self.eras = self._with_new(tuple(eras), begins)
         self._order = lru_cache(maxsize=2)(self._permutation)
 
-    def _permutation(self, epoch: int) -> Sequence[int]:
-        assert self.source.size is not None
-        rows = list(range(self.source.size))
+    def _with_new(self, eras: tuple[Era, ...], begins: int) -> tuple[Era, ...]:
+        size = self.source.size
+        if size is None:
+            return ()
+        now = fingerprint(self.source)
+        if not eras:
+            return (Era(0, size, 0, now),)
+        last = eras[-1]
+        if (last.size, last.fingerprint) == (size, now):
+            return eras
+        asked = -(-max(0, begins - last.start) // last.size)  # epochs of the last era that have begun
+        what = f"has {size} rows where it had {last.size}" if size != last.size else "has other rows than before"
+        log.warning("[data.%s] %s: it is taken up as it is now, from prompt %d on", self.name, what, begins)
+        if begins == last.start:
+            return (*eras[:-1], Era(begins, size, last.first_issue, now))
+        return (*eras, Era(begins, size, last.first_issue + asked, now))
+
+    def _permutation(self, size: int, issue: int) -> Sequence[int]:
+        rows = list(range(size))
         if self._shuffle:
-            random.Random(f"{self._seed}/{self.name}/{epoch}").shuffle(rows)
+            random.Random(f"{self._seed}/{self.name}/{issue}").shuffle(rows)
         return rows
 
     def row(self, number: int) -> tuple[int, int]:
         """Row and issue (how often it was asked before) of prompt ``number``."""
-        if self.source.size is None:
+        if not self.eras:
             return number, 0
-        epoch, place = divmod(number, self.source.size)
-        return self._order(epoch)[place], epoch
+        era = next((e for e in reversed(self.eras) if e.start <= number), self.eras[0])
+        epoch, place = divmod(number - era.start, era.size)
+        issue = era.first_issue + epoch
+        return self._order(era.size, issue)[place], issue
+
+
+def fingerprint(source: PromptSource) -> str:
+    """Tells whether a source is the same as before, by rows spread over all of it; one that cannot be read counts as itself."""
+    size = source.size or 0
+    digest = hashlib.sha256(str(size).encode())
+    for number in sorted({i * (size - 1) // max(1, PROBES - 1) for i in range(min(PROBES, size))}):
+        try:
+            digest.update(content_of(source.row(number)).encode())
+        except DataError:
+            digest.update(b"odd")
+    return digest.hexdigest()[:16]
+
+
+def content_of(row: PromptRow) -> str:
+    """A row's own id, of what is asked and what answers it."""
+    said = json.dumps([[list(m) for m in row.messages], row.answer], ensure_ascii=False)
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How the prompts of one stage are asked."""
+    """How the prompts of one stage are asked. ``collection`` names what the groups are for, where that is no gradient."""
 
     group_size: int
     rewards: Mapping[str, float]
     sampling: Sampling
     purpose: str = "train"
-    evaluation: str = ""
+    collection: str = ""
+    environment: str = ""
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Feeding:
+    """One of the sources of a stage's prompts: its order, how they are asked, and how often in comparison with the others."""
+
+    schedule: Schedule
+    ask: Ask
+    weight: float = 1.0
+
+
+class Question(NamedTuple):
+    """Prompt ``number`` of a schedule, and the oldest version that may answer it."""
+
+    feeding: Feeding
+    number: int
+    min_version: int
 
 
 class Feed:
-    """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source."""
+    """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source; ``missing`` are numbers below it that a
+    crash kept from the log: they are fed first."""
 
-    def __init__(self, producer: Producer, topic: str, partitions: int, cursor: Mapping[str, int]) -> None:
-        self._producer, self._topic, self._partitions = producer, topic, partitions
-        self.cursor = dict(cursor)
-        self.missing: dict[str, list[int]] = {}
-        """Numbers below the cursor that a crash kept from the log; they are fed first."""
-
-    def next_numbers(self, name: str, count: int) -> list[int]:
-        """Take the next ``count`` numbers of source ``name``."""
-        waiting = self.missing.get(name, [])
-        numbers = [waiting.pop(0) for _ in range(min(count, len(waiting)))]
-        start = self.cursor.get(name, 0)
-        self.cursor[name] = start + count - len(numbers)
-        return numbers + list(range(start, self.cursor[name]))
-
-    def feed(
+    def __init__(
         self,
-        schedule: Schedule,
-        numbers: Sequence[int],
-        ask: Ask,
-        outstanding: Iterable[Group],
-        version: int,
-        min_versions: Sequence[int],
-    ) -> list[Group]:
-        """Write these prompts durably, each to the partition with the fewest outstanding groups, and return their groups."""
+        producer: Producer,
+        topic: str,
+        partitions: int,
+        cursor: Mapping[str, int],
+        missing: Mapping[str, list[int]] | None = None,
+        letters: str = "",
+    ) -> None:
+        self._producer, self._topic, self._partitions, self._letters = producer, topic, partitions, letters
+        self.cursor = dict(cursor)
+        self.missing = {name: list(numbers) for name, numbers in (missing or {}).items()}
+        self.eras: dict[str, tuple[Era, ...]] = {}
+        self._odd: Counter[str] = Counter()  # rows of each source that could not be asked, since one could
+
+    def next_questions(self, feedings: Sequence[Feeding], floors: Sequence[int]) -> list[Question]:
+        """The next prompts, one for each of ``floors``: of the source that is furthest behind its weight. Follows from the cursor alone."""
+        out = []
+        for floor in floors:
+            feeding = min(feedings, key=lambda f: (self.cursor.get(f.schedule.name, 0) + 1) / f.weight)
+            out.append(Question(feeding, self._next_number(feeding.schedule.name), floor))
+        return out
+
+    def _next_number(self, name: str) -> int:
+        if waiting := self.missing.get(name):
+            return waiting.pop(0)
+        number = self.cursor.get(name, 0)
+        self.cursor[name] = number + 1
+        return number
+
+    def feed(self, questions: Sequence[Question], outstanding: Iterable[Group], version: int) -> list[Group]:
+        """Write these prompts durably, each to the partition with the fewest outstanding groups, and return their groups.
+
+        A row that cannot be asked becomes a dead letter, and has no group. Raises DataError once no row of a source can be asked.
+        """
         load = Counter(dict.fromkeys(range(self._partitions), 0))
         load.update(group.position.partition for group in outstanding)
         now = time.time()
-        prompts = [self._prompt(schedule, n, ask, version, m, now) for n, m in zip(numbers, min_versions, strict=True)]
+        prompts = [p for q in questions if (p := self._asked(q, version, now)) is not None]
         for prompt in prompts:
             partition = min(load, key=lambda p: (load[p], p))
             load[partition] += 1
             self._producer.send(self._topic, prompt.group_id.encode(), encode(prompt), partition)
-        positions = self._producer.flush()
-        return [Group(prompt, Position(*position), now) for prompt, position in zip(prompts, positions, strict=True)]
+        positions = self._producer.flush()[-len(prompts) :] if prompts else self._producer.flush()
+        return [Group(prompt, Position(*position), now) for prompt, position in zip(prompts, positions, strict=False)]
 
-    def _prompt(self, schedule: Schedule, number: int, ask: Ask, version: int, min_version: int, now: float) -> Prompt:
-        row, issue = schedule.row(number)
-        data = schedule.source.row(row)
-        label = ask.evaluation if ask.purpose == "eval" else str(issue)
-        return Prompt(
-            group_id=f"{schedule.name}-{row}@{label}",
-            messages=data.messages,
-            group_size=ask.group_size,
-            answer=data.answer,
-            kind=data.kind,
-            metadata=data.metadata,
-            rewards=ask.rewards,
-            sampling=ask.sampling,
-            purpose=ask.purpose,
-            collection=ask.evaluation,
-            number=number,
-            version=version,
-            min_version=min_version,
-            created=now,
-        )
+    def again(self, groups: Sequence[Group]) -> None:
+        """Write the prompts of these groups once more: samples of theirs were lost. Those that come twice count once."""
+        for group in groups:
+            self._producer.send(self._topic, group.id.encode(), encode(group.prompt), group.position.partition)
+        self._producer.flush()
+
+    def _asked(self, question: Question, version: int, now: float) -> Prompt | None:
+        schedule = question.feeding.schedule
+        self.eras[schedule.name] = schedule.eras
+        row, issue = schedule.row(question.number)
+        try:
+            prompt = _prompt(question, row, issue, schedule.source.row(row), version, now)
+        except DataError as error:
+            self._bury(schedule, row, question.number, error)
+            return None
+        self._odd[schedule.name] = 0
+        return prompt
+
+    def _bury(self, schedule: Schedule, row: int, number: int, error: DataError) -> None:
+        self._odd[schedule.name] += 1
+        log.warning("[data.%s] row %d cannot be asked: %s", schedule.name, row, error)
+        if self._letters:
+            letter = DeadLetter(
+                f"data.{schedule.name}", 0, row, str(number).encode(), b"", str(error), "learner", created=time.time()
+            )
+            self._producer.send(self._letters, schedule.name.encode(), encode(letter))
+        if self._odd[schedule.name] >= (schedule.source.size or PROBES):
+            raise DataError(f"[data.{schedule.name}] no row can be asked; the last one: {error}") from error
+
+
+def _prompt(question: Question, row: int, issue: int, data: PromptRow, version: int, now: float) -> Prompt:
+    schedule, ask = question.feeding.schedule, question.feeding.ask
+    label = ask.collection if ask.purpose != "train" else str(issue)
+    return Prompt(
+        group_id=f"{schedule.name}-{row}@{label}",
+        messages=data.messages,
+        group_size=ask.group_size,
+        answer=data.answer,
+        kind=data.kind,
+        metadata=data.metadata,
+        rewards=ask.rewards,
+        sampling=ask.sampling,
+        purpose=ask.purpose,
+        collection=ask.collection,
+        number=question.number,
+        version=version,
+        min_version=question.min_version,
+        created=now,
+        environment=ask.environment,
+        content=content_of(data),
+        template=ask.template,
+    )

@@ -43,6 +43,8 @@ class Group:
     fed: float
     samples: dict[int, tuple[Trajectory, Position]] = field(default_factory=dict)
     votes: dict[int, dict[str, tuple[Vote, Position]]] = field(default_factory=dict)
+    excused: frozenset[str] = frozenset()
+    """Rewarders of the mix that nobody waits for any longer: they have left the run file."""
     _complete: bool = False
     _judged: list[Judged] | None = None
     _oldest: int | None = None
@@ -73,7 +75,7 @@ class Group:
     def complete(self) -> bool:
         """All samples have come, and every rewarder of the mix has voted on each."""
         if not self._complete and self.sampled:  # asked for at every turn of the planner: once so, it stays so
-            names = self.prompt.rewards.keys()
+            names = self.prompt.rewards.keys() - self.excused
             empty: dict[str, tuple[Vote, Position]] = {}
             self._complete = all(names <= self.votes.get(index, empty).keys() for index in self.samples)
         return self._complete
@@ -97,19 +99,30 @@ class Group:
             return self._judged
         out = []
         for index in sorted(self.samples):
-            reward = reward_of(self.prompt.rewards, self.votes_on(index))
+            reward = reward_of(self._mix_of(index), self.votes_on(index))
             if reward is not None:
                 out.append(Judged(self.samples[index][0], reward))
         if self.complete:
             self._judged = out
         return out
 
+    def excuse(self, rewarders: frozenset[str]) -> bool:
+        """Wait no longer for these; returns whether the group was waiting for one of them."""
+        waiting = not self.complete and bool(rewarders & self.prompt.rewards.keys() - self.excused)
+        self.excused |= rewarders
+        return waiting
+
+    def _mix_of(self, index: int) -> dict[str, float]:
+        """The rewarders that count for a sample: an excused one where it has voted nevertheless."""
+        there = self.votes.get(index, {})
+        return {name: w for name, w in self.prompt.rewards.items() if name not in self.excused or name in there}
+
     def ref(self, judged: list[Judged]) -> GroupRef:
         """Where the samples in ``judged`` and their votes lie."""
         samples = []
         for trajectory, _ in judged:
             votes = self.votes[trajectory.index]
-            refs = tuple(VoteRef(name, votes[name][1]) for name in self.prompt.rewards)
+            refs = tuple(VoteRef(name, votes[name][1]) for name in self._mix_of(trajectory.index))
             samples.append(SampleRef(trajectory.index, self.samples[trajectory.index][1], refs))
         return GroupRef(self.id, self.position, tuple(samples))
 

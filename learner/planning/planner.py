@@ -6,6 +6,7 @@ planned: step ``s`` is taken by version ``s - 1``. The planner decides; it never
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from statistics import fmean
 
 from broker.log import Producer
 from broker.messages import Dropped, Manifest, PlannerState, Prompt, encode
-from learner.config import LearnerTable
-from learner.planning.feed import Ask, Feed, Schedule
+from learner.planning.feed import Feed, Feeding, Question
 from learner.planning.groups import Group, Judged
 from learner.planning.join import Join
+from learner.tables import Training
+
+log = logging.getLogger("learner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,8 @@ class StagePlan:
     """What the planner needs of an RL stage."""
 
     index: int
-    table: LearnerTable
-    schedule: Schedule
-    ask: Ask
+    training: Training
+    feedings: tuple[Feeding, ...]
     last_step: int
     """The stage ends with this policy version."""
 
@@ -44,11 +46,19 @@ class Planner:
     """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds."""
 
     def __init__(
-        self, join: Join, feed: Feed, steps: Producer, topic: str, planned: int, started: float, fed: dict[int, int]
+        self,
+        join: Join,
+        feed: Feed,
+        steps: Producer,
+        topic: str,
+        planned: int,
+        started: float,
+        fed: dict[int, int],
+        published: Callable[[], int] | None = None,
     ) -> None:
         self.join, self.feed = join, feed
         self.planned = self.executed = planned
-        self.published: Callable[[], int] = lambda: self.executed
+        self._published = published or (lambda: self.executed)
         self._steps, self._topic, self._started, self._fed = steps, topic, started, fed
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
         self._dropped: list[Dropped] = []
@@ -67,7 +77,7 @@ class Planner:
         order, a group then meets the version that trains it at most ``max_lag`` versions later. A group's place in the
         line tells the oldest version that may still answer it (``min_version``).
         """
-        table = stage.table
+        table = stage.training
         waiting = len(self.training())
         room = table.credits - waiting - self._in_training
         needed = (stage.last_step - self.planned) * table.groups_per_step - waiting
@@ -76,21 +86,22 @@ class Planner:
             return 0
         places = range(waiting, waiting + count)
         floors = [max(0, self.planned + place // table.groups_per_step - table.max_lag) for place in places]
-        self._feed(stage.schedule, self.feed.next_numbers(stage.schedule.name, count), stage.ask, floors)
+        self._feed(self.feed.next_questions(stage.feedings, floors))
         return count
 
-    def ask_evaluation(self, schedule: Schedule, ask: Ask, questions: int, version: int) -> int:
-        """Feed the first ``questions`` rows for an evaluation, but those that are in the log already; returns how many."""
+    def ask_collection(self, feeding: Feeding, questions: int, version: int) -> int:
+        """Feed the first ``questions`` rows for a collection, but those that are in the log already; returns how many."""
         known = {g.id for g in self.join.groups.values()}
+        schedule, name = feeding.schedule, feeding.ask.collection
         size = schedule.source.size
         rows = range(questions if size is None else min(questions, size))
-        numbers = [n for n in rows if f"{schedule.name}-{schedule.row(n)[0]}@{ask.evaluation}" not in known]
-        self._feed(schedule, numbers, ask, [version] * len(numbers))
+        numbers = [n for n in rows if f"{schedule.name}-{schedule.row(n)[0]}@{name}" not in known]
+        self._feed([Question(feeding, n, version) for n in numbers])
         return len(numbers)
 
-    def _feed(self, schedule: Schedule, numbers: list[int], ask: Ask, floors: list[int]) -> None:
-        version = min(self.published(), self.executed)
-        groups = self.feed.feed(schedule, numbers, ask, self.join.groups.values(), version, floors)
+    def _feed(self, questions: Sequence[Question]) -> None:
+        version = min(self._published(), self.executed)
+        groups = self.feed.feed(questions, self.join.groups.values(), version)
         for group in groups:
             partition, offset = group.position
             self._fed[partition] = max(self._fed.get(partition, 0), offset + 1)
@@ -106,11 +117,17 @@ class Planner:
             if group is not None and group.prompt.purpose == "train":
                 self._drop(group, "dead_letter")
 
-    def expire(self, table: LearnerTable, now: float) -> None:
+    def expire(self, table: Training, now: float) -> None:
         """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, or the log came back."""
         for group in self.training():
             if not group.complete and now - max(group.fed, self._started) > table.deadline:
                 self._drop(group, "incomplete")
+
+    def release(self, rewarders: frozenset[str]) -> None:
+        """Wait no longer for the votes of these: what the others said decides."""
+        freed = sum(group.excuse(rewarders) for group in self.training()) if rewarders else 0
+        if freed:
+            log.warning("%d groups no longer wait for %s, which left the run file", freed, ", ".join(sorted(rewarders)))
 
     def restart_deadlines(self, now: float) -> None:
         """Nobody could answer while the log was away: all deadlines are counted anew from ``now``."""
@@ -124,7 +141,7 @@ class Planner:
 
     def plan(self, stage: StagePlan) -> Planned | None:
         """The next step's manifest, durable; None while groups are missing for it, or while it waits for a late one."""
-        table, step = stage.table, self.planned + 1
+        table, step = stage.training, self.planned + 1
         ready = self._judged(table, step)[: table.groups_per_step]
         if len(ready) < table.groups_per_step:
             return None
@@ -140,7 +157,7 @@ class Planner:
         self._in_training += len(ready)
         return self._write(step, stage.index, "step", ready)
 
-    def _judged(self, table: LearnerTable, step: int) -> list[tuple[Group, list[Judged]]]:
+    def _judged(self, table: Training, step: int) -> list[tuple[Group, list[Judged]]]:
         """The complete groups that may be trained, the one that grows too old first in front; the others of them end here.
 
         Once as many groups without variance were dropped for this step as ``max_resampling`` allows, they fill its places.
@@ -164,7 +181,7 @@ class Planner:
         ready += flat[: max(0, table.groups_per_step - len(ready))]
         return sorted(ready, key=lambda item: item[0].oldest_version)
 
-    def _late(self, rest: list[Group], table: LearnerTable, step: int) -> list[Group]:
+    def _late(self, rest: list[Group], table: Training, step: int) -> list[Group]:
         """The incomplete groups of ``rest`` for which there would be no place in time if ``step`` were taken without them.
 
         A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps behind this one,
@@ -226,10 +243,11 @@ class Planner:
             trajectories=trajectories,
             rewards=rewards,
             deadletters=deadletters,
+            eras=dict(self.feed.eras),
         )
 
 
-def gate(group: Group, judged: list[Judged], table: LearnerTable, step: int) -> str:
+def gate(group: Group, judged: list[Judged], table: Training, step: int) -> str:
     """Why a complete group is not trained at ``step``; empty if it is."""
     if len(judged) < 2:
         return "unjudged"

@@ -50,7 +50,8 @@ class ManifestReader:
                     f"{self._topics.rewards}{Position(*found.position)} is not {wanted.rewarder}'s vote on {group_id}#{ref.sample}"
                 )
             cast[vote.rewarder] = vote
-        reward = reward_of(trajectory.rewards, cast)
+        mix = {name: weight for name, weight in trajectory.rewards.items() if name in cast}  # others were excused
+        reward = reward_of(mix, cast)
         if reward is None:
             raise LogError(f"sample {group_id}#{ref.sample} has no reward by its votes")
         return Judged(trajectory, reward)

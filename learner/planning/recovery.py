@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from broker.errors import DecodeError, LogError
 from broker.log import Log, Record
-from broker.messages import Evaluation, Manifest, PlannerState, Prompt, decode
+from broker.messages import Ending, Manifest, PlannerState, Prompt, decode
 from broker.topics import Topics
 from learner.planning.groups import Group
 from learner.planning.join import read_all
@@ -15,10 +15,14 @@ from learner.planning.planner import recovered_numbers
 
 @dataclass(slots=True)
 class Tail:
-    """The ``steps`` topic behind a checkpoint: manifests with the offset behind each, evaluations, and the newest manifest."""
+    """The ``steps`` topic behind a checkpoint: manifests with the offset behind each, what ended collections, and the newest manifest.
+
+    ``set_aside`` are the steps that could not be executed, with the reason.
+    """
 
     manifests: list[tuple[Manifest, int]] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+    set_aside: dict[int, str] = field(default_factory=dict)
     newest: Manifest | None = None
 
 
@@ -42,12 +46,14 @@ def read_tail(log: Log, topics: Topics, offset: int) -> Tail:
     try:
         for record in read_all(reader, log.ends(topics.steps)):
             message = _decode(record)
-            if isinstance(message, Manifest):
+            if isinstance(message, Manifest) and message.kind == "set_aside":
+                tail.set_aside[message.step] = message.why
+            elif isinstance(message, Manifest):
                 tail.newest = message
                 if record.offset >= offset:
                     tail.manifests.append((message, record.offset + 1))
-            elif isinstance(message, Evaluation):
-                tail.evaluations.append(message)
+            elif isinstance(message, Ending):
+                tail.endings.append(message)
     finally:
         reader.close()
     return tail
@@ -58,9 +64,9 @@ def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
     state = tail.newest.state if tail.newest is not None else PlannerState()
     known = set(state.outstanding)
     ended: set[str] = set()
-    for evaluation in tail.evaluations:
-        ended.update(evaluation.group_ids)
-        ended.update(d.group_id for d in evaluation.dropped)
+    for ending in tail.endings:
+        ended.update(ending.group_ids)
+        ended.update(d.group_id for d in ending.dropped)
     reader = log.reader(topics.prompts, state.prompts)
     groups: dict[str, Group] = {}
     since: dict[str, Prompt] = {}
@@ -83,11 +89,6 @@ def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
     cursor, missing = recovered_numbers(since, state.cursor)
     ordered = sorted(groups.values(), key=lambda g: (g.prompt.created, g.prompt.number))
     return Recovered(state, ordered, cursor, missing, fed)
-
-
-def last_close(tail: Tail) -> int:
-    """Index of the newest stage that a manifest of this tail has closed; -1 if there is none."""
-    return max((m.stage for m, _ in tail.manifests if m.kind == "close"), default=-1)
 
 
 def _decode(record: Record) -> object:

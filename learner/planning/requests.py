@@ -14,26 +14,17 @@ import tomli_w
 from pydantic import Field
 
 from broker.errors import RunFileError
-from broker.runfile import Table, parse
-from learner.config import EvaluateStage
+from broker.runfile import parse
+from learner.tables import Benchmark
 
 log = logging.getLogger("learner")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 
 
-class Asked(Table):
-    """What is asked for: as in an ``evaluate`` stage."""
+class Asked(Benchmark):
+    """What is asked for, by a name of its own."""
 
     name: str = Field(pattern=NAME)
-    data: str = "heldout"
-    questions: int = Field(default=400, ge=1)
-    k: int = Field(default=1, ge=1)
-    rewarder: str = "accuracy"
-
-    def stage(self) -> EvaluateStage:
-        return EvaluateStage(
-            kind="evaluate", name=self.name, data=self.data, questions=self.questions, k=self.k, rewarder=self.rewarder
-        )
 
 
 def place(directory: Path, name: str) -> Path:
@@ -45,7 +36,7 @@ def leave(directory: Path, asked: Asked) -> Path:
     path = place(directory, asked.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(tomli_w.dumps(asked.model_dump()), encoding="utf-8")
+    temporary.write_text(tomli_w.dumps(asked.model_dump(exclude_none=True)), encoding="utf-8")
     try:
         path.hardlink_to(temporary)
     except FileExistsError:

@@ -13,51 +13,59 @@ from broker.messages import PolicyVersion, decode, encode
 from broker.patience import PatientProducer
 from broker.run import Run
 from broker.weights.publisher import PushStats, WeightPublisher
-from learner.config import LearnerTable
 from learner.model.load import save_shape
 from learner.planning.join import read_all
+from learner.tables import LearnerTable
 from learner.telemetry import Telemetry
-from learner.training.executor import Executor
+from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 
 class Publishing:
-    """The learner's end of the weight road. ``published`` is the newest version that receivers can have."""
+    """The learner's end of the weight road. ``published`` is the newest version that receivers can have.
+
+    It carries nothing before ``open``, which is called once the state holds a model.
+    """
 
     def __init__(
-        self, run: Run, executor: Executor, table: LearnerTable, owner: str, telemetry: Telemetry, stop: Stop, control: ControlServer
-    ) -> None:  # fmt: skip
-        self._run, self._executor, self._owner, self._telemetry = run, executor, owner, telemetry
+        self, run: Run, state: LearnerState, owner: str, telemetry: Telemetry, stop: Stop, control: ControlServer
+    ) -> None:
+        self._run, self._state, self._owner, self._telemetry = run, state, owner, telemetry
         self._told = PushStats()
         self._log = run.open_log(stop)  # of the publisher's thread
         self._announcements = PatientProducer(self._log.producer(), stop, telemetry.log_away)
         self.published = 0
         self._newest = -1
         self.control = control
+        self._publisher: WeightPublisher | None = None
         telemetry.metrics.receivers.set_function(lambda: len(self.control.receivers()))
-        template = run.directory / "weights" / "template"
-        save_shape(executor.model, executor.model_path, template)
+
+    def open(self) -> None:
+        table, state = self._state.config.learner, self._state
+        template = self._run.directory / "weights" / "template"
+        save_shape(state.model, state.model_path, template)
         self._publisher = WeightPublisher(
             self.control,
-            run.directory / "weights",
+            self._run.directory / "weights",
             template=template,
             lane=table.lane,
             timeout=table.push_timeout,
-            bucket_bytes=int(table.bucket_mb * 2**20),
-            backend=backend_of(table, executor.device),
-            device=executor.device,
-            road=table.weights,
+            bucket_bytes=state.bucket_bytes,
+            backend=backend_of(table, state.device),
+            device=state.device,
+            road=table.road,  # type: ignore[arg-type]
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
         )
-        self._publisher.warm(executor.specs())
+        self._publisher.warm(state.specs())
 
     def publish(self, version: int) -> None:
         """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""
-        if version != self._newest:
+        if version != self._newest and self._publisher is not None:
             self._newest = version
-            self._publisher.publish(version, self._executor.weights())
-            self._executor.save_adapters(version)
+            with self._telemetry.phase("publish"):
+                self._publisher.publish(version, self._state.weights())
+                self._state.save_adapters(version)
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:
         """Called by the publisher's thread once ``version`` can be had."""
@@ -65,6 +73,7 @@ class Publishing:
         self._announcements.send(self._run.topics.policy, self._run.table.name.encode(), encode(record))
         self._announcements.flush()
         self.published = version
+        assert self._publisher is not None
         now, before = self._publisher.stats, self._told
         evicted = now.evicted - before.evicted
         receivers = [member.name for member in self.control.receivers()]
@@ -73,10 +82,11 @@ class Publishing:
 
     def settled(self, seconds: float) -> bool:
         """Wait up to so many seconds for the push under way; whether it has ended."""
-        return self._publisher.wait(seconds)
+        return self._publisher is None or self._publisher.wait(seconds)
 
     def close(self) -> None:
-        self._publisher.close()
+        if self._publisher is not None:
+            self._publisher.close()
         self._announcements.close()
         self._log.close()
 

@@ -1,47 +1,42 @@
-"""Colocated mode: engines and learner take turns on one set of devices.
+"""Colocated mode: engines and learner take shifts on one set of devices.
 
-In the learner's turn the engines rest and have given their memory back, and the model is on the device; else the model rests in the
-host's memory. Whose turn it is stands in the state that the control road repeats, so whoever joins, comes back or has missed a word
-knows it as well. A turn waits for nobody longer than ``[learner] push_timeout``: who does not answer is evicted, as in a broadcast.
-A learner that dies in its turn wakes nobody: its successor does, or the engines by themselves (``broker/weights/client.py``).
+In the learner's shift the engines rest and have given their memory back, and the model is on the device; else the model rests in the
+host's memory. Whose shift it is stands in the state that the control road repeats, so whoever joins, comes back or has missed a word
+knows it as well. A shift waits for nobody longer than ``[learner] push_timeout``: who does not answer is evicted, as in a broadcast.
+A learner that dies in its shift wakes nobody: its successor does, or the engines by themselves (``broker/weights/client.py``).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from broker.control.server import ControlServer, Member
-from learner.config import LearnerTable
+from learner.serving.road import Road
+from learner.tables import LearnerTable
 from learner.telemetry import Telemetry
-from learner.training.executor import Executor
 from learner.training.residence import Residence
+from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 log = logging.getLogger("learner")
 LOOK_SECONDS = 0.005  # between two looks whether all have answered
 
 
-class Turns:
-    """``under_way`` is whether the devices are the learner's. Without ``colocated`` they always are, and there are no turns.
-
-    ``settled`` waits up to so many seconds for the push under way, and tells whether it has ended; ``publish`` sends out the weights
-    when a turn has ended.
-    """
+class Shifts:
+    """``under_way`` is whether the devices are the learner's. Without ``colocated`` they always are, and there are no shifts."""
 
     def __init__(
-        self, control: ControlServer, executor: Executor, table: LearnerTable, telemetry: Telemetry, stop: Stop
-    ) -> None:
+        self, control: ControlServer, state: LearnerState, table: LearnerTable, telemetry: Telemetry, stop: Stop, road: Road
+    ) -> None:  # fmt: skip
         self.control, self.colocated, self.under_way = control, table.colocated, False
-        self.settled: Callable[[float], bool] = lambda seconds: True
-        self.publish: Callable[[], None] = lambda: None
-        self._executor, self._patience = executor, table.push_timeout
+        self._state, self._patience, self._road = state, table.push_timeout, road
         self._telemetry, self._stop = telemetry, stop
         self._number = 0
-        self._begun, self._version = 0.0, -1  # when the turn began, and the version then
+        self._begun, self._version = 0.0, -1  # when the shift began, and the version then
         self._parts: tuple[Any, ...] = ()
         self._residence: Residence | None = None
 
@@ -50,9 +45,9 @@ class Turns:
         join before that: those of a learner that has died hear of this one only now."""
         if not self.colocated or self.under_way:
             return
-        self._begun, self._version = time.monotonic(), self._executor.progress.version
-        with self._telemetry.waiting("turn"):
-            while not self.settled(0.2) and not self._stop:
+        self._begun, self._version = time.monotonic(), self._state.progress.version
+        with self._telemetry.waiting("shift"):
+            while not self._road.settled(0.2) and not self._stop:
                 pass
             self._call(rest=True, settle=settle)
         if self._residence is not None:
@@ -60,21 +55,21 @@ class Turns:
         self.under_way = True
 
     def end(self) -> None:
-        """Leave the devices to the engines, and publish the version that they wait for, if the turn has made one; nothing if it is not
-        the learner's turn."""
+        """Leave the devices to the engines, and publish the version that they wait for, if the shift has made one; nothing if it is not
+        the learner's shift."""
         if not self.under_way:
             return
         self.under_way = False
         self._resident().to_host()
-        with self._telemetry.waiting("turn"):
+        with self._telemetry.waiting("shift"):
             self._call(rest=False)
-        self._telemetry.turn(time.monotonic() - self._begun)
-        if self._executor.progress.version != self._version:
-            self.publish()
+        self._telemetry.shift(time.monotonic() - self._begun)
+        if self._state.progress.version != self._version:
+            self._road.publish(self._state.progress.version)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Have the devices for the block, which may be a part of a turn."""
+    def shift(self) -> Iterator[None]:
+        """Have the devices for the block, which may be a part of a shift."""
         mine = not self.under_way
         self.begin()
         yield
@@ -83,16 +78,16 @@ class Turns:
 
     def _resident(self) -> Residence:
         """What is moved: it is another after a stage, or a change of the model."""
-        train = self._executor.train
-        parts = (self._executor.model, train and train.optimizers, train and train.reference)
+        train = self._state.train
+        parts = (self._state.model, train and train.optimizers, train and train.reference)
         if self._residence is None or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
-            self._parts, self._residence = parts, Residence(*parts, self._executor.device)
+            self._parts, self._residence = parts, Residence(*parts, self._state.device)
         return self._residence
 
     def _call(self, rest: bool, settle: float = 0.0) -> None:
-        """Tell whose turn it is, and wait until every actor has done accordingly; evict those who do not in time."""
+        """Tell whose shift it is, and wait until every actor has done accordingly; evict those who do not in time."""
         self._number += 1
-        version = self._executor.progress.version
+        version = self._state.progress.version
         self.control.announce(turn=self._number, rest=rest, coming=version, patience=self._patience)
         self._stop.wait(settle)
         behind = self._behind()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from learner.config import OptimizerTable
+from learner.tables import OptimizerTable
 from learner.training.muon import Muon
 from learner.training.residence import synchronise, to_device, to_host
 from learner.training.shards import is_sharded, whole

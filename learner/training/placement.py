@@ -12,20 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from broker.weights.layout import specs_of
+from broker.weights.sink import TensorSpec
 from learner.config import LearnerConfig
+from learner.model.policy import PolicyWeights
 from learner.training.batch import PackedChunk
 from learner.training.reference import reference_of
+from learner.training.saving import Saver, WholeSaver
 from learner.training.share import Share
 from learner.training.tensorfiles import Stored
 
 
-class ParallelPlan:
-    """The plan of one process; what a pool does otherwise is in ``Pool``."""
+class Placement:
+    """One process; what a pool does otherwise is in ``Pool``."""
 
     rank = 0
     world = 1
     device = ""
-    """``cpu`` or ``cuda`` where the plan says so, else as the run file has it."""
+    """``cpu`` or ``cuda`` where the placement says so, else as the run file has it."""
 
     @property
     def leads(self) -> bool:
@@ -33,7 +37,7 @@ class ParallelPlan:
         return self.rank == 0
 
     def settle(self, config: LearnerConfig) -> None:
-        """Take up the run file. Raises RunFileError for what this plan cannot do."""
+        """Take up the run file. Raises RunFileError for what this placement cannot do."""
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
@@ -60,7 +64,7 @@ class ParallelPlan:
         return stored.rows()
 
     def shard(self, model: Any) -> Any:
-        """``model`` as this plan computes it."""
+        """``model`` as this placement computes it."""
         return model
 
     def frozen(self, model: Any) -> Any:
@@ -70,6 +74,20 @@ class ParallelPlan:
     def rounds(self, model: Any, chunks: Sequence[PackedChunk]) -> Iterable[PackedChunk]:
         """The chunks of a step; each is to be followed by its backward pass."""
         return chunks
+
+    # -- what others take of it ----------------------------------------------------------------------------------------
+
+    def specs(self, model: Any, kind: torch.dtype) -> tuple[TensorSpec, ...]:
+        """What ``weights`` gives, in order."""
+        return specs_of(PolicyWeights(model, kind, tied=False))
+
+    def weights(self, model: Any, kind: torch.dtype, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+        """The policy's whole parameters by name as engines get them, tied ones once, floating point as ``kind``; to be taken to the end."""
+        yield from PolicyWeights(model, kind, tied=False).items()
+
+    def saver(self) -> Saver:
+        """What writes checkpoints."""
+        return WholeSaver()
 
     # -- sums ----------------------------------------------------------------------------------------------------------
 
@@ -84,4 +102,5 @@ class ParallelPlan:
         return dict(sums), dict(maxima)
 
 
-ALONE = ParallelPlan()
+ALONE = Placement()
+ParallelPlan = Placement  # FIXME

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.config import SftStage
 from learner.data.documents import DocumentTokenizer, Tokenized
 from learner.data.source import DocumentSource
 from learner.model import lora
 from learner.model.load import set_gradient_checkpointing
+from learner.tables import SupervisedTable
 from learner.training.batch import PackedChunk
 from learner.training.logprobs import score
 from learner.training.memory import Activations
 from learner.training.optimizer import Optimizers, build_optimizer, learning_rate
 from learner.training.packing import Sequenced, pack
-from learner.training.placement import ALONE, ParallelPlan
+from learner.training.placement import ALONE, Placement
 from learner.training.residence import Residence
 from learner.training.share import Share
 
@@ -51,7 +51,7 @@ class Curriculum:
     accuracy: float = 0.0
     reached: int = -1
 
-    def see(self, accuracy: float, stage: SftStage) -> None:
+    def see(self, accuracy: float, stage: SupervisedTable) -> None:
         """Take in the accuracy of one step."""
         self.accuracy = SMOOTHING * self.accuracy + (1 - SMOOTHING) * accuracy
         if not stage.until_accuracy:
@@ -61,10 +61,10 @@ class Curriculum:
         elif self.reached < 0 and self.level >= 1.0 and self.accuracy >= stage.until_accuracy:
             self.reached = self.step
 
-    def ended(self, stage: SftStage) -> bool:
+    def ended(self, stage: SupervisedTable) -> bool:
         return self.step >= stage.steps or (self.reached >= 0 and self.step - self.reached >= stage.cooldown_steps)
 
-    def rate(self, stage: SftStage) -> float:
+    def rate(self, stage: SupervisedTable) -> float:
         """Learning rate of the next step."""
         rate = learning_rate(stage.optimizer, self.step, stage.steps)
         if self.reached < 0 or not stage.cooldown_steps:
@@ -76,11 +76,18 @@ class SftTrainer:
     """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, source: DocumentSource, stage: SftStage, seed: int, plan: ParallelPlan = ALONE
+        self,
+        model: Any,
+        tokenizer: Any,
+        source: DocumentSource,
+        stage: SupervisedTable,
+        seed: int,
+        placement: Placement = ALONE,
     ) -> None:
-        self._model, self._source, self._stage, self._seed, self._plan = model, source, stage, seed, plan
+        self._model, self._source, self._stage, self._seed, self._placement = model, source, stage, seed, placement
         self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag)
-        with plan.ordering("begin_sft", stage=stage.model_dump()):
+        table = stage.model_dump(include=set(SupervisedTable.model_fields))
+        with placement.ordering("begin_sft", stage=table):
             if stage.lora is not None and not lora.is_adapted(model):
                 lora.adapt(model, stage.lora, seed)
             set_gradient_checkpointing(model, stage.gradient_checkpointing)
@@ -93,7 +100,7 @@ class SftTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._at = Curriculum(**state["curriculum"])
-        with self._plan.ordering("resume_sft"):
+        with self._placement.ordering("resume_sft"):
             self._optimizers.load_state_dict(state["optimizers"])
 
     def steps(self) -> Iterator[SftReport]:
@@ -125,13 +132,13 @@ class SftTrainer:
         trained = sum(int(d.trained[1:].sum()) for d in documents)
         whole = Share.whole(chunks, marks=[_tagged(chunk, documents) for chunk in chunks])
         rate = self._at.rate(self._stage)
-        share = self._plan.deal(whole, self._residence.device, "step_sft", trained=trained, rate=rate)
+        share = self._placement.deal(whole, self._residence.device, "step_sft", trained=trained, rate=rate)
         packed = time.monotonic()
         self._residence.model_to_device()
         if self._stage.lora is not None and self._stage.lora.dropout:
             torch.manual_seed(self._seed + self._at.step)  # what is dropped follows from the step alone
         activations = Activations(self._model, self._residence.device)
-        done = take_documents(self._model, self._optimizers, self._plan, share, trained, rate, activations)
+        done = take_documents(self._model, self._optimizers, self._placement, share, trained, rate, activations)
         loss, hits, norm, seconds = done
         if self._stage.offload == "all":
             self._residence.model_to_host()
@@ -153,7 +160,7 @@ class SftTrainer:
 def take_documents(
     model: Any,
     optimizers: Optimizers,
-    plan: ParallelPlan,
+    placement: Placement,
     share: Share,
     trained: int,
     rate: float,
@@ -165,14 +172,14 @@ def take_documents(
     """
     started = time.monotonic()
     sums = {"loss": 0.0, "hits": 0.0}
-    for chunk, tagged_M in zip(plan.rounds(model, share.chunks), share.marks, strict=True):
+    for chunk, tagged_M in zip(placement.rounds(model, share.chunks), share.marks, strict=True):
         with activations.measured():
             scores = score(model, chunk)
             part = -scores.logprobs_M.sum() / max(1, trained)
         part.backward()
         sums["loss"] += float(part.detach())
         sums["hits"] += int(scores.correct_M[tagged_M].sum())
-    sums, _ = plan.totals(sums, {})
+    sums, _ = placement.totals(sums, {})
     computed = time.monotonic()
     optimizers.set_lr(rate)
     return sums["loss"], sums["hits"], optimizers.step(), computed - started

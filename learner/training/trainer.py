@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.config import LearnerTable
 from learner.losses.advantages import batch_advantages, overlong_penalty
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import Objective, objective_of
@@ -21,6 +20,7 @@ from learner.losses.tally import Tally
 from learner.losses.tokens import kept_tokens, token_losses
 from learner.model.policy import PolicyWeights
 from learner.planning.groups import Judged
+from learner.tables import Training as LearnerTable  # FIXME
 from learner.training.batch import PackedChunk, TokenScores
 from learner.training.logprobs import score
 from learner.training.memory import Activations

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments to random daemons: the run finishes, nothing is lost, nothing is trained twice."""
+"""SIGKILL of random daemons, aimed at what happens: the run finishes, nothing is lost, nothing is trained twice."""
 
 from __future__ import annotations
 
@@ -7,50 +7,92 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ringtools import end_run, kill_one_of, start_run, verify
-from runlog import said
+from runlog import messages, said, steps_of
+
+from broker.messages import PolicyVersion, Trajectory
 
 ROLES = ("learner", "publisher", "actors", "rewarders", "judge", "supervisor")
-KILLS = int(os.environ.get("HEADRACE_KILLS") or 6)
+KILLS = int(os.environ.get("HEADRACE_KILLS") or 8)
 SEED = int(os.environ.get("HEADRACE_SEED") or 0) or random.randrange(1, 10**6)
+
+
+def policies(home: Path) -> int:
+    return max((m.version for m in messages(home, "policy") if isinstance(m, PolicyVersion)), default=-1)
+
+
+def samples(home: Path) -> int:
+    return sum(isinstance(m, Trajectory) for m in messages(home, "trajectories"))
+
+
+def checkpoints(home: Path) -> str:
+    return max((p.name for p in (home / "checkpoints").glob("step-*")), default="")
+
+
+EVENTS: dict[str, Callable[[Path], object]] = {
+    "a step": steps_of, "a push": policies, "a sample": samples, "a checkpoint": checkpoints,
+}  # fmt: skip
+"""What a kill follows: as soon as the value is another."""
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(120 + 25 * KILLS)
 def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:
+    """Each process is killed right behind an event, so that kills fall into the pushes, saves and steps that they are to break."""
     print(f"\nchaos: {KILLS} kills, seed {SEED} (again: HEADRACE_SEED={SEED})")
     rng = random.Random(SEED)
-    steps = f"stage.1.steps={max(30, 6 * KILLS)}"
-    run = start_run(tmp_path, "--set", steps)
+    victims = [ROLES[i % len(ROLES)] for i in range(KILLS)]
+    rng.shuffle(victims)
+    endless = (
+        "--set",
+        "stage.1.steps=100000",
+        "--set",
+        "learner.optimizer.schedule=constant",
+        "--set",
+        "stage.0.steps=2",
+    )
+    run = start_run(tmp_path, *endless)
     try:
-        killed = 0
-        deadline = time.monotonic() + 100 + 22 * KILLS
-        while run.poll() is None or run.returncode == -signal.SIGKILL:
-            if run.poll() is not None:  # the supervisor was killed: the same command resumes
-                run = start_run(tmp_path, "--set", steps)
-            assert time.monotonic() < deadline, said(tmp_path)
-            time.sleep(rng.uniform(1.0, 7.0) if killed < KILLS else 0.5)
-            if killed < KILLS and run.poll() is None:
-                killed += kill_one(run.pid, rng.choice(ROLES), run, rng)
-        assert run.returncode == 0, said(tmp_path)
-        assert killed > 0
+        for victim in victims:
+            event = rng.choice(list(EVENTS))
+            wait_for_another(event, tmp_path, run)
+            run = kill(victim, run, rng, tmp_path, endless)
+            print(f"  killed {victim} behind {event}", flush=True)
+        wait_for_another("a step", tmp_path, run)
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(60) == 130, said(tmp_path)
+        steps = steps_of(tmp_path) + 4
+        run = start_run(tmp_path, *endless, "--set", f"stage.1.steps={steps}")
+        assert run.wait(150) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
     assert audit["problems"] == [] and audit["outstanding"] == 0
-    assert audit["steps"] == max(30, 6 * KILLS)
-    assert audit["samples_trained"] == 16 * int(str(audit["steps"]))
+    assert audit["steps"] == steps and audit["samples_trained"] == 16 * steps
 
 
-def kill_one(supervisor: int, role: str, run: subprocess.Popen[bytes], rng: random.Random) -> bool:
-    """SIGKILL one process of ``role``; False if there is none at the moment."""
+def wait_for_another(event: str, home: Path, run: subprocess.Popen[bytes]) -> None:
+    """Until ``event`` has happened once more."""
+    seen, deadline = EVENTS[event](home), time.monotonic() + 90
+    while EVENTS[event](home) == seen:
+        assert run.poll() is None and time.monotonic() < deadline, f"no other {event}: {said(home)}"
+        time.sleep(0.02)
+
+
+def kill(
+    role: str, run: subprocess.Popen[bytes], rng: random.Random, home: Path, options: tuple[str, ...]
+) -> subprocess.Popen[bytes]:
+    """SIGKILL one process of ``role``; returns the run, another one where that was the supervisor."""
     if role == "supervisor":
-        os.kill(supervisor, signal.SIGKILL)
-        time.sleep(0.5)
-    elif not kill_one_of(run, role, rng):
-        return False
-    print(f"  killed {role}", flush=True)
-    return True
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        return start_run(home, *options)
+    deadline = time.monotonic() + 60
+    while not kill_one_of(run, role, rng):  # it may just be starting anew
+        assert time.monotonic() < deadline and run.poll() is None, said(home)
+        time.sleep(0.02)
+    return run

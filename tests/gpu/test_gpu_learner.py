@@ -10,8 +10,8 @@ import torch
 from gputools import DEVICE, ON_ONE_GPU, allocated
 from samples import groups_of
 
-from learner.config import LearnerTable
 from learner.model.load import load_model
+from learner.tables import LearnerTable
 from learner.training.optimizer import build_optimizer
 from learner.training.residence import Residence
 from learner.training.trainer import TrainState, train_step

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from learner.training.checkpoint import Checkpoints
 from monitoring.ports import free_ports
 
-STEPS = 24
+pytestmark = pytest.mark.processes
+STEPS = 16
 
 
 def taken(directory: Path) -> list[int]:
@@ -87,17 +88,6 @@ def test_a_rank_is_killed_the_run_is_stopped_and_nothing_is_lost(tmp_path: Path)
     alone = weights(tmp_path / "replay" / f"replay-2-{STEPS + 1}")
     for name, tensor in weights(last).items():
         assert torch.allclose(alone[name], tensor, atol=1e-4), f"{name}: one process takes the same steps"
-
-
-@pytest.mark.timeout(300)
-def test_what_a_pool_refuses_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
-    run = start_run(tmp_path, "--set", "learner.processes=2", "--set", "stage.1.learner.dtype=bfloat16")
-    try:
-        assert run.wait(250) == 2, said(tmp_path)
-    finally:
-        end_run(run)
-    assert "a pool computes every stage in [learner] dtype = 'float32'" in said(tmp_path).splitlines()[-1]
-    assert "starting it again" not in said(tmp_path)
 
 
 SUPERVISED = """

@@ -83,6 +83,7 @@ def watching(*arguments: str | Path) -> Iterator[Watch]:
         watch.process.wait()
 
 
+@pytest.mark.watch
 def test_alerts_are_told_as_they_begin_and_end(tmp_path: Path) -> None:
     home = run_directory(tmp_path / "run", alerts="../rules.yaml")
     (tmp_path / "rules.yaml").write_text(RULES)
@@ -114,6 +115,7 @@ def test_alerts_are_told_as_they_begin_and_end(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "data" / "wal").is_dir() and not (home / "prometheus").exists()
 
 
+@pytest.mark.watch
 def test_the_projects_own_rules_are_taken_and_a_killed_watch_leaves_nothing(tmp_path: Path) -> None:
     home = run_directory(tmp_path / "run")
     with watching(home, "--port", "0") as watch:
@@ -123,6 +125,7 @@ def test_the_projects_own_rules_are_taken_and_a_killed_watch_leaves_nothing(tmp_
         assert below and psutil.wait_procs(below, timeout=SECONDS)[1] == []
 
 
+@pytest.mark.watch
 def test_a_prometheus_that_ends_is_a_fault_of_one_line(tmp_path: Path) -> None:
     with watching(run_directory(tmp_path / "run"), "--port", "0") as watch:
         watch.line("Ctrl-C")
@@ -132,6 +135,7 @@ def test_a_prometheus_that_ends_is_a_fault_of_one_line(tmp_path: Path) -> None:
         assert watch.process.wait(SECONDS) == 3
 
 
+@pytest.mark.watch
 def test_a_taken_port_is_a_fault_and_bad_rules_are_bad_input(tmp_path: Path) -> None:
     home = run_directory(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -11,7 +11,6 @@ import pytest
 
 from broker.errors import DataError, RunFileError
 from broker.runfile import RunFile
-from learner.config import SourceTable
 from learner.data.documents import DocumentTokenizer
 from learner.data.reasoning_gym import ReasoningGymDocuments, ReasoningGymTasks
 from learner.data.registry import open_documents, open_prompts
@@ -19,6 +18,7 @@ from learner.data.source import Document, Span
 from learner.data.sums import SignedSums, SumsCorpus
 from learner.model.load import load_tokenizer
 from learner.planning.feed import Schedule
+from learner.tables import SourceTable
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "tiny_model"

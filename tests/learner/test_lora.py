@@ -17,13 +17,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from broker.errors import CheckpointError, RunFileError
 from broker.messages import Manifest
 from broker.runfile import parse
-from learner.config import LearnerTable, SftStage
 from learner.data.sums import SumsCorpus
 from learner.model import lora
 from learner.model.load import _check, load_model, load_tokenizer, save_base, save_model
 from learner.model.loraconfig import LoraTable
 from learner.model.policy import PolicyWeights
+from learner.stages.sft import SftStage
+from learner.tables import LearnerTable
 from learner.training.checkpoint import Checkpoints, read_state
+from learner.training.executor import execute
 from learner.training.sft import SftTrainer
 from learner.training.trainer import state_sha256
 
@@ -139,7 +141,7 @@ def test_publishing_leaves_training_as_it_is(tiny_model: Path, tmp_path: Path) -
     for _ in range(3):
         take(loud, 1)
         before = {name: p.detach().clone() for name, p in loud.model.named_parameters()}
-        assert dict(loud.tensors()) and dict(PolicyWeights(loud.model, torch.bfloat16))
+        assert dict(loud.weights()) and dict(PolicyWeights(loud.model, torch.bfloat16))
         loud.save(Checkpoints(tmp_path / "loud" / "checkpoints"), 1)
         assert all(torch.equal(p, before[name]) for name, p in loud.model.named_parameters())
     for one, two in zip(quiet.model.parameters(), loud.model.parameters(), strict=True):
@@ -220,7 +222,7 @@ def test_the_next_stage_begins_on_the_merged_policy_with_fresh_adapters(tiny_mod
 def test_other_weights_in_the_middle_of_a_run_leave_no_adapters(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, LORA)
     take(executor, 1)
-    executor.execute(Manifest(2, 0, "weights", weights=str(tiny_model)), (), 2)
+    execute(executor, Manifest(2, 0, "weights", weights=str(tiny_model)), (), 2)
     assert not lora.is_adapted(executor.model)
     assert state_sha256(executor.model) == state_sha256(load_model(str(tiny_model)))
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.config import ObjectiveTable
 from learner.losses import async_objective, batch_loss, dapo, grpo, topr
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES, Objective, objective_of
 from learner.losses.tally import Tally
 from learner.losses.terms import second_moment_mask
 from learner.losses.tokens import kept_tokens, token_losses
+from learner.tables import ObjectiveTable
 
 INF, NAN = float("inf"), float("nan")
 

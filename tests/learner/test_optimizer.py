@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from learner.config import OptimizerTable
 from learner.model.load import load_model
+from learner.tables import OptimizerTable
 from learner.training.muon import orthogonalise
 from learner.training.optimizer import build_optimizer, learning_rate
 from learner.training.trainer import state_sha256

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from broker.errors import DataError
 from broker.log import Log
-from broker.messages import Prompt, Sampling, Segment, Trajectory, VersionSpan, Vote, decode, encode
+from broker.messages import (
+    ChatMessage,
+    DeadLetter,
+    Era,
+    Prompt,
+    Sampling,
+    Segment,
+    Trajectory,
+    VersionSpan,
+    Vote,
+    decode,
+    encode,
+)
 from broker.open import open_log
 from broker.topics import Topics
 from headrace.reading.verify import verify
-from learner.config import LearnerTable
+from learner.data.source import PromptRow
 from learner.data.sums import SignedSums
-from learner.planning.evaluate import Answers, Evaluations, Request, cons_at_k, final_answer, pass_at_1, wilson
-from learner.planning.feed import Ask, Feed, Schedule
+from learner.planning.collect import Collection, Collections
+from learner.planning.feed import Ask, Feed, Feeding, Schedule
 from learner.planning.join import Join, read_all
 from learner.planning.planner import Planner, StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_outstanding, read_tail
+from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score, wilson
 from learner.planning.thread import PlanningThread
+from learner.tables import Benchmark, LearnerTable
 
 TOPICS = Topics("t", partitions=3)
 
@@ -38,7 +55,7 @@ class Ring:
         self.table = LearnerTable.model_validate(fields)
         schedule = Schedule("sums", SignedSums(), 0)
         ask = Ask(self.table.group_size, {"r": 1.0}, Sampling())
-        self.stage = StagePlan(0, self.table, schedule, ask, 1000)
+        self.stage = StagePlan(0, self.table, (Feeding(schedule, ask),), 1000)
         self.prompts = log.reader(TOPICS.prompts)
         self.version = 0
         self.start()
@@ -49,11 +66,12 @@ class Ring:
         found = read_outstanding(self.log, TOPICS, tail)
         self.join = Join(self.log, TOPICS, 320, found.state, "test")
         self.join.add(found.groups)
-        feed = Feed(self.log.producer(), TOPICS.prompts, TOPICS.partitions, found.cursor)
-        feed.missing = found.missing
+        prompts = self.log.producer()
+        feed = Feed(prompts, TOPICS.prompts, TOPICS.partitions, found.cursor, found.missing, TOPICS.deadletters)
+        feed.eras.update(found.state.eras)
         version = tail.newest.step if tail.newest else 0
         self.planner = Planner(self.join, feed, self.log.producer(), TOPICS.steps, version, time.time(), found.fed)
-        self.evaluations = Evaluations(self.join, self.planner._steps, TOPICS.steps)
+        self.collections = Collections(self.join, self.planner._steps, TOPICS.steps)
 
     def fed(self) -> list[Prompt]:
         """The prompts that are new to the actors."""
@@ -315,20 +333,125 @@ def test_numbers_that_a_crash_kept_from_the_log_are_fed_first(log: Log) -> None:
     ring = Ring(log, groups_per_step=1, max_lag=3)
     ring.planner.refill(ring.stage)
     ring.planner.feed.missing = {"sums": [1]}
-    assert ring.planner.feed.next_numbers("sums", 3) == [1, 4, 5]
+    asked = ring.planner.feed.next_questions(ring.stage.feedings, [0, 0, 0])
+    assert [q.number for q in asked] == [1, 4, 5]
+
+
+def test_sources_are_asked_by_their_weights_and_the_cursor_alone_says_which_is_next(log: Log) -> None:
+    ring = Ring(log, groups_per_step=4, max_lag=2)
+    (own,) = ring.stage.feedings
+    other = Feeding(Schedule("more", SignedSums(seed=4), 0), replace(own.ask, rewards={"q": 1.0}), 3.0)
+    stage = replace(ring.stage, feedings=(own, other))
+    assert ring.planner.refill(stage) == 12
+    fed = ring.fed()
+    assert Counter(p.dataset for p in fed) == {"sums": 3, "more": 9}
+    assert {p.dataset: dict(p.rewards) for p in fed} == {"sums": {"r": 1.0}, "more": {"q": 1.0}}
+    ring.start()
+    asked = ring.planner.feed.next_questions(stage.feedings, [0] * 4)
+    assert Counter(q.feeding.schedule.name for q in asked) == {"sums": 1, "more": 3}
+
+
+class Rows:
+    """A source of ``size`` rows, of which ``odd`` cannot be asked."""
+
+    def __init__(self, size: int, odd: set[int] | None = None, prefix: str = "row") -> None:
+        self.size: int | None = size
+        self._odd, self._prefix = odd or set(), prefix
+
+    def row(self, number: int) -> PromptRow:
+        if number in self._odd:
+            raise DataError(f"rows.jsonl row {number} column 'prompt' is a list")
+        return PromptRow((ChatMessage("user", f"{self._prefix} {number}"),), "1")
+
+
+def stage_of(ring: Ring, source: Rows, begins: int = 0, eras: tuple[Era, ...] = ()) -> StagePlan:
+    feeding = Feeding(Schedule("rows", source, 0, eras=eras, begins=begins), ring.stage.feedings[0].ask)
+    return replace(ring.stage, feedings=(feeding,))
+
+
+def test_a_row_that_cannot_be_asked_is_a_dead_letter_and_the_others_go_on(log: Log) -> None:
+    ring = Ring(log, groups_per_step=4)
+    assert ring.planner.refill(stage_of(ring, Rows(8, odd={3}))) == 8
+    fed = ring.fed()
+    assert len(fed) == 7 and not any(p.group_id.startswith("rows-3@") for p in fed)
+    (letter,) = [decode(r.value) for r in read_all(log.reader(TOPICS.deadletters), log.ends(TOPICS.deadletters))]
+    assert isinstance(letter, DeadLetter) and (letter.topic, letter.offset) == ("data.rows", 3)
+    assert "column 'prompt' is a list" in letter.error
+    assert not verify(log, TOPICS).problems
+
+
+def test_a_source_of_which_no_row_can_be_asked_ends_the_run(log: Log) -> None:
+    ring = Ring(log, groups_per_step=4)
+    with pytest.raises(DataError, match=r"\[data.rows\] no row can be asked; the last one: rows.jsonl row"):
+        ring.planner.refill(stage_of(ring, Rows(4, odd=set(range(4)))))
+
+
+@pytest.mark.parametrize("after", [Rows(9), Rows(3), Rows(5, prefix="edited")], ids=["grown", "shrunk", "edited"])
+def test_a_source_that_changed_between_two_starts_is_taken_up_and_no_id_means_two_things(log: Log, after: Rows) -> None:
+    ring = Ring(log, groups_per_step=4)
+    ring.planner.refill(stage_of(ring, Rows(5)))
+    for prompt in ring.fed():
+        ring.answer(prompt, [0, 1])
+    ring.execute(ring.plan())
+    ring.start()
+    state = ring.planner.state()
+    assert state.eras["rows"][0].size == 5
+    stage = stage_of(ring, after, state.cursor["rows"], state.eras["rows"])
+    ring.planner.refill(stage)
+    ring.pump()
+    while ring.planner.planned < 6:
+        for prompt in ring.fed():
+            ring.answer(prompt, [0, 1])
+        ring.pump()
+        planned = ring.planner.plan(stage)
+        assert planned is not None
+        ring.execute(planned)
+        ring.planner.refill(stage)
+    prompts = [
+        m
+        for r in read_all(log.reader(TOPICS.prompts), log.ends(TOPICS.prompts))
+        if isinstance(m := decode(r.value), Prompt)
+    ]
+    prompts.sort(key=lambda p: p.number)
+    contents: dict[str, set[str]] = {}
+    for prompt in prompts:
+        contents.setdefault(prompt.group_id, set()).add(prompt.content)
+    assert len(prompts) == len(contents) and all(len(c) == 1 for c in contents.values())
+    assert {p.group_id.partition("@")[0] for p in prompts[8:]} <= {f"rows-{n}" for n in range(after.size or 0)}
+    assert not verify(log, TOPICS).problems
+
+
+def test_groups_no_longer_wait_for_a_rewarder_that_left_the_run_file(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=0)
+    (own,) = ring.stage.feedings
+    stage = replace(ring.stage, feedings=(replace(own, ask=replace(own.ask, rewards={"r": 1.0, "gone": 1.0})),))
+    ring.planner.refill(stage)
+    (prompt,) = ring.fed()
+    ring.answer(prompt, [0, 1])
+    assert ring.plan() is None
+    ring.planner.release(frozenset({"gone"}))
+    planned = ring.plan()
+    assert [j.reward for j in planned.groups[0]] == [0, 1]
+    again = ManifestReader(log, TOPICS).groups(planned.manifest)
+    assert [j.reward for j in again[0]] == [0, 1], "and a redo sees the same rewards"
+    assert not verify(log, TOPICS).problems
 
 
 def test_an_evaluation_counts_its_answers_and_ends_its_groups(log: Log) -> None:
     ring = Ring(log)
     schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
-    ask = Ask(2, {"r": 1.0}, Sampling(), "eval", "before")
-    assert ring.planner.ask_evaluation(schedule, ask, 3, 0) == 3
-    assert ring.planner.ask_evaluation(schedule, ask, 3, 0) == 0, "what was asked is not asked again"
-    ring.evaluations.expect(Request("before", 0, 0, 2, "r", 60.0, time.time()))
+    feeding = Feeding(schedule, Ask(2, {"r": 1.0}, Sampling(), "eval", "before"))
+    assert ring.planner.ask_collection(feeding, 3, 0) == 3
+    assert ring.planner.ask_collection(feeding, 3, 0) == 0, "what was asked is not asked again"
+    asked = Benchmark(k=2, rewarder="r")
+    ring.collections.expect(
+        Collection("before", 0, 0, 60.0, time.time()),
+        lambda c, groups, lost: score(asked, c.name, c.step, c.stage, groups, lost, time.time()),
+    )
     for prompt, rewards in zip(ring.fed(), ([1, 1], [1, 0], [0, 0]), strict=True):
         ring.answer(prompt, rewards)
     ring.pump()
-    (result,) = ring.evaluations.settle(time.time())
+    (result,) = ring.collections.settle(time.time())
     assert result.pass_at_1 == pytest.approx(0.5) and result.questions == 3 and not ring.join.groups
     assert verify(log, TOPICS).evaluated == 3
 
@@ -339,23 +462,22 @@ def test_statistics_of_evaluations() -> None:
     assert value == 0.9 and (low, high) == wilson(0.9, 10) and 0.59 < low < 0.6 and 0.98 < high < 0.99
     tied = Answers((False, True, True), ("2", "7", "7"))
     assert cons_at_k([tied, Answers((False, False), ("2", "3"))])[0] == 0.5
-    assert final_answer(r"<think>\boxed{4}</think> so \boxed{5}") == "5"
-    assert final_answer("<think>x</think><answer> six  eggs </answer>") == "six eggs"
+    assert pass_at_k([tied], 1) == pytest.approx(2 / 3) and pass_at_k([tied, ones[-1]], 3) == 0.5
 
 
 def test_deadlines_begin_anew_when_the_log_was_away(log: Log) -> None:
-    """A turn that was held up for longer than the deadline, as by a log that is away, drops nothing."""
+    """A round that was held up for longer than the deadline, as by a log that is away, drops nothing."""
     ring = Ring(log, groups_per_step=1, max_lag=0, deadline=0.5)
-    thread = PlanningThread(ring.planner, ring.evaluations, lambda result: None)
-    thread._turned = time.time() - 100
+    thread = PlanningThread(ring.planner, ring.collections, lambda result: None)
+    thread._last_round = time.time() - 100
     thread._stage = ring.stage
-    thread._turn()
+    thread.round()
     (slow,) = ring.fed()
     ring.join.groups[slow.group_id].fed -= 50
     ring.planner._started -= 50
-    thread._turned = time.time() - 50  # what a turn finds that has waited so long in the middle
+    thread._last_round = time.time() - 50  # what a round finds that has waited so long in the middle
     thread._notice_stall()
-    thread._turn()
+    thread.round()
     assert not ring.planner._dropped and slow.group_id in ring.join.groups
     ring.planner.expire(ring.table, time.time() + 1)
     assert [d.reason for d in ring.planner._dropped] == ["incomplete"], "and then they hold"

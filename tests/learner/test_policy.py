@@ -40,7 +40,7 @@ def test_weights_are_published_in_the_type_of_the_run_file(
 ) -> None:
     executor = executor_of(tiny_model, tmp_path, {**options, **adapted})
     take(executor, 1)
-    found = executor.tensors()
+    found = PolicyWeights(executor.model, executor.published_dtype, tied=False)
     masters = PolicyWeights(executor.model)
     assert {t.dtype for t in masters.values()} == {torch.float32}
     assert {t.dtype for t in found.values()} == {dtype}
@@ -58,7 +58,10 @@ def test_weights_are_published_in_the_type_of_the_run_file(
 def test_without_adapters_and_rounding_nothing_is_copied(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, {})
     own = executor.model.state_dict()
-    assert all(t.data_ptr() == own[name].data_ptr() for name, t in executor.tensors().items())
+    assert all(
+        t.data_ptr() == own[name].data_ptr()
+        for name, t in PolicyWeights(executor.model, executor.published_dtype, tied=False).items()
+    )
 
 
 class Counting(Mapping[str, Tensor]):
@@ -82,12 +85,15 @@ class Counting(Mapping[str, Tensor]):
 def test_a_snapshot_computes_each_tensor_once(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, {"publish_dtype": "bfloat16", **LORA})
     take(executor, 1)
-    specs = layout.specs_of(executor.tensors())
+    specs = layout.specs_of(PolicyWeights(executor.model, executor.published_dtype, tied=False))
     flat = torch.zeros(layout.places(specs)[1], dtype=torch.uint8)
-    weights = Counting(executor.tensors())
+    weights = Counting(PolicyWeights(executor.model, executor.published_dtype, tied=False))
     layout.write(specs, weights.items(), flat)
     assert weights.asked == [spec.name for spec in specs]
-    assert all(torch.equal(t, executor.tensors()[name]) for name, t in layout.views(specs, flat).items())
+    assert all(
+        torch.equal(t, PolicyWeights(executor.model, executor.published_dtype, tied=False)[name])
+        for name, t in layout.views(specs, flat).items()
+    )
     with pytest.raises(WeightPushError, match=r"'model.*' torch.float32 .* came where"):
         layout.write(specs, PolicyWeights(executor.model).items(), flat)
 
@@ -112,7 +118,7 @@ def test_a_receiver_holds_exactly_the_rounded_weights(tiny_model: Path, tmp_path
         while not control.receivers():
             arrived.wait(0.05)
         take(executor, 2)
-        publisher.publish(1, executor.tensors())
+        publisher.publish(1, PolicyWeights(executor.model, executor.published_dtype, tied=False))
         assert publisher.wait(60) and arrived.wait(60)
     finally:
         client.close()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from learnertools import executor_of, take, unstarted
 
-from learner.config import OptimizerTable
 from learner.model.load import load_model
+from learner.tables import OptimizerTable
 from learner.training.checkpoint import Checkpoints
 from learner.training.optimizer import build_optimizer, chunked, move_state, stream
 from learner.training.residence import Parameters, Residence

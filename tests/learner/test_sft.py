@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from broker.errors import CheckpointError
-from learner.config import SftStage
 from learner.data.source import Document, Span
 from learner.data.sums import SumsCorpus
 from learner.model.load import load_model, load_tokenizer
+from learner.stages.sft import SftStage
 from learner.training.checkpoint import Checkpoints, Progress, read_state
 from learner.training.sft import Curriculum, SftTrainer
 from learner.training.trainer import state_sha256

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from broker.messages import StepResult
-from learner.config import SftStage
+from learner.stages.sft import SftStage
 from learner.telemetry import USUAL_STEPS, Telemetry
 
 

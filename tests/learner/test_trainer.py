@@ -13,9 +13,9 @@ import torch
 from samples import groups_of
 
 from broker.messages import Sampling, VersionSpan
-from learner.config import LearnerTable
 from learner.model.load import load_model
 from learner.planning.groups import Judged
+from learner.tables import LearnerTable
 from learner.training.optimizer import build_optimizer
 from learner.training.trainer import TrainState, state_sha256, train_step
 

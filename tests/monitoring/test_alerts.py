@@ -16,7 +16,7 @@ from actors.config import ActorsTable
 from broker.runfile import BrokerTable, MonitoringTable, RunTable
 from headrace.__main__ import COMMANDS, ELSEWHERE
 from headrace.commands.watch import QUERIES
-from learner.config import LearnerTable
+from learner.tables import LearnerTable
 from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
 from monitoring.prometheus import ALERTS, programs
 from rewarders.config import RewarderTable
@@ -77,11 +77,13 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"\bheadrace_[a-z0-9_]+", text))
 
 
+@pytest.mark.watch
 def test_the_rules_are_valid() -> None:
     status, said = promtool("check", "rules", ALERTS)
     assert status == 0 and f"{len(rules())} rules found" in said, said
 
 
+@pytest.mark.watch
 def test_every_alert_is_tested_firing_and_resting() -> None:
     status, said = promtool("test", "rules", TESTS)
     assert status == 0, said
@@ -90,6 +92,7 @@ def test_every_alert_is_tested_firing_and_resting() -> None:
         assert {case["alertname"] for case in cases if bool(case.get("exp_alerts")) is expected} == set(alerts())
 
 
+@pytest.mark.watch
 def test_promtool_sees_an_alert_that_should_not_fire(tmp_path: Path) -> None:
     """The tests above would be worth nothing if it took silence for consent."""
     (tmp_path / ALERTS.name).write_text(ALERTS.read_text().replace("< 0.02", "< 0.5"))
@@ -131,6 +134,7 @@ def test_the_runbook_names_what_there_is() -> None:
     assert [(table, key) for table, key in settings if key not in TABLES[table].model_fields] == []
 
 
+@pytest.mark.watch
 @pytest.mark.parametrize("place", range(6))
 def test_promtool_finds_nothing_in_what_is_exposed(place: int) -> None:
     registry = registries()[place]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -158,10 +159,12 @@ def complaints(directory: Path, dashboards: dict[str, str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.watch
 def test_the_dashboards_are_valid_by_grafanas_own_types(tmp_path: Path) -> None:
     assert complaints(tmp_path, {name: (HERE / f"{name}.json").read_text() for name in NAMES}) == []
 
 
+@pytest.mark.watch
 def test_grafanas_types_find_what_is_wrong(tmp_path: Path) -> None:
     text = (HERE / "ring.json").read_text()
     wrong = {
@@ -175,6 +178,7 @@ def test_grafanas_types_find_what_is_wrong(tmp_path: Path) -> None:
     assert {line.partition(".ts")[0] for line in found if "error TS" in line} == wrong.keys()
 
 
+@pytest.mark.watch
 def test_what_people_start_listens_on_this_machine_only_and_watches_as_the_tests_do(tmp_path: Path) -> None:
     monitoring = HERE.parent
     services = yaml.safe_load((monitoring / "compose.yaml").read_text())["services"]
@@ -265,7 +269,7 @@ def choices(server: Prometheus, query: str) -> list[str]:
     return list(server.get(f"label/{found[2]}/values", **{"match[]": found[1].replace("$run", VALUES["$run"])}))
 
 
-@pytest.mark.slow
+@pytest.mark.watch
 @pytest.mark.timeout(240)
 def test_every_query_is_answered_on_a_real_run(tmp_path: Path) -> None:
     """An actor and a rewarder are killed on the way. The metrics of SGLang were recorded from a server of SGLang 0.5.23
@@ -289,9 +293,20 @@ def test_every_query_is_answered_on_a_real_run(tmp_path: Path) -> None:
             empty = "\n".join(f"{q.where}: {q.expression}" for q in open_)
             assert not open_, f"{empty}\n{(home / 'run.out').read_text()[-2000:]}"
             assert run.poll() is None
+            check_expositions(home)
             for query in variables(load("ring")):
                 assert choices(server, query), query
         finally:
             end_run(run)
             if server is not None:
                 server.stop()
+
+
+def check_expositions(home: Path) -> None:
+    """promtool finds nothing in what the run's own daemons expose."""
+    for target in json.loads((home / "targets.json").read_text()):
+        with urllib.request.urlopen(f"http://{target['targets'][0]}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        done = subprocess.run([programs() / "promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+        complaints = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("headrace_")]
+        assert not complaints, complaints

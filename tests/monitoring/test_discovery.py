@@ -50,6 +50,7 @@ def test_an_unchanged_list_is_not_written_again(tmp_path: Path) -> None:
         assert write_targets("tiny", tmp_path).stat().st_mtime_ns == before
 
 
+@pytest.mark.watch
 def test_a_real_prometheus_finds_a_daemon_through_the_list(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     Counter("headrace_steps", "Optimizer steps", registry=registry).inc(7)

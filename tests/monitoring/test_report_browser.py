@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from monitoring.report import write_html
 from monitoring.report.page import SECTIONS
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.watch
 SECONDS = 60
 HOSTILE = (
     "</pre></title></style></script><script>document.body.innerHTML='owned';console.error('owned')</script>"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pooltools import Ranks, executor
 
-from learner.config import SftStage
 from learner.data.sums import SumsCorpus
+from learner.stages.sft import SftStage
 from learner.training.checkpoint import Checkpoints, read_state
 from learner.training.placement import ALONE
 from learner.training.sft import SftTrainer

@@ -26,14 +26,15 @@ from broker.messages import Sampling
 from broker.open import open_log
 from broker.runfile import RunFile
 from broker.weights.client import WeightClient
-from learner.config import LearnerConfig, LearnerTable
+from learner.config import LearnerConfig
+from learner.opening import SETTLE_SECONDS
 from learner.planning.planner import Planner
 from learner.planning.thread import PlanningThread
-from learner.ring import SETTLE_SECONDS
 from learner.serving.publish import backend_of
-from learner.serving.shifts import Turns
+from learner.serving.shifts import Shifts
+from learner.tables import LearnerTable
 from learner.telemetry import Telemetry
-from learner.training.executor import Executor
+from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 SMALL = Path(__file__).resolve().parents[1] / "chaos" / "run.toml"
@@ -70,8 +71,8 @@ class Actor:
 
     def tokens(self) -> int:
         """Drawn so far, those of unfinished samples included."""
-        live = (self.engine._length - self.engine._prompt)[: len(self.engine._live)]
-        return sum(len(c.tokens) for c in self.done) + int(live.sum())
+        live = sum(len(slot.response) for slot in list(self.engine._rows.live))
+        return sum(len(c.tokens) for c in self.done) + live
 
     def close(self) -> None:
         self.client.close()
@@ -87,21 +88,29 @@ class Bench:
             RunFile.read(SMALL, ["learner.colocated=true", f"learner.push_timeout={PATIENCE}", f"run.model={model}"])
         )
         self.model, self.registry, self.stop = model, CollectorRegistry(), Stop()
-        self.executor = Executor(config, str(model), 0, directory)
+        self.executor = LearnerState(config, str(model), 0, directory)
         self.executor.start("pretrained")
         self.telemetry = Telemetry(self.registry)
         self.published: list[bool] = []
         self._config = config
         self._open: list[Any] = []
-        self.turns = self.learner()
+        self.shifts = self.learner()
 
-    def learner(self) -> Turns:
+    def learner(self) -> Shifts:
         """A learner, as another one after the first."""
         self.control = ControlServer()
         self._open.append(self.control)
-        turns = Turns(self.control, self.executor, self._config.learner, self.telemetry, self.stop)
-        turns.publish = lambda: self.published.append(any(a.engine.resting for a in self.actors()))
-        return turns
+        return Shifts(self.control, self.executor, self._config.learner, self.telemetry, self.stop, self)
+
+    def publish(self, version: int) -> None:
+        self.published.append(any(a.engine.resting for a in self.actors()))
+
+    def settled(self, seconds: float) -> bool:
+        return True
+
+    def open(self) -> None: ...
+
+    published = 0
 
     def actors(self) -> list[Actor]:
         return [a for a in self._open if isinstance(a, Actor)]
@@ -138,30 +147,30 @@ def test_no_token_is_drawn_in_the_learners_turn(bench: Bench) -> None:
     actors = [bench.actor("a"), bench.actor("b")]
     until(lambda: all(a.tokens() > 50 for a in actors))
     for step in range(3):
-        with bench.turns.turn():
-            assert bench.turns.under_way and all(a.engine.resting for a in actors)
+        with bench.shifts.shift():
+            assert bench.shifts.under_way and all(a.engine.resting for a in actors)
             drawn = [a.tokens() for a in actors]
-            with bench.turns.turn():  # a part of the same turn
+            with bench.shifts.shift():  # a part of the same shift
                 time.sleep(0.3)
             assert [a.tokens() for a in actors] == drawn and all(a.engine.resting for a in actors)
-        assert not bench.turns.under_way and not any(a.engine.resting for a in actors)
+        assert not bench.shifts.under_way and not any(a.engine.resting for a in actors)
         until(lambda drawn=drawn: all(a.tokens() > n for a, n in zip(actors, drawn, strict=True)))
         assert bench.number("headrace_turn_seconds_count") == step + 1
     assert bench.number("headrace_turn_seconds_sum") >= 0.9
-    assert bench.number("headrace_idle_seconds_total", role="learner", reason="turn") > 0
+    assert bench.number("headrace_idle_seconds_total", role="learner", reason="shift") > 0
     assert not bench.published, "no turn has made a version"
 
 
 def test_what_a_turn_has_made_is_published_to_engines_that_wait_for_it(bench: Bench) -> None:
     actor = bench.actor()
-    bench.turns.begin()
+    bench.shifts.begin()
     bench.executor.progress = type(bench.executor.progress)(version=1)
-    bench.turns.end()
+    bench.shifts.end()
     assert bench.published == [True], "published once the engines have their memory back and before they sample"
     drawn = actor.tokens()
     time.sleep(0.2)
     assert actor.tokens() == drawn, "the old weights are not sampled from any more"
-    actor.engine.apply(1, dict(bench.executor.tensors()))
+    actor.engine.apply(1, dict(bench.executor.weights()))
     until(lambda: actor.tokens() > drawn)
 
 
@@ -169,7 +178,7 @@ def test_who_does_not_answer_is_evicted_and_who_comes_in_a_turn_rests_at_once(be
     good = bench.actor("good")
     bench.member("deaf", status=lambda: {"turn": 0})
     started = time.monotonic()
-    bench.turns.begin()
+    bench.shifts.begin()
     assert PATIENCE <= time.monotonic() - started < 3 * PATIENCE and good.engine.resting
     assert bench.number("headrace_broadcast_evictions_total", member="deaf") == 1
     assert bench.number("headrace_broadcast_evictions_total", member="good") == 0
@@ -178,7 +187,7 @@ def test_who_does_not_answer_is_evicted_and_who_comes_in_a_turn_rests_at_once(be
     drawn = late.tokens()
     time.sleep(0.2)
     assert late.tokens() == drawn
-    bench.turns.end()
+    bench.shifts.end()
     until(lambda: late.tokens() > drawn)
 
 
@@ -186,7 +195,7 @@ def test_engines_go_on_alone_when_the_learner_has_died_in_its_turn_and_rest_agai
     bench: Bench,
 ) -> None:
     actor = bench.actor("a", alone=3.0)
-    bench.turns.begin()
+    bench.shifts.begin()
     assert actor.engine.resting
     time.sleep(4.0)
     assert actor.engine.resting, "a learner that is heard of is waited for"
@@ -204,7 +213,7 @@ def test_engines_go_on_alone_when_the_learner_has_died_in_its_turn_and_rest_agai
 
 def test_a_successor_takes_engines_over_that_rest_still(bench: Bench) -> None:
     actor = bench.actor("a")
-    bench.turns.begin()
+    bench.shifts.begin()
     bench.control.close()
     bench._open.remove(bench.control)
     second = bench.learner()
@@ -219,20 +228,20 @@ def test_a_successor_takes_engines_over_that_rest_still(bench: Bench) -> None:
 def test_an_engine_is_not_opened_in_the_learners_turn_and_a_turn_waits_for_one_that_is_being_opened(
     bench: Bench,
 ) -> None:
-    bench.turns.begin()
+    bench.shifts.begin()
     gate = ShiftGate("a", bench.control.endpoint)
     opened = threading.Event()
     waiting = threading.Thread(target=lambda: (gate.wait(Stop(), nullcontext()), opened.set()))
     waiting.start()
     assert not opened.wait(1.0)
-    bench.turns.end()
+    bench.shifts.end()
     assert opened.wait(5.0)
     started = time.monotonic()
     threading.Timer(1.0, gate.close).start()
-    bench.turns.begin()
+    bench.shifts.begin()
     assert 1.0 <= time.monotonic() - started < PATIENCE
     assert bench.number("headrace_broadcast_evictions_total", member="a.opening") == 0, "it left by itself"
-    bench.turns.end()
+    bench.shifts.end()
     waiting.join()
 
 
@@ -249,27 +258,29 @@ def test_an_engine_is_opened_where_no_learner_is_heard_of(monkeypatch: pytest.Mo
 def test_a_turns_steps_are_planned_before_it_and_no_deadline_passes_in_it(bench: Bench, tmp_path: Path) -> None:
     log = open_log(f"sqlite://{tmp_path / 'log'}")
     log.create(TOPICS.specs())
-    ring = Ring(log, max_lag=2, turn_steps=2, deadline=60.0)
-    thread = PlanningThread(ring.planner, ring.evaluations, lambda result: None, turns=bench.turns)
+    ring = Ring(log, max_lag=2, deadline=60.0)
+    thread = PlanningThread(
+        ring.planner, ring.collections, lambda result: None, ahead=2, resting=lambda: bench.shifts.under_way
+    )
     thread.start()
     thread.begin(ring.stage)
     prompts: list[Any] = []
     until(lambda: prompts.extend(ring.fed()) or len(prompts) == 6)
     for prompt in prompts[:2]:
         ring.answer(prompt, [0, 1])
-    until(lambda: thread.call(lambda planner, _: planner.planned) == 1)
+    until(lambda: thread.call(lambda: ring.planner.planned) == 1)
     assert not thread.is_ready(), "one step of two"
     for prompt in prompts[2:4]:
         ring.answer(prompt, [0, 1])
     until(thread.is_ready)
     late = {prompt.group_id for prompt in prompts[4:]}
-    bench.turns.begin()
-    thread.call(lambda planner, _: age(planner, 100.0))
+    bench.shifts.begin()
+    thread.call(lambda: age(ring.planner, 100.0))
     time.sleep(0.2)
-    assert late <= thread.call(lambda planner, _: set(planner.join.groups)), "nobody can answer in a turn"
-    bench.turns.end()
-    thread.call(lambda planner, _: age(planner, 100.0))
-    until(lambda: not late & thread.call(lambda planner, _: set(planner.join.groups)))
+    assert late <= thread.call(lambda: set(ring.planner.join.groups)), "nobody can answer in a turn"
+    bench.shifts.end()
+    thread.call(lambda: age(ring.planner, 100.0))
+    until(lambda: not late & thread.call(lambda: set(ring.planner.join.groups)))
     thread.begin(replace(ring.stage, last_step=2))
     assert thread.next(0.0) and thread.is_ready(), "at the end of a stage a turn takes what is left"
     thread.stop()
@@ -284,11 +295,11 @@ def age(planner: Planner, seconds: float) -> None:
 
 
 def test_without_colocated_there_are_no_turns(bench: Bench) -> None:
-    turns = Turns(bench.control, bench.executor, LearnerTable(), bench.telemetry, bench.stop)
+    shifts = Shifts(bench.control, bench.executor, LearnerTable(), bench.telemetry, bench.stop, bench)
     actor = bench.actor()
-    with turns.turn():
-        assert not turns.under_way and not actor.engine.resting
-    turns.end()
+    with shifts.shift():
+        assert not shifts.under_way and not actor.engine.resting
+    shifts.end()
     assert not bench.published
 
 
@@ -296,14 +307,13 @@ def test_a_stop_ends_the_waiting(bench: Bench) -> None:
     bench.member("deaf", status=lambda: {"turn": 0})
     threading.Timer(0.5, bench.stop.set).start()
     started = time.monotonic()
-    bench.turns.begin()
+    bench.shifts.begin()
     assert time.monotonic() - started < PATIENCE
 
 
 def test_a_single_stage_cannot_take_turns() -> None:
-    config = LearnerConfig(RunFile.read(SMALL, ["stage.1.learner.colocated=true"]))
-    with pytest.raises(RunFileError, match=r"set it in \[learner\]"):
-        config.rl(config.stages[1])  # type: ignore[arg-type]
+    with pytest.raises(RunFileError, match=r"colocated holds for the whole run: set it in \[learner\]"):
+        LearnerConfig(RunFile.read(SMALL, ["stage.1.learner.colocated=true"]))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +335,7 @@ def test_what_carries_the_weights(device: str, table: dict[str, Any], backend: s
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"turn_steps": 3, "max_lag": 1}, "raise max_lag"),
+        ({"shift_steps": 3, "max_lag": 1}, "raise max_lag"),
         ({"colocated": True, "backend": "nccl"}, 'use backend = "gloo"'),
     ],
 )

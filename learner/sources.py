@@ -1,0 +1,73 @@
+"""The data of a run as its learner asks it: which rows in which order, with which mix and template, and the documents of earlier stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from broker.errors import RunFileError
+from broker.messages import Era, Sampling
+from broker.run import Run
+from broker.spelling import nearest
+from learner.config import LearnerConfig
+from learner.data.registry import open_documents, open_prompts
+from learner.data.source import DocumentSource
+from learner.planning.feed import Ask, Feeding, Schedule
+from learner.tables import SamplingTable, SourceTable
+
+
+class Sources:
+    """``eras`` and ``cursor`` are what the log knows of each source; ``mix`` is the reward mix of prompts whose source has none of its own."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: LearnerConfig,
+        eras: Mapping[str, tuple[Era, ...]],
+        cursor: Mapping[str, int],
+    ) -> None:
+        self.mix = run.table.rewards
+        self._run, self._config, self._eras, self._cursor = run, config, eras, cursor
+        self._schedules: dict[tuple[str, bool], Schedule] = {}
+
+    def schedule(self, name: str, shuffle: bool) -> Schedule:
+        """The order of data source ``name``. Raises RunFileError if the run file has none of that name."""
+        key = (name, shuffle)
+        if key not in self._schedules:
+            source = open_prompts(name, self._table(name), self._run.file)
+            eras = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
+            self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, *eras)
+        return self._schedules[key]
+
+    def feeding(
+        self,
+        name: str,
+        size: int,
+        sampling: SamplingTable,
+        weight: float = 1.0,
+        purpose: str = "train",
+        collection: str = "",
+    ) -> Feeding:
+        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows."""
+        table = self._table(name)
+        mix = self.mix if table.rewards is None else table.rewards
+        ask = Ask(size, mix, sampling_of(sampling), purpose, collection, table.environment, table.chat)
+        return Feeding(self.schedule(name, purpose == "train"), ask, weight)
+
+    def documents(self, name: str) -> DocumentSource:
+        """Source ``name`` of ``[data]``, or what an earlier stage of that name collected. Raises RunFileError."""
+        made = self._run.directory / "artefacts" / f"{name}.jsonl"
+        if name not in self._config.data and name in {stage.name for stage in self._config.stages} and made.exists():
+            return open_documents(name, SourceTable(path=str(made)), self._run.file)
+        return open_documents(name, self._table(name), self._run.file)
+
+    def _table(self, name: str) -> SourceTable:
+        table = self._config.data.get(name)
+        if table is None:
+            raise RunFileError(f"[data] has no {name!r}{nearest(name, list(self._config.data))}")
+        return table
+
+
+def sampling_of(table: SamplingTable) -> Sampling:
+    return Sampling(
+        table.temperature, table.top_p, table.max_new_tokens, table.stop, table.max_turns, table.max_total
+    )  # fmt: skip

@@ -1,0 +1,177 @@
+"""``kind = "reject"``: rejection sampling. The policy answers each question several times; what is right and reads well becomes documents.
+
+The result is an artefact of the stage's name: ``RUN/artefacts/NAME.jsonl`` with one document a line, and a record in the log that says for
+each group which samples were kept, by their positions, or why none was. Later stages train on it with ``data = "NAME"``.
+DeepSeek-R1 (arXiv 2501.12948), section 2.3.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from broker.messages import Artefact, Dropped, Ending, Trajectory
+from learner.planning.collect import Collection
+from learner.planning.groups import Group, Judged
+from learner.stages.stage import Stage, begin_with_model
+from learner.tables import SamplingTable
+from monitoring.files import replace
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+
+_WORD = re.compile(r"\w+")
+
+
+class RejectStage(Stage):
+    """Keeps at most ``keep`` distinct answers to each of the first ``questions`` rows of ``data``, of ``samples`` that were drawn.
+
+    Right is what every rewarder of ``require`` gives at least its value (``{ accuracy = 1.0 }``). Answers are further left out whose share
+    of repeated ``ngram``-grams is above ``max_repetition``, that hold a paragraph of more than ``max_paragraph`` characters or a block of
+    code (unless ``code``), or are longer than ``max_tokens`` tokens (0: any length). Where ``prefer_short``, the shortest are kept first.
+    """
+
+    data: str = "prompts"
+    questions: int = Field(default=1000, ge=1)
+    samples: int = Field(default=8, ge=1)
+    keep: int = Field(default=1, ge=1)
+    require: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0})
+    sampling: SamplingTable | None = None
+    ngram: int = Field(default=8, ge=1)
+    max_repetition: float = Field(default=0.3, ge=0, le=1)
+    max_paragraph: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=0, ge=0)
+    code: bool = True
+    prefer_short: bool = False
+
+    def sources(self) -> Mapping[str, str]:
+        return {"data": self.data}
+
+    def judges(self) -> Mapping[str, str]:
+        return {f"require.{name}": name for name in self.require}
+
+    def run(self, learner: Learner, index: int) -> bool:
+        begin_with_model(learner, index, self)
+        learner.publish()
+        path = learner.run.directory / "artefacts" / f"{self.name}.jsonl"
+
+        def finish(collection: Collection, groups: Sequence[Group], lost: Sequence[Dropped]) -> Ending:
+            return self.made(collection, groups, lost, path, learner.run.directory)
+
+        sampling = self.sampling or learner.config.learner.sampling
+        learner.collect(index, self.name, self.data, self.questions, self.samples, sampling, finish)
+        return learner.wait_collections()
+
+    def made(
+        self, collection: Collection, groups: Sequence[Group], lost: Sequence[Dropped], path: Path, home: Path
+    ) -> Artefact:
+        """Write the documents of ``groups`` to ``path``; returns the record of what was kept."""
+        kept, dropped, documents = [], list(lost), []
+        domains: dict[str, Counter[str]] = defaultdict(Counter)
+        for group in groups:
+            chosen, reasons = self.chosen(group)
+            counts = domains[group.prompt.kind or group.prompt.dataset]
+            counts.update({"questions": 1, "samples": len(group.samples), "kept": len(chosen), "solved": bool(chosen)})
+            counts.update(reasons)
+            if chosen:
+                kept.append(group.ref([Judged(sample, 1.0) for sample in chosen]))
+                documents += [_document(sample, group) for sample in chosen]
+            else:
+                dropped.append(
+                    Dropped(
+                        group.id, f"rejected: {reasons.most_common(1)[0][0] if reasons else 'no answer'}", group.tokens
+                    )
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+        replace(path, text)
+        lengths = [document["metadata"]["tokens"] for document in documents]
+        return Artefact(
+            name=collection.name,
+            stage=collection.stage,
+            step=collection.step,
+            kind="documents",
+            path=str(path.relative_to(home)),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            kept=tuple(kept),
+            dropped=tuple(dropped),
+            metrics={
+                "documents": float(len(documents)),
+                "questions": float(len(groups) + len(lost)),
+                "tokens_mean": fmean(lengths) if lengths else 0.0,
+            },
+            about={"domains": {name: dict(counts) for name, counts in domains.items()}},
+            created=time.time(),
+        )
+
+    def chosen(self, group: Group) -> tuple[list[Trajectory], Counter[str]]:
+        """The samples of a group that are kept, and how many of the others fell to which filter."""
+        reasons: Counter[str] = Counter()
+        passed: list[Trajectory] = []
+        seen: set[str] = set()
+        for index in sorted(group.samples):
+            sample = group.samples[index][0]
+            why = self.refused(sample, group.votes_on(index))
+            if not why and " ".join(sample.text.split()) in seen:
+                why = "twice"
+            if why:
+                reasons[why] += 1
+                continue
+            seen.add(" ".join(sample.text.split()))
+            passed.append(sample)
+        if self.prefer_short:
+            passed.sort(key=lambda sample: sample.response_tokens)
+        reasons["more than asked"] += max(0, len(passed) - self.keep)
+        return passed[: self.keep], +reasons
+
+    def refused(self, sample: Trajectory, votes: Mapping[str, Any]) -> str:
+        """Which rule an answer falls to; empty if it is kept."""
+        if sample.finish_reason != "stop":
+            return "unfinished"
+        for name, least in self.require.items():
+            vote = votes.get(name)
+            if vote is None or vote.value is None:
+                return f"not judged by {name}"
+            if vote.value < least:
+                return f"{name} below {least:g}"
+        if self.max_tokens and sample.response_tokens > self.max_tokens:
+            return "too long"
+        if not self.code and "```" in sample.text:
+            return "code block"
+        if self.max_paragraph and max(map(len, sample.text.split("\n\n"))) > self.max_paragraph:
+            return "long paragraph"
+        if repetition(sample.text, self.ngram) > self.max_repetition:
+            return "repetition"
+        return ""
+
+
+def repetition(text: str, n: int) -> float:
+    """The share of a text's n-grams of words that came before in it, in [0, 1]."""
+    words = _WORD.findall(text.lower())
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _document(sample: Trajectory, group: Group) -> dict[str, Any]:
+    """A row that ``TableDocuments`` reads, with its place in the log."""
+    position = group.samples[sample.index][1]
+    return {
+        "messages": [{"role": role, "content": content} for role, content in sample.messages],
+        "response": sample.text,
+        "kind": sample.kind,
+        "metadata": {
+            "sample": sample.id,
+            "position": list(position),
+            "versions": [list(span) for span in sample.versions],
+            "tokens": sample.response_tokens,
+        },
+    }

@@ -1,0 +1,103 @@
+"""``kind = "rl"``: reinforcement learning, a policy version a step; held-out questions are asked while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from learner.stages.stage import Stage, begin_with_model
+from learner.tables import Benchmark, Training
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+
+
+class RlStage(Stage):
+    """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked.
+
+    ``data`` names a source, or several with their weights (``{ math = 3, code = 1 }``). ``benchmarks`` replaces the one that the
+    ``eval_*`` keys describe. With ``until_pass_at_1`` the stage ends as soon as one of these evaluations has reached it.
+    """
+
+    data: str | dict[str, float] = "prompts"
+    steps: int = Field(default=100, ge=1)
+    eval_every: int = Field(default=0, ge=0)
+    eval_data: str = "heldout"
+    eval_questions: int = Field(default=200, ge=1)
+    eval_k: int = Field(default=1, ge=1)
+    eval_rewarder: str = "accuracy"
+    benchmarks: tuple[Benchmark, ...] = ()
+    until_pass_at_1: float = Field(default=0.0, ge=0, le=1)
+    learner: dict[str, Any] = Field(default_factory=dict)
+
+    def asked(self) -> dict[str, Benchmark]:
+        """The benchmarks, by the prefix of the names of their evaluations."""
+        if not self.eval_every:
+            return {}
+        if self.benchmarks:
+            return {f"{self.name}/{b.name or b.data}": b for b in self.benchmarks}
+        own = Benchmark(data=self.eval_data, questions=self.eval_questions, k=self.eval_k, rewarder=self.eval_rewarder)
+        return {self.name: own}
+
+    def weights(self) -> dict[str, float]:
+        """The sources of its prompts, and how often each is asked."""
+        return {self.data: 1.0} if isinstance(self.data, str) else dict(self.data)
+
+    def sources(self) -> Mapping[str, str]:
+        prompts = {"data" if isinstance(self.data, str) else f"data.{name}": name for name in self.weights()}
+        key = "benchmarks.{}.data" if self.benchmarks else "eval_data"
+        return prompts | {key.format(name): b.data for name, b in self.asked().items()}
+
+    def judges(self) -> Mapping[str, str]:
+        key = "benchmarks.{}.rewarder" if self.benchmarks else "eval_rewarder"
+        return {key.format(name): b.rewarder for name, b in self.asked().items()}
+
+    def training(self, resolve: Callable[[Mapping[str, Any]], Training]) -> Training:
+        return resolve(self.learner)
+
+    def total_steps(self) -> int:
+        return self.steps
+
+    def run(self, learner: Learner, index: int) -> bool:
+        """Take each planned step, publish the new policy, and go on."""
+        begin_with_model(learner, index, self)
+        plan = learner.stage_plan(index, self.weights(), self.steps)
+        learner.publish()
+        self._ask_due(learner, index, redone=True)
+        if not self.is_reached(learner):
+            learner.begin(plan)
+        while learner.progress.version < plan.last_step and not self.is_reached(learner):
+            planned = learner.next()
+            if planned is None:
+                learner.save(plan.training.keep_checkpoints)
+                return False
+            learner.take(planned)
+            self._ask_due(learner, index)
+            if learner.progress.stage_step % plan.training.checkpoint_every == 0 and not self.is_reached(learner):
+                learner.save(plan.training.keep_checkpoints)
+        learner.end_plan()
+        return learner.wait_collections()
+
+    def is_reached(self, learner: Learner) -> bool:
+        """Whether an evaluation of this stage was as good as the stage is to become.
+
+        Once it is, no checkpoint is made before the stage's last: a learner that starts again finds the evaluation in the log.
+        """
+        mine = self.asked()
+        found = [e.pass_at_1 for name, e in learner.evaluations().items() if name.rpartition(":")[0] in mine]
+        return self.until_pass_at_1 > 0 and max(found, default=0.0) >= self.until_pass_at_1
+
+    def _ask_due(self, learner: Learner, index: int, redone: bool = False) -> None:
+        """Begin the evaluations that are due at this step; after a restart, also those that the redone steps passed by."""
+        if not self.eval_every or learner.progress.stage != index:
+            return
+        now = learner.progress.stage_step
+        first = learner.resumed_step if redone else now
+        begun = learner.progress.version - now
+        for step in range(self.eval_every, now + 1, self.eval_every):
+            for prefix, benchmark in self.asked().items():
+                name = f"{prefix}:{step}"
+                if step >= first or name in learner.unfinished:
+                    learner.evaluate(index, name, begun + step, benchmark)

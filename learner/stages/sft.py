@@ -1,0 +1,63 @@
+"""``kind = "sft"``: supervised training; its result is a checkpoint that is kept, and becomes the next policy version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from learner.model.loraconfig import LoraTable
+from learner.stages.stage import Stage, begin_with_model
+from learner.tables import SupervisedTable, Training
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+
+
+class SftStage(Stage, SupervisedTable):
+    """Supervised training on ``data``; the other keys are those of ``SupervisedTable``."""
+
+    def initial(self) -> str:
+        return self.init
+
+    def sources(self) -> Mapping[str, str]:
+        return {"data": self.data}
+
+    def adapters(self, training: Training | None) -> LoraTable | None:
+        return self.lora
+
+    def pool_limits(self) -> Mapping[str, Any]:
+        return {"lora": self.lora, "offload": self.offload}
+
+    def total_steps(self) -> int:
+        return self.steps
+
+    def run(self, learner: Learner, index: int) -> bool:
+        with learner.shifts.shift():
+            return self._train(learner, index)
+
+    def _train(self, learner: Learner, index: int) -> bool:
+        from learner.training.sft import SftTrainer
+
+        resumed = learner.progress.stage == index and not learner.progress.closed
+        if not resumed or not learner.extra:
+            begin_with_model(learner, index, self)
+        state, keep = learner.state, learner.config.learner.keep_checkpoints
+        trainer = SftTrainer(
+            state.model,
+            state.tokenizer(),
+            learner.sources.documents(self.data),
+            self,
+            learner.run.table.seed,
+            state.placement,
+        )
+        if resumed and learner.extra:
+            trainer.load_state_dict(learner.extra)
+        for report in trainer.steps():
+            learner.progress_in_stage(index, report)
+            if learner.stop or report.stage_step % self.checkpoint_every == 0:
+                learner.save(keep, extra=trainer.state_dict())
+            if learner.stop:
+                return False
+        path = learner.save(keep, name=learner.kept_name(index), extra=trainer.state_dict())
+        learner.replace_weights(index, str(path.relative_to(learner.run.directory)))
+        return True
