@@ -175,7 +175,8 @@ def host(options: dict[str, Any]) -> Any:
     """The handler of a child: calls of many episodes, each with an instance of the environment of its own."""
     base, where = Path(options["base"]), f"[environments.{options['name']}]"
     kind = plugins.load(options["use"], base, where)
-    make = lambda: plugins.make(kind, options["options"], f"{where} use = {options['use']!r}")  # noqa: E731
+    given = {"base": base} if "base" in (plugins.option_names(kind) or ()) else {}  # where its own files lie
+    make = lambda: plugins.make(kind, options["options"], f"{where} use = {options['use']!r}", **given)  # noqa: E731
     for method in ("open", "step"):
         if not callable(getattr(make(), method, None)):
             raise EnvironmentFault(
