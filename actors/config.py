@@ -70,5 +70,5 @@ def environment_tables(file: RunFile) -> dict[str, EnvironmentTable]:
         raise RunFileError(f"[environments] must hold tables, not {raw!r}")
     tables = {name: parse(value, EnvironmentTable, f"[environments.{name}]") for name, value in raw.items()}
     for name, table in tables.items():
-        plugins.check(table.use, list(table.options), file.base, f"[environments.{name}]")
+        plugins.check(table.use, list(table.options), file.base, f"[environments.{name}]", hidden=("base",))
     return tables

@@ -150,7 +150,7 @@ class Tools:
         found = plugins.load(use, self.base, "[environments] tools")
         if inspect.isclass(found):
             found = plugins.make(found, self.options.get(_snake(found.__name__), {}), f"tool {use}")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def open(self, prompt: Prompt, index: int) -> Turn:
         return Turn(tools=tuple(tool.schema for tool in self._tools.values()))
@@ -186,21 +186,23 @@ class Calculator:
 
     def _value(self, node: ast.expr) -> int | float:
         match node:
-            case ast.Constant(value=value) if type(value) in (int, float):
-                return value  # type: ignore[return-value]
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return number
             case ast.UnaryOp(op=ast.USub(), operand=inner):
                 return -self._value(inner)
             case ast.UnaryOp(op=ast.UAdd(), operand=inner):
                 return self._value(inner)
             case ast.BinOp(left=left, op=sign, right=right) if type(sign) in BINARY:
-                a, b = self._value(left), self._value(right)
-                if isinstance(sign, ast.Pow) and (abs(b) > 1000 or self._size(a) * abs(b) > self.digits):
-                    raise ValueError("the result is too large")
-                value: int | float = BINARY[type(sign)](a, b)
-                if isinstance(value, complex) or self._size(value) > self.digits:
-                    raise ValueError("the result is no number of a reasonable size")
-                return value
+                return self._apply(sign, self._value(left), self._value(right))
         raise ValueError("only numbers, + - * / // % ** and brackets")
+
+    def _apply(self, sign: ast.operator, a: int | float, b: int | float) -> int | float:
+        if isinstance(sign, ast.Pow) and (abs(b) > 1000 or self._size(a) * abs(b) > self.digits):
+            raise ValueError("the result is too large")
+        found: int | float = BINARY[type(sign)](a, b)
+        if isinstance(found, complex) or self._size(found) > self.digits:
+            raise ValueError("the result is no number of a reasonable size")
+        return found
 
     @staticmethod
     def _size(value: int | float) -> float:
