@@ -38,23 +38,30 @@ def answer_text(tokenizer: Any, tokens: list[int], ends: AbstractSet[int], stops
     return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
-def end_tokens(path: str, config: Any, tokenizer: Any) -> set[int]:
+def end_tokens(path: str, config: Any, tokenizer: Any) -> frozenset[int]:
     """The token ids that end a response: of the chat template, the generation config, the config, and the tokenizer."""
-    from transformers import GenerationConfig
-
     try:
         found = set(Chat(tokenizer).ends)
     except ChatError:  # each prompt says it again
         found = set()
-    sources = [config, tokenizer]
-    if (Path(path) / "generation_config.json").exists():
-        sources.append(GenerationConfig.from_pretrained(path))
-    for source in sources:
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
+    found |= configured_ends(path, config) | _ids(getattr(tokenizer, "eos_token_id", None))
     if not found:
         raise EngineError(f"{path} names no end token; set eos_token_id in its generation_config.json")
+    return frozenset(found)
+
+
+def configured_ends(path: str, config: Any) -> set[int]:
+    """Those that the model's own files name, so that every engine knows them."""
+    from transformers import GenerationConfig
+
+    found = _ids(getattr(config, "eos_token_id", None))
+    if (Path(path) / "generation_config.json").exists():
+        found |= _ids(GenerationConfig.from_pretrained(path).eos_token_id)
     return found
+
+
+def _ids(value: int | Sequence[int] | None) -> set[int]:
+    return {value} if isinstance(value, int) else set(value or ())
 
 
 def array(ids: Sequence[int]) -> IntArray:

@@ -100,7 +100,8 @@ class Tool:
         ]
         if untyped or not about:
             raise EnvironmentFault(f"tool {self.name} needs {f'types for {untyped}' if untyped else 'a docstring'}")
-        self._adapter = TypeAdapter(function if inspect.isfunction(function) else function.__call__)
+        bound: Any = function if inspect.isfunction(function) else getattr(function, "__call__")  # noqa: B004, B009
+        self._adapter: TypeAdapter[Any] = TypeAdapter(bound)
         parameters = {k: v for k, v in self._adapter.json_schema().items() if k != "additionalProperties"}
         self.schema = {
             "type": "function",

@@ -53,7 +53,7 @@ class LocalEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
         self._decoder = Decoder(config, dtype, device, context)
-        self.ends = frozenset(end_tokens(path, config, self.tokenizer))
+        self.ends = end_tokens(path, config, self.tokenizer)
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
         self._mode, self._device = mode, device
         self._rows = Rows(self._decoder, slots)

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 
 from actors.engine import Completion, Request, UpdateMode
-from actors.prompting import answer_text, check_prompt, end_tokens
+from actors.prompting import answer_text, check_prompt, configured_ends, end_tokens
 from actors.sglang.link import ServerLink, ServerSink, words
 from broker.errors import EngineError, WeightPushError
 from broker.messages import Sampling, VersionSpan
@@ -50,7 +50,10 @@ class SglangEngine:
 
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
-        self.ends = frozenset(end_tokens(path, config, self.tokenizer))
+        self.ends = end_tokens(path, config, self.tokenizer)
+        self._told = sorted(
+            self.ends - configured_ends(path, config)
+        )  # what a server does not know from the model's files
         self._vocabulary = int(config.vocab_size)
         self._links = [ServerLink(url) for url in urls]
         self._newest, self._recovering = newest, set[str]()
@@ -208,6 +211,7 @@ class SglangEngine:
         while True:
             link = await self._free_server(request)
             link.running += count
+            link.kept += count if request.keep else 0
             try:
                 async with self._http.post(f"{link.url}/generate", json=body) as answer:
                     found = json.loads(await answer.read())
@@ -223,6 +227,7 @@ class SglangEngine:
                 continue
             finally:
                 link.running -= count
+                link.kept -= count if request.keep else 0
             link.failures = 0
             for completion in done:
                 self._done.put((number, completion))
@@ -263,10 +268,12 @@ class SglangEngine:
             await asyncio.sleep(WAIT_SECONDS)
 
     def _parameters(self, sampling: Sampling, prompt: int, count: int = 1) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             "temperature": sampling.temperature, "top_p": sampling.top_p, "n": count, "skip_special_tokens": False,
             "max_new_tokens": min(sampling.max_new_tokens, self._context - prompt - 1),
         }  # fmt: skip
+        if self._told:
+            found["stop_token_ids"] = self._told
         return {**found, "stop": list(sampling.stop)} if sampling.stop else found
 
     def _completion(self, request: Request, index: int, sample: Mapping[str, Any], started: float) -> Completion:
