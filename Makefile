@@ -13,7 +13,7 @@ HERE := not kafka and not sglang and not gpu and not watch
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-kafka setup-sglang setup-watch run run-sglang test quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch run run-sglang test quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,12 @@ $(STAMP): setup.cfg constraints.txt
 	@echo "headrace: setting up .venv (once; PyTorch is large, expect some minutes)"
 	@$(PYTHON) -m venv .venv || { echo "headrace needs venv: apt install python3-venv"; rm -rf .venv; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(MAKE) --no-print-directory setup-sandbox
 	@touch $(STAMP)
+
+# What holds the programs that a model writes.
+setup-sandbox:
+	@command -v bwrap >/dev/null || { test $$(id -u) = 0 && { apt-get install -qq -y --no-install-recommends bubblewrap >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends bubblewrap >/dev/null; }; }; } || echo "headrace: install bubblewrap for rewards of code and their tests (apt install bubblewrap)"
 
 run: $(STAMP)
 	@$(BIN)/headrace run recipes/tiny.toml
@@ -30,11 +35,11 @@ run: $(STAMP)
 run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
-test: $(STAMP)
+test: $(STAMP) setup-sandbox
 	$(BIN)/python -m pytest tests -m "$(HERE)" -n 2 --dist loadgroup
 
 # What a developer runs after every change: no tree of processes, nothing slow.
-quick: $(STAMP)
+quick: $(STAMP) setup-sandbox
 	$(BIN)/python -m pytest tests -m "$(HERE) and not processes and not chaos and not slow" -n 2 --dist worksteal
 
 # Dashboards, alerts and the report, in a real Prometheus and a real browser.

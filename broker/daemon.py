@@ -44,13 +44,17 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
         return 3
 
 
-def keep_turning(turn: Callable[[], None], stop: Stop, unavailable: Flag) -> None:
-    """Call ``turn`` until ``stop``; while the log cannot be reached, say so and try again."""
+def keep_turning(
+    turn: Callable[[], None], stop: Stop, unavailable: Flag, over: Callable[[], bool] = lambda: False
+) -> None:
+    """Call ``turn`` until ``stop``, or until it is ``over``; while the log cannot be reached, say so and try again."""
     log = logging.getLogger("log")
     while not stop:
         try:
             turn()
             unavailable.set(0)
+            if over():
+                return
         except LogUnavailable as error:
             unavailable.set(1)
             log.warning("waiting for the log: %s", error)

@@ -83,5 +83,9 @@ class CheckpointError(HeadraceError):
     """A checkpoint is missing or damaged."""
 
 
+class Outage(HeadraceError):
+    """What a plug-in asks (a server, a file, a device) is away at present: no verdict, and worth waiting for."""
+
+
 class RunFault(HeadraceError):
     """The run cannot go on (exit status 3); the message is the one line that says why."""

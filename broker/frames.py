@@ -9,9 +9,13 @@ from typing import Any
 import msgpack
 
 
+def framed(message: Any) -> bytes:
+    data: bytes = msgpack.packb(message)
+    return struct.pack("<I", len(data)) + data
+
+
 def write_frame(stream: Any, message: Any) -> None:
-    data = msgpack.packb(message)
-    stream.write(struct.pack("<I", len(data)) + data)
+    stream.write(framed(message))
     stream.flush()
 
 

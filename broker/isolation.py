@@ -1,176 +1,275 @@
-"""Runs a judge in a process of its own: a hang, a crash or a memory bomb ends that process and nothing else.
+"""Runs a plug-in in a process of its own: a hang, a crash or a memory bomb ends that process with all its children, and nothing else.
 
-The parent sets the deadline, kills, and starts again; the child bounds its own memory. Frames are length-prefixed msgpack.
+The parent sets the deadline, ends the tree, and starts it again; the child bounds its own memory. Frames are length-prefixed msgpack.
 This isolates failures, not attacks: code from a model runs in a sandbox, not here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import importlib
 import os
 import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import IO, Any
 
 import msgpack
 
 from broker.errors import HeadraceError
-from broker.frames import kill, read_frame, write_frame
-from monitoring.daemon import die_with_parent
+from broker.faults import Failed, dumped, kind_of, place, told
+from broker.frames import framed, read_frame, write_frame
+from broker.processtree import end, keep
 
-Handler = Callable[[bytes], Any]
+Handler = Callable[[Any], Any]
+Relieve = Callable[[range, float], bool]
 START_SECONDS = 60.0
 PATIENCE_SECONDS = 0.25  # a payload that takes longer does not keep those behind it in its child
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
-
-
-class Failed(HeadraceError):
-    """One call failed: ``kind`` is ``timeout``, ``killed`` or ``error``."""
-
-    def __init__(self, kind: str, why: str) -> None:
-        super().__init__(f"{kind}: {why}")
-        self.kind = kind
+DUMP_SECONDS = 0.2
 
 
 class Isolated:
-    """``factory`` (``module:function``) is called in the child with ``options`` and gives the handler of all payloads."""
+    """``factory`` (``module:function``) is called in the child with ``options`` and gives the handler of all payloads.
 
-    def __init__(self, factory: str, options: dict[str, Any], *, timeout: float = 10.0, memory_mb: int = 1024) -> None:
+    ``timeout`` bounds one payload, ``start_timeout`` the making of the handler (imports, models), both in seconds; ``memory_mb`` bounds the
+    address space from then on (0: no bound). What the handler says of itself (its attribute ``about``) is in ``about`` once it has started.
+    """
+
+    def __init__(
+        self, factory: str, options: dict[str, Any], *,
+        timeout: float = 10.0, memory_mb: int = 1024, start_timeout: float = START_SECONDS,
+    ) -> None:  # fmt: skip
         self._factory, self._options, self._timeout, self._memory = factory, options, timeout, memory_mb
+        self._start_timeout = start_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self._dump = -1  # a file in memory that the child writes its stack to when it is asked
+        self._pid = 0
+        self._closed = False
+        self.about: Mapping[str, Any] = {}
         self.restarts = -1  # the first start is none
 
-    def call(
-        self, payloads: Sequence[bytes], let_go: Callable[[range], None] | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """Judge the payloads in order; yields the place of each with its result, or with what ``Failed`` it.
-
-        After a time-out or a crash the child is started again and goes on with the payload behind. Where one is slow, the
-        places behind it are ``let_go``: they are for another child, and this call ends with the slow one.
-        """
-        first, end = 0, len(payloads)
-        while first < end:
-            try:
-                child, begun = self._running(), first
-                write_frame(child.stdin, list(payloads[first:end]))
-            except (Failed, OSError) as error:
-                yield (
-                    first,
-                    error
-                    if isinstance(error, Failed)
-                    else Failed("killed", "the judging process ended before it took the sample"),
-                )
-                first += 1
-                self.stop()
-                continue
-            while first < end:
-                try:
-                    if let_go is not None and first + 1 < end and not self._has_more(PATIENCE_SECONDS):
-                        write_frame(child.stdin, first + 1 - begun)
-                        let_go(range(first + 1, end))
-                        end = first + 1
-                    answer = self._read(self._timeout)
-                except Failed as failure:
-                    self.stop()
-                    yield first, failure
-                    first += 1
-                    break
-                yield first, answer["result"] if "result" in answer else Failed("error", str(answer.get("error")))
-                first += 1
-            if end < len(payloads):
-                self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Read up to the child's word that it has left its batch: it may have begun on what was let go."""
-        try:
-            while self._process is not None and "left" not in self._read(self._timeout):
-                pass
-        except Failed:
-            self.stop()
-
-    def _has_more(self, seconds: float) -> bool:
-        """Whether the child says anything within ``seconds``."""
-        assert self._process is not None and self._process.stdout is not None
-        return bool(self._buffer or select.select([self._process.stdout.fileno()], [], [], seconds)[0])
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        """The child, started if need be. Raises HeadraceError if it refuses to start, Failed if it dies at it every time."""
+    def start(self) -> None:
+        """Have the child run. Raises HeadraceError if it cannot be started, Failed if what it needs for that is away."""
         for attempt in range(START_ATTEMPTS):
+            if self._closed:
+                raise Failed("killed", "closed")
             if self._process is not None and self._process.poll() is None:
-                return self._process
+                return
             self.stop()
             try:
                 return self._start()
-            except (Failed, OSError) as error:
+            except OSError as error:
+                failure: Exception = error
+            except Failed as error:
                 self.stop()
-                if attempt == START_ATTEMPTS - 1:
-                    raise Failed("killed", f"the judging process does not start: {error}") from error
-        raise AssertionError("unreachable")
+                if error.kind == "outage":
+                    raise
+                if error.kind == "timeout":
+                    raise HeadraceError(f"{self._name} has not started: {error.why}") from error
+                failure = error
+            if attempt == START_ATTEMPTS - 1:
+                raise HeadraceError(f"the process of {self._name} does not start: {failure}") from failure
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.restarts += 1
-        self._buffer = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "broker.isolation", str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        write_frame(
-            self._process.stdin, {"factory": self._factory, "options": self._options, "memory_mb": self._memory}
-        )
-        answer = self._read(START_SECONDS)
-        if "error" in answer:
+    def call(self, payloads: Sequence[Any], relieve: Relieve | None = None) -> Generator[tuple[int, Any], None, None]:
+        """Handle the payloads in order; yields the place of each with its result, or with what ``Failed`` it.
+
+        After a time-out or a crash the child is started again and goes on with the payload behind. Where one is slow, ``relieve`` is asked
+        now and then, with the places behind it and the seconds so far: if it takes them, this call ends with the slow one.
+        """
+        first, begun, stop, left = 0, 0, len(payloads), True
+        try:
+            while first < stop:
+                try:
+                    if left:
+                        self.start()
+                        begun, left = first, False
+                        self._write(list(payloads[first:stop]))
+                    answer, relieved = self._answer(range(first + 1, stop), first + 1 - begun, relieve)
+                except (Failed, OSError) as error:
+                    self.stop()
+                    failure = (
+                        error if isinstance(error, Failed) else Failed("killed", f"the judging process ended: {error}")
+                    )
+                    first, left = first + 1, True
+                    yield first - 1, failure
+                    continue
+                stop = first + 1 if relieved else stop
+                first += 1
+                yield first - 1, _result(answer)
+        finally:
+            if not left and (first < stop or stop < len(payloads)):  # the caller wants no more, or others have the rest
+                self._leave(first - begun, told=stop < len(payloads))
+
+    def _leave(self, wanted: int, told: bool) -> None:
+        """Have the child leave its batch, and read up to its word that it has: it may have begun on the next payload."""
+        try:
+            if not told:
+                self._write(wanted)
+            while "left" not in self._read(self._timeout, "still judging"):
+                pass
+        except (Failed, OSError):
             self.stop()
-            raise HeadraceError(f"{self._options.get('use', self._factory)} cannot be started: {answer['error']}")
-        return self._process
-
-    def _read(self, timeout: float) -> dict[str, Any]:
-        """The child's next frame. Raises Failed."""
-        assert self._process is not None and self._process.stdout is not None
-        file = self._process.stdout.fileno()
-        while True:
-            if len(self._buffer) >= 4:
-                size = struct.unpack("<I", self._buffer[:4])[0]
-                if size > MAX_FRAME:
-                    raise Failed("error", "the judging process wrote something that is no answer")
-                if len(self._buffer) >= 4 + size:
-                    data, self._buffer = self._buffer[4 : 4 + size], self._buffer[4 + size :]
-                    answer = msgpack.unpackb(data)
-                    return answer if isinstance(answer, dict) else {"error": "no answer"}
-            ready, _, _ = select.select([file], [], [], timeout)
-            if not ready:
-                raise Failed("timeout", f"no verdict within {timeout:g} s")
-            chunk = os.read(file, 1 << 16)
-            if not chunk:
-                status = self._process.wait(5)
-                raise Failed("killed", f"the judging process ended with status {status}")
-            self._buffer += chunk
 
     def stop(self) -> None:
+        """End the child and all its children."""
         if self._process is not None:
-            kill(self._process)
+            end(self._process)
             self._process = None
+        if self._dump >= 0:
+            os.close(self._dump)
+            self._dump = -1
+
+    def close(self) -> None:
+        """``stop``, and never start again. Safe from another thread."""
+        self._closed = True
+        self.stop()
+
+    # -- the child -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return str(self._options.get("use", self._factory))
+
+    def _start(self) -> None:
+        self.restarts += 1
+        self._buffer, self._dump = b"", os.memfd_create("stack")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "broker.isolation", str(self._dump)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True, pass_fds=[self._dump],
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self._write({"factory": self._factory, "options": self._options, "memory_mb": self._memory})
+        self._pid = int(self._read(self._start_timeout, "no sign of life").get("pid", 0))
+        answer = self._read(self._start_timeout, "not ready")
+        if answer.get("kind") == "outage":
+            raise Failed("outage", str(answer["error"]))
+        if "error" in answer:
+            self.stop()
+            raise HeadraceError(f"{self._name} cannot be started: {answer['error']}")
+        self.about = answer.get("about") or {}
+
+    def _answer(self, behind: range, wanted: int, relieve: Relieve | None) -> tuple[dict[str, Any], bool]:
+        """The answer to the payload under way, and whether others have taken over the places ``behind`` it. Raises Failed."""
+        begun, pause, relieved = time.monotonic(), PATIENCE_SECONDS, False
+        while (answer := self._frame()) is None:
+            passed = time.monotonic() - begun
+            if passed >= self._timeout:
+                raise Failed("timeout", f"no verdict within {self._timeout:g} s{self._where()}")
+            left, asking = self._timeout - passed, relieve is not None and not relieved
+            if self._fill(min(pause, left) if asking else left) or not asking:
+                continue
+            assert relieve is not None
+            if relieve(behind, time.monotonic() - begun):
+                relieved = True
+                if behind:
+                    self._write(wanted)
+            pause *= 2
+        return answer, relieved and bool(behind)
+
+    def _read(self, timeout: float, lacking: str) -> dict[str, Any]:
+        """The child's next frame. Raises Failed."""
+        deadline = time.monotonic() + timeout
+        while (answer := self._frame()) is None:
+            if not self._fill(deadline - time.monotonic()):
+                raise Failed("timeout", f"{lacking} within {timeout:g} s{self._where()}")
+        return answer
+
+    def _frame(self) -> dict[str, Any] | None:
+        """The next frame of what has been read; None while it is not whole."""
+        if len(self._buffer) < 4:
+            return None
+        size = struct.unpack("<I", self._buffer[:4])[0]
+        if size > MAX_FRAME:
+            raise Failed("error", "the judging process wrote something that is no answer")
+        if len(self._buffer) < 4 + size:
+            return None
+        data, self._buffer = self._buffer[4 : 4 + size], self._buffer[4 + size :]
+        answer = msgpack.unpackb(data, strict_map_key=False)
+        return answer if isinstance(answer, dict) else {"error": "no answer", "kind": "error"}
+
+    def _fill(self, timeout: float) -> bool:
+        """Read what the child says within ``timeout`` seconds; whether it says anything. Raises Failed where it has ended."""
+        assert self._process is not None and self._process.stdout is not None
+        file = self._process.stdout.fileno()
+        if not select.select([file], [], [], max(0.0, timeout))[0]:
+            return False
+        chunk = os.read(file, 1 << 16)
+        if not chunk:
+            raise Failed("killed", self._ending())
+        self._buffer += chunk
+        return True
+
+    def _write(self, message: Any) -> None:
+        """Raises Failed, OSError; a child that takes nothing must not hold up its parent."""
+        assert self._process is not None and self._process.stdin is not None
+        file, data = self._process.stdin.fileno(), memoryview(framed(message))
+        deadline = time.monotonic() + self._timeout
+        while data:
+            if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise Failed("timeout", f"took no sample within {self._timeout:g} s")
+            with contextlib.suppress(BlockingIOError):
+                data = data[os.write(file, data) :]
+
+    def _ending(self) -> str:
+        assert self._process is not None
+        try:
+            status = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "the judging process has closed its end"
+        if status > 128:
+            with contextlib.suppress(ValueError):
+                return f"the judging process was ended by {signal.Signals(status - 128).name}"
+        return f"the judging process ended with status {status}"
+
+    def _where(self) -> str:
+        """Where the child is at this moment, as `` (file:line in name)``; empty if it does not say."""
+        if self._dump < 0 or not self._pid:
+            return ""
+        with contextlib.suppress(OSError):
+            os.kill(self._pid, signal.SIGUSR1)
+        deadline = time.monotonic() + DUMP_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+            text = os.pread(self._dump, 1 << 16, 0).decode("utf-8", "replace")
+            if text.endswith("\n"):
+                return place(dumped(text))
+        return ""
+
+
+def _result(answer: Mapping[str, Any]) -> Any:
+    return answer["result"] if "result" in answer else Failed(str(answer.get("kind")), str(answer.get("error")))
 
 
 def main() -> None:
-    die_with_parent(int(sys.argv[1]))
+    """The child: its keeper stays behind, and the rest is the handler's."""
+    keep(sys.stdin.fileno())
+    faulthandler.register(signal.SIGUSR1, file=int(sys.argv[1]), all_threads=False)
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a judge prints must not come between the frames
     orders = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
     start = read_frame(orders)
+    write_frame(out, {"pid": os.getpid()})
     try:
         module, _, name = start["factory"].partition(":")
         handler: Handler = getattr(importlib.import_module(module), name)(start["options"])
-        limit = int(start["memory_mb"]) << 20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    except Exception as error:  # a judge may fail to start in any way; the parent says which
-        return write_frame(out, {"error": f"{type(error).__name__}: {error}"})
-    write_frame(out, {"ready": True})
+        if start["memory_mb"]:
+            limit = int(start["memory_mb"]) << 20
+            # the soft limit alone: what a judge starts, such as a sandbox with a compiler, has bounds of its own
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        ready = {"ready": True, "about": getattr(handler, "about", None)}
+    except (Exception, SystemExit) as error:  # a judge may fail to start in any way; the parent says which
+        return write_frame(out, {"error": told(error), "kind": kind_of(error)})
+    write_frame(out, ready)
     while (order := read_frame(orders)) is not None:
         if isinstance(order, int):  # it came when the batch was judged already
             write_frame(out, {"left": True})
@@ -179,19 +278,20 @@ def main() -> None:
     return None
 
 
-def judge(payloads: list[bytes], handler: Handler, orders: IO[bytes], out: IO[bytes]) -> None:
+def judge(payloads: list[Any], handler: Handler, orders: IO[bytes], out: IO[bytes]) -> None:
     """Answer for each payload; if the parent says how many it still wants, leave the others to other children."""
     wanted = None
-    for place, payload in enumerate(payloads):
+    for number, payload in enumerate(payloads):
         if wanted is None and select.select([orders], [], [], 0)[0]:
             wanted = read_frame(orders)
-        if wanted is not None and place >= wanted:
+        if wanted is not None and number >= wanted:
             break
         try:
-            answer = {"result": handler(payload)}
+            data = framed({"result": handler(payload)})
         except (Exception, SystemExit) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
-            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        write_frame(out, answer)
+            data = framed({"error": told(error), "kind": kind_of(error)})
+        out.write(data)
+        out.flush()
     if wanted is not None:
         write_frame(out, {"left": True})
 

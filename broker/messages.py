@@ -25,6 +25,7 @@ from broker.manifests import (
     VoteRef,
 )
 from broker.prompts import PURPOSES, ChatMessage, Prompt, Sampling
+from broker.seals import Seal
 from broker.trajectories import FINISH_REASONS, FloatArray, IntArray, Segment, Trajectory, VersionSpan, trajectory_id
 from broker.verdicts import OUTCOMES, DeadLetter, PolicyVersion, Settled, Trimmed, Vote
 from broker.wire import Json, Position
@@ -51,6 +52,7 @@ __all__ = [
     "Prompt",
     "SampleRef",
     "Sampling",
+    "Seal",
     "Segment",
     "Settled",
     "StepResult",
@@ -74,6 +76,7 @@ Message = (
     | StepResult
     | Evaluation
     | Artefact
+    | Seal
     | PolicyVersion
     | DeadLetter
     | Settled
@@ -87,6 +90,7 @@ _RECORDS = (
     StepResult,
     Evaluation,
     Artefact,
+    Seal,
     PolicyVersion,
     DeadLetter,
     Settled,

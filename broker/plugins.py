@@ -55,6 +55,30 @@ def check(use: str, options: Collection[str], base: Path, where: str, hidden: Co
         _refuse_unknown(options, [k for k in known if k not in hidden], use, where)
 
 
+def may_have(use: str, base: Path, method: str) -> bool:
+    """Whether the class that ``use`` names may have such a method; False only where its source shows that it has not."""
+    module, name = split(use, "")
+    source = _source(module, base)
+    tree = _tree(source, use, "") if source is not None else None
+    found = (
+        None if tree is None else next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    )
+    if found is None or found.bases:
+        return True
+    return any(isinstance(item, ast.FunctionDef) and item.name == method for item in found.body)
+
+
+def fields_of(use: str, base: Path) -> list[str] | None:
+    """The options of the class that ``use`` names, without running anything of it; None where that cannot be told."""
+    module, _, name = use.partition(":")
+    source = _source(module, base) if module and name else None
+    try:
+        tree = None if source is None else _tree(source, use, "")
+    except RunFileError:
+        return None  # ``check`` says why
+    return None if tree is None else _fields(tree, name)
+
+
 def load(use: str, base: Path, where: str) -> Any:
     """What ``use`` names. Raises RunFileError if it cannot be loaded."""
     module, name = split(use, where)

@@ -138,6 +138,10 @@ class Trajectory:
     def newest_version(self) -> int:
         return max((s.version for s in self.versions), default=0)
 
+    def staleness(self, step: int) -> int:
+        """How many versions older the oldest tokens are than the policy that takes ``step`` on them: version ``step - 1``."""
+        return step - 1 - self.oldest_version
+
     def mask(self) -> NDArray[np.bool_]:
         """bool ``[T]``: the trainable tokens."""
         mask = np.zeros(self.tokens.shape[0], dtype=np.bool_)

@@ -15,6 +15,8 @@ class Watermark:
     def __init__(self) -> None:
         self._open: dict[Part, dict[int, bool]] = {}
         self._next: dict[Part, int] = {}
+        self.dirty = False
+        """Whether anything was done since ``offsets`` was asked for."""
 
     def start(self, record: Record) -> None:
         """``record`` was taken from the consumer."""
@@ -26,11 +28,12 @@ class Watermark:
         """``record`` was handled, and what came of it is durable. Unknown ones (revoked meanwhile) are left aside."""
         part = (record.topic, record.partition)
         if record.offset in self._open.get(part, {}):
-            self._open[part][record.offset] = True
+            self._open[part][record.offset] = self.dirty = True
 
     def offsets(self) -> dict[Part, int]:
         """For each partition the offset below which all is done."""
         low: dict[Part, int] = {}
+        self.dirty = False
         for part, taken in self._open.items():
             waiting = [offset for offset, done in taken.items() if not done]
             low[part] = min(waiting, default=self._next[part])

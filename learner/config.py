@@ -50,7 +50,8 @@ class LearnerConfig:
         for key in over:
             if key in for_whole_run():
                 raise RunFileError(f"{where}.{key} holds for the whole run: set it in [learner]")
-        return parse(merge(base, over), Training, where)
+        training = parse(merge(base, over), Training, where)
+        return training.model_copy(update={"objective": training.objective.beside(self.file.base)})
 
 
 def read_stage(table: Any, number: int, file: RunFile) -> Stage:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
+from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 
@@ -65,57 +66,6 @@ class RlOptimizerTable(OptimizerTable):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
 
 
-class ObjectiveTable(Table):
-    """What the loss is: a named objective, and values that replace its own defaults (see learner/losses)."""
-
-    name: Literal[
-        "async",
-        "grpo",
-        "dapo",
-        "topr",
-        "drgrpo",
-        "rloo",
-        "reinforce_pp",
-        "gspo",
-        "cispo",
-        "tis",
-        "tis_sequence",
-        "icepop",
-        "dppo",
-        "m2po",
-        "decoupled",
-        "r1",
-    ] = "async"
-    advantage_std: Literal["population", "sample", "batch", "none"] | None = None
-    advantage_baseline: Literal["mean", "leave_one_out"] | None = None
-    """What a reward is compared with: the mean of its group, or of the others in it (RLOO, usually without std)."""
-    aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
-    clip_low: float | None = Field(default=None, gt=0)
-    clip_high: float | None = Field(default=None, gt=0)
-    dual_clip: float | None = Field(default=None, gt=1)
-    weight_cap: float | None = Field(default=None, gt=0)
-    weight_tokens: int | None = Field(default=None, ge=1)
-    """Tokens from which on the log-weight of a whole sequence is scaled down by its length (``async``: 256)."""
-    trust: float | None = Field(default=None, gt=0)
-    """Largest change of a token's probability that still moves it further (the DPPO mask)."""
-    tau: float | None = Field(default=None, ge=0)
-    """Weight of the squared log-ratio to the behaviour policy."""
-    opsm: float | None = Field(default=None, gt=0)
-    """Leave out a sequence with a negative advantage whose mean log-ratio mu/pi is above it."""
-    kl: float | None = Field(default=None, ge=0)
-    """Weight of the divergence to the reference policy."""
-    kl_kind: Literal["k1", "k2", "k3"] | None = None
-    kl_in: Literal["loss", "reward"] | None = None
-    """Whether the divergence is part of the loss, or makes each token's advantage less."""
-    entropy_bonus: float | None = Field(default=None, ge=0)
-    """Weight of the policy's entropy, which the loss is less by."""
-    second_moment: float | None = Field(default=None, gt=0)
-    """Leave out the tokens that moved furthest until the mean squared log-ratio of the rest is at most this (M2PO: .04)."""
-    ref_refresh: int = Field(default=400, ge=1)
-    constant_length: int = Field(default=1024, ge=1)
-    """Length that ``aggregation = "constant"`` divides by."""
-
-
 class Training(Table):
     """How an RL stage trains: defaults in ``[learner]``, and a stage's own ``learner`` table replaces single keys.
 
@@ -135,6 +85,10 @@ class Training(Table):
     overlong_buffer: int = Field(default=0, ge=0)
     """Tokens before ``sampling.max_new_tokens`` from which the reward falls, linearly by ``overlong_penalty`` (0: it does not)."""
     overlong_penalty: float = Field(default=1.0, ge=0)
+    mask_truncated: bool = False
+    """Whether answers that ran out of tokens give no gradient; they keep their place in the means."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps that a step's groups are split into. It stays one policy version: all of it counts as sampled and trained at once."""
     max_resampling: float = Field(default=4.0, ge=0)
     """A step drops at most this many times ``groups_per_step`` groups without variance; after that they take its places."""
     pack_tokens: int = Field(default=4096, ge=16)
@@ -153,6 +107,19 @@ class Training(Table):
     def credits(self) -> int:
         """Groups that may be outstanding at once: fed in order and trained in order, none then becomes older than ``max_lag``."""
         return (self.max_lag + 1) * self.groups_per_step
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Training:
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                f"sampling.top_p = {self.sampling.top_p}: training needs top_p = 1. What it leaves out has no log-probability in the policy that "
+                "sampled, and engines do not agree on what they report, so every importance weight would be wrong. An evaluate stage may use it"
+            )
+        if self.minibatches > self.groups_per_step:
+            raise ValueError(
+                f"minibatches = {self.minibatches} of groups_per_step = {self.groups_per_step} groups: each needs a group; lower minibatches"
+            )
+        return self
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -19,24 +19,6 @@ from learner.stages.stage import Stage
 from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
-GAUGES = {
-    "entropy": "entropy",
-    "grad_norm": "grad_norm",
-    "reward_mean": "reward_mean",
-    "ess_ratio": "ess_ratio",
-    "kl_behavior": "kl",
-    "importance_ratio_max": "importance_ratio_max",
-    "zero_variance_group_ratio": "zero_variance_group_ratio",
-    "masked_fraction": "masked_fraction",
-    "mismatch": "mismatch",
-    "loss": "loss",
-    "lr": "learning_rate",
-    "activation_memory_bytes": "activation_memory",
-    "parameter_bytes": "parameter_bytes",
-    "trained_parameter_bytes": "trained_parameter_bytes",
-    "optimizer_state_bytes": "optimizer_state",
-}
-"""Which metric of a step sets which gauge."""
 USUAL_STEPS = 21  # of whose times the median is the usual one
 
 
@@ -91,8 +73,8 @@ class Telemetry:
         """Export what a step was made of: age and length of each of its samples."""
         self.metrics.groups("trained").inc(len(planned.groups))
         for group in planned.groups:
-            for trajectory, _ in group:
-                self.metrics.staleness.observe(planned.manifest.step - 1 - trajectory.oldest_version)
+            for trajectory, *_ in group:
+                self.metrics.staleness.observe(trajectory.staleness(planned.manifest.step))
                 self.metrics.response_length.observe(trajectory.response_tokens)
 
     def pushed(self, seconds: float, receivers: Sequence[str], evicted: Mapping[str, int], epochs: int) -> None:
@@ -110,29 +92,19 @@ class Telemetry:
 
     def shift(self, seconds: float) -> None:
         """Export one shift of the learner on devices that it shares with engines."""
-        self.metrics.turn_seconds.observe(seconds)
+        self.metrics.shift_seconds.observe(seconds)
 
     def _export(self, step: int, metrics: dict[str, float], phases: dict[str, float]) -> None:
         mine = self.metrics
         mine.steps.inc()
         mine.weight_version.set(step)
-        mine.tokens.inc(metrics.get("tokens_trained", 0.0))
         for name, seconds in phases.items():
             mine.step_phase(name).observe(seconds)
-        for name, gauge in GAUGES.items():
-            if name in metrics:
-                getattr(mine, gauge).set(metrics[name])
+        mine.report(metrics)
         mine.last_step.set_to_current_time()
-        for side in ("low", "high", "dual"):
-            mine.clip_fraction(side).set(metrics.get(f"clip_fraction_{side}", 0.0))  # an objective without a clip has 0
-        if "importance_ratio_mean" in metrics:
-            mine.importance_ratio.observe(metrics["importance_ratio_mean"])
         for name, value in metrics.items():
             if name.startswith("dropped/"):
-                mine.dropped_groups(name.removeprefix("dropped/")).inc(value)
                 mine.groups("dead_lettered" if name == "dropped/dead_letter" else "dropped").inc(value)
-            if name.startswith("reward/"):
-                mine.rewarder_mean(name.removeprefix("reward/")).set(value)
         if torch.cuda.is_available():
             mine.gpu_memory("allocated").set(torch.cuda.memory_allocated())
             mine.gpu_memory("reserved").set(torch.cuda.memory_reserved())

@@ -1,19 +1,22 @@
-"""Every metric of the project, declared once: name, type, buckets, units (base units; ``_total`` on counters).
+"""Every metric of the project, declared once and in one row: name, type, buckets, units (base units; ``_total`` on counters).
 
 One registry a process, one role a registry (an actor and a learner both have a ``weight_version``). A class holds the metrics of one role, with their labels looked up already, so that a call site is
-one line. Labels are of low cardinality only: never a prompt's or a trajectory's id.
+one line. Labels are of low cardinality only: never a prompt's or a trajectory's id. docs/metrics.md lists them all (``python -m monitoring.catalogue``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from monitoring.rows import Metrics, Row, counter, counters, gauge, gauges, histogram, histograms
+from monitoring.timekeeping import SystemMetrics
+
+__all__ = [
+    "ROLES", "ActorMetrics", "BrokerMetrics", "LearnerMetrics", "RewarderMetrics", "RunMetrics", "StepMetrics", "SystemMetrics",
+]  # fmt: skip
 
 GENERATION_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 REWARDER_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60)
@@ -23,245 +26,201 @@ RATIO = (0.1, 0.5, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 2, 5, 10)
 LENGTH = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 PHASE_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
+IN_CLIP = "the policy may stay inside the clip"
+STAGE_OVER = "the RL stage may be over at the moment of the scrape"
 
-class ActorMetrics:
+
+class ActorMetrics(Metrics):
     """What one actor generates."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.generated_tokens = Counter("headrace_generated_tokens", "Response tokens generated", registry=registry)
-        self.inflight = Gauge("headrace_inflight_requests", "Samples being generated", registry=registry)
-        self.weight_version = Gauge("headrace_weight_version", "Policy version that is sampled from", registry=registry)
-        self.generation_seconds = Histogram(
-            "headrace_generation_seconds",
-            "From admission of a sample to its end",
-            buckets=GENERATION_SECONDS,
-            registry=registry,
-        )
-        self.update_seconds = Histogram(
-            "headrace_weight_update_seconds", "Taking in one set of weights", buckets=PHASE_SECONDS, registry=registry
-        )
-        self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens of finished samples", registry=registry)
-        self.cached_prompt_tokens = Counter(
-            "headrace_cached_prompt_tokens",
-            "Prompt tokens that an engine took from its prefix cache",
-            registry=registry,
-        )
-        aborted = Counter("headrace_aborted", "Samples that did not end by themselves", ["reason"], registry=registry)
-        self.aborted = lru_cache(maxsize=32)(lambda reason: aborted.labels(reason))
+    generated_tokens = counter("generated_tokens", "Response tokens generated")
+    inflight = gauge(
+        "inflight_requests", "Samples being generated", may_be_zero="the actor may be idle at the moment of the scrape"
+    )
+    weight_version = gauge("weight_version", "Policy version that is sampled from")
+    generation_seconds = histogram("generation_seconds", "From admission of a sample to its end", GENERATION_SECONDS)
+    update_seconds = histogram("weight_update_seconds", "Taking in one set of weights", PHASE_SECONDS)
+    prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished samples")
+    cached_prompt_tokens = counter(
+        "cached_prompt_tokens", "Prompt tokens that an engine took from its prefix cache",
+        may_be_zero="the local engine has no prefix cache",
+    )  # fmt: skip
+    aborted = counters(
+        "aborted", "Samples that did not end by themselves", "reason",
+        may_be_zero="no sample is aborted by an update that keeps them",
+    )  # fmt: skip
 
 
-class RewarderMetrics:
+class RewarderMetrics(Metrics):
     """What one rewarder judges."""
 
+    latency: Row[Histogram] = Row(Histogram, "latency_seconds", "One judgement", ("rewarder",), REWARDER_SECONDS)
+    reward: Row[Histogram] = Row(Histogram, "reward", "Values given", ("rewarder",), REWARD)
+    mean: Row[Gauge] = Row(Gauge, "reward_recent_mean", "Moving mean of the values given", ("rewarder",))
+    results = counters("results", "Verdicts", "rewarder", "outcome")
+    causes = counters(
+        "judge_failures", "Verdicts behind a failure: time-out, kill, error, outage", "rewarder", "cause",
+        may_be_zero="no judge fails",
+    )  # fmt: skip
+    outage: Row[Gauge] = Row(
+        Gauge, "rewarder_outage", "1 while samples are held because the judge is away", ("rewarder",),
+        may_be_zero="no judge is away",
+    )  # fmt: skip
+    restarts: Row[Counter] = Row(
+        Counter,
+        "worker_restarts",
+        "Judging processes ended and started again",
+        ("rewarder",),
+        may_be_zero="no judge dies",
+    )
+    skipped: Row[Counter] = Row(
+        Counter, "skipped_records", "Records that no verdict is due on", ("rewarder",),
+        may_be_zero="every sample's mix names the rewarder",
+    )  # fmt: skip
+    degraded: Row[Gauge] = Row(
+        Gauge, "sandbox_degraded", "1 while the sandbox fails its self-test", ("rewarder",),
+        may_be_zero="a sandbox is asked for by few rewarders, and passes its self-test",
+    )  # fmt: skip
+
     def __init__(self, registry: CollectorRegistry, rewarder: str) -> None:
-        label = ["rewarder"]
-        self.latency = Histogram(
-            "headrace_latency_seconds", "One judgement", label, buckets=REWARDER_SECONDS, registry=registry
-        ).labels(rewarder)
-        self.reward = Histogram("headrace_reward", "Values given", label, buckets=REWARD, registry=registry).labels(
-            rewarder
-        )
-        self.mean = Gauge(
-            "headrace_reward_recent_mean", "Moving mean of the values given", label, registry=registry
-        ).labels(rewarder)
-        results = Counter("headrace_results", "Verdicts", ["rewarder", "outcome"], registry=registry)
-        self.results = lru_cache(maxsize=8)(lambda outcome: results.labels(rewarder, outcome))
-        self.restarts = Counter(
-            "headrace_worker_restarts", "Judging processes ended and started again", label, registry=registry
-        ).labels(rewarder)
-        self.skipped = Counter(
-            "headrace_skipped_records", "Records that no verdict is due on", label, registry=registry
-        ).labels(rewarder)
-        self.degraded = Gauge(
-            "headrace_sandbox_degraded", "1 while the sandbox fails its self-test", label, registry=registry
-        ).labels(rewarder)
+        super().__init__(registry, rewarder=rewarder)
 
 
-class LearnerMetrics:
+class StepMetrics(Metrics):
+    """What a step of the learner tells: each row with the name (``key``) that the step's result has for it in the log."""
+
+    tokens = counter("tokens", "Response tokens trained", key="tokens_trained")
+    dropped_groups = counters(
+        "dropped_groups",
+        "Groups that ended untrained",
+        "reason",
+        key="dropped/*",
+        may_be_zero="no group need be dropped",
+    )
+    importance_ratio = histogram("importance_ratio", "Mean of pi/mu of a step", RATIO, key="importance_ratio_mean")
+    importance_ratio_max = gauge("importance_ratio_max", "Largest pi/mu of the last step", key="importance_ratio_max")
+    clip_fraction = gauges(
+        "clip_fraction", "Share of tokens clipped or masked", "side", key="clip_fraction_*", always=("low", "high", "dual"),
+        may_be_zero=IN_CLIP,
+    )  # fmt: skip
+    masked_fraction = gauge(
+        "masked_fraction", "Share of tokens without a gradient", key="masked_fraction", may_be_zero=IN_CLIP
+    )
+    mismatch = gauge(
+        "engine_mismatch", "Mean |log pi - log mu| of tokens of staleness 0, nats", key="mismatch",
+        may_be_zero="a step need not hold a token of staleness 0",
+    )  # fmt: skip
+    kl = gauge("kl", "k3 divergence between behaviour and policy", key="kl_behavior")
+    entropy = gauge("entropy", "Entropy of the policy, nats a token", key="entropy")
+    loss = gauge("loss", "Loss of the last step", key="loss")
+    learning_rate = gauge("learning_rate", "Learning rate of the last step", key="lr")
+    reward_mean = gauge("reward_mean", "Mean reward of the groups judged for the last step", key="reward_mean")
+    rewarder_mean = gauges(
+        "rewarder_reward_mean", "Mean value of a rewarder in the last step", "rewarder", key="reward/*"
+    )
+    grad_norm = gauge("grad_norm", "Gradient norm before clipping", key="grad_norm")
+    ess_ratio = gauge("ess_ratio", "Effective sample size over sample size", key="ess_ratio")
+    zero_variance_group_ratio = gauge(
+        "zero_variance_group_ratio", "Share of groups without a gradient", key="zero_variance_group_ratio",
+        may_be_zero="rewards may differ in every group",
+    )  # fmt: skip
+    activation_memory = gauge(
+        "activation_memory_bytes", "What the forward pass of a chunk holds for its backward pass, the most of a step",
+        key="activation_memory_bytes",
+    )  # fmt: skip
+    parameter_bytes = gauge("parameter_bytes", "Size of the learner's model", key="parameter_bytes")
+    trained_parameter_bytes = gauge(
+        "trained_parameter_bytes", "Size of the parameters that take a gradient", key="trained_parameter_bytes"
+    )
+    optimizer_state = gauge(
+        "optimizer_state_bytes", "Size of the optimizer's state, wherever it lies", key="optimizer_state_bytes"
+    )
+
+
+class LearnerMetrics(StepMetrics):
     """What the learner trains."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"headrace_{name}", text, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"headrace_{name}", text, buckets=buckets, registry=registry)
-
-        phase = Histogram(
-            "headrace_step_phase_seconds", "Parts of a step", ["phase"], buckets=PHASE_SECONDS, registry=registry
-        )
-        self.step_phase = lru_cache(maxsize=32)(lambda name: phase.labels(name))
-        since = Gauge(
-            "headrace_phase_since_timestamp_seconds",
-            "When the learner entered a phase that it is in, seconds since the epoch; 0 while it is not",
-            ["phase"],
-            registry=registry,
-        )
-        self.phase_since = lru_cache(maxsize=32)(lambda name: since.labels(name))
-        self.tokens = Counter("headrace_tokens", "Response tokens trained", registry=registry)
-        self.steps = Counter("headrace_steps", "Optimizer steps", registry=registry)
-        self.weight_version = gauge("weight_version", "Newest policy version")
-        self.staleness = histogram("staleness_versions", "Versions between sampling and training", STALENESS)
-        dropped = Counter("headrace_dropped_groups", "Groups that ended untrained", ["reason"], registry=registry)
-        self.dropped_groups = lru_cache(maxsize=32)(lambda reason: dropped.labels(reason))
-        self.importance_ratio = histogram("importance_ratio", "Mean of pi/mu of a step", RATIO)
-        self.importance_ratio_max = gauge("importance_ratio_max", "Largest pi/mu of the last step")
-        clip = Gauge("headrace_clip_fraction", "Share of tokens clipped or masked", ["side"], registry=registry)
-        self.clip_fraction = lru_cache(maxsize=8)(lambda side: clip.labels(side))
-        self.masked_fraction = gauge("masked_fraction", "Share of tokens without a gradient")
-        self.mismatch = gauge("engine_mismatch", "Mean |log pi - log mu| of tokens of staleness 0, nats")
-        self.kl = gauge("kl", "k3 divergence between behaviour and policy")
-        self.entropy = gauge("entropy", "Entropy of the policy, nats a token")
-        self.loss = gauge("loss", "Loss of the last step")
-        self.learning_rate = gauge("learning_rate", "Learning rate of the last step")
-        self.reward_mean = gauge("reward_mean", "Mean reward of the groups judged for the last step")
-        vote = Gauge(
-            "headrace_rewarder_reward_mean",
-            "Mean value of a rewarder in the last step",
-            ["rewarder"],
-            registry=registry,
-        )
-        self.rewarder_mean = lru_cache(maxsize=64)(lambda rewarder: vote.labels(rewarder))
-        self.grad_norm = gauge("grad_norm", "Gradient norm before clipping")
-        self.ess_ratio = gauge("ess_ratio", "Effective sample size over sample size")
-        self.zero_variance_group_ratio = gauge("zero_variance_group_ratio", "Share of groups without a gradient")
-        self.response_length = histogram("response_length_tokens", "Mean response length of a step", LENGTH)
-        self.broadcast_seconds = histogram(
-            "weight_broadcast_seconds", "One push of weights to all receivers", PHASE_SECONDS
-        )
-        self.turn_seconds = histogram(
-            "turn_seconds", "One turn of the learner on devices that it shares with engines", PHASE_SECONDS
-        )
-        self.checkpoint_seconds = histogram("checkpoint_seconds", "Writing one checkpoint", PHASE_SECONDS)
-        evictions = Counter(
-            "headrace_broadcast_evictions", "Receivers that did not answer a push", ["member"], registry=registry
-        )
-        self.evictions = lru_cache(maxsize=1024)(lambda member: evictions.labels(member))
-        self.epochs = Counter("headrace_membership_epochs", "Broadcast groups formed anew", registry=registry)
-        self.receivers = gauge("weight_receivers", "Receivers of weights that are alive")
-        self.outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
-        self.credits = gauge("credits", "Groups that may be outstanding at once (0: no RL stage is under way)")
-        self.max_lag = gauge("max_lag_versions", "Largest staleness that is trained")
-        groups = Counter("headrace_groups", "Groups that ended", ["fate"], registry=registry)
-        self.groups = lru_cache(maxsize=8)(lambda fate: groups.labels(fate))
-        self.last_step = gauge("last_step_timestamp_seconds", "When the last step ended, seconds since the epoch")
-        self.stage_begin = gauge("stage_begin_timestamp_seconds", "When the stage began, seconds since the epoch")
-        self.usual_step = gauge("usual_step_seconds", "Median time of the stage's last steps (0: none yet)")
-        self.pass_at_1 = gauge("pass_at_1", "Held-out pass@1 of the last evaluation")
-        self.cons_at_k = gauge("cons_at_k", "Held-out majority vote of the last evaluation")
-        memory = Gauge("headrace_gpu_memory_bytes", "Device memory", ["kind"], registry=registry)
-        self.gpu_memory = lru_cache(maxsize=4)(lambda kind: memory.labels(kind))
-        self.activation_memory = gauge(
-            "activation_memory_bytes",
-            "What the forward pass of a chunk holds for its backward pass, the most of a step",
-        )
-        self.parameter_bytes = gauge("parameter_bytes", "Size of the learner's model")
-        self.trained_parameter_bytes = gauge("trained_parameter_bytes", "Size of the parameters that take a gradient")
-        self.optimizer_state = gauge("optimizer_state_bytes", "Size of the optimizer's state, wherever it lies")
+    step_phase = histograms("step_phase_seconds", "Parts of a step", PHASE_SECONDS, "phase")
+    phase_since = gauges(
+        "phase_since_timestamp_seconds",
+        "When the learner entered a phase that it is in, seconds since the epoch; 0 while it is not", "phase",
+        may_be_zero="the learner computes most of the time, which is no phase of its own",
+    )  # fmt: skip
+    steps = counter("steps", "Optimizer steps")
+    weight_version = gauge("weight_version", "Newest policy version")
+    staleness = histogram("staleness_versions", "Versions between sampling and training", STALENESS)
+    response_length = histogram("response_length_tokens", "Mean response length of a step", LENGTH)
+    broadcast_seconds = histogram("weight_broadcast_seconds", "One push of weights to all receivers", PHASE_SECONDS)
+    shift_seconds = histogram(
+        "shift_seconds", "One shift of the learner on devices that it shares with engines", PHASE_SECONDS,
+        may_be_zero="engine and learner have devices of their own",
+    )  # fmt: skip
+    checkpoint_seconds = histogram("checkpoint_seconds", "Writing one checkpoint", PHASE_SECONDS)
+    evictions = counters(
+        "broadcast_evictions", "Receivers that did not answer a push", "member", may_be_zero="every receiver answers"
+    )
+    epochs = counter("membership_epochs", "Broadcast groups formed anew")
+    receivers = gauge("weight_receivers", "Receivers of weights that are alive")
+    outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
+    credits = gauge(
+        "credits", "Groups that may be outstanding at once (0: no RL stage is under way)", may_be_zero=STAGE_OVER
+    )
+    max_lag = gauge("max_lag_versions", "Largest staleness that is trained", may_be_zero=STAGE_OVER)
+    groups = counters("groups", "Groups that ended", "fate")
+    last_step = gauge("last_step_timestamp_seconds", "When the last step ended, seconds since the epoch")
+    stage_begin = gauge("stage_begin_timestamp_seconds", "When the stage began, seconds since the epoch")
+    usual_step = gauge(
+        "usual_step_seconds", "Median time of the stage's last steps (0: none yet)", may_be_zero=STAGE_OVER
+    )
+    pass_at_1 = gauge(
+        "pass_at_1", "Held-out pass@1 of the last evaluation", may_be_zero="an answer of vowels alone is rare"
+    )
+    cons_at_k = gauge(
+        "cons_at_k", "Held-out majority vote of the last evaluation", may_be_zero="an answer of vowels alone is rare"
+    )
+    gpu_memory = gauges("gpu_memory_bytes", "Device memory", "kind", may_be_zero="there is no GPU")
 
 
-class RunMetrics:
+class RunMetrics(Metrics):
     """What only somebody beside the daemons can see: who is alive, how far each group is behind, how full the disk is."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        lag = Gauge(
-            "headrace_consumer_lag_messages",
-            "Records behind a group's committed offsets",
-            ["group", "topic"],
-            registry=registry,
-        )
-        self.lag = lru_cache(maxsize=256)(lambda group, topic: lag.labels(group, topic))
-        up = Gauge("headrace_daemon_up", "1 while the daemon runs", ["daemon", "role"], registry=registry)
-        self.up = lru_cache(maxsize=1024)(lambda daemon, role: up.labels(daemon, role))
-        restarts = Counter(
-            "headrace_daemon_restarts", "Ends that a restart followed", ["daemon", "role"], registry=registry
-        )
-        self.restarts = lru_cache(maxsize=1024)(lambda daemon, role: restarts.labels(daemon, role))
-        self.disk_free = Gauge("headrace_disk_free_bytes", "Room on the disk of the run's directory", registry=registry)
-        self.disk_size = Gauge("headrace_disk_size_bytes", "Size of the disk of the run's directory", registry=registry)
-        self.dead_letters = Gauge("headrace_dead_letters_kept", "Records in the dead letters", registry=registry)
-        self.stage = Gauge("headrace_stage", "Index of the stage under way", registry=registry)
+    lag = gauges(
+        "consumer_lag_messages", "Records behind a group's committed offsets", "group", "topic",
+        may_be_zero="nobody need be behind at the moment of the scrape",
+    )  # fmt: skip
+    up = gauges("daemon_up", "1 while the daemon runs", "daemon", "role")
+    restarts = counters("daemon_restarts", "Ends that a restart followed", "daemon", "role", may_be_zero="nobody dies")
+    disk_free = gauge("disk_free_bytes", "Room on the disk of the run's directory")
+    disk_size = gauge("disk_size_bytes", "Size of the disk of the run's directory")
+    dead_letters = gauge("dead_letters_kept", "Records in the dead letters", may_be_zero="nothing is buried")
+    stage = gauge("stage", "Index of the stage under way", may_be_zero="0 is the first stage")
 
 
-class BrokerMetrics:
+class BrokerMetrics(Metrics):
     """What a process does with the log."""
 
+    oldest_age = gauges(
+        "oldest_message_age_seconds", "Age of the oldest record that was taken and is not done", "topic",
+        may_be_zero="nothing need be open at the moment of the scrape",
+    )  # fmt: skip
+    produce_errors = counters("produce_errors", "Appends that failed", "topic", "reason", may_be_zero="no append fails")
+    bytes = counters("bytes", "Bytes of record values", "direction")
+    unavailable = gauge("log_unavailable", "1 while the log cannot be reached", may_be_zero="the log is there")
+    dead_letters = counter("dead_letters", "Records put into the dead letters", may_be_zero="nothing is buried")
+
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._age = Gauge(
-            "headrace_oldest_message_age_seconds",
-            "Age of the oldest record that was taken and is not done",
-            ["topic"],
-            registry=registry,
-        )
-        errors = Counter("headrace_produce_errors", "Appends that failed", ["topic", "reason"], registry=registry)
-        self.produce_errors = lru_cache(maxsize=64)(lambda topic, reason: errors.labels(topic, reason))
-        size = Counter("headrace_bytes", "Bytes of record values", ["direction"], registry=registry)
-        self.bytes_in, self.bytes_out = size.labels("in"), size.labels("out")
-        self.unavailable = Gauge("headrace_log_unavailable", "1 while the log cannot be reached", registry=registry)
-        self.dead_letters = Counter("headrace_dead_letters", "Records put into the dead letters", registry=registry)
+        super().__init__(registry)
+        self.bytes_in, self.bytes_out = self.bytes("in"), self.bytes("out")
 
     def track_oldest(self, topic: str, oldest: Callable[[], float]) -> None:
         """Have each scrape ask ``oldest`` when the oldest open record of ``topic`` was made (infinity: there is none)."""
-        self._age.labels(topic).set_function(lambda: max(0.0, time.time() - oldest()))
+        self.oldest_age(topic).set_function(lambda: max(0.0, time.time() - oldest()))
 
 
-class _BeforeScrape(Collector):
-    """Has the time up to a scrape counted in that scrape, however long the piece of work under way is."""
-
-    def __init__(self, count: Callable[[], None]) -> None:
-        self._count = count
-
-    def collect(self) -> Iterable[Metric]:
-        self._count()
-        return ()
-
-
-class SystemMetrics:
-    """How a daemon spends its time: what is not idle is busy, and the rate of idleness is the bubble.
-
-    Every second since birth is counted once: to the innermost wait that is open, or as busy. Safe from any thread.
-    """
-
-    def __init__(self, registry: CollectorRegistry, role: str) -> None:
-        Gauge(
-            "headrace_clock_timestamp_seconds", "The daemon's own clock, seconds since the epoch", registry=registry
-        ).set_function(time.time)
-        registry.register(_BeforeScrape(self.busy))  # before the counters: collectors are asked in this order
-        idle = Counter("headrace_idle_seconds", "Time spent waiting", ["role", "reason"], registry=registry)
-        self._busy = Counter("headrace_busy_seconds", "Time spent working", ["role"], registry=registry).labels(role)
-        self._idle = lru_cache(maxsize=32)(lambda reason: idle.labels(role, reason))
-        self._lock = threading.Lock()
-        self._waits: list[Counter] = []
-        self._mark = time.monotonic()
-
-    @contextlib.contextmanager
-    def idle(self, reason: str) -> Iterator[None]:
-        """The block waits for ``reason``; the time since the last such block was work."""
-        counter = self._idle(reason)
-        with self._lock:
-            self._count()
-            self._waits.append(counter)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._count()
-                self._waits.remove(counter)
-
-    def busy(self) -> None:
-        """Count the time up to now; call it in long stretches of work, so that a scrape in between sees them."""
-        with self._lock:
-            self._count()
-
-    def waited(self, reason: str, seconds: float) -> None:
-        """The last ``seconds`` were spent waiting for ``reason`` (no more than have not been counted yet)."""
-        with self._lock:
-            seconds = min(max(0.0, seconds), time.monotonic() - self._mark)
-            self._idle(reason).inc(seconds)
-            self._mark += seconds
-            self._count()
-
-    def _count(self) -> None:
-        now = time.monotonic()
-        (self._waits[-1] if self._waits else self._busy).inc(now - self._mark)
-        self._mark = now
+ROLES: dict[str, tuple[type[Metrics], ...]] = {
+    "actor": (ActorMetrics, BrokerMetrics, SystemMetrics),
+    "rewarder": (RewarderMetrics, BrokerMetrics, SystemMetrics),
+    "learner": (LearnerMetrics, BrokerMetrics, SystemMetrics),
+    "supervisor": (RunMetrics,),
+}
+"""Which metrics a daemon of a role serves."""

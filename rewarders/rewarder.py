@@ -1,28 +1,161 @@
-"""What a rewarder is: a class with options as fields and a call. The same shape for the built-in ones and a user's own."""
+"""What a rewarder is: a class with options as fields and a call. The same shape for the built-in ones and a user's own.
+
+``Reward`` is also what crosses from a judging process to its worker (``pack``, ``unpack``): there is no second form of a verdict.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
-from broker.errors import MessageError
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.errors import MessageError, Outage
 from broker.messages import Trajectory
+from broker.verdicts import ValueSpan
+
+__all__ = ["GroupRewarder", "Outage", "Reward", "Rewarder", "ValueSpan", "Verdict", "reward_of_verdict"]
+
+WHY_CHARACTERS = 500
+ANSWER_CHARACTERS = 1024
+CAUSES = ("", "timeout", "killed")
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report)."""
+    """A verdict: a finite value, and why (shown by ``headrace trace`` and the report).
+
+    ``value`` may be any number, also one of numpy's or torch's. ``answer`` is the final answer in canonical form: samples with equal
+    answers vote together in cons@k. ``cause`` is ``timeout`` or ``killed`` where the *answer* did that to the judge, so that a wrong answer
+    and a bomb are counted apart. ``spans`` give single steps of the response values of their own, by token: ``(start, end, value)`` with
+    ``start <= t < end``. ``logprobs`` is a teacher's verdict (see ``taught``). Text that no record can carry (lone surrogates) is replaced, and long text is cut.
+
+    Raises MessageError, naming the field.
+    """
 
     value: float
     why: str = ""
+    answer: str = ""
+    cause: str = ""
+    spans: tuple[ValueSpan, ...] = ()
+    logprobs: bytes = b""
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
-            raise MessageError(f"reward value is {self.value!r}; it must be a finite number")
+        put = object.__setattr__  # the class is frozen for everybody else
+        put(self, "value", _number(self.value, "value"))
+        put(self, "why", _text(self.why, WHY_CHARACTERS))
+        put(self, "answer", _text(self.answer, ANSWER_CHARACTERS))
+        if self.cause not in CAUSES:
+            raise MessageError(f"reward cause is {self.cause!r}; it must be one of {CAUSES}")
+        put(self, "spans", _spans(self.spans))
+        put(self, "logprobs", _logprobs(self.logprobs))
+
+    @classmethod
+    def taught(cls, logprobs: Sequence[float] | NDArray[Any], why: str = "") -> Reward:
+        """A teacher's verdict: its log-probability of each trainable token of the sample, in order ``[trainable tokens]``; the value is their mean."""
+        array = np.asarray(logprobs, dtype="<f4")
+        mean = float(array.mean(dtype=np.float64)) if array.size else 0.0
+        return cls(mean, why, logprobs=_logprobs(array))
+
+    def pack(self) -> dict[str, Any]:
+        """The fields that say something, as msgpack can carry them."""
+        wire = {"value": self.value, "why": self.why, "answer": self.answer, "cause": self.cause}
+        more = {"spans": [list(span) for span in self.spans], "logprobs": self.logprobs}
+        return {name: value for name, value in {**wire, **more}.items() if value or name == "value"}
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Any]) -> Reward:
+        return cls(**wire)
+
+
+Verdict: TypeAlias = Reward | float | None
+"""What a rewarder may return: a Reward, a number, or None to abstain."""
 
 
 class Rewarder(Protocol):
-    """Judges one sample: a Reward, a number, or None to abstain. Whatever it raises is an error, never a reward of 0."""
+    """Judges one sample. Whatever it raises is an error, never a reward of 0.
 
-    def __call__(self, sample: Trajectory) -> Reward | float | None: ...
+    A rewarder that must prove something before it may judge also has ``prepare()``, which is called once in each judging process and raises
+    if it may not (SandboxError: the daemon takes no samples, says why, and tries again).
+
+    A rewarder that asks something outside of its process raises ``Outage`` (or Python's own ConnectionError) where that is away: the sample
+    waits, and is judged when it is back. A class attribute ``bounded = True`` says that the cost of a judgement is the answer's own doing:
+    an answer that runs into the time-out or the memory bound at every attempt is then a wrong one (see ``on_timeout`` in the run file).
+    """
+
+    def __call__(self, sample: Trajectory) -> Verdict: ...
+
+
+class GroupRewarder(Protocol):
+    """Judges all samples of a prompt at once: what can only be told by comparison (difficulty, diversity, tournaments).
+
+    ``samples`` is the whole group in the order of its indices; as many verdicts are returned, in that order. Say ``per_group = True`` in a
+    class of your own, or inherit it from here.
+    """
+
+    per_group: ClassVar[bool] = True
+
+    def judge(self, samples: Sequence[Trajectory]) -> Sequence[Verdict]: ...
+
+
+def reward_of_verdict(verdict: object) -> Reward | None:
+    """``verdict`` as a Reward, None for an abstention. Raises MessageError for anything else."""
+    if verdict is None or isinstance(verdict, Reward):
+        return verdict
+    try:
+        return Reward(_number(verdict, "value"))
+    except MessageError as error:
+        if isinstance(verdict, int | float | np.generic):
+            raise
+        raise MessageError(
+            f"returned {type(verdict).__name__}; return a number, Reward(value, why), or None to abstain"
+        ) from error
+
+
+def _number(value: Any, name: str) -> float:
+    """A finite number of Python, numpy or torch, as a float."""
+    shown = repr(value)[:80]
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        raise MessageError(f"reward {name} is {shown}; it must be a finite number")
+    try:
+        number = float(value)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ) as error:  # an array of several, an int beyond all floats
+        raise MessageError(f"reward {name} is {shown}; it must be a finite number") from error
+    if not math.isfinite(number):
+        raise MessageError(f"reward {name} is {shown}; it must be a finite number")
+    return number
+
+
+def _text(value: Any, limit: int) -> str:
+    return str(value)[:limit].encode("utf-8", "replace").decode("utf-8")
+
+
+def _spans(spans: Iterable[Any]) -> tuple[ValueSpan, ...]:
+    found = []
+    for span in spans:
+        try:
+            start, end, value = span
+            found.append(ValueSpan(int(start), int(end), _number(value, "spans")))
+        except (TypeError, ValueError) as error:
+            raise MessageError(f"reward spans hold {span!r}; each must be (start, end, value)") from error
+        if not 0 <= found[-1].start < found[-1].end:
+            raise MessageError(f"reward spans hold {span!r}; a span must be 0 <= start < end")
+    return tuple(found)
+
+
+def _logprobs(given: bytes | NDArray[Any]) -> bytes:
+    if isinstance(given, bytes):
+        array = np.frombuffer(given, dtype="<f4") if len(given) % 4 == 0 else None
+    else:
+        array = np.asarray(given, dtype="<f4")
+    if array is None or array.ndim != 1 or not np.isfinite(array).all() or (array > 1e-4).any():
+        raise MessageError("reward logprobs must be one finite float32 <= 0 for each trainable token")
+    return array.tobytes()

@@ -1,21 +1,19 @@
 """The rewarder's daemon: judges the samples whose mix names it, each once, and writes its votes to the log.
 
-Every judgement runs in a child process under a deadline; a failure is an error vote, never a reward of 0. Samples are judged
-out of order, and the contiguous low watermark is committed behind the durable votes.
+Every judgement runs in a child process under a deadline; a failure is an error vote, never a reward of 0, and an outage is no vote at all.
+Samples are judged out of order, and the contiguous low watermark is committed behind the durable votes.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from broker.daemon import keep_turning
 from broker.errors import DecodeError, HeadraceError, RunFault
-from broker.isolation import Failed, Isolated
+from broker.faults import Failed
 from broker.log import Log, Record
 from broker.messages import Trajectory, Vote, decode, encode
 from broker.topics import Topics
@@ -23,152 +21,99 @@ from broker.watermark import Watermark
 from monitoring.daemon import Stop
 from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable
+from rewarders.groups import Groups
+from rewarders.health import Health, Settled
+from rewarders.judges import Job, Judges, Sample
+from rewarders.rewarder import Reward
 
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
-BATCH = 32
-FLUSH_SECONDS = 0.05
+IDLE_SECONDS = 0.1  # of one wait for samples: the log wakes it earlier
+PACE_SECONDS = 0.05  # of a round while samples come one by one: those of a round are read, judged and written together
+BATCH = 128
+COMMIT_SECONDS = 0.5
 HOPELESS = (
     256  # first verdicts of a worker, all errors: the rewarder is broken, and sampling for it would go on for ever
 )
 
 
-@dataclass(slots=True)
-class _Job:
-    """A sample on its way through a judging process."""
-
-    record: Record
-    group_id: str
-    index: int
-    attempts: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    job: _Job
-    outcome: str
-    value: float | None
-    why: str
-
-
-class Judges:
-    """Threads with a judging process each, fed from one queue."""
-
-    def __init__(self, table: RewarderTable, base: Path) -> None:
-        self._jobs: queue.Queue[_Job | None] = queue.Queue()
-        self.verdicts: queue.SimpleQueue[_Verdict] = queue.SimpleQueue()
-        self.failure: BaseException | None = None
-        self._attempts = table.attempts
-        options = {"use": table.use, "options": table.options, "base": str(base)}
-        self._isolated = [
-            Isolated("rewarders.registry:judge_factory", options, timeout=table.timeout, memory_mb=table.memory_mb)
-            for _ in range(table.processes)
-        ]
-        self._threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in self._isolated]
-        for thread in self._threads:
-            thread.start()
-
-    def put(self, job: _Job) -> None:
-        self._jobs.put(job)
-
-    @property
-    def restarts(self) -> int:
-        return sum(max(0, i.restarts) for i in self._isolated)
-
-    def close(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join(8)
-        for isolated in self._isolated:
-            isolated.stop()
-
-    def _run(self, isolated: Isolated) -> None:
-        try:
-            while True:
-                batch = self._batch()
-                if batch is None:
-                    return
-                self._judge(isolated, batch)
-        except BaseException as error:  # the worker raises it
-            self.failure = error
-
-    def _batch(self) -> list[_Job] | None:
-        job = self._jobs.get()
-        if job is None:
-            return None
-        batch = [job]
-        while len(batch) < BATCH and not self._jobs.empty():
-            job = self._jobs.get()
-            if job is None:
-                self._jobs.put(None)
-                break
-            batch.append(job)
-        return batch
-
-    def _judge(self, isolated: Isolated, batch: list[_Job]) -> None:
-        def let_go(places: range) -> None:
-            for place in places:
-                self._jobs.put(batch[place])
-
-        mark = time.monotonic()
-        others = let_go if len(self._isolated) > 1 else None
-        for place, answer in isolated.call([job.record.value for job in batch], others):
-            job, now = batch[place], time.monotonic()
-            job.attempts += 1
-            job.seconds, mark = now - mark, now
-            if not isinstance(answer, Failed):
-                value, why = answer
-                self.verdicts.put(_Verdict(job, "abstain" if value is None else "value", value, why))
-            elif answer.kind != "error" and job.attempts < self._attempts:
-                self._jobs.put(job)
-            else:
-                self.verdicts.put(_Verdict(job, "error", None, str(answer)))
-
-
 class RewarderWorker:
-    """One member of the consumer group of one rewarder."""
+    """One member of the consumer group of one rewarder.
+
+    ``group`` is another consumer group than the rewarder's own, for history. ``voted`` are the samples (group id, index) that have this
+    rewarder's vote already: what is judged again is recorded as a shadow.
+    """
 
     def __init__(
         self, name: str, rewarder: str, log: Log, topics: Topics, table: RewarderTable, base: Path,
         metrics: RewarderMetrics, broker: BrokerMetrics, system: SystemMetrics,
+        health: Health | None = None, group: str = "", voted: Collection[tuple[str, int]] | None = None,
     ) -> None:  # fmt: skip
-        self._rewarder, self._topics = rewarder, topics
-        self._consumer = log.consumer([topics.trajectories], topics.group(f"rewarder.{rewarder}"), name)
+        self._rewarder, self._topics, self._log, self._table = rewarder, topics, log, table
+        self._group = topics.group(group or f"rewarder.{rewarder}")
+        self._voted = voted
+        self._consumer = log.consumer([topics.trajectories], self._group, name)
         self._producer = log.producer()
         self._judges = Judges(table, base)
+        self._health = health or Health(rewarder)
+        self._groups = Groups(table.worker.group_patience)
         self._metrics, self._broker, self._system = metrics, broker, system
         self._mark = Watermark()
-        self._in_flight = 0
+        self._in_flight = 0  # samples that are judged, or held until they can be
+        self._arrived: list[Job] = []
         self._finished: list[Record] = []
-        self._flushed = time.monotonic()
+        self._committed = time.monotonic()
+        self._unsent = False
         self._mean: float | None = None
         self._restarts = 0
         self._errors_only = 0  # verdicts so far, while all are errors; -1 once one was not
 
-    def run(self, stop: Stop) -> None:
-        keep_turning(self.turn, stop, self._broker.unavailable)
+    def run(self, stop: Stop, ends: Mapping[int, int] | None = None) -> None:
+        """Judge until ``stop``, or until all below ``ends`` (offsets by partition) is judged by this group."""
+        over = (lambda: False) if ends is None else (lambda: self._past(ends))
+        keep_turning(self.turn, stop, self._broker.unavailable, over)
 
     def turn(self) -> None:
         """One round: take samples, publish verdicts, commit."""
-        room = IN_FLIGHT - self._in_flight
-        wait = 0.002 if self._in_flight else 0.05
+        if not self._ready():
+            self._consumer.poll(0)  # keeps the membership
+            return
         started = time.monotonic()
-        records = self._consumer.poll(min(room, 128), wait)
-        if not records and not self._in_flight:
+        pending = self._in_flight or self._finished
+        records = self._consumer.poll(min(IN_FLIGHT - self._in_flight, BATCH), 0.0 if pending else IDLE_SECONDS)
+        if not records and not pending:
             self._system.waited("no_samples", time.monotonic() - started)
         for record in records:
             self._mark.start(record)
             self._accept(record)
-        if self._in_flight and not records and self._judges.verdicts.empty():
-            time.sleep(0.001)
-        while not self._judges.verdicts.empty():
-            self._vote(self._judges.verdicts.get())
+        self._judges.put([*self._arrived, *self._health.due(self._judges.withdraw)])
+        self._arrived = []
+        if self._in_flight and len(records) < BATCH:
+            begun = time.monotonic()
+            self._judges.wait(PACE_SECONDS)
+            time.sleep(max(0.0, begun + PACE_SECONDS - time.monotonic()))
+        for verdict in self._judges.take():
+            for settled in self._health.take(verdict):
+                self._settle(settled)
+        for settled in self._health.unproven():
+            self._settle(settled)
+        self._metrics.outage.set(self._health.out)
+        self._give_up()
+        self._write()
+
+    def _ready(self) -> bool:
+        """Whether the rewarder has been made. Raises HeadraceError if it cannot be."""
         if self._judges.failure is not None:
             raise HeadraceError(f"rewarder {self._rewarder}: {self._judges.failure}") from self._judges.failure
-        if self._finished and (time.monotonic() - self._flushed > FLUSH_SECONDS or not self._in_flight):
-            self._flush()
+        if self._judges.away is not None:
+            self._health.lost(str(self._judges.away.why))
+            self._metrics.outage.set(1)
+        elif self._judges.about:
+            self._health.found()
+        if not self._judges.about:
+            self._judges.wait(PACE_SECONDS)
+            self._judges.take()
+        return bool(self._judges.about)
 
     def _accept(self, record: Record) -> None:
         """Judge it if its mix names this rewarder. What cannot be decoded is the learner's to dead-letter."""
@@ -176,65 +121,144 @@ class RewarderWorker:
             sample = decode(record.value)
         except DecodeError:
             sample = None
-        if not isinstance(sample, Trajectory) or self._rewarder not in sample.rewards:
+        if not isinstance(sample, Trajectory) or not self._wants(sample):
             self._metrics.skipped.inc()
             self._finished.append(record)
             return
-        self._in_flight += 1
-        self._judges.put(_Job(record, sample.group_id, sample.index))
+        mine = Sample(record, sample.group_id, sample.index, self._counts(sample))
+        if not self._judges.about["per_group"]:
+            return self._judge((mine,))
+        whole, aside = self._groups.add(mine, sample.group_size)
+        if aside is not None:
+            self._finished.append(aside.record)
+        if whole:
+            self._judge(whole)
 
-    def _vote(self, verdict: _Verdict) -> None:
-        job = verdict.job
-        self._in_flight -= 1
-        vote = Vote(
-            job.group_id,
-            job.index,
-            self._rewarder,
-            verdict.outcome,
-            verdict.value,
-            verdict.why,
-            job.seconds,
-            job.attempts,
-            time.time(),
-        )
-        self._producer.send(self._topics.rewards, job.group_id.encode(), encode(vote))
-        self._hopeful(verdict)
-        self._finished.append(job.record)
-        self._metrics.results(verdict.outcome).inc()
+    def _wants(self, sample: Trajectory) -> bool:
+        if self._rewarder in sample.rewards or self._voted is not None:
+            return True
+        return self._table.shadow and sample.purpose == "train"
+
+    def _counts(self, sample: Trajectory) -> bool:
+        """Whether the sample's group waits for this vote; else it is a shadow."""
+        return self._rewarder in sample.rewards and (sample.group_id, sample.index) not in (self._voted or ())
+
+    def _judge(self, samples: tuple[Sample, ...]) -> None:
+        self._in_flight += len(samples)
+        if self._health.out:
+            self._health.hold(Job(samples))
+        else:
+            self._arrived.append(Job(samples))
+
+    # -- votes ---------------------------------------------------------------------------------------------------------
+
+    def _settle(self, settled: Settled) -> None:
+        job, answer = settled.verdict.job, settled.verdict.answer
+        if isinstance(answer, Failed):
+            wrong = settled.proven and answer.kind in ("timeout", "killed") and self._on_timeout == "wrong"
+            fault = Reward(0.0, answer.why, cause=answer.kind) if wrong else answer
+            answers: list[Reward | Failed | None] = [fault] * len(job.samples)
+        else:
+            answers = list(answer)
+        for sample, one in zip(job.samples, answers, strict=True):
+            self._vote(sample, self._vote_of(sample, job, one))
         self._metrics.latency.observe(job.seconds)
-        if verdict.value is not None:
-            self._metrics.reward.observe(verdict.value)
-            self._mean = verdict.value if self._mean is None else 0.99 * self._mean + 0.01 * verdict.value
+
+    @property
+    def _on_timeout(self) -> str:
+        return self._table.worker.on_timeout or ("wrong" if self._judges.about.get("bounded") else "error")
+
+    def _vote_of(self, sample: Sample, job: Job, answer: Reward | Failed | None) -> Vote:
+        common = (job.seconds / len(job.samples), job.attempts, time.time())
+        place = (sample.group_id, sample.index, self._rewarder)
+        version, shadow = str(self._judges.about.get("version", "")), not sample.named
+        if answer is None:
+            return Vote(*place, "abstain", None, "", *common, shadow=shadow, version=version)
+        if isinstance(answer, Failed):
+            return Vote(*place, "error", None, str(answer), *common, cause=answer.kind, shadow=shadow, version=version)
+        return Vote(
+            *place, "value", answer.value, answer.why, *common, answer=answer.answer, cause=answer.cause,
+            shadow=shadow, version=version, spans=answer.spans, logprobs=answer.logprobs,
+        )  # fmt: skip
+
+    def _vote(self, sample: Sample, vote: Vote) -> None:
+        self._in_flight -= 1
+        self._producer.send(self._topics.rewards, vote.group_id.encode(), encode(vote))
+        self._unsent = True
+        self._finished.append(sample.record)
+        self._hopeful(vote)
+        self._metrics.results(vote.outcome).inc()
+        if vote.cause:
+            self._metrics.causes(vote.cause).inc()
+        if vote.value is not None:
+            self._metrics.reward.observe(vote.value)
+            self._mean = vote.value if self._mean is None else 0.99 * self._mean + 0.01 * vote.value
             self._metrics.mean.set(self._mean)
 
-    def _hopeful(self, verdict: _Verdict) -> None:
-        """Raises RunFault where a rewarder has never judged anything and fails on all that it gets."""
-        if verdict.outcome != "error" or self._errors_only < 0:
+    def _hopeful(self, vote: Vote) -> None:
+        """Raises RunFault where a rewarder has never judged anything and fails on all that it gets; a shadow stops nobody."""
+        if vote.outcome != "error" or self._errors_only < 0:
             self._errors_only = -1
             return
         self._errors_only += 1
         if self._errors_only == HOPELESS:
-            raise RunFault(
-                f"rewarder {self._rewarder} failed on each of its first {HOPELESS} samples, the last time with: {verdict.why}"
-            )
+            why = f"rewarder {self._rewarder} failed on each of its first {HOPELESS} samples, the last time with: {vote.why}"
+            if not self._table.shadow:
+                raise RunFault(why)
+            log_.error("%s", why)
+
+    def _give_up(self) -> None:
+        late = self._groups.given_up()
+        if late:
+            names = sorted({sample.group_id for sample in late})
+            log_.warning("%d groups never came whole and get no vote, the first is %s", len(names), names[0])
+            self._finished.extend(sample.record for sample in late)
+
+    # -- the log -------------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        if self._finished:
+            self._flush()
+        if time.monotonic() - self._committed > COMMIT_SECONDS:
+            self._commit()
 
     def _flush(self) -> None:
-        self._flushed = time.monotonic()
-        self._producer.flush()
+        """Make the votes durable; only then is a record done."""
+        if self._unsent:
+            self._producer.flush()
+            self._unsent = False
         for record in self._finished:
             self._mark.done(record)
         self._finished = []
-        self._mark.keep(self._consumer.assignment())
-        self._consumer.commit(self._mark.offsets())
+
+    def _commit(self) -> None:
+        self._committed = time.monotonic()
+        held = self._consumer.assignment()
+        self._mark.keep(held)
+        self._groups.keep(held)
+        if self._mark.dirty:
+            self._consumer.commit(self._mark.offsets())
         if self._judges.restarts > self._restarts:
             self._metrics.restarts.inc(self._judges.restarts - self._restarts)
             self._restarts = self._judges.restarts
 
+    def _past(self, ends: Mapping[int, int]) -> bool:
+        """Whether this group has committed all below ``ends``."""
+        if self._in_flight or self._finished:
+            return False
+        done, begins = (
+            self._log.committed(self._group, self._topics.trajectories),
+            self._log.begins(self._topics.trajectories),
+        )
+        return all(max(done.get(p, 0), begins.get(p, 0)) >= end for p, end in ends.items())
+
     def close(self) -> None:
         """Publish what is judged and leave; what is not is judged again by whoever takes over."""
         self._judges.close()
-        while not self._judges.verdicts.empty():
-            self._vote(self._judges.verdicts.get())
+        for verdict in self._judges.take():
+            for settled in self._health.take(verdict):
+                self._settle(settled)
         self._flush()
+        self._commit()
         self._consumer.close()
         self._producer.close()

@@ -27,7 +27,7 @@ from learner.training.state import LearnerState
 def judged_groups(count: int, seed: int = 0, longest: int = 40) -> tuple[tuple[Judged, ...], ...]:
     """Groups of four samples of one prompt each, with rewards of 1 and 0 in turn."""
     groups = groups_of(count, seed, longest)
-    return tuple(tuple(Judged(sample, float(i % 2)) for i, (sample, _) in enumerate(group)) for group in groups)
+    return tuple(tuple(Judged(sample, float(i % 2)) for i, (sample, *_) in enumerate(group)) for group in groups)
 
 
 def executor_of(model: Path, directory: Path, learner: Mapping[str, Any], stages: int = 1) -> LearnerState:

@@ -9,59 +9,20 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics
+from monitoring.metrics import ROLES
 from monitoring.scrape import samples
 
-ROLES = {
-    "learner": (LearnerMetrics, BrokerMetrics),
-    "actor": (ActorMetrics, BrokerMetrics),
-    "rewarder": (RewarderMetrics, BrokerMetrics),
-    "supervisor": (RunMetrics,),
-}
-QUIET = {
-    "headrace_aborted": "no sample is aborted by an update that keeps them",
-    "headrace_produce_errors": "no append fails",
-    "headrace_log_unavailable": "the log is there",
-    "headrace_dead_letters": "nothing is buried",
-    "headrace_dead_letters_kept": "nothing is buried",
-    "headrace_worker_restarts": "no judge dies",
-    "headrace_sandbox_degraded": "no sandbox is asked for",
-    "headrace_broadcast_evictions": "every receiver answers",
-    "headrace_daemon_restarts": "nobody dies",
-    "headrace_gpu_memory_bytes": "there is no GPU",
-    "headrace_cached_prompt_tokens": "the local engine has no prefix cache",
-    "headrace_skipped_records": "every sample's mix names the rewarder",
-    "headrace_clip_fraction": "the policy may stay inside the clip",
-    "headrace_masked_fraction": "the policy may stay inside the clip",
-    "headrace_zero_variance_group_ratio": "rewards may differ in every group",
-    "headrace_dropped_groups": "no group need be dropped",
-    "headrace_consumer_lag_messages": "nobody need be behind at the moment of the scrape",
-    "headrace_oldest_message_age_seconds": "nothing need be open at the moment of the scrape",
-    "headrace_inflight_requests": "the actor may be idle at the moment of the scrape",
-    "headrace_pass_at_1": "an answer of vowels alone is rare",
-    "headrace_cons_at_k": "an answer of vowels alone is rare",
-    "headrace_engine_mismatch": "a step need not hold a token of staleness 0",
-    "headrace_turn_seconds": "engine and learner have devices of their own",
-    "headrace_stage": "0 is the first stage",
-    "headrace_phase_since_timestamp_seconds": "the learner computes most of the time, which is no phase of its own",
-    "headrace_credits": "the RL stage may be over at the moment of the scrape",
-    "headrace_max_lag_versions": "the RL stage may be over at the moment of the scrape",
-    "headrace_usual_step_seconds": "the RL stage may be over at the moment of the scrape",
-}
-"""What may be absent or zero in a sound run on a CPU, and why."""
+QUIET = {row.family for kinds in ROLES.values() for kind in kinds for _, row in kind.rows() if row.may_be_zero}
+"""What may be absent or zero in a sound run on a CPU: the rows that say why."""
 BUBBLE = 0.99
 
 
 def declared(role: str) -> set[str]:
     """Names of the metric families of a role (counters without ``_total``)."""
-    registry = CollectorRegistry()
-    for kind in ROLES[role]:
-        kind(registry, "x") if kind is RewarderMetrics else kind(registry)  # type: ignore[call-arg]
-    return {collector._name for collector in registry._collector_to_names if hasattr(collector, "_name")}
+    return {row.family for kind in ROLES[role] for _, row in kind.rows()}
 
 
 def exposition(address: str) -> str:
@@ -77,7 +38,7 @@ def is_alive(family: Metric) -> bool:
 
 def missing_or_dead(role: str, families: Iterable[Metric], quiet: Collection[str] = ()) -> list[str]:
     found = {family.name: family for family in families}
-    wanted = declared(role) - QUIET.keys() - set(quiet)
+    wanted = declared(role) - QUIET - set(quiet)
     return sorted(name for name in wanted if name not in found or not is_alive(found[name]))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from learner.losses.objectives import OBJECTIVES
-from learner.losses.tokens import token_losses
+from learner.losses.tokens import TokenBatch, token_losses
 from learner.training.logprobs import token_logprobs
 
 from .measuring import added_mib, cpu_medians, in_fresh_process
@@ -46,9 +46,8 @@ class Problem:
 
     def _step(self, logprobs_M: torch.Tensor, entropy_M: torch.Tensor) -> torch.Tensor:
         self.hidden_MD.grad = self.weight_VD.grad = None
-        tokens = token_losses(
-            self.objective, logprobs_M, self.behavior_M, self.advantages_M, self.mask_M, entropy=entropy_M
-        )
+        known = TokenBatch(logprobs_M, self.behavior_M, self.advantages_M, self.mask_M, entropy=entropy_M)
+        tokens = token_losses(self.objective, known)
         loss = tokens.loss.sum() / len(logprobs_M)
         loss.backward()
         return loss.detach()

@@ -11,7 +11,7 @@ import torch
 from learner.losses import batch_loss
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES
-from learner.losses.tokens import token_losses
+from learner.losses.tokens import TokenBatch, token_losses
 from learner.training.logprobs import score
 from learner.training.packing import Sequenced, assign, pack
 
@@ -57,7 +57,8 @@ def packed_step(model: Any, items: Sequence[Sequenced], advantages_N: torch.Tens
     for chunk in pack(items, size):
         row_M = torch.tensor(chunk.rows_N)[chunk.sequence_T[chunk.mask_T]]
         scores = score(model, chunk)
-        tokens = token_losses(GRPO, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages_N[row_M], row_M >= 0)
+        known = TokenBatch(scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages_N[row_M], row_M >= 0)
+        tokens = token_losses(GRPO, known)
         loss = (tokens.loss * weights_N[row_M]).sum()
         loss.backward()
         total += float(loss.detach())

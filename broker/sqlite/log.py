@@ -26,7 +26,7 @@ IN_FLIGHT_BYTES = 64 << 20  # what a producer holds before it flushes by itself
 POLL_BYTES = 32 << 20
 PAGE_BYTES = 4096
 LEASE_SECONDS = 5.0
-NAP_SECONDS = (0.0005, 0.005)  # shortest and longest sleep of a waiting poll
+NAP_SECONDS = (0.0005, 0.02)  # shortest and longest sleep of a waiting poll
 
 
 class SqliteLog:

@@ -12,25 +12,58 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from broker.errors import DecodeError, LogError, RunFileError
 from broker.log import Log
-from broker.messages import DeadLetter, Manifest, PlannerState, Settled, Trimmed, encode
+from broker.messages import DeadLetter, PlannerState, Settled, Trimmed, encode
 from broker.run import Run
 from broker.spelling import nearest
-from headrace.commands.broker_arguments import TOPICS
+from headrace.reading.history import History, find_step, whole
 from headrace.reading.records import newest, scan
 from headrace.running.rundir import find_run
 from monitoring.view import clean_text
 
 Rows = list[dict[str, Any]]
+RECENT = 8  # records of the steps among which the newest manifest is looked for first
+TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
 
 
-def broker_command(options: argparse.Namespace) -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parsers = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def add(name: str, text: str, run: bool = True) -> argparse.ArgumentParser:
+        sub = parsers.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true")
+        if run:
+            sub.add_argument("run", type=Path, metavar="RUN", help="a run's directory, or the run file that starts it")
+        return sub
+
+    init = add("init", "make and check a run's topics", run=False)
+    init.add_argument("file", type=Path, metavar="FILE")
+    init.add_argument("--set", dest="overrides", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    add("topics", "the topics and their sizes")
+    add("lag", "what the consumer groups have yet to read")
+    tail = add("tail", "the newest records of a topic")
+    tail.add_argument("--topic", default="steps", help=", ".join(TOPICS))
+    tail.add_argument("--count", type=int, default=10)
+    dlq = add("dlq", "the dead letters", run=False)
+    dlq.add_argument("action", choices=("list", "show", "replay", "drop"))
+    dlq.add_argument("run", type=Path, metavar="RUN")
+    dlq.add_argument(
+        "offsets", type=int, nargs="*", metavar="OFFSET", help="of the dead letters; replay and drop: all if none"
+    )
+    dlq.add_argument("--all", action="store_true", help="list: those that were dealt with too")
+    trim = add("trim", "remove the records that nobody needs")
+    trim.add_argument("--keep-steps", type=int, default=0, metavar="N", help="keep what the last N steps were made of")
+    trim.add_argument("--dry-run", action="store_true")
+
+
+def main(options: argparse.Namespace) -> int:
     if options.what == "init":
         run = Run.open(options.file, options.overrides)
     else:
@@ -76,7 +109,7 @@ def _tail(run: Run, log: Log, options: argparse.Namespace) -> Rows:
     if options.topic not in TOPICS:
         raise RunFileError(f"--topic {options.topic!r} is no topic of a run{nearest(options.topic, TOPICS)}")
     rows = []
-    for record, message in deque(scan(log, getattr(run.topics, options.topic)), maxlen=max(1, options.count)):
+    for record, message in newest(log, getattr(run.topics, options.topic), max(1, options.count)):
         what = message.reason if isinstance(message, DecodeError) else clean_text(str(message), 300)
         rows.append(
             {
@@ -141,7 +174,7 @@ def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:
     checkpoint, not the last ``keep_steps`` steps."""
     from learner.training.checkpoint import Checkpoints
 
-    last = newest_manifest(run, log)
+    last = History.recent(log, run.topics, RECENT).newest_manifest()
     state = last.state if last is not None else PlannerState()
     low = {
         run.topics.prompts: dict(state.prompts),
@@ -151,27 +184,19 @@ def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:
     found = Checkpoints(run.directory / "checkpoints").newest()
     version = found[1].version if found is not None else 0
     first = min(version + 1, (last.step if last is not None else 0) - keep_steps + 1)
-    for _, message in scan(log, run.topics.steps):
-        if isinstance(message, Manifest) and message.kind == "step" and message.step >= first:
-            for group in message.groups:
-                _lower(low[run.topics.prompts], *group.prompt)
-                for sample in group.samples:
-                    _lower(low[run.topics.trajectories], *sample.position)
-                    for vote in sample.votes:
-                        _lower(low[run.topics.rewards], *vote.position)
+    history = History.of(log, run.topics, find_step(log, run.topics, first))
+    for manifest in whole(log, run.topics, [head for head in history.manifests if head.step >= first]):
+        for group in manifest.groups:
+            _lower(low[run.topics.prompts], *group.prompt)
+            for sample in group.samples:
+                _lower(low[run.topics.trajectories], *sample.position)
+                for vote in sample.votes:
+                    _lower(low[run.topics.rewards], *vote.position)
     return low
 
 
 def _lower(low: dict[int, int], partition: int, offset: int) -> None:
     low[partition] = min(low.get(partition, 0), offset)
-
-
-def newest_manifest(run: Run, log: Log) -> Manifest | None:
-    last = newest(log, run.topics.steps)
-    if isinstance(last, Manifest):
-        return last
-    found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, Manifest)]
-    return found[-1] if found else None
 
 
 def _trim(run: Run, log: Log, options: argparse.Namespace) -> Rows:

@@ -19,7 +19,9 @@ from broker.messages import Evaluation
 from broker.run import Run
 from broker.runfile import RunFile, parse
 from broker.spelling import nearest
-from headrace.reading.records import scan
+from headrace.commands.arguments import as_json, run_directory
+from headrace.reading.heads import head_of
+from headrace.reading.records import read, records
 from headrace.running.rundir import reopen
 from headrace.running.runfile import check
 from learner.config import LearnerConfig
@@ -29,7 +31,18 @@ from monitoring.daemon import registrations
 LOOK_SECONDS = 0.5
 
 
-def eval_command(options: argparse.Namespace) -> int:
+def arguments(sub: argparse.ArgumentParser) -> None:
+    run_directory(sub)
+    as_json(sub)
+    sub.add_argument("--data", metavar="NAME", help="a source of [data] (default heldout)")
+    sub.add_argument("--questions", type=int, metavar="N", help="default 400")
+    sub.add_argument("--k", type=int, metavar="K", help="samples of each question (default 1)")
+    sub.add_argument("--rewarder", metavar="NAME", help="who says what is correct (default accuracy)")
+    sub.add_argument("--name", metavar="NAME", help="of the evaluation in the log")
+    sub.add_argument("--model", metavar="DIR", help="evaluate these weights, on engines of their own")
+
+
+def main(options: argparse.Namespace) -> int:
     """Print the result. Raises RunFileError for a name that nobody knows, RunFault if the run ends before it."""
     run = reopen(options.run)
     name = options.name or time.strftime("asked-%Y%m%d-%H%M%S")
@@ -83,15 +96,27 @@ def _lives(run: Run, *roles: str) -> bool:
     return any(d.role in roles for d in registrations(run.directory))
 
 
-def _result(run: Run, name: str) -> Evaluation | None:
-    with closing(run.open_log()) as log:
-        found = [m for _, m in scan(log, run.topics.steps) if isinstance(m, Evaluation) and m.name == name]
-    return found[-1] if found else None
+class Answer:
+    """Looks for the evaluation of a name: in all that the log holds, then in what has come since the look before."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run, self._name, self._next = run, name, 0
+
+    def look(self) -> Evaluation | None:
+        found = None
+        with closing(self._run.open_log()) as log:
+            for record in records(log, self._run.topics.steps, {0: self._next}):
+                self._next = record.offset + 1
+                head = head_of(record)
+                if (head.type, head.name) == (Evaluation.TYPE, self._name):
+                    found = read(record)
+        return found if isinstance(found, Evaluation) else None
 
 
 def _ask(run: Run, asked: Asked) -> Evaluation:
     """Have the learner do it between its steps."""
-    if _result(run, asked.name) is not None:
+    answer = Answer(run, asked.name)
+    if answer.look() is not None:
         raise RunFileError(f"--name {asked.name!r} is the name of an evaluation in the log already; use another")
     path = leave(run.directory, asked)
     print(f"asked the learner: {asked.questions} questions, {asked.k} samples each ({path.name})", flush=True)
@@ -99,7 +124,7 @@ def _ask(run: Run, asked: Asked) -> Evaluation:
         while True:
             time.sleep(LOOK_SECONDS)
             if not path.exists():
-                result = _result(run, asked.name)
+                result = answer.look()
                 if result is None:
                     raise RunFault(f"the learner has refused the evaluation; see {run.directory / 'logs'}")
                 return result
@@ -131,7 +156,7 @@ def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
     alone = Run.of(file, directory)
     check(file)
     run_all(alone, plain=True)
-    result = _result(alone, asked.name)
+    result = Answer(alone, asked.name).look()
     if result is None:
         raise RunFault(f"no result came; see {directory / 'logs'}")
     return result

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from broker.errors import HeadraceError, RunFault
-from broker.messages import Manifest
+from broker.messages import Manifest, Seal
 from broker.run import Run
+from broker.runfile import RunFile
+from headrace.commands.arguments import run_file
 from headrace.reading.records import newest
 from headrace.running.run_edits import Edits, commands
 from headrace.running.rundir import record
 from headrace.running.runfile import WholeRun, check
 from headrace.running.supervisor import Supervisor, sole_supervisor
 from monitoring.daemon import Stop
-from monitoring.files import replace
 from monitoring.live import LiveView, open_view
 
 if TYPE_CHECKING:
     from headrace.reading.summary import WallClock
-    from headrace.reading.verify import Audit
 
 FINISHED, BAD_INPUT, FAULT, INTERRUPTED = 0, 2, 3, 130
 FINISHED_MARK = "finished"  # left once the learner has ended by itself, its last checkpoint behind it
+SEALS = 8  # records at the end of the steps among which the learner's last one is looked for: audits may have left seals behind it
 CLOCK_SECONDS = 5.0  # how much of the wall time a killed supervisor may lose
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    run_file(sub)
+    sub.add_argument("--plain", action="store_true", help="plain lines instead of the display")
+    sub.add_argument("--kafka", action="store_true", help="with a Kafka broker of its own, to try it out")
+
+
+def main(options: argparse.Namespace) -> int:
+    whole = check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
+    if not options.kafka:
+        return run_all(Run.open(options.file, options.overrides, options.directory), options.plain)
+    from broker.kafka.server import KafkaServer
+
+    home = (options.directory or Path("runs") / whole.run.name).resolve()
+    with KafkaServer(home / "kafka") as server:
+        url = f"broker.url={server.url}?replication=1"
+        scrape = f'monitoring.targets.kafka="{server.metrics}"'
+        return run_all(Run.open(options.file, [*options.overrides, url, scrape], options.directory), options.plain)
 
 
 def run_all(run: Run, plain: bool) -> int:
@@ -77,7 +97,7 @@ def is_finished(run: Run, whole: WholeRun) -> bool:
     if not (run.directory / FINISHED_MARK).exists():
         return False
     with closing(run.open_log()) as log:
-        last = newest(log, run.topics.steps)
+        last = next((m for _, m in reversed(newest(log, run.topics.steps, SEALS)) if not isinstance(m, Seal)), None)
     return isinstance(last, Manifest) and last.kind == "close" and last.stage >= len(whole.learner.stages) - 1
 
 
@@ -118,6 +138,7 @@ def finish(run: Run, wall_seconds: float) -> None:
     """Summary, report and plots, from the log. Raises RunFault if the audit of the log finds a fault."""
     from rich.console import Console
 
+    from headrace.commands.report import write_report
     from monitoring.report import summary_table
 
     summary, audit = write_report(run, wall_seconds)
@@ -125,20 +146,3 @@ def finish(run: Run, wall_seconds: float) -> None:
     print(f"report: {run.directory / 'report.html'}", flush=True)
     if audit.problem_count:
         raise RunFault(f"the audit of the log found {audit.problem_count} problems, first: {audit.problems[0]}")
-
-
-def write_report(run: Run, wall_seconds: float) -> tuple[dict[str, Any], Audit]:
-    """Write summary.json, report.html and plots/ into the run's directory; returns the summary and the audit."""
-    from headrace.reading.report import report_of
-    from headrace.reading.summary import summarise
-    from headrace.reading.verify import verify
-    from monitoring.report import write_html, write_plots
-
-    with closing(run.open_log()) as log:
-        audit = verify(log, run.topics)
-        summary = summarise(log, run, audit, wall_seconds)
-        replace(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-        report = report_of(log, run, summary, audit)
-        write_plots(report, run.directory / "plots")
-        write_html(report, run.directory / "report.html")
-    return summary, audit

@@ -6,11 +6,13 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from broker.log import Log
+from broker.messages import Evaluation
 from broker.topics import Topics
-from headrace.commands.inspect import step_range
+from headrace.commands.arguments import run_directory, step_range
 from headrace.reading.chrometrace import ChromeTrace, Slice
 from headrace.reading.lifetimes import OTHER, Fate, Sample, Stretch, stretch
 from headrace.running.rundir import reopen
@@ -22,7 +24,13 @@ ENDED_HERE = ("trained", "dropped")
 LASTING = 2e-6  # seconds; what is shorter than the trace can tell is left out
 
 
-def timeline_command(options: argparse.Namespace) -> int:
+def arguments(sub: argparse.ArgumentParser) -> None:
+    run_directory(sub)
+    sub.add_argument("--steps", required=True, metavar="A-B")
+    sub.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: RUN/timeline.json")
+
+
+def main(options: argparse.Namespace) -> int:
     first, last = step_range(options.steps)
     run = reopen(options.run)
     path = options.out or options.run / "timeline.json"
@@ -105,7 +113,9 @@ class _Drawing:
 
     def evaluations(self) -> None:
         """Each from its first prompt to its result."""
-        for evaluation, at in self.found.evaluations:
+        for evaluation, at in self.found.endings:
+            if not isinstance(evaluation, Evaluation):
+                continue
             ids = [*evaluation.group_ids, *(d.group_id for d in evaluation.dropped)]
             asked = min((self.found.fed[i] for i in ids if i in self.found.fed), default=at)
             if asked <= self.found.end:
@@ -128,9 +138,10 @@ class _Drawing:
             leaves = number if fate.step else 0
             whole = Slice("generated" + _of(fate), sample.started, sample.ended, fate.kind, args, leaves)
             self.trace.block(_actor(sample), "samples", [whole, *self._spans(sample, sample.started)])
-        for vote in sample.votes.values():
-            judged = Slice("judged" + _of(fate), vote.begin, vote.end, fate.kind, args | {"vote": vote.shown})
-            self.trace.block(_rewarder(vote.rewarder), "judging", [judged])
+        for judgement in sample.votes.values():
+            told = args | {"vote": judgement.shown}
+            judged = Slice("judged" + _of(fate), judgement.begin, judgement.end, fate.kind, told)
+            self.trace.block(_rewarder(judgement.vote.rewarder), "judging", [judged])
         if fate.kind in ENDED_HERE:
             waits = [s for s in self._waits(sample, fate, args) if s.end - s.start >= LASTING]
             if waits:
@@ -190,9 +201,12 @@ def _rewarder(name: str) -> str:
 
 def _of(fate: Fate) -> str:
     """What the name of a slice ends in, so that a viewer sums up and colours each fate by itself."""
-    return {"trained": "", "dropped": f" (dropped: {clean_text(fate.why, 60)})", "evaluated": " (evaluation)"}.get(
-        fate.kind, " (another step)"
-    )
+    return {
+        "trained": "",
+        "dropped": f" (dropped: {clean_text(fate.why, 60)})",
+        "evaluated": " (evaluation)",
+        "collected": " (collection)",
+    }.get(fate.kind, " (another step)")
 
 
 def _fate_text(fate: Fate) -> str:
@@ -207,7 +221,7 @@ def _about(sample: Sample, fate: Fate) -> dict[str, Any]:
         "fate": _fate_text(fate),
         "versions": "+".join(str(version) for version, _ in sample.spans),
         "tokens": sample.tokens,
-        **_finite({"reward": sample.reward}),
+        **({"reward": "unjudged"} if sample.reward is None else _finite({"reward": sample.reward})),
         "votes": {clean_text(name, 100): vote.shown for name, vote in sample.votes.items()},
     }
 

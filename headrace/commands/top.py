@@ -10,6 +10,7 @@ from contextlib import closing
 from types import FrameType
 
 from broker.run import Run
+from headrace.commands.arguments import run_directory
 from headrace.reading.summary import WallClock
 from headrace.running.progress import Progress
 from headrace.running.rundir import find_run
@@ -22,7 +23,17 @@ from monitoring.view import PAGES, DaemonView, RunView
 REFRESH_SECONDS = 1.0
 
 
-def top_command(options: argparse.Namespace) -> int:
+def arguments(sub: argparse.ArgumentParser) -> None:
+    run_directory(sub, "a run's directory, or the run file that starts it")
+    sub.add_argument("--plain", action="store_true", help="plain lines instead of the display")
+    sub.add_argument("--once", action="store_true", help="one look")
+    sub.add_argument(
+        "--view", dest="views", action="append", default=[], metavar="NAME", choices=PAGES,
+        help=f"{', '.join(PAGES)}; with --once as many as you like",
+    )  # fmt: skip
+
+
+def main(options: argparse.Namespace) -> int:
     """Show the run until ``q`` or Ctrl-C; with ``--once`` one time, each view that is asked for."""
     run = find_run(options.run)
     with closing(Progress(run, LearnerConfig(run.file), lambda: daemons(run))) as progress:

@@ -18,19 +18,20 @@ from broker.run import Run
 from headrace.running.rundir import find_run
 from monitoring.daemon import Stop, registrations
 from monitoring.discovery import TARGETS, write_targets
+from monitoring.metrics import ActorMetrics, LearnerMetrics, RunMetrics
 from monitoring.prometheus import ALERTS, Prometheus, PrometheusError, programs
 from monitoring.view import clean_text
 
 TARGETS_SECONDS = 5.0  # a run whose daemons were started by hand has nobody else who writes its targets
 LOOK_SECONDS = 1.0
 QUERIES = {
-    "tokens generated a second": "sum by (run) (rate(headrace_generated_tokens_total[1m]))",
-    "seconds a step usually takes": "headrace_usual_step_seconds",
+    "tokens generated a second": f"sum by (run) (rate({ActorMetrics.generated_tokens}[1m]))",
+    "seconds a step usually takes": str(LearnerMetrics.usual_step),
     "share of its time that the learner waits": "headrace:learner_wait_data:share5m",
     "staleness, 95th percentile": "headrace:staleness_versions:p95",
-    "records behind": "sum by (run, group, topic) (headrace_consumer_lag_messages)",
-    "reward": "headrace_reward_mean",
-    "held-out pass@1": "headrace_pass_at_1",
+    "records behind": f"sum by (run, group, topic) ({RunMetrics.lag})",
+    "reward": str(LearnerMetrics.reward_mean),
+    "held-out pass@1": str(LearnerMetrics.pass_at_1),
 }
 
 
@@ -51,7 +52,16 @@ class Watched:
         return write_targets(self.name, self.directory, self.others)
 
 
-def watch_command(options: argparse.Namespace) -> int:
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="its directory, or the run file that starts it")
+    sub.add_argument("--port", type=int, default=9090, help="where Prometheus listens on the loopback; 0: any free one")
+    sub.add_argument(
+        "--dir", dest="directory", type=Path, default=None, metavar="DIR", help="its data; default: RUN/prometheus"
+    )
+    sub.add_argument("--interval", type=int, default=5, metavar="SECONDS", help="between two looks at each daemon")
+
+
+def main(options: argparse.Namespace) -> int:
     """Watch until Ctrl-C or SIGTERM. Raises RunFileError for bad input, RunFault if Prometheus cannot be had or ends."""
     if options.interval < 1:
         raise RunFileError(f"--interval {options.interval}: use at least 1 (seconds)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +10,19 @@ from pathlib import Path
 
 from headrace.doctor import machine
 from headrace.doctor.findings import Finding
+from monitoring.metrics import LearnerMetrics
 from monitoring.view import clean_text
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN", help="a run's directory, or the run file that starts it"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    return doctor_command(options.run, options.json)
 
 
 def doctor_command(run: Path | None, as_json: bool) -> int:
@@ -42,7 +55,7 @@ def _run(where: Path, as_json: bool) -> int:
         return 1 if findings else 0
     print(clean_text(state, 400))
     if not any(finding.holds for finding in findings):
-        steps = moving(evidence.learner, "headrace_steps_total")
+        steps = moving(evidence.learner, str(LearnerMetrics.steps))
         print("nothing holds it up: " + ("steps are being trained" if steps else "the next step is on its way"))
     show(findings)
     return 1 if findings else 0

@@ -19,15 +19,18 @@ from broker.log import Log
 from broker.messages import DeadLetter, StepResult
 from broker.run import Run
 from headrace.doctor.waiting import Waiting, waiting_groups
-from headrace.reading.records import last
+from headrace.reading.history import History
+from headrace.reading.records import newest
 from headrace.running.runfile import WholeRun
 from monitoring.daemon import Registration, registrations
+from monitoring.metrics import SystemMetrics
 from monitoring.processes import state_of
 from monitoring.scrape import scrape
 
 BETWEEN_SECONDS = 2.0  # the two looks from which it is told what moves
 SCRAPE_SECONDS = 2.0
 RECENT = 400  # records of the steps topic that are read
+LETTERS = 50  # dead letters
 TAIL_BYTES = 1 << 14
 
 Lags = Mapping[tuple[str, str], Mapping[int, int]]
@@ -127,10 +130,10 @@ def gather(run: Run, whole: WholeRun) -> Evidence:
 def _read(evidence: Evidence, log: Log) -> None:
     topics = evidence.run.topics
     evidence.lags = _lags(log)
-    recent = last(log, topics.steps, RECENT)
-    evidence.steps = [m for m in recent if isinstance(m, StepResult)]
-    evidence.letters = [m for m in last(log, topics.deadletters, 50) if isinstance(m, DeadLetter)]
-    evidence.waiting = waiting_groups(log, topics, RECENT)
+    history = History.recent(log, topics, RECENT)
+    evidence.steps = [done.result for done in history.executions()]
+    evidence.letters = [m for _, m in newest(log, topics.deadletters, LETTERS) if isinstance(m, DeadLetter)]
+    evidence.waiting = waiting_groups(log, topics, history)
 
 
 def _lags(log: Log) -> dict[tuple[str, str], dict[int, int]]:
@@ -150,7 +153,7 @@ def _daemon(entry: Registration, before: Mapping[str, float]) -> Daemon:
     asked = time.time()
     now = _scrape(entry)
     answered = time.time()
-    told = now.get("headrace_clock_timestamp_seconds", asked)
+    told = now.get(str(SystemMetrics.clock), asked)
     clock = told - answered if told > answered else min(0.0, told - asked)
     healthy = entry.role != "sglang" or _healthy(entry.metrics)
     return Daemon(entry, before, now, state_of(entry.pid), clock, healthy)

@@ -9,11 +9,12 @@ from statistics import fmean
 from broker.messages import StepResult
 from headrace.doctor.evidence import BETWEEN_SECONDS, Daemon, Evidence
 from headrace.running.rundir import RUN_FILE
+from monitoring.metrics import ActorMetrics, LearnerMetrics, RewarderMetrics, RunMetrics
 from monitoring.processes import STOPPED
 
 RESTARTS = 3  # ends of one daemon that make a loop
 BACKLOG = 16  # records that one partition may hold without being called slow
-GENERATED, PHASE_SINCE = "headrace_generated_tokens_total", "headrace_phase_since_timestamp_seconds"
+GENERATED, PHASE_SINCE = str(ActorMetrics.generated_tokens), str(LearnerMetrics.phase_since)
 ONE_PARTITION = 0.8  # share of a group's backlog that lies in one partition
 FULL_SHARE, FULL_BYTES = 0.02, 500e6
 PHASE_SECONDS = 10.0
@@ -61,7 +62,7 @@ def full_disk(e: Evidence) -> Iterator[Finding]:
 
 def crash_loop(e: Evidence) -> Iterator[Finding]:
     for supervisor in e.of("supervisor"):
-        for name, count in supervisor.labelled("headrace_daemon_restarts_total", "daemon").items():
+        for name, count in supervisor.labelled(str(RunMetrics.restarts), "daemon").items():
             if count >= RESTARTS:
                 yield Finding(
                     f"{name} ends again and again",
@@ -132,15 +133,15 @@ def no_actors(e: Evidence) -> Iterator[Finding]:
 
 def no_weights(e: Evidence) -> Iterator[Finding]:
     for actor in e.of("actor"):
-        if actor.now and actor.get("headrace_weight_version") < 0:
+        if actor.now and actor.get(str(ActorMetrics.weight_version)) < 0:
             fix = "its server is away or has not taken weights yet: see its log, and /health of its servers"
-            yield Finding(f"{actor.entry.name} has no weights", "headrace_weight_version is below 0", fix)
+            yield Finding(f"{actor.entry.name} has no weights", f"{ActorMetrics.weight_version} is below 0", fix)
 
 
 def no_rewarder(e: Evidence) -> Iterator[Finding]:
     for name in e.whole.run.rewards:
         waiting = e.waiting.unjudged[name]
-        serving = [d for d in e.of("rewarder") if name in d.labelled("headrace_worker_restarts_total", "rewarder")]
+        serving = [d for d in e.of("rewarder") if name in d.labelled(str(RewarderMetrics.restarts), "rewarder")]
         table = e.whole.rewarders.get(name)
         if serving or not waiting:
             continue
@@ -205,14 +206,14 @@ def credits_gone(e: Evidence) -> Iterator[Finding]:
     learner, since = e.learner, e.of_learner(PHASE_SINCE, "phase").get("wait_data", 0.0)
     if learner is None or not since or e.now - since < PHASE_SECONDS or not e.waiting.oldest:
         return
-    if not 0 < learner.get("headrace_credits") <= e.waiting.groups:
+    if not 0 < learner.get(str(LearnerMetrics.credits)) <= e.waiting.groups:
         return
     parts = [f"{e.waiting.unsampled} lack samples"] if e.waiting.unsampled else []
     parts += [f"{count} lack votes of {name!r}" for name, count in e.waiting.unjudged.items()]
     fed, oldest = min(e.waiting.oldest.values())
     yield Finding(
         "all credits are held by incomplete groups",
-        f"{e.waiting.groups} groups for {learner.get('headrace_credits'):.0f} credits: {', '.join(parts)}; "
+        f"{e.waiting.groups} groups for {learner.get(str(LearnerMetrics.credits)):.0f} credits: {', '.join(parts)}; "
         f"the oldest, {oldest}, was fed {e.now - fed:.0f} s ago",
         "see what they lack above; a group is dropped [learner] deadline seconds after it was fed",
     )
@@ -229,7 +230,7 @@ def learner_busy(e: Evidence) -> Iterator[Finding]:
 
 
 def evictions(e: Evidence) -> Iterator[Finding]:
-    for member, count in e.of_learner("headrace_broadcast_evictions_total", "member").items():
+    for member, count in e.of_learner(str(LearnerMetrics.evictions), "member").items():
         if count >= EVICTIONS:
             yield Finding(
                 f"broadcasts evict {member} again and again",
@@ -307,7 +308,7 @@ def state_of(e: Evidence) -> str:
     if stage is not None:
         parts.append(f"stage {stage.stage}, step {stage.stage_step}, version {stage.step}")
     learner = e.learner
-    if learner is not None and (last := learner.get("headrace_last_step_timestamp_seconds")):
+    if learner is not None and (last := learner.get(str(LearnerMetrics.last_step))):
         parts.append(f"last step {max(0.0, e.now - last):.0f} s ago")
     roles = [f"{len(e.of(role))} {role}s" for role in ("learner", "actor", "rewarder") if e.of(role)]
     return "; ".join([*parts, ", ".join(roles) or "no daemons"])

@@ -91,6 +91,25 @@ def ports() -> Check:
         return Check("ports", False, f"127.0.0.1: {error}", "daemons talk over loopback: bring lo up")
 
 
+def sandbox() -> Check:
+    """Only for rewarders that run a model's code: hostile programs are tried, which takes some seconds."""
+    from broker.sandbox import SandboxError
+    from broker.sandbox.command import place
+    from broker.sandbox.selftest import self_test
+
+    try:
+        place()
+    except SandboxError as error:
+        return Check("sandbox", True, f"{error} (only rewards of code need it)")
+    try:
+        held = self_test()
+    except SandboxError as error:
+        return Check("sandbox", False, str(error), "give no rewards of code on this machine before that is mended")
+    broken = [f"{h.name}: {h.why}" for h in held if h.why]
+    text = "; ".join([f"{len(held) - len(broken)} of {len(held)} programs of the self-test held", *broken])
+    return Check("sandbox", not broken, text, "give no rewards of code on this machine before that is mended")
+
+
 def kafka() -> Check:
     """Only for runs on Kafka's log: that the broker can be fetched and run here."""
     found = [name for name in ("java", "mvn") if shutil.which(name)]
@@ -98,4 +117,4 @@ def kafka() -> Check:
     return Check("kafka", True, text)
 
 
-CHECKS: tuple[Callable[[], Check], ...] = (python, system, packages, torch, memory, disk, log, ports, kafka)
+CHECKS: tuple[Callable[[], Check], ...] = (python, system, packages, torch, memory, disk, log, ports, sandbox, kafka)

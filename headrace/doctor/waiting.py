@@ -8,9 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from broker.log import Log
-from broker.messages import Manifest, Trajectory, Vote
+from broker.messages import Trajectory, Vote
 from broker.topics import Topics
-from headrace.reading.records import last, read
+from headrace.reading.history import History
+from headrace.reading.records import read
 from learner.planning.groups import Group
 from learner.planning.join import read_all
 from learner.planning.recovery import Tail, read_outstanding
@@ -40,12 +41,9 @@ class Waiting:
             self.oldest[name] = min(self.oldest.get(name, (group.fed, group.id)), (group.fed, group.id))
 
 
-def waiting_groups(log: Log, topics: Topics, recent: int) -> Waiting:
-    """Of all groups without an end, by the last ``recent`` records of the steps topic. Raises LogError."""
-    tail = Tail()
-    for message in last(log, topics.steps, recent):
-        if isinstance(message, Manifest):
-            tail.newest = message
+def waiting_groups(log: Log, topics: Topics, history: History) -> Waiting:
+    """Of all groups without an end, by what ``history`` tells of the newest records of the steps topic. Raises LogError."""
+    tail = Tail(endings=[ended.ending for ended in history.endings], newest=history.newest_manifest())
     found = read_outstanding(log, topics, tail)
     groups = {group.id: group for group in found.groups}
     for topic, start in ((topics.trajectories, found.state.trajectories), (topics.rewards, found.state.rewards)):

@@ -1,145 +1,154 @@
-"""``headrace export``: the curves of a run, made anew from its log; with ``--follow`` they then grow with it."""
+"""``headrace export``: the curves of a run, made from its log; with ``--follow`` they then grow with it."""
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-from broker.errors import LogUnavailable, RunFault, RunFileError
-from broker.log import Reader
-from headrace.export.curves import Curves, Point
-from headrace.export.sink import Sink, sink_of
-from headrace.reading.records import read, scan
-from headrace.running.redaction import tables_without_secrets, without_secrets
+from broker.errors import LogUnavailable
+from broker.log import Log, Record
+from broker.run import Run
+from headrace.commands.arguments import key_values, run_directory
+from headrace.export.curves import point, points
+from headrace.export.output import Output, remove, sole_export
+from headrace.export.sink import EXPORTERS, Exporter, Sink, exporter_of
+from headrace.reading.history import History
+from headrace.reading.records import first
+from headrace.reading.redaction import tables_without_secrets, without_secrets
 from headrace.running.rundir import reopen
 from monitoring.daemon import Stop
 
-MARK = ".headrace-export"
-"""A file that says that the directory is an export's own, to be removed and made anew."""
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 2.0
+BATCH = 512
 
 
-def export_command(options: argparse.Namespace) -> int:
-    run, open_sink = reopen(options.run), sink_of(options.to)
-    out = (options.out or run.directory / "export" / options.to).resolve()
-    tables, config = tables_without_secrets(run.file.tables), without_secrets(run.file.path.read_text(encoding="utf-8"))
+def arguments(sub: argparse.ArgumentParser) -> None:
+    run_directory(sub)
+    sub.add_argument(
+        "--to", required=True, metavar="EXPORTER", help=f"{', '.join(EXPORTERS)}, or file.py:Class beside the run file"
+    )
+    sub.add_argument(
+        "--with", dest="options", action="append", default=[], metavar="NAME=VALUE", help="an option of the exporter"
+    )
+    sub.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: RUN/export/NAME")
+    sub.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C or SIGTERM")
 
-    def opened(directory: Path) -> Sink:
-        sink = open_sink(directory, run.table.name, tables)
-        sink.text("config", config)
-        return sink
 
+def main(options: argparse.Namespace) -> int:
+    run = reopen(options.run)
+    exporter = exporter_of(options.to, key_values(options.options, "--with"), run.file.base)
+    name = options.to.partition(":")[0].removesuffix(".py")
+    out = (options.out or run.directory / "export" / name).resolve()
     with sole_export(out), closing(run.open_log()) as log:
-        curves, points, end = Curves(), [], 0
-        for record, message in scan(log, run.topics.steps):
-            points.append(curves.take(message, record.timestamp))
-            end = record.offset + 1
         if options.follow:
-            with closing(log.reader(run.topics.steps, {0: end})) as reader:
-                _follow(reader, curves, points, Output(out, opened))
+            Follower(run, log, exporter, out).run()
         else:
-            print(f"{out}: {_write(points, out, opened)} points")
+            print(f"{out}: {write(run, log, exporter, out)} points")
     return 0
 
 
-class Output:
-    """A directory of curves that grows. What comes late, or again after a redo, has it made anew: no sink takes points back."""
+def opener(run: Run, exporter: Exporter) -> Callable[[Path], Sink]:
+    """Opens the sink of a directory, with the run file in it."""
 
-    def __init__(self, directory: Path, opened: Callable[[Path], Sink]) -> None:
-        self.directory, self._opened = directory, opened
-        self._points: dict[tuple[str, int], Point] = {}
-        self._newest: dict[str, int] = {}
-        self._sink: Sink | None = None
+    def opened(directory: Path) -> Sink:
+        sink = exporter.open(directory, run.table.name, tables_without_secrets(run.file.tables))
+        sink.text("config", without_secrets(run.file.path.read_text(encoding="utf-8")))
+        return sink
 
-    def add(self, points: Iterable[Point | None]) -> None:
-        fresh = {(p.series, p.step): p for p in points if p is not None}
-        late = any(step <= self._newest.get(series, -1) for series, step in fresh)
-        self._points |= fresh
-        if late or self._sink is None:
-            self.close()
-            remove(self.directory)
-            self.directory.mkdir(parents=True)
-            (self.directory / MARK).touch()
-            self._sink, fresh = self._opened(self.directory), self._points
-        for (series, step), point in sorted(fresh.items(), key=lambda item: item[0]):
-            self._sink.scalars(step, point.values, point.time)
-            self._newest[series] = max(step, self._newest.get(series, step))
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def close(self) -> None:
-        if self._sink is not None:
-            self._sink.close()
-            self._sink = None
+    return opened
 
 
-def _write(points: Iterable[Point | None], out: Path, opened: Callable[[Path], Sink]) -> int:
+def write(run: Run, log: Log, exporter: Exporter, out: Path) -> int:
     """All points into a directory that takes the place of ``out`` once it is whole; returns how many they are."""
     fresh = out.with_name(f".{out.name}.new")
     try:
-        with closing(Output(fresh, opened)) as output:
-            output.add(points)
+        with closing(Output(fresh, opener(run, exporter))) as output:
+            _renew(run, log, output)
+            output.close(whole=appends(exporter))
         remove(out)
         fresh.rename(out)
     finally:
         remove(fresh)
-    return len(output)
+    return output.count
 
 
-def _follow(reader: Reader, curves: Curves, points: Iterable[Point | None], output: Output) -> None:
-    """Write what is there, then what comes, until SIGTERM or Ctrl-C; what lies in the log by then is written too.
+def appends(exporter: Exporter) -> bool:
+    """Whether its sinks go on where one was closed."""
+    return bool(getattr(exporter, "appends", False))
 
-    A log that is away is waited for.
+
+def _renew(run: Run, log: Log, output: Output) -> None:
+    """Write all that the log holds."""
+    history = History.of(log, run.topics)
+    output.renew(points(history))
+    output.place.offset = history.next
+    output.place.reinforced = sorted(history.reinforced)
+    output.place.began = began(run, log)
+
+
+def began(run: Run, log: Log) -> float:
+    """When the log took the first record of the steps; 0 without any. It tells one run from another in the same place."""
+    record = first(log, run.topics.steps)
+    return record.timestamp if record is not None else 0.0
+
+
+class Follower:
+    """Writes what is there, or only what has come since the export before; then what comes.
+
+    It holds no more than the newest step of each curve.
     """
-    stop = Stop().install()
-    with closing(output):
-        output.add(points)
-        print(f"{output.directory}: {len(output)} points, and what comes; SIGTERM or Ctrl-C ends it", flush=True)
-        ended = False
-        while not ended:
-            stopped = bool(stop)
-            try:
-                records = reader.poll(512, POLL_SECONDS)
-            except LogUnavailable as error:
-                print(f"headrace: waiting for the log: {error}", file=sys.stderr)
-                ended = stop.wait(RETRY_SECONDS)
-            else:
-                output.add(curves.take(read(record), record.timestamp) for record in records)
-                ended = stopped and not records
 
+    def __init__(self, run: Run, log: Log, exporter: Exporter, out: Path) -> None:
+        self._run, self._log, self._appends = run, log, appends(exporter)
+        self._output = Output(out, opener(run, exporter))
+        self._history = History(keep=1)
 
-def remove(directory: Path) -> None:
-    """Remove a directory. What a kill leaves of it is under another name, and is removed by the next export."""
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        directory.rename(old)
-    shutil.rmtree(old, ignore_errors=True)
+    def run(self) -> None:
+        """Until SIGTERM or Ctrl-C; what lies in the log by then is written too. A log that is away is waited for."""
+        stop = Stop().install()
+        output = self._output
+        with closing(output):
+            if not (self._appends and self._same_run() and output.resume()):
+                _renew(self._run, self._log, output)
+            print(
+                f"{output.directory}: {output.count} points, and what comes; SIGTERM or Ctrl-C ends it",
+                flush=True,
+            )
+            with closing(self._log.reader(self._run.topics.steps, {0: output.place.offset})) as reader:
+                ended = False
+                while not ended:
+                    stopped = bool(stop)
+                    try:
+                        found = reader.poll(BATCH, POLL_SECONDS)
+                    except LogUnavailable as error:
+                        print(f"headrace: waiting for the log: {error}", file=sys.stderr)
+                        ended = stop.wait(RETRY_SECONDS)
+                        continue
+                    if self._take(found):
+                        reader.seek({0: output.place.offset})
+                    ended = stopped and not found
+            output.close(whole=self._appends)
 
+    def _same_run(self) -> bool:
+        """Whether what lies there is of this log."""
+        place = self._output.place_there()
+        ends = self._log.ends(self._run.topics.steps)
+        return place is not None and place.offset <= ends[0] and place.began == began(self._run, self._log)
 
-@contextmanager
-def sole_export(out: Path) -> Iterator[None]:
-    """Hold the output directory while the block runs.
-
-    Raises RunFault if another export holds it, RunFileError if there lies what no export has made: it would be lost.
-    """
-    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFileError(f"--out {out} holds what is no export's; name a new directory or an empty one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out.with_name(f".{out.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFault(f"{out} is being written by another export; end it, or name another --out") from None
-        yield
-    finally:
-        os.close(handle)
+    def _take(self, found: list[Record]) -> bool:
+        """Write the points of these records; True if all had to be written anew, and further ones with them."""
+        output = self._output
+        for record in found:
+            message = self._history.take(record)
+            reinforced = {*output.place.reinforced, *self._history.reinforced}
+            told = point(message, record.timestamp, reinforced)
+            if told is not None and output.is_late(told):
+                _renew(self._run, self._log, output)
+                return True
+            output.add([told] if told is not None else [])
+            output.place.offset, output.place.reinforced = record.offset + 1, sorted(reinforced)
+        return False

@@ -7,11 +7,11 @@ eval/NAME/pass_at_1, cons_at_k, ...         an evaluation; those that a stage ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from broker.errors import DecodeError
-from broker.messages import Evaluation, Manifest, Message, StepResult
+from broker.messages import Evaluation, StepResult
+from headrace.reading.history import History
 
 
 class Point(NamedTuple):
@@ -23,28 +23,26 @@ class Point(NamedTuple):
     time: float
 
 
-class Curves:
-    """Turns records into points, in the order of the log."""
+def points(history: History) -> list[Point]:
+    """All points of a history, by series and step."""
+    told: list[tuple[object, float]] = [(done.result, done.at) for done in history.executions()]
+    told += [(ended.ending, ended.at) for ended in history.endings]
+    found = (point(message, at, history.reinforced) for message, at in told)
+    return [p for _, p in sorted({(p.series, p.step): p for p in found if p is not None}.items())]
 
-    def __init__(self) -> None:
-        self._reinforced: set[int] = set()
 
-    def take(self, message: Message | DecodeError, time: float) -> Point | None:
-        """The point that a record gives, if any; one that cannot be read gives none (``headrace verify`` names it)."""
-        if isinstance(message, Manifest) and message.kind == "step":
-            self._reinforced.add(message.stage)  # a step's manifest lies in front of its result
-        elif isinstance(message, StepResult):
-            return self._result(message, time)
-        elif isinstance(message, Evaluation):
-            return _evaluation(message, time)
-        return None
+def point(message: object, time: float, reinforced: Collection[int]) -> Point | None:
+    """The point that a record gives, if any. ``reinforced`` are the stages that have manifests of steps, which lie in front of their results."""
+    if isinstance(message, StepResult):
+        return _result(message, time, message.stage in reinforced)
+    return _evaluation(message, time) if isinstance(message, Evaluation) else None
 
-    def _result(self, result: StepResult, time: float) -> Point:
-        reinforced = result.stage in self._reinforced
-        prefix = "" if reinforced else f"sft/stage_{result.stage}/"
-        values = {f"{prefix}train/{name}": value for name, value in result.metrics.items()}
-        values |= {f"{prefix}phase_seconds/{name}": value for name, value in result.phases.items()}
-        return Point(f"{prefix}train", result.step if reinforced else result.stage_step, values, time)
+
+def _result(result: StepResult, time: float, reinforced: bool) -> Point:
+    prefix = "" if reinforced else f"sft/stage_{result.stage}/"
+    values = {f"{prefix}train/{name}": value for name, value in result.metrics.items()}
+    values |= {f"{prefix}phase_seconds/{name}": value for name, value in result.phases.items()}
+    return Point(f"{prefix}train", result.step if reinforced else result.stage_step, values, time)
 
 
 def _evaluation(evaluation: Evaluation, time: float) -> Point:

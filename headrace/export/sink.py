@@ -1,13 +1,21 @@
-"""What an exporter writes into, whichever dashboard it is for."""
+"""What an exporter is, whichever dashboard it is for, and how the one that is asked for is found."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from broker import plugins
 from broker.errors import RunFileError
+from broker.spelling import nearest
+
+EXPORTERS = {
+    "tensorboard": "headrace.export.tensorboard:TensorBoard",
+    "wandb": "headrace.export.wandb:WeightsAndBiases",
+}
+"""The exporters that have a name of their own; any other one is written as ``file.py:Class`` or ``module:Class``."""
 
 
 class Sink(Protocol):
@@ -23,17 +31,41 @@ class Sink(Protocol):
         """Make everything durable."""
 
 
-OpenSink = Callable[[Path, str, Mapping[str, Any]], Sink]
-"""Opens a sink that writes below a directory: for a run of this name, with the tables of its run file."""
+class Exporter(Protocol):
+    """A frozen dataclass whose fields are its options (``--with NAME=VALUE``).
+
+    It may have ``appends = True`` as a class variable: then a sink that is opened where one was closed goes on with its curves, and
+    ``--follow`` begins where the export before has ended. Without it all is written anew.
+    """
+
+    def open(self, directory: Path, run: str, config: Mapping[str, Any]) -> Sink:
+        """A sink that writes below ``directory``, for a run of this name, with the tables of its run file. Raises RunFault."""
 
 
-def sink_of(kind: str) -> OpenSink:
-    """What opens sinks of a kind. Raises RunFileError if its package is not installed."""
+def exporter_of(name: str, options: Mapping[str, Any], base: Path) -> Exporter:
+    """The exporter of this name, or the class of a file beside the run file (``base`` is its directory).
+
+    Raises RunFileError if there is none, its package is not installed, or it has no such option.
+    """
+    use = EXPORTERS.get(name, name)
+    if name in EXPORTERS:
+        _installed(name, use.partition(":")[0])
+    elif ":" not in name:
+        raise RunFileError(
+            f"--to {name!r}: use {', '.join(EXPORTERS)}, or file.py:Class{nearest(name, list(EXPORTERS))}"
+        )
+    else:
+        plugins.check(use, list(options), base, f"--to {name}:")
+    exporter: Exporter = plugins.build(use, options, base, f"--to {name}:")
+    if not callable(getattr(exporter, "open", None)):
+        raise RunFileError(f"--to {name}: {use} is no exporter: it has no method open(directory, run, config)")
+    return exporter
+
+
+def _installed(name: str, module: str) -> None:
     try:
-        module = importlib.import_module(f"headrace.export.{kind}")
+        importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise RunFileError(
-            f"--to {kind} needs {(error.name or kind).partition('.')[0]}, which is not installed: pip install 'headrace[exporters]'"
+            f"--to {name} needs {(error.name or name).partition('.')[0]}, which is not installed: pip install 'headrace[exporters]'"
         ) from None
-    opened: OpenSink = module.open_sink
-    return opened

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,11 @@ from broker.errors import RunFault
 class WandbSink:
     """One W&B run. Raises RunFault if the service refuses it."""
 
-    def __init__(self, directory: Path, run: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, run: str, config: Mapping[str, Any], project: str, mode: Any) -> None:
         settings = wandb.Settings(
             console="off", disable_git=True, disable_code=True, silent=True, x_disable_meta=True, x_disable_stats=True,
             x_save_requirements=False,
         )  # fmt: skip
-        mode: Any = os.environ.get("WANDB_MODE", "offline")
-        project = os.environ.get("WANDB_PROJECT", "headrace")
         try:
             self._run = wandb.init(
                 project=project, name=run, dir=str(directory), config=dict(config), mode=mode, settings=settings
@@ -44,5 +43,13 @@ class WandbSink:
         wandb.teardown()  # only once its service has ended is everything on the disk
 
 
-def open_sink(directory: Path, run: str, config: Mapping[str, Any]) -> WandbSink:
-    return WandbSink(directory, run, config)
+@dataclass(frozen=True)
+class WeightsAndBiases:
+    """One W&B run an export. ``project`` and ``mode`` are those of the environment, else ``headrace`` and ``offline``."""
+
+    project: str = ""
+    mode: str = ""
+
+    def open(self, directory: Path, run: str, config: Mapping[str, Any]) -> WandbSink:
+        project = self.project or os.environ.get("WANDB_PROJECT", "headrace")
+        return WandbSink(directory, run, config, project, self.mode or os.environ.get("WANDB_MODE", "offline"))

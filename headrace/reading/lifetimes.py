@@ -7,7 +7,7 @@ time at which the log took the record; else the log's own time stands for them, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -26,7 +26,11 @@ from broker.messages import (
     Vote,
 )
 from broker.topics import Topics
+from headrace.reading.heads import Head
+from headrace.reading.history import Ended, History, whole
 from headrace.reading.records import scan
+from headrace.reading.trace import known_steps
+from learner.planning.rewards import reward_of
 
 BELIEVED_SECONDS = 86400.0  # how far a time in a record may be from the time at which the log took it
 SKEW_SECONDS = 60.0  # the log's times may be those of different machines' clocks
@@ -62,7 +66,7 @@ class Step:
 
 
 class Fate(NamedTuple):
-    """How a group ended: ``kind`` trained, dropped, evaluated; ``why`` the step, the reason, the evaluation; ``step`` if any."""
+    """How a group ended: ``kind`` trained, dropped, evaluated, collected; ``why`` the step, the reason, the evaluation; ``step`` if any."""
 
     kind: str
     why: str
@@ -77,11 +81,13 @@ OTHER = Fate("other", "of another step", 0.0)
 class Judgement:
     """One vote: ``begin`` is when its rewarder took the sample up, waiting for a slow one included."""
 
-    rewarder: str
+    vote: Vote
     begin: float
     end: float
-    shown: str
-    value: float | None
+
+    @property
+    def shown(self) -> str:
+        return self.vote.outcome if self.vote.value is None else f"{self.vote.value:.4g}"
 
 
 @dataclass(slots=True)
@@ -99,10 +105,9 @@ class Sample:
     votes: dict[str, Judgement] = field(default_factory=dict)
 
     @property
-    def reward(self) -> float:
-        """The weighted sum of the votes."""
-        found = ((w, self.votes[name].value) for name, w in self.weights.items() if name in self.votes)
-        return sum(weight * value for weight, value in found if value is not None)
+    def reward(self) -> float | None:
+        """By the learner's own rule; None where it cannot be judged, or is not yet."""
+        return reward_of(self.weights, {name: judgement.vote for name, judgement in self.votes.items()})
 
     @property
     def judged(self) -> float:
@@ -118,7 +123,7 @@ class Stretch:
     end: float
     steps: list[Step] = field(default_factory=list)
     planned: list[int] = field(default_factory=list)
-    evaluations: list[tuple[Evaluation, float]] = field(default_factory=list)
+    endings: list[Ended] = field(default_factory=list)
     published: list[tuple[int, float]] = field(default_factory=list)
     fates: dict[str, Fate] = field(default_factory=dict)
     fed: dict[str, float] = field(default_factory=dict)
@@ -134,64 +139,48 @@ class Stretch:
         return fate
 
 
-class _Steps:
-    """The ``steps`` topic, read once."""
-
-    def __init__(self, log: Log, topics: Topics) -> None:
-        self.manifests: list[tuple[Manifest, float]] = []
-        self.results: dict[tuple[int, int], tuple[StepResult, float]] = {}
-        self.evaluations: list[tuple[Evaluation, float]] = []
-        for record, message in scan(log, topics.steps):
-            if isinstance(message, Manifest):
-                self.manifests.append((message, record.timestamp))
-            elif isinstance(message, StepResult):
-                self.results[message.step, message.stage] = message, record.timestamp  # after a redo the last one holds
-            elif isinstance(message, Evaluation):
-                self.evaluations.append((message, record.timestamp))
-
-    def executed(self) -> list[Step]:
-        """The steps in order, each behind the one before."""
-        out: list[Step] = []
-        for manifest, _ in self.manifests:
-            found = self.results.get((manifest.step, manifest.stage))
-            if manifest.kind == "step" and found is not None:
-                out.append(Step.of(manifest, *found, out[-1].end if out else 0.0))
-        return out
+def executed(history: History, manifests: Iterable[Manifest], heads: Iterable[Head]) -> list[Step]:
+    """The steps that were executed, in order, each behind the one before."""
+    out: list[Step] = []
+    for manifest, head in zip(manifests, heads, strict=True):
+        done = history.executed(head)
+        if done is not None:
+            out.append(Step.of(manifest, *done, out[-1].end if out else 0.0))
+    return out
 
 
 def stretch(log: Log, topics: Topics, first: int, last: int) -> Stretch:
     """Read steps ``first`` to ``last``, as far as they are planned. Raises RunFault if none of them is."""
-    steps = _Steps(log, topics)
-    numbers = [i for i, (m, _) in enumerate(steps.manifests) if m.kind == "step" and first <= m.step <= last]
-    if not numbers:
-        have = [m.step for m, _ in steps.manifests if m.kind == "step"]
-        known = f"it has {have[0]}..{have[-1]}" if have else "it has none yet"
-        raise RunFault(f"the log of {topics.run} has no step {first}..{last}; {known}")
-    chosen = [steps.manifests[i] for i in numbers]
-    wanted = {manifest.step for manifest, _ in chosen}
-    executed = [s for s in steps.executed() if s.manifest.step in wanted]
-    begin = executed[0].begin if executed else chosen[0][1]
-    out = Stretch(begin, max([at for _, at in chosen] + [s.end for s in executed]), executed, sorted(wanted))
-    out.evaluations = [(e, at) for e, at in steps.evaluations if at >= begin]
-    out.fates = _fates(chosen, executed, out.evaluations)
-    before = steps.manifests[numbers[0] - 1][0].state if numbers[0] else PlannerState()
-    _read(log, topics, out, before, [m for m, _ in chosen])
+    history = History.around(log, topics, first, last)
+    heads = [head for head in history.manifests if head.kind == "step" and first <= head.step <= last]
+    if not heads:
+        raise RunFault(f"the log of {topics.run} has no step {first}..{last}{known_steps(log, topics)}")
+    before = [head for head in history.manifests if head.offset < heads[0].offset][-1:]
+    found = list(whole(log, topics, [*before, *heads]))
+    chosen = found[len(before) :]
+    steps = executed(history, found, [*before, *heads])
+    steps = [step for step in steps if step.manifest is not found[0] or not before]
+    begin = steps[0].begin if steps else heads[0].at
+    out = Stretch(begin, max([h.at for h in heads] + [s.end for s in steps]), steps, [m.step for m in chosen])
+    out.endings = [ended for ended in history.endings if ended.at >= begin]
+    out.fates = _fates(zip(chosen, heads, strict=True), steps, out.endings, history.aside)
+    _read(log, topics, out, found[0].state if before else PlannerState(), chosen)
     return out
 
 
 def _fates(
-    chosen: Iterable[tuple[Manifest, float]], executed: Iterable[Step], evaluations: Iterable[tuple[Evaluation, float]]
+    chosen: Iterable[tuple[Manifest, Head]], steps: Iterable[Step], endings: Iterable[Ended], aside: Collection[int]
 ) -> dict[str, Fate]:
-    fates, done = {}, {step.manifest.step: step for step in executed}
-    for manifest, at in chosen:
+    fates, done = {}, {step.manifest.step: step for step in steps}
+    for manifest, head in chosen:
+        kind, why = ("dropped", "set_aside") if manifest.step in aside else ("trained", f"step {manifest.step}")
         for group in manifest.groups:
-            fates[group.group_id] = Fate("trained", f"step {manifest.step}", at, done.get(manifest.step))
-        fates |= {d.group_id: Fate("dropped", d.reason, at) for d in manifest.dropped}
-    for evaluation, at in evaluations:
-        fates |= {group_id: Fate("evaluated", evaluation.name, at) for group_id in evaluation.group_ids}
-        fates |= {
-            d.group_id: Fate("evaluated", f"{evaluation.name}, dropped: {d.reason}", at) for d in evaluation.dropped
-        }
+            fates[group.group_id] = Fate(kind, why, head.at, done.get(manifest.step))
+        fates |= {d.group_id: Fate("dropped", d.reason, head.at) for d in manifest.dropped}
+    for ending, at in endings:
+        kind = "evaluated" if isinstance(ending, Evaluation) else "collected"
+        fates |= {group_id: Fate(kind, ending.name, at) for group_id in ending.group_ids}
+        fates |= {d.group_id: Fate(kind, f"{ending.name}, dropped: {d.reason}", at) for d in ending.dropped}
     return fates
 
 
@@ -236,8 +225,7 @@ def _sample(message: Trajectory, record: Record) -> Sample:
 def _judgement(vote: Vote, record: Record) -> Judgement:
     end = _near(vote.created, record.timestamp) or record.timestamp
     begin = _near(end - vote.seconds, end) or end
-    shown = vote.outcome if vote.value is None else f"{vote.value:.4g}"
-    return Judgement(vote.rewarder, min(begin, end), end, shown, vote.value)
+    return Judgement(vote, min(begin, end), end)
 
 
 def _near(told: float, taken: float) -> float | None:

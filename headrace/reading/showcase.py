@@ -50,7 +50,8 @@ def _chosen(period: str, groups: Sequence[tuple[int, Mapping[str, Any]]]) -> lis
 
 
 def _readable(group: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [s for s in group["samples"] if "unreadable" not in s]
+    """The samples that are still there and have a reward."""
+    return [s for s in group["samples"] if "unreadable" not in s and s["reward"] is not None]
 
 
 def vote_spread(sample: Mapping[str, Any]) -> float:

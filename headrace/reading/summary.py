@@ -1,4 +1,4 @@
-"""What became of a run, computed from its log alone: summary.json and the report."""
+"""What became of a run in numbers, from its log and from the clock that runs beside it: summary.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from broker.log import Log
-from broker.messages import Evaluation, Manifest, StepResult, Trajectory
 from broker.run import Run
-from headrace.reading.records import scan
-from headrace.reading.verify import Audit
+from headrace.reading.audit import Audit
+from headrace.reading.history import History
+from headrace.reading.sampled import generated_tokens
 from monitoring.files import replace
 
 PACKAGES = ("headrace", "torch", "transformers", "numpy", "pyzmq", "msgpack", "math-verify")
@@ -61,38 +61,19 @@ class WallClock:
             replace(self._path, json.dumps({"seconds": round(self.seconds, 3)}))
 
 
-class History:
-    """The ``steps`` topic of a run: results by step of the RL stages, evaluations, and stages' starts."""
-
-    def __init__(self, log: Log, run: Run) -> None:
-        self.manifests: list[Manifest] = []
-        self.evaluations: list[Evaluation] = []
-        results: dict[tuple[int, int], StepResult] = {}
-        for _, message in scan(log, run.topics.steps):
-            if isinstance(message, Manifest):
-                self.manifests.append(message)
-            elif isinstance(message, Evaluation):
-                self.evaluations.append(message)
-            elif isinstance(message, StepResult):
-                results[message.stage, message.stage_step] = message  # after a redo the last one holds
-        stages = {m.stage for m in self.manifests if m.kind == "step"}
-        self.rl = [r for (stage, _), r in sorted(results.items()) if stage in stages]
-        self.sft = [r for (stage, _), r in sorted(results.items()) if stage not in stages]
-
-
 def summarise(log: Log, run: Run, audit: Audit, wall_seconds: float) -> dict[str, Any]:
     """The run in numbers, from its log and the audit of it."""
-    history = History(log, run)
-    generated = sum(m.response_tokens for _, m in scan(log, run.topics.trajectories) if isinstance(m, Trajectory))
+    history = History.of(log, run.topics)
+    results, evaluations = history.results(reinforced=True), history.evaluations()
     phases: dict[str, float] = defaultdict(float)
-    for result in history.rl:
+    for result in results:
         for name, seconds in result.phases.items():
             phases[name] += seconds
-    named = [e for e in history.evaluations if ":" not in e.name] or history.evaluations
-    stale = [r.metrics.get("staleness_mean", 0.0) for r in history.rl]
+    named = [e for e in evaluations if ":" not in e.name] or evaluations
+    stale = [r.metrics.get("staleness_mean", 0.0) for r in results]
     return {
         "run": run.table.name,
-        "steps": len(history.rl),
+        "steps": len(results),
         "wall_seconds": round(wall_seconds, 1),
         "pass_at_1": {
             "before": named[0].pass_at_1 if named else None,
@@ -110,12 +91,12 @@ def summarise(log: Log, run: Run, audit: Audit, wall_seconds: float) -> dict[str
         },
         "dropped": audit.dropped_by_reason,
         "tokens": {
-            "generated": generated,
-            "trained": int(sum(r.metrics.get("tokens_trained", 0.0) for r in history.rl)),
+            "generated": generated_tokens(log, run.topics),
+            "trained": int(sum(r.metrics.get("tokens_trained", 0.0) for r in results)),
         },
         "staleness": {
             "mean": sum(stale) / len(stale) if stale else 0.0,
-            "max": max((r.metrics.get("staleness_max", 0.0) for r in history.rl), default=0.0),
+            "max": max((r.metrics.get("staleness_max", 0.0) for r in results), default=0.0),
         },
         "phases": {name: round(seconds, 3) for name, seconds in sorted(phases.items())},
         "seed": run.table.seed,

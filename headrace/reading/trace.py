@@ -9,15 +9,17 @@ from broker.errors import DecodeError, HeadraceError, RunFault
 from broker.log import Log, Reader
 from broker.messages import GroupRef, Manifest, Message, Position, Prompt, SampleRef, StepResult, Trajectory, Vote
 from broker.topics import Topics
-from headrace.reading.records import read, scan
+from headrace.reading.history import History, whole
+from headrace.reading.records import read
+from learner.planning.rewards import reward_of
 
 
 def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
     """Everything about ``step``, as JSON can say it. Raises RunFault if the log has no such step.
 
-    Where a record can no longer be read, ``unreadable`` says why in its place.
+    Where a record can no longer be read, ``unreadable`` says why in its place; the ``reward`` of a sample is None where votes are missing.
     """
-    manifest, result = find(log, topics, step)
+    manifest, result, why = find(log, topics, step)
     return {
         "step": step,
         "stage": manifest.stage,
@@ -26,6 +28,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
         "dropped": [d._asdict() for d in manifest.dropped],
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
+        "set_aside": why,
     }
 
 
@@ -39,22 +42,20 @@ def groups_of(log: Log, topics: Topics, manifest: Manifest, limit: int | None = 
             reader.close()
 
 
-def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None]:
-    """The manifest of ``step`` and what came out of it, if it has been executed (after a redo the last result holds)."""
-    manifest: Manifest | None = None
-    result: StepResult | None = None
-    trained: list[int] = []
-    for _, message in scan(log, topics.steps):
-        if isinstance(message, Manifest) and message.kind == "step":
-            trained.append(message.step)
-            if message.step == step:
-                manifest = message
-        elif isinstance(message, StepResult) and manifest and (message.step, message.stage) == (step, manifest.stage):
-            result = message
-    if manifest is None:
-        have = f"; it has {trained[0]}..{trained[-1]}" if trained else " and no other one"
-        raise RunFault(f"the log of {topics.run} has no step {step}{have}")
-    return manifest, result
+def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | None, str]:
+    """The manifest of ``step``, what came out of it if it has been executed, and why it was set aside if it was."""
+    history = History.around(log, topics, step, step)
+    head = next((h for h in history.manifests if h.kind == "step" and h.step == step), None)
+    if head is None:
+        raise RunFault(f"the log of {topics.run} has no step {step}{known_steps(log, topics)}")
+    done = history.executed(head)
+    return next(whole(log, topics, [head])), done.result if done is not None else None, history.aside.get(step, "")
+
+
+def known_steps(log: Log, topics: Topics) -> str:
+    """Which steps there are, for an error."""
+    found = [head.step for head in History.of(log, topics).steps]
+    return f"; it has {min(found)}..{max(found)}" if found else "; it has none yet"
 
 
 def _group(group: GroupRef, step: int, prompts: Reader, samples: Reader, votes: Reader) -> dict[str, Any]:
@@ -76,11 +77,10 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
     out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
     if not isinstance(sample, Trajectory):
         return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
-    values = {v.rewarder: v.value for v in cast if isinstance(v, Vote) and v.value is not None}
     return out | {
-        "reward": sum(weight * values[name] for name, weight in sample.rewards.items() if name in values),
+        "reward": reward_of(sample.rewards, {v.rewarder: v for v in cast if isinstance(v, Vote)}),
         "versions": [list(v) for v in sample.versions],
-        "staleness": step - 1 - sample.oldest_version,
+        "staleness": sample.staleness(step),
         "tokens": sample.response_tokens,
         "finish_reason": sample.finish_reason,
         "actor": sample.actor,

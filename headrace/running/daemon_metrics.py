@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monitoring.daemon import Registration, registrations
+from monitoring.metrics import ActorMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
 from monitoring.scrape import scrape
 from monitoring.view import DaemonView
 
@@ -15,14 +16,15 @@ SCRAPE_SECONDS = 1.0  # for all daemons together
 ANSWER_SECONDS = 0.3
 WINDOW_SECONDS = 5.0  # over which rates are taken
 WORK = {
-    "actor": ("headrace_generated_tokens_total", "tok/s"),
-    "learner": ("headrace_tokens_total", "tok/s"),
-    "rewarder": ("headrace_results_total", "votes/s"),
+    "actor": (str(ActorMetrics.generated_tokens), "tok/s"),
+    "learner": (str(LearnerMetrics.tokens), "tok/s"),
+    "rewarder": (str(RewarderMetrics.results), "votes/s"),
 }
 """Which counter tells how fast a daemon of a role works, and in which unit."""
 ASKED = (*WORK, "supervisor")
-BUSY, IDLE, RESTARTS, UP = "headrace_busy_seconds_total", "headrace_idle_seconds_total", "headrace_daemon_restarts_total", "headrace_daemon_up"  # fmt: skip
-INFLIGHT, VERSION = "headrace_inflight_requests", "headrace_weight_version"
+BUSY, IDLE = str(SystemMetrics.busy_seconds), str(SystemMetrics.idle_seconds)
+RESTARTS, UP = str(RunMetrics.restarts), str(RunMetrics.up)
+INFLIGHT, VERSION = str(ActorMetrics.inflight), str(ActorMetrics.weight_version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable
 
 from broker.errors import HeadraceError
-from broker.log import Log
+from broker.log import Log, Record
 from broker.messages import Evaluation, Manifest, StepResult
 from broker.run import Run
-from headrace.reading.records import read
+from headrace.reading.heads import Head
+from headrace.reading.history import History, whole
 from headrace.running.daemon_metrics import Pulse
 from headrace.running.view_details import Details
 from learner.config import LearnerConfig
 from monitoring.view import DaemonView, RunView, StepView
 
 HISTORY = 20  # steps that are kept to be shown
+RECENT = 2000  # records of the steps that are read at the beginning
 
 
 class Progress:
@@ -24,12 +26,20 @@ class Progress:
     def __init__(self, run: Run, config: LearnerConfig, daemons: Callable[[], list[DaemonView]]) -> None:
         self._run, self._config, self._daemons = run, config, daemons
         self._log: Log = run.open_log()
-        self._reader = self._log.reader(run.topics.steps)
+        self._reader = self._log.reader(run.topics.steps, {0: self._start()})
         self.view = RunView(run.table.name, stages=len(config.stages))
         self._started = time.monotonic()
         self._pulse, self._details = Pulse(run.directory), Details(run, self._log)
-        self._planned: dict[int, Manifest] = {}
+        self._history = History(keep=HISTORY)
         self._trained: Manifest | None = None
+
+    def _start(self) -> int:
+        """Where to begin to read: what has been long ago is not shown, and a run may have gone on for weeks."""
+        try:
+            ends, begins = self._log.ends(self._run.topics.steps), self._log.begins(self._run.topics.steps)
+        except HeadraceError:  # it is read from where it begins, once it is there
+            return 0
+        return max(begins[0], ends[0] - RECENT)
 
     def refresh(self, *shown: str) -> RunView:
         """Read what is new, and what the views ``shown`` need beyond the overview. An unreachable log leaves all as it was."""
@@ -37,8 +47,11 @@ class Progress:
         try:
             while records := self._reader.poll(512, 0.0):
                 for record in records:
-                    self._take(read(record))
+                    self._take(record)
+            self._list_steps()
             self._queues()
+            if "samples" in shown:
+                self._find_trained()
             self._details.fill(view, shown, self._trained)
             view.notes = []
         except HeadraceError as error:
@@ -49,31 +62,29 @@ class Progress:
         view.generated_per_second, view.trained_per_second = rates["actor"], rates["learner"]
         return view
 
-    def _take(self, message: object) -> None:
-        view = self.view
+    def _take(self, record: Record) -> None:
+        view, message = self.view, self._history.take(record)
         if isinstance(message, StepResult):
             self._stage(message.stage)
             view.step, view.version = message.stage_step, message.step
             view.metrics = dict(message.metrics)
             if "reward_mean" in message.metrics:
                 view.rewards.append(message.metrics["reward_mean"])
-            self._remember(message)
         elif isinstance(message, Evaluation):
             view.evaluations.append((message.name, message.pass_at_1, *message.pass_at_1_interval))
-        elif isinstance(message, Manifest):
+        elif isinstance(message, Head):
             self._stage(min(message.stage + (message.kind == "close"), len(self._config.stages) - 1))
-            if message.kind == "step":
-                self._planned[message.step] = message
 
-    def _remember(self, result: StepResult) -> None:
-        """Keep the step for the list of the last ones; after a redo the last result holds."""
-        view = self.view
-        stage = self._config.stages[result.stage].name
-        step = StepView(result.step, stage, result.stage_step, dict(result.metrics))
-        others = [s for s in view.history if (s.stage, s.step) != (step.stage, step.step)]
-        view.history = [*others[1 - HISTORY :], step]
-        self._trained = self._planned.get(result.step, self._trained)
-        self._planned = {number: m for number, m in self._planned.items() if number > result.step}
+    def _list_steps(self) -> None:
+        stages = self._config.stages
+        results = [done.result for done in self._history.executions()]
+        self.view.history = [StepView(r.step, stages[r.stage].name, r.stage_step, dict(r.metrics)) for r in results]
+
+    def _find_trained(self) -> None:
+        """The manifest of the newest step that was executed."""
+        heads = [head for head in self._history.steps if self._history.executed(head) is not None]
+        if heads and (self._trained is None or self._trained.step != heads[-1].step):
+            self._trained = next(whole(self._log, self._run.topics, heads[-1:]), None)
 
     def _stage(self, index: int) -> None:
         view, stage = self.view, self._config.stages[index]

@@ -84,8 +84,11 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
     for index, stage in enumerate(learner.stages):
         if names.index(stage.name) != index:
             raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
-        if learner.training(index) is not None and not run.rewards:
-            raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+        training = learner.training(index)
+        if training is not None:
+            training.objective.check(f"[[stage]] {stage.name} learner.objective")
+            if not run.rewards:
+                raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
         for key, judge in stage.judges().items():
             if judge not in run.rewards:
                 hint = nearest(judge, list(run.rewards))

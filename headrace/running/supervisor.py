@@ -54,6 +54,8 @@ class _Daemon:
     started: float = 0.0
     said: int = 0
     """Size of its output file when this process was started."""
+    leaving: bool = False
+    """It is part of the run no more, and is forgotten once it has ended."""
 
 
 class Supervisor:
@@ -68,12 +70,19 @@ class Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def change(self, commands: Sequence[Command], restart: Collection[str]) -> None:
-        """Start the daemons that are new in ``commands``, and start those in ``restart`` anew; nobody is taken away."""
+        """Start the daemons that are new in ``commands``, start those in ``restart`` anew, and let those go that are in it no more."""
+        wanted = {command.name for command in commands}
+        for gone in [d for d in self._daemons if d.command.name not in wanted]:
+            gone.leaving = True
+            if gone.process is not None:
+                gone.process.terminate()
         known = {d.command.name: d for d in self._daemons}
         for command in commands:
             daemon = known.get(command.name)
             if daemon is None:
                 self._daemons.append(_Daemon(command))
+            elif daemon.leaving:  # it has come back before it was gone
+                daemon.leaving = False
             elif command.name in restart and daemon.process is not None:
                 daemon.process.terminate()
 
@@ -98,7 +107,7 @@ class Supervisor:
         try:
             ticked = 0.0
             while not stop:
-                for daemon in self._daemons:
+                for daemon in list(self._daemons):
                     if self._look(daemon):
                         return 0
                 if time.monotonic() - ticked >= TICK_SECONDS:
@@ -113,6 +122,9 @@ class Supervisor:
     def _look(self, daemon: _Daemon) -> bool:
         """Start, restart or leave alone; True if the critical daemon has finished."""
         now = time.monotonic()
+        if daemon.leaving:
+            self._see_off(daemon)
+            return False
         if daemon.process is None:
             if now >= daemon.due:
                 self._start(daemon)
@@ -138,6 +150,14 @@ class Supervisor:
             raise RunFault(f"{name} has failed {daemon.failures} times in a row: {self._last_words(daemon)}")
         self._restart_later(daemon, status, BACK_OFF[1] if by_itself else OUTSIDE_BACK_OFF)
         return False
+
+    def _see_off(self, daemon: _Daemon) -> None:
+        """Forget a daemon that has left, however it ended; one that does not leave is ended with the run."""
+        if daemon.process is None or daemon.process.poll() is not None:
+            self._daemons.remove(daemon)
+            if daemon.output is not None:
+                daemon.output.close()
+            self._note(f"{daemon.command.name} has left: the run file names it no more")
 
     def _restart_later(self, daemon: _Daemon, status: int, longest: float) -> None:
         delay = min(daemon.delay, longest)

@@ -9,9 +9,9 @@ from broker.errors import HeadraceError
 from broker.log import Log, Reader
 from broker.messages import DeadLetter, Manifest, Position, Settled
 from broker.run import Run
-from headrace.commands.inspect import one_line, vote_text
 from headrace.reading.records import read
 from headrace.reading.trace import groups_of
+from headrace.reading.tracetext import one_line, vote_text
 from monitoring.view import LetterView, QueueView, RunView, SampleView
 
 LETTERS = 10  # that are kept to be shown
@@ -97,7 +97,7 @@ class Details:
         """Of some groups of a step, the samples with the highest and with the lowest reward."""
         shown = []
         for group in groups_of(self._log, self._run.topics, manifest, GROUPS):
-            samples = sorted((s for s in group["samples"] if "unreadable" not in s), key=lambda s: -s["reward"])
+            samples = sorted((s for s in group["samples"] if s.get("reward") is not None), key=lambda s: -s["reward"])
             for sample in samples[:1] + samples[1:][-1:]:
                 title = (
                     f"step {manifest.step}  {group['group_id']}#{sample['index']}  {one_line(group['question'], 60)}"

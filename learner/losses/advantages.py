@@ -1,18 +1,17 @@
 """Group-relative advantages: how much better a sample is than the others of its prompt.
 
 GRPO, arXiv 2402.03300 eq. 6 (R1: arXiv 2501.12948 eq. 3); without std: Dr. GRPO, arXiv 2503.20783; RLOO: arXiv 2402.14740.
-Overlong rewards are shaped before: DAPO, arXiv 2503.14476 eq. 13.
+Values of steps: GRPO with process supervision, arXiv 2402.03300 section 4.1.3.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Std = Literal["population", "sample", "batch", "none"]
-Baseline = Literal["mean", "leave_one_out"]
+from learner.losses.objectives import FLAT, Baseline, Std
 
 
 def batch_advantages(
@@ -28,7 +27,7 @@ def batch_advantages(
     ``group_N`` int64 numbers each sample's group from 0. ``baseline``: the group's mean, or the mean of the others (RLOO).
     ``std`` is that of the group, or of all centred rewards of the batch (``batch``: REINFORCE++ with baseline, arXiv 2501.03262).
     Samples outside ``judged_N`` (bool) take no part and get 0, whatever their reward. A group whose judged rewards are all
-    equal gives exactly 0, and so does a group of one.
+    equal, but for rounding (a part in a million), gives exactly 0, and so does a group of one.
     """
     judged = torch.ones_like(group_N, dtype=torch.bool) if judged_N is None else judged_N
     groups = int(group_N.max()) + 1 if group_N.numel() else 0
@@ -40,6 +39,7 @@ def batch_advantages(
     lowest_G = zeros_G.scatter_reduce(0, inside, known, "amin", include_self=False)
     centred = known - (zeros_G.index_add(0, inside, known) / count_G.clamp(min=1))[inside]
     squares_G = zeros_G.index_add(0, inside, centred.square())
+    differ_G = highest_G - lowest_G > FLAT * torch.maximum(highest_G.abs(), lowest_G.abs())
     scale_G = torch.ones_like(zeros_G)
     if baseline == "leave_one_out":
         scale_G = count_G / (count_G - 1).clamp(min=1)
@@ -47,7 +47,7 @@ def batch_advantages(
         scale_G = scale_G / ((squares_G.sum() / max(1, known.numel())).sqrt() + eps)
     elif std != "none":
         scale_G = scale_G / ((squares_G / (count_G - int(std == "sample")).clamp(min=1)).sqrt() + eps)
-    advantages = torch.where((highest_G > lowest_G)[inside], centred * scale_G[inside], 0.0)
+    advantages = torch.where(differ_G[inside], centred * scale_G[inside], 0.0)
     return torch.zeros_like(rewards_N).index_put((judged.nonzero()[:, 0],), advantages)
 
 
@@ -62,10 +62,25 @@ def leave_one_out_advantages(rewards_G: Tensor) -> Tensor:
     return batch_advantages(rewards_G, group_G, "none", baseline="leave_one_out")
 
 
-def overlong_penalty(lengths_N: Tensor, longest: int, buffer: int, factor: float) -> Tensor:
-    """What is added to the reward of a response of ``lengths_N`` tokens, ``[N] -> [N]`` (DAPO, arXiv 2503.14476 eq. 13).
+Step = tuple[int, int, float]
+"""Tokens ``start <= t < end`` of a sequence, and what this step of it is worth."""
 
-    0 up to ``longest - buffer`` tokens, then falling linearly to ``-factor`` at ``longest``.
+
+def step_advantages(
+    steps_G: Sequence[Sequence[Step]], lengths_G: Sequence[int], std: Std, eps: float = 1e-6
+) -> list[Tensor]:
+    """What each token of the sequences of one group gains from the values of steps: the sum of those that end behind it.
+
+    The values are centred over all steps of the group, and divided by their standard deviation unless ``std`` is ``none``. Gives for
+    each sequence float64 ``[lengths_G[g]]``.
     """
-    over = (lengths_N - (longest - buffer)) / buffer
-    return -factor * over.clamp(min=0.0, max=1.0)
+    values = torch.tensor([value for steps in steps_G for *_, value in steps], dtype=torch.float64)
+    out = [torch.zeros(length, dtype=torch.float64) for length in lengths_G]
+    if not len(values) or values.max() - values.min() <= FLAT * values.abs().max():
+        return out
+    scale = 1.0 if std == "none" else 1 / (float(values.std(correction=int(std == "sample"))) + eps)
+    mean = float(values.mean())
+    for gained, steps in zip(out, steps_G, strict=True):
+        for _, end, value in steps:
+            gained[:end] += (value - mean) * scale
+    return out

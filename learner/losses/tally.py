@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.losses.terms import log_ratio
+from learner.losses.term import log_ratio
 from learner.losses.tokens import TokenLoss
 
 SEQUENCE_LIMIT = 300.0  # |sum of log w| beyond this is cut: its exponential's square is still finite in float64
 MEANS = (
     "importance_ratio_mean", "importance_ratio_capped_mean", "kl_behavior", "k1_behavior", "chi2", "masked_fraction",
-    "entropy", "staleness_mean", "kl_reference", "k1_reference",
+    "entropy", "staleness_mean", "kl_reference", "k1_reference", "kl_teacher",
 )  # fmt: skip
 FLAG_NAMES = {
     "clip_high": "clip_fraction_high",
@@ -68,6 +68,8 @@ class Tally:
             if tokens.divergence is not None and tokens.reference is not None:
                 sums["kl_reference"] = tokens.divergence[used].double()
                 sums["k1_reference"] = (tokens.logprobs - tokens.reference)[used].double()
+            if tokens.distance is not None:
+                sums["kl_teacher"] = tokens.distance[used].double()
             if staleness is not None:
                 lag = high["staleness_max"] = staleness[used].double()
                 sums |= {"staleness_mean": lag, "fresh": (lag == 0).double()}

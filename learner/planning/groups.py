@@ -1,36 +1,11 @@
-"""A group on its way from prompt to judgement, and the rule by which votes become a reward."""
+"""A group on its way from prompt to judgement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from broker.messages import GroupRef, Position, Prompt, SampleRef, Trajectory, Vote, VoteRef
-
-
-class Judged(NamedTuple):
-    """One sample with its reward: what the executor trains on."""
-
-    trajectory: Trajectory
-    reward: float
-
-
-def reward_of(mix: Mapping[str, float], votes: Mapping[str, Vote]) -> float | None:
-    """Weighted sum over the rewarders of ``mix`` that gave a value, in the mix's order.
-
-    None where the sample cannot be judged: a rewarder of the mix has not voted or failed, or all of them abstained. A
-    failure is never a reward of 0.
-    """
-    total, values = 0.0, 0
-    for name, weight in mix.items():
-        vote = votes.get(name)
-        if vote is None or vote.outcome == "error":
-            return None
-        if vote.value is not None:
-            total += weight * vote.value
-            values += 1
-    return total if values else None
+from learner.planning.rewards import Judged, judge
 
 
 @dataclass(slots=True)
@@ -99,9 +74,9 @@ class Group:
             return self._judged
         out = []
         for index in sorted(self.samples):
-            reward = reward_of(self._mix_of(index), self.votes_on(index))
-            if reward is not None:
-                out.append(Judged(self.samples[index][0], reward))
+            sample = judge(self.samples[index][0], self._mix_of(index), self.votes_on(index))
+            if sample is not None:
+                out.append(sample)
         if self.complete:
             self._judged = out
         return out
@@ -120,7 +95,7 @@ class Group:
     def ref(self, judged: list[Judged]) -> GroupRef:
         """Where the samples in ``judged`` and their votes lie."""
         samples = []
-        for trajectory, _ in judged:
+        for trajectory, *_ in judged:
             votes = self.votes[trajectory.index]
             refs = tuple(VoteRef(name, votes[name][1]) for name in self._mix_of(trajectory.index))
             samples.append(SampleRef(trajectory.index, self.samples[trajectory.index][1], refs))

@@ -94,6 +94,8 @@ class Join:
             return self._bury(record, error.reason)
         if not isinstance(message, Vote):
             return self._bury(record, f"a {message.TYPE} in the rewards topic")
+        if message.shadow:
+            return None  # recorded for people, never trained on
         group = self.groups.get(message.group_id)
         if (
             group is None

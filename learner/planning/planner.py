@@ -15,8 +15,9 @@ from statistics import fmean
 from broker.log import Producer
 from broker.messages import Dropped, Manifest, PlannerState, Prompt, encode
 from learner.planning.feed import Feed, Feeding, Question
-from learner.planning.groups import Group, Judged
+from learner.planning.groups import Group
 from learner.planning.join import Join
+from learner.planning.rewards import Judged, is_flat
 from learner.tables import Training
 
 log = logging.getLogger("learner")
@@ -63,6 +64,7 @@ class Planner:
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
         self._dropped: list[Dropped] = []
         self._seen: list[tuple[Group, list[Judged]]] = []
+        self._table: Training | None = None  # by which the groups in ``_seen`` were judged
 
     # -- credits -------------------------------------------------------------------------------------------------------
 
@@ -142,6 +144,7 @@ class Planner:
     def plan(self, stage: StagePlan) -> Planned | None:
         """The next step's manifest, durable; None while groups are missing for it, or while it waits for a late one."""
         table, step = stage.training, self.planned + 1
+        self._table = table
         ready = self._judged(table, step)[: table.groups_per_step]
         if len(ready) < table.groups_per_step:
             return None
@@ -220,7 +223,7 @@ class Planner:
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
-            metrics=summarise(self._seen, self._dropped),
+            metrics=summarise(self._seen, self._dropped, self._table),
             created=time.time(),
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
@@ -251,19 +254,16 @@ def gate(group: Group, judged: list[Judged], table: Training, step: int) -> str:
     """Why a complete group is not trained at ``step``; empty if it is."""
     if len(judged) < 2:
         return "unjudged"
-    if step - 1 - group.oldest_version > table.max_lag:
+    if max(trajectory.staleness(step) for trajectory, _ in group.samples.values()) > table.max_lag:
         return "stale"
-    if table.drop_zero_variance and is_flat(judged):
+    if table.drop_zero_variance and is_flat(judged, table):
         return "zero_variance"
     return ""
 
 
-def is_flat(judged: Sequence[Judged]) -> bool:
-    """Whether all samples of a group have one reward: their advantages are zero."""
-    return len(judged) > 1 and all(j.reward == judged[0].reward for j in judged)
-
-
-def summarise(seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped]) -> dict[str, float]:
+def summarise(
+    seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped], table: Training | None
+) -> dict[str, float]:
     """Means over all groups that were judged since the manifest before, trained or not."""
     metrics: dict[str, float] = {}
     rewards = [j.reward for _, judged in seen for j in judged]
@@ -271,10 +271,11 @@ def summarise(seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped]) ->
         metrics["reward_mean"] = fmean(rewards)
         metrics["response_length_mean"] = fmean(j.trajectory.response_tokens for _, judged in seen for j in judged)
         metrics["groups_seen"] = float(len(seen))
-        metrics["zero_variance_group_ratio"] = fmean(is_flat(judged) for _, judged in seen)
+        if table is not None:
+            metrics["zero_variance_group_ratio"] = fmean(is_flat(judged, table) for _, judged in seen)
         by_rewarder: dict[str, list[float]] = {}
         for group, judged in seen:
-            for trajectory, _ in judged:
+            for trajectory, *_ in judged:
                 for name, vote in group.votes_on(trajectory.index).items():
                     if vote.value is not None:
                         by_rewarder.setdefault(name, []).append(vote.value)

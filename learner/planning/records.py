@@ -6,7 +6,7 @@ from broker.errors import LogError
 from broker.log import Log, Record
 from broker.messages import Manifest, Position, SampleRef, Trajectory, Vote, decode
 from broker.topics import Topics
-from learner.planning.groups import Judged, reward_of
+from learner.planning.rewards import Judged, judge
 
 
 class ManifestReader:
@@ -51,10 +51,10 @@ class ManifestReader:
                 )
             cast[vote.rewarder] = vote
         mix = {name: weight for name, weight in trajectory.rewards.items() if name in cast}  # others were excused
-        reward = reward_of(mix, cast)
-        if reward is None:
+        judged = judge(trajectory, mix, cast)
+        if judged is None:
             raise LogError(f"sample {group_id}#{ref.sample} has no reward by its votes")
-        return Judged(trajectory, reward)
+        return judged
 
     def close(self) -> None:
         self._trajectories.close()

@@ -18,7 +18,8 @@ class PackedChunk:
     last token of a sequence). ``sequence_T`` int64: index in ``[0, N)`` of the sequence that the position belongs to.
     ``behavior_T`` float32: behaviour log-probability of ``target_T`` (zero where not trained, and in supervised training);
     ``version_T`` int64: policy version that sampled ``target_T`` (-1 where none did). ``rows_N``: which rows of the batch
-    the sequences are.
+    the sequences are. ``value_T`` float32: what is added to the sequence's advantage at that token, from values of steps; ``teacher_T``
+    float32: a teacher's log-probability of ``target_T``, NaN where it has none. None where no sequence of the chunk has any.
     """
 
     tokens_T: torch.Tensor
@@ -31,6 +32,8 @@ class PackedChunk:
     behavior_T: torch.Tensor
     version_T: torch.Tensor
     rows_N: tuple[int, ...]
+    value_T: torch.Tensor | None = None
+    teacher_T: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ SLACK = 1 / 32  # of a chunk's room: so much may stay empty before a prompt is l
 class Sequenced:
     """One sequence to train on: ``tokens`` [T], which of them are trained, their behaviour log-probabilities and versions.
 
-    ``row`` is its place in the batch.
+    ``row`` is its place in the batch. ``values`` [T]: what is added to its advantage at each token; ``teacher`` [T]: a teacher's
+    log-probabilities, NaN where it has none.
     """
 
     tokens: IntArray
@@ -31,6 +32,8 @@ class Sequenced:
     logprobs: FloatArray
     versions: IntArray
     row: int
+    values: FloatArray | None = None
+    teacher: FloatArray | None = None
 
     @property
     def shared(self) -> int:
@@ -39,8 +42,15 @@ class Sequenced:
         return max(0, int(self.mask.argmax()) - 1)
 
     @classmethod
-    def of(cls, trajectory: Trajectory, row: int) -> Sequenced:
-        return cls(trajectory.tokens, trajectory.mask(), trajectory.logprobs, trajectory.versions_per_token(), row)
+    def of(
+        cls, trajectory: Trajectory, row: int, values: FloatArray | None = None, teacher: FloatArray | None = None
+    ) -> Sequenced:
+        """``teacher``: of the trained tokens alone."""
+        mask = trajectory.mask()
+        if teacher is not None:
+            given, teacher = teacher, np.full(len(mask), np.nan, np.float32)
+            teacher[mask] = given
+        return cls(trajectory.tokens, mask, trajectory.logprobs, trajectory.versions_per_token(), row, values, teacher)
 
     @classmethod
     def supervised(cls, tokens: IntArray, mask: np.ndarray, row: int) -> Sequenced:
@@ -164,6 +174,15 @@ def _chunk(members: Sequence[Sequenced], device: str) -> PackedChunk:
     def forward(values: np.ndarray, last: object) -> np.ndarray:
         return np.append(values[1:], np.asarray([last], dtype=values.dtype))
 
+    def optional(parts: list[np.ndarray | None], missing: float) -> torch.Tensor | None:
+        if all(part is None for part in parts):
+            return None
+        filled = [
+            np.full(len(s.tokens), missing, np.float32) if part is None else part
+            for part, s in zip(parts, members, strict=True)
+        ]
+        return joined([forward(part, missing) for part in filled], torch.float32)
+
     return PackedChunk(
         tokens_T=joined([s.tokens for s in members], torch.long),
         positions_T=joined([np.arange(len(s.tokens)) for s in members], torch.long),
@@ -175,4 +194,6 @@ def _chunk(members: Sequence[Sequenced], device: str) -> PackedChunk:
         behavior_T=joined([forward(s.logprobs, 0.0) for s in members], torch.float32),
         version_T=joined([forward(s.versions, -1) for s in members], torch.long),
         rows_N=tuple(s.row for s in members),
+        value_T=optional([s.values for s in members], 0.0),
+        teacher_T=optional([s.teacher for s in members], float("nan")),
     )

@@ -103,4 +103,3 @@ class Placement:
 
 
 ALONE = Placement()
-ParallelPlan = Placement  # FIXME

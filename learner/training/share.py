@@ -23,6 +23,7 @@ class Share:
     """One rank's part of a step. ``M`` trained tokens of a chunk lie at its ``places`` among the ``total`` of all ranks'.
 
     ``batch``: tensors of the whole batch, the same for all ranks. ``marks``: of each chunk bool [M], where they are needed.
+    ``parts``: of each chunk the minibatch that it belongs to; all ranks have equally many chunks of each.
     """
 
     chunks: tuple[PackedChunk, ...]
@@ -30,24 +31,39 @@ class Share:
     total: int
     batch: Mapping[str, Tensor] = field(default_factory=dict)
     marks: tuple[Tensor, ...] = ()
+    parts: tuple[int, ...] = ()
 
     @classmethod
     def whole(
-        cls, chunks: Sequence[PackedChunk], batch: Mapping[str, Tensor] | None = None, marks: Sequence[Tensor] = ()
+        cls,
+        chunks: Sequence[PackedChunk],
+        batch: Mapping[str, Tensor] | None = None,
+        marks: Sequence[Tensor] = (),
+        parts: Sequence[int] | None = None,
     ) -> Share:
-        """All of a step."""
+        """All of a step, in one minibatch if ``parts`` does not say otherwise."""
         ends = np.cumsum([0, *(int(chunk.mask_T.sum()) for chunk in chunks)]).tolist()
         places = tuple(slice(a, b) for a, b in pairwise(ends))
-        return cls(tuple(chunks), places, ends[-1], dict(batch or {}), tuple(marks))
+        given = tuple(0 for _ in chunks) if parts is None else tuple(parts)
+        return cls(tuple(chunks), places, ends[-1], dict(batch or {}), tuple(marks), given)
 
     def dealt(self, world: int) -> list[Share]:
         """The shares of ``world`` ranks."""
-        return [self._of(hand) for hand in deal([len(chunk.tokens_T) for chunk in self.chunks], world)]
+        hands: list[list[int]] = [[] for _ in range(world)]
+        parts: list[int] = []
+        for part in sorted(set(self.parts)):
+            numbers = [i for i, own in enumerate(self.parts) if own == part]
+            dealt = deal([len(self.chunks[i].tokens_T) for i in numbers], world)
+            parts += [part] * len(dealt[0])
+            for hand, more in zip(hands, dealt, strict=True):
+                hand += [PADDING if i == PADDING else numbers[i] for i in more]
+        return [self._of(hand, parts) for hand in hands]
 
-    def _of(self, hand: Sequence[int]) -> Share:
+    def _of(self, hand: Sequence[int], parts: Sequence[int]) -> Share:
         nothing = torch.zeros(0, dtype=torch.bool)
         return replace(
             self,
+            parts=tuple(parts),
             chunks=tuple(padding() if i == PADDING else self.chunks[i] for i in hand),
             places=tuple(slice(0, 0) if i == PADDING else self.places[i] for i in hand),
             marks=tuple(nothing if i == PADDING else self.marks[i] for i in hand) if self.marks else (),
@@ -97,6 +113,7 @@ def to_bytes(share: Share) -> bytes:
                 "total": share.total,
                 "batch": {name: _packed(tensor) for name, tensor in share.batch.items()},
                 "marks": [_packed(mark) for mark in share.marks],
+                "parts": list(share.parts),
             }
         )
     )
@@ -111,6 +128,7 @@ def from_bytes(data: bytes) -> Share:
         raw["total"],
         {name: _unpacked(value) for name, value in raw["batch"].items()},
         tuple(_unpacked(mark) for mark in raw["marks"]),
+        tuple(raw["parts"]),
     )
 
 

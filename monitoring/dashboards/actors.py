@@ -6,9 +6,12 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from monitoring.dashboards.layout import Row, new
 from monitoring.dashboards.panels import ANY_HOST, Query, above, graph, heatmap, number, or_zero, quantiles
+from monitoring.metrics import ActorMetrics as Actor
+from monitoring.metrics import LearnerMetrics as Learner
+from monitoring.metrics import SystemMetrics as System
 
-NEWEST = f'max by (run) (headrace_weight_version{{role="learner",{ANY_HOST}}})'
-VERSION = 'max by (run, daemon) (headrace_weight_version{role="actor"})'
+NEWEST = f'max by (run) ({Learner.weight_version}{{role="learner",{ANY_HOST}}})'
+VERSION = f'max by (run, daemon) ({Actor.weight_version}{{role="actor"}})'
 
 
 def dashboard() -> Dashboard:
@@ -29,13 +32,13 @@ def _glance() -> Row:
                     "Generated", "si:tok/s",
                     "Response tokens that all actors sample in a second. If it is low while actors do not wait, the "
                     "engine is slow: look at the SGLang dashboard or at the processor.",
-                    Query("sum(rate(headrace_generated_tokens_total[]))", "generated"),
+                    Query(f"sum(rate({Actor.generated_tokens}[]))", "generated"),
                 ),
                 number(
                     "Under way", "none",
                     "Samples that are being generated now. If it is far below slots times actors, prompts are "
                     "missing: raise the learner's credits.",
-                    Query("sum(headrace_inflight_requests)", "under way"),
+                    Query(f"sum({Actor.inflight})", "under way"),
                 ),
                 number(
                     "Farthest behind", "none",
@@ -47,7 +50,7 @@ def _glance() -> Row:
                     "Prefix cache", "percentunit",
                     "Share of prompt tokens that engines took from their cache. With groups of n samples it should be "
                     "near (n-1)/n; if it is near zero, samples of a group are spread over servers.",
-                    Query("sum(rate(headrace_cached_prompt_tokens_total[])) / sum(rate(headrace_prompt_tokens_total[]))", "cached"),
+                    Query(f"sum(rate({Actor.cached_prompt_tokens}[])) / sum(rate({Actor.prompt_tokens}[]))", "cached"),
                 ),
             ],
         ],
@@ -63,21 +66,21 @@ def _sampling() -> Row:
                     "Tokens, by actor", "si:tok/s",
                     "Response tokens that each actor samples in a second. One that is far below its like shares its "
                     "machine or is out of prompts.",
-                    Query("sum by (daemon) (rate(headrace_generated_tokens_total[]))", "{{daemon}}"),
+                    Query(f"sum by (daemon) (rate({Actor.generated_tokens}[]))", "{{daemon}}"),
                     stacked=True,
                 ),
                 graph(
                     "Samples under way, by actor", "none",
                     "Samples that each actor generates at this moment. If it is zero while the actor is up, the actor "
                     "waits: the panel beside says for what.",
-                    Query("sum by (daemon) (headrace_inflight_requests)", "{{daemon}}"),
+                    Query(f"sum by (daemon) ({Actor.inflight})", "{{daemon}}"),
                     stacked=True,
                 ),
                 graph(
                     "Waiting, by actor and reason", "percentunit",
                     "Share of its time that each actor waits. `no_prompts` asks for more credits, `no_policy` for a "
                     "look at the learner, which has not published any weights.",
-                    Query('sum by (daemon, reason) (rate(headrace_idle_seconds_total{role="actor"}[]))', "{{daemon}}: {{reason}}"),
+                    Query(f'sum by (daemon, reason) (rate({System.idle_seconds}{{role="actor"}}[]))', "{{daemon}}: {{reason}}"),
                     limits=above(0.5),
                     most=1.0,
                 ),
@@ -87,19 +90,19 @@ def _sampling() -> Row:
                     "Time to a finished sample", "s",
                     "Quantiles of the seconds from a sample's admission to its end. If the upper ones run away from "
                     "the median, few long answers hold up their groups: limit max_new_tokens or over-sample.",
-                    *quantiles("headrace_generation_seconds"),
+                    *quantiles(Actor.generation_seconds),
                 ),
                 heatmap(
                     "Times to a finished sample", "s",
                     "How many samples took how long, a row a bucket. A second cloud at the top is a tail that makes "
                     "whole groups wait.",
-                    "headrace_generation_seconds",
+                    Actor.generation_seconds,
                 ),
                 graph(
                     "Samples that were aborted, by reason", "suffix:/s",
                     "Samples in a second that did not end by themselves. `update` is the price of aborting at new "
                     "weights: choose another update mode; `invalid` is an engine that gives impossible numbers.",
-                    Query(or_zero("sum by (reason) (rate(headrace_aborted_total[]))", "reason"), "{{reason}}"),
+                    Query(or_zero(f"sum by (reason) (rate({Actor.aborted}[]))", "reason"), "{{reason}}"),
                     stacked=True,
                 ),
             ],
@@ -123,14 +126,14 @@ def _weights() -> Row:
                     "Taking in weights", "s",
                     "Quantiles of the seconds in which an actor takes in a set of weights. If they come close to "
                     "push_timeout, the actor will be evicted: look at its network.",
-                    *quantiles("headrace_weight_update_seconds", shares=(0.5, 0.9)),
+                    *quantiles(Actor.update_seconds, shares=(0.5, 0.9)),
                 ),
                 graph(
                     "Prefix cache, by actor", "percentunit",
                     "Share of prompt tokens that each engine took from its cache. If it falls with every new version, "
                     "the cache is flushed at updates, as it must be.",
-                    Query("sum by (daemon) (rate(headrace_cached_prompt_tokens_total[])) / "
-                          "sum by (daemon) (rate(headrace_prompt_tokens_total[]))", "{{daemon}}"),
+                    Query(f"sum by (daemon) (rate({Actor.cached_prompt_tokens}[])) / "
+                          f"sum by (daemon) (rate({Actor.prompt_tokens}[]))", "{{daemon}}"),
                     most=1.0,
                 ),
             ],

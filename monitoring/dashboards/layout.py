@@ -10,6 +10,8 @@ from grafana_foundation_sdk.builders import stat
 from grafana_foundation_sdk.models import dashboard
 
 from monitoring.dashboards.panels import ANY_HOST, SOURCE, Panel, scoped
+from monitoring.metrics import LearnerMetrics as Learner
+from monitoring.metrics import RunMetrics as Run
 
 TAG = "headrace"
 WIDTH = 24
@@ -54,9 +56,9 @@ def new(uid: str, title: str, description: str, rows: Sequence[Row]) -> builders
     for variable in _variables():
         made.with_variable(variable)
     for mark in (
-        _MarkBuilder("Checkpoint", "green", "headrace_checkpoint_seconds_count"),
-        _MarkBuilder("Weights: broadcast group formed anew", "blue", "headrace_membership_epochs_total"),
-        _MarkBuilder("A daemon was started again", "red", f"headrace_daemon_restarts_total{{{ANY_HOST}}}"),
+        _MarkBuilder("Checkpoint", "green", Learner.checkpoint_seconds.count),
+        _MarkBuilder("Weights: broadcast group formed anew", "blue", str(Learner.epochs)),
+        _MarkBuilder("A daemon was started again", "red", f"{Run.restarts}{{{ANY_HOST}}}"),
     ):
         made.annotation(mark)
     _lay_out(made, rows)
@@ -83,7 +85,7 @@ def _variables() -> list[builders.DatasourceVariable | builders.QueryVariable]:
     """Where to ask, the run (one: sums over several mean nothing), and its hosts."""
     return [
         builders.DatasourceVariable("datasource").label("Prometheus").type("prometheus"),
-        _labels("run", "Run", "label_values(headrace_daemon_up, run)"),
+        _labels("run", "Run", f"label_values({Run.up}, run)"),
         _labels("host", "Host", 'label_values(up{run=~"$run"}, host)')
         .multi(True)
         .include_all(True)

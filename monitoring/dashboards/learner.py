@@ -6,6 +6,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from monitoring.dashboards.layout import Row, new
 from monitoring.dashboards.panels import Query, above, below, graph, heatmap, or_zero, quantiles
+from monitoring.metrics import LearnerMetrics as Learner
 
 
 def dashboard() -> Dashboard:
@@ -26,19 +27,19 @@ def _policy() -> Row:
                     "Entropy", "suffix: nats",
                     "Entropy of the policy for each token. If it falls towards zero, the policy repeats itself and "
                     "learns no more: lower the learning rate, or raise the clip bound or the entropy term.",
-                    Query("headrace_entropy", "entropy"),
+                    Query(Learner.entropy, "entropy"),
                 ),
                 graph(
                     "Divergence between sampler and policy", "suffix: nats",
                     "The k3 estimate of the divergence of the policy from the one that sampled. A jump means that a "
                     "step was too large or that samples are too old: lower the learning rate or max_lag.",
-                    Query("headrace_kl", "k3"), limits=above(0.05, 0.2),
+                    Query(Learner.kl, "k3"), limits=above(0.05, 0.2),
                 ),
                 graph(
                     "Gradient norm", "none",
                     "Norm of the gradient before it is clipped. Spikes that repeat come before a collapse: lower the "
                     "learning rate, or look for broken samples with `headrace trace`.",
-                    Query("headrace_grad_norm", "norm"), logarithmic=True,
+                    Query(Learner.grad_norm, "norm"), logarithmic=True,
                 ),
             ],
             [
@@ -46,14 +47,14 @@ def _policy() -> Row:
                     "Loss", "none",
                     "Loss of the last step. Its height says little in reinforcement learning; a jump or a missing "
                     "value asks for a look at the gradient norm and the ratio.",
-                    Query("headrace_loss", "loss"),
+                    Query(Learner.loss, "loss"),
                     least=None,
                 ),
                 graph(
                     "Learning rate", "sci",
                     "Learning rate of the last step. If it is not what the schedule of the run file says, a resumed "
                     "run may use another file.",
-                    Query("headrace_learning_rate", "rate"),
+                    Query(Learner.learning_rate, "rate"),
                 ),
             ],
         ],
@@ -69,19 +70,19 @@ def _ratio() -> Row:
                     "Clipped tokens, by side", "percentunit",
                     "Share of tokens at which the objective clips the ratio. Above a tenth much of the batch teaches "
                     "nothing: lower the learning rate or max_lag.",
-                    Query(or_zero("max by (side) (headrace_clip_fraction)", "side"), "{{side}}"), limits=above(0.1, 0.3),
+                    Query(or_zero(f"max by (side) ({Learner.clip_fraction})", "side"), "{{side}}"), limits=above(0.1, 0.3),
                 ),
                 graph(
                     "Tokens without a gradient", "percentunit",
                     "Share of tokens that are masked or clipped away. Near one the step is empty: samples are too "
                     "stale, or the engine's probabilities are wrong.",
-                    Query("headrace_masked_fraction", "masked"), limits=above(0.3, 0.7),
+                    Query(Learner.masked_fraction, "masked"), limits=above(0.3, 0.7),
                 ),
                 graph(
                     "Effective sample size", "percentunit",
                     "Effective over real sample size under the importance weights. Below a half few samples rule the "
                     "step: lower max_lag or the learning rate.",
-                    Query("headrace_ess_ratio", "effective"),
+                    Query(Learner.ess_ratio, "effective"),
                     limits=below(0.5, 0.2), most=1.0,
                 ),
             ],
@@ -91,20 +92,20 @@ def _ratio() -> Row:
                     "Mean |log pi - log mu| of tokens that the newest policy sampled: zero if engine and learner "
                     "compute alike. If it grows, the engine holds other weights or another precision: compare dtypes "
                     "and weight versions.",
-                    Query("headrace_engine_mismatch", "mismatch"), limits=above(0.02, 0.1),
+                    Query(Learner.mismatch, "mismatch"), limits=above(0.02, 0.1),
                 ),
                 graph(
                     "Importance ratio", "none",
                     "Mean of pi/mu over the window's steps; it belongs at one. If it drifts away, learner and engine "
                     "disagree: look at the engine mismatch.",
-                    Query("sum(rate(headrace_importance_ratio_sum[])) / sum(rate(headrace_importance_ratio_count[]))", "mean"),
+                    Query(f"sum(rate({Learner.importance_ratio.sum}[])) / sum(rate({Learner.importance_ratio.count}[]))", "mean"),
                     least=None,
                 ),
                 graph(
                     "Largest importance ratio", "none",
                     "Largest pi/mu of the last step. Very large values come from tokens that the sampler held to be "
                     "all but impossible: check top_p, precision and staleness.",
-                    Query("headrace_importance_ratio_max", "largest"), limits=above(10, 100), logarithmic=True,
+                    Query(Learner.importance_ratio_max, "largest"), limits=above(10, 100), logarithmic=True,
                 ),
             ],
         ],
@@ -120,13 +121,13 @@ def _samples() -> Row:
                     "Response length", "suffix: tok",
                     "Quantiles of the length of trained responses. If the upper ones sit at max_new_tokens, answers "
                     "are cut off and judged wrong: raise the limit or shape the length.",
-                    *quantiles("headrace_response_length_tokens"),
+                    *quantiles(Learner.response_length),
                 ),
                 heatmap(
                     "Response lengths", "none",
                     "How many responses had which length, a row a bucket. Two clouds that part are two ways of "
                     "answering: see with `headrace trace` which one is rewarded.",
-                    "headrace_response_length_tokens",
+                    Learner.response_length,
                 ),
             ],
             [
@@ -134,15 +135,15 @@ def _samples() -> Row:
                     "Reward, by rewarder", "none",
                     "Mean value of each rewarder in the last step, and the mean reward. If one rises while the others "
                     "fall, the policy learns to please that one: change the weights of the mix.",
-                    Query("headrace_rewarder_reward_mean", "{{rewarder}}"),
-                    Query("headrace_reward_mean", "reward"),
+                    Query(Learner.rewarder_mean, "{{rewarder}}"),
+                    Query(Learner.reward_mean, "reward"),
                     least=None,
                 ),
                 graph(
                     "Groups without variance", "percentunit",
                     "Share of groups in which every sample has the same reward: they have no gradient. If it is high, "
                     "the questions are too easy or too hard for this policy.",
-                    Query("headrace_zero_variance_group_ratio", "share"),
+                    Query(Learner.zero_variance_group_ratio, "share"),
                     limits=above(0.5, 0.9), most=1.0,
                 ),
             ],
@@ -159,7 +160,7 @@ def _time() -> Row:
                     "Phases of a step", "s",
                     "Where the seconds of a step go. A large wait_data asks for more actors; a large publish or "
                     "checkpoint for a faster road for weights or a faster disk.",
-                    Query("sum by (phase) (rate(headrace_step_phase_seconds_sum[])) / on () group_left () sum(rate(headrace_steps_total[]))",
+                    Query(f"sum by (phase) (rate({Learner.step_phase.sum}[])) / on () group_left () sum(rate({Learner.steps}[]))",
                           "{{phase}}"),
                     stacked=True,
                 ),
@@ -167,7 +168,7 @@ def _time() -> Row:
                     "Writing a checkpoint", "s",
                     "Quantiles of the seconds that a checkpoint takes. If they grow, the disk is busy or nearly full; "
                     "write them less often.",
-                    *quantiles("headrace_checkpoint_seconds", shares=(0.5, 0.9)),
+                    *quantiles(Learner.checkpoint_seconds, shares=(0.5, 0.9)),
                 ),
             ],
             [
@@ -175,26 +176,26 @@ def _time() -> Row:
                     "Pushing weights to all receivers", "s",
                     "Quantiles of the seconds from a new version to its being published. If they come close to "
                     "push_timeout, receivers will be evicted: look at the network and at the slowest actor.",
-                    *quantiles("headrace_weight_broadcast_seconds", shares=(0.5, 0.9)),
+                    *quantiles(Learner.broadcast_seconds, shares=(0.5, 0.9)),
                 ),
                 graph(
                     "Evictions and new broadcast groups", "none",
                     "Receivers that did not answer a push, and groups formed anew, within the window. Evictions that "
                     "repeat name a sick actor or network: look for it in the learner's log.",
-                    Query("sum(increase(headrace_broadcast_evictions_total[]))", "evictions"),
-                    Query("sum(increase(headrace_membership_epochs_total[]))", "groups formed"), limits=above(1, 5),
+                    Query(f"sum(increase({Learner.evictions}[]))", "evictions"),
+                    Query(f"sum(increase({Learner.epochs}[]))", "groups formed"), limits=above(1, 5),
                 ),
                 graph(
-                    "The learner's turns", "percentunit",
+                    "The learner's shifts", "percentunit",
                     "Share of the time that is the learner's where it shares devices with engines, which rest meanwhile (0: it has "
-                    "devices of its own). Far above one half: raise groups_per_step, or lower turn_steps.",
-                    Query("sum(rate(headrace_turn_seconds_sum[]))", "the learner's"),
+                    "devices of its own). Far above one half: raise groups_per_step, or lower shift_steps.",
+                    Query(f"sum(rate({Learner.shift_seconds.sum}[]))", "the learner's"),
                 ),
                 graph(
                     "Receivers of weights", "none",
                     "Actors that take part in the broadcast. If there are fewer than actors are up, some sample from "
                     "old weights: look at the versions on the Actors dashboard.",
-                    Query("headrace_weight_receivers", "receivers"),
+                    Query(Learner.receivers, "receivers"),
                 ),
             ],
         ],
@@ -210,21 +211,21 @@ def _memory() -> Row:
                     "Device memory", "bytes",
                     "Memory of the learner's accelerator, zero on a processor. If the peak is close to what the "
                     "device has, the next long batch fails: lower the tokens of a micro-batch.",
-                    Query(or_zero("max by (kind) (headrace_gpu_memory_bytes)", "kind"), "{{kind}}"),
+                    Query(or_zero(f"max by (kind) ({Learner.gpu_memory})", "kind"), "{{kind}}"),
                 ),
                 graph(
                     "Activations of a chunk", "bytes",
                     "What the forward pass of the step's largest chunk holds for its backward pass. If it is most of the "
                     "device's memory, set gradient_checkpointing, or lower pack_tokens.",
-                    Query("headrace_activation_memory_bytes", "activations"),
+                    Query(Learner.activation_memory, "activations"),
                 ),
                 graph(
                     "Model and optimizer", "bytes",
                     "Size of the model, of what is trained of it (gradients take the same again), and of the optimizer's "
                     "state. If they are most of the device's memory, set offload or lora.",
-                    Query("headrace_parameter_bytes", "parameters"),
-                    Query("headrace_trained_parameter_bytes", "trained"),
-                    Query("headrace_optimizer_state_bytes", "optimizer state"),
+                    Query(Learner.parameter_bytes, "parameters"),
+                    Query(Learner.trained_parameter_bytes, "trained"),
+                    Query(Learner.optimizer_state, "optimizer state"),
                 ),
             ],
         ],

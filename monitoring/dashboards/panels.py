@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from grafana_foundation_sdk.builders import common as common_builders
 from grafana_foundation_sdk.builders import dashboard as builders
@@ -18,6 +18,8 @@ from grafana_foundation_sdk.builders import timeseries as graphs
 from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from monitoring.rows import Row
 
 Panel = graphs.Panel | stat.Panel | heatmaps.Panel | statetimeline.Panel
 P = TypeVar("P", graphs.Panel, stat.Panel, heatmaps.Panel, statetimeline.Panel)
@@ -46,21 +48,26 @@ def or_zero(expression: str, *labels: str) -> str:
     return f"{expression} or on() {zero}"
 
 
-def quantiles(histogram: str, by: str = "", shares: Sequence[float] = (0.5, 0.9, 0.99)) -> tuple[Query, ...]:
+def quantiles(histogram: Row[Any] | str, by: str = "", shares: Sequence[float] = (0.5, 0.9, 0.99)) -> tuple[Query, ...]:
     """The quantiles of a histogram over the window, apart by the label ``by``."""
     labels = f"le, {by}" if by else "le"
     name = f"{{{{{by}}}}} p%g" if by else "p%g"
     return tuple(
-        Query(f"histogram_quantile({share}, sum by ({labels}) (rate({histogram}_bucket[])))", name % (100 * share))
+        Query(f"histogram_quantile({share}, sum by ({labels}) (rate({bucket_of(histogram)}[])))", name % (100 * share))
         for share in shares
     )
 
 
+def bucket_of(histogram: Row[Any] | str) -> str:
+    """The series of a histogram's buckets; another program's histogram is given by its name."""
+    return f"{histogram}_bucket" if isinstance(histogram, str) else histogram.bucket
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression, and the name of its series: text with ``{{label}}`` in it."""
+    """One metric, or an expression made of metrics, and the name of its series: text with ``{{label}}`` in it."""
 
-    expression: str
+    expression: Row[Any] | str
     legend: str
 
 
@@ -130,9 +137,9 @@ def number(
     return panel.reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
 
 
-def heatmap(title: str, unit: str, description: str, histogram: str) -> heatmaps.Panel:
+def heatmap(title: str, unit: str, description: str, histogram: Row[Any] | str) -> heatmaps.Panel:
     """How many observations of a histogram fell into each of its buckets, over time; ``unit`` is that of the buckets' bounds."""
-    query = Query(f"sum by (le) (increase({histogram}_bucket[]))", "{{le}}")
+    query = Query(f"sum by (le) (increase({bucket_of(histogram)}[]))", "{{le}}")
     panel = _dressed(heatmaps.Panel(), title, unit, description, [query], None, PromQueryFormat.HEATMAP)
     panel.calculate(False).cell_gap(1).show_legend().y_axis(heatmaps.YAxisConfig().unit(unit))
     panel.color(heatmaps.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).fill("orange"))
@@ -160,7 +167,7 @@ def _dressed(
         panel.with_target(
             prometheus.Dataquery()
             .ref_id(chr(ord("A") + place))
-            .expr(scoped(query.expression))
+            .expr(scoped(str(query.expression)))
             .legend_format(query.legend)
             .format(form)
             .datasource(SOURCE)

@@ -6,9 +6,10 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from monitoring.dashboards.layout import Row, new
 from monitoring.dashboards.panels import Query, above, graph, heatmap, number, or_zero, quantiles
+from monitoring.metrics import RewarderMetrics as Rewarder
 
-MEAN = "avg by (rewarder) (headrace_reward_recent_mean)"
-ERRORS = 'sum(rate(headrace_results_total{outcome="error"}[]))'
+MEAN = f"avg by (rewarder) ({Rewarder.mean})"
+ERRORS = f'sum(rate({Rewarder.results}{{outcome="error"}}[]))'
 
 
 def dashboard() -> Dashboard:
@@ -29,19 +30,19 @@ def _glance() -> Row:
                     "Verdicts", "suffix:/s",
                     "Samples judged in a second by all rewarders. If it is below what the actors finish, the lag of "
                     "the trajectories grows: raise the rewarder's processes.",
-                    Query("sum(rate(headrace_results_total[]))", "verdicts"),
+                    Query(f"sum(rate({Rewarder.results}[]))", "verdicts"),
                 ),
                 number(
                     "Errors", "percentunit",
                     "Share of verdicts that are errors; their samples leave their groups. If it is above a few "
                     "percent, the rewarder is broken: its log names the exception.",
-                    Query(f"({or_zero(ERRORS)}) / sum(rate(headrace_results_total[]))", "errors"), above(0.01, 0.1),
+                    Query(f"({or_zero(ERRORS)}) / sum(rate({Rewarder.results}[]))", "errors"), above(0.01, 0.1),
                 ),
                 number(
                     "Sandboxes that fail", "none",
                     "Rewarders whose sandbox fails its self-test. While it is above zero, code of the model is not "
                     "run or not safely: look at the rewarder's log before going on.",
-                    Query("sum(headrace_sandbox_degraded)", "degraded"), above(1),
+                    Query(f"sum({Rewarder.degraded})", "degraded"), above(1),
                 ),
                 number(
                     "Spread of the means", "none",
@@ -63,19 +64,19 @@ def _work() -> Row:
                     "Time of a judgement", "s",
                     "Quantiles of the seconds that a judgement takes. If the upper ones come close to the rewarder's "
                     "timeout, its processes will be ended and started again.",
-                    *quantiles("headrace_latency_seconds", "rewarder"), logarithmic=True,
+                    *quantiles(Rewarder.latency, "rewarder"), logarithmic=True,
                 ),
                 heatmap(
                     "Times of judgements", "s",
                     "How many judgements took how long, a row a bucket. A cloud at the top is a kind of answer that "
                     "the rewarder is slow on, perhaps one that the policy has found.",
-                    "headrace_latency_seconds",
+                    Rewarder.latency,
                 ),
                 graph(
                     "Verdicts, by outcome", "suffix:/s",
                     "Values, abstentions and errors in a second. If errors or abstentions take over, groups are "
                     "dropped as unjudged: read the reasons with `headrace trace`.",
-                    Query("sum by (rewarder, outcome) (rate(headrace_results_total[]))", "{{rewarder}}: {{outcome}}"),
+                    Query(f"sum by (rewarder, outcome) (rate({Rewarder.results}[]))", "{{rewarder}}: {{outcome}}"),
                     stacked=True,
                 ),
             ],
@@ -84,20 +85,20 @@ def _work() -> Row:
                     "Judging processes started again", "none",
                     "Processes that were ended, for time, memory or a crash, and started again within the window. If "
                     "it repeats, some answers break the rewarder: raise its limits or mend it.",
-                    Query("sum by (rewarder) (increase(headrace_worker_restarts_total[]))", "{{rewarder}}"), limits=above(1, 10),
+                    Query(f"sum by (rewarder) (increase({Rewarder.restarts}[]))", "{{rewarder}}"), limits=above(1, 10),
                 ),
                 graph(
                     "Sandbox", "none",
                     "1 while the sandbox of a rewarder fails its self-test. It needs kernel features that containers "
                     "may forbid: the rewarder's log says which.",
-                    Query("max by (rewarder) (headrace_sandbox_degraded)", "{{rewarder}}"),
+                    Query(f"max by (rewarder) ({Rewarder.degraded})", "{{rewarder}}"),
                     limits=above(1), most=1.0,
                 ),
                 graph(
                     "Records passed over", "suffix:/s",
                     "Records in a second that a rewarder has no verdict to give on. Where every prompt names it this "
                     "should be zero: compare the mixes in the run file.",
-                    Query("sum by (rewarder) (rate(headrace_skipped_records_total[]))", "{{rewarder}}"),
+                    Query(f"sum by (rewarder) (rate({Rewarder.skipped}[]))", "{{rewarder}}"),
                 ),
             ],
         ],
@@ -120,7 +121,7 @@ def _values() -> Row:
                     "Values given", "none",
                     "How many values fell where, over all rewarders, a row a bucket. If everything is in one row, "
                     "there is no difference to learn from.",
-                    "headrace_reward",
+                    Rewarder.reward,
                 ),
                 graph(
                     "Agreement", "none",

@@ -21,7 +21,7 @@ from ringtools import wait_for
 
 from broker.messages import StepResult
 from headrace.__main__ import main
-from headrace.running.redaction import tables_without_secrets
+from headrace.reading.redaction import tables_without_secrets
 
 Curve = dict[int, float]  # value by step
 Curves = dict[str, Curve]
@@ -229,3 +229,80 @@ def test_passwords_of_any_form_stay_at_home() -> None:
         "broker": {"url": "kafka://me:***@h:1?sasl_plain_password=***&x=1"},
         "rewarders": {"judge": {"api_secret": "***", "hosts": ["http://u:***@h"], "budget": 7}},
     }
+
+
+PLUG_IN = '''
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A line of JSON a point."""
+
+    appends: ClassVar[bool] = True
+    ending: str = "jsonl"
+
+    def open(self, directory, run, config):
+        return Sink((directory / f"{run}.{self.ending}").open("a"))
+
+
+class Sink:
+    def __init__(self, file):
+        self._file = file
+
+    def scalars(self, step, values, time):
+        self._file.write(json.dumps({"step": step, **values}) + "\\n")
+
+    def text(self, name, text):
+        pass
+
+    def close(self):
+        self._file.close()
+'''
+
+
+def test_an_exporter_from_a_file_beside_the_run_file(
+    hand: Handmade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.py").write_text(PLUG_IN)
+    command = ["export", str(tmp_path), "--to", "lines.py:Lines"]
+    assert main([*command, "--with", "ending=txt"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "export" / "lines" / "small.txt").read_text().splitlines()]
+    assert {row["step"] for row in rows if "train/tokens_trained" in row} == {2, 3}
+    capsys.readouterr()
+    for wrong, word in {
+        ("--with", "endnig=x"): "unknown option 'endnig' of lines.py:Lines; did you mean 'ending'?",
+        ("--with", "ending"): "--with 'ending': use NAME=VALUE",
+        ("--to", "lines.py:Line"): "did you mean 'Lines'?",
+        ("--to", "lnes.py:Lines"): "did you mean 'lines.py'?",
+        ("--to", "lines.py:json"): "lines.py:json",
+        ("--to", "tensorbord"): "did you mean 'tensorboard'?",
+    }.items():
+        assert main([*command, *wrong]) == 2
+        assert word in capsys.readouterr().err, wrong
+
+
+def test_a_follower_goes_on_where_an_export_was_closed(hand: Handmade, tmp_path: Path) -> None:
+    (tmp_path / "lines.py").write_text(PLUG_IN)
+    out = tmp_path / "export" / "lines" / "small.jsonl"
+    kind = "lines.py:Lines"
+    assert main(["export", str(tmp_path), "--to", kind]) == 0
+    before = out.read_text()
+    with follower(tmp_path, kind):
+        hand.result(4, {"tokens_trained": 16.0})
+    assert out.read_text().startswith(before) and len(out.read_text().splitlines()) == len(before.splitlines()) + 1
+    with follower(tmp_path, kind):
+        hand.result(5, {"tokens_trained": 18.0})
+        hand.result(4, {"tokens_trained": 20.0})  # a redo of what was written: all is written anew
+        hand.result(6, {"tokens_trained": 22.0})
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    trained = {row["step"]: row["train/tokens_trained"] for row in rows if "train/tokens_trained" in row}
+    assert trained == {2: 8.0, 3: 12.0, 4: 20.0, 5: 18.0, 6: 22.0}
+    assert sum("train/tokens_trained" in row for row in rows) == 5, "no step twice"
+    (tmp_path / "export" / "lines" / ".headrace-export").write_text("")  # as a kill leaves it
+    with follower(tmp_path, kind):
+        pass
+    again = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(map(str, again)) == sorted(map(str, rows)), "nothing twice"

@@ -11,7 +11,7 @@ from handmade import Handmade
 from ringtools import headrace
 
 from broker.errors import RunFault
-from headrace.commands.run import write_report
+from headrace.commands.report import write_report
 from headrace.reading.report import report_of
 from headrace.reading.summary import WallClock, summarise
 from headrace.reading.trace import trace

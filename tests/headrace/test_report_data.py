@@ -11,7 +11,7 @@ import pytest
 from handmade import Handmade
 
 from broker.messages import GroupRef, SampleRef, Trajectory, Vote, VoteRef, decode
-from headrace.commands.run import write_report
+from headrace.commands.report import write_report
 from headrace.reading.report import report_of
 from headrace.reading.showcase import showcase
 from headrace.reading.summary import summarise

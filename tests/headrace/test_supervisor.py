@@ -149,7 +149,7 @@ def test_a_stop_drains_and_then_kills(house: Path, monkeypatch: pytest.MonkeyPat
 def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
     script = house / "main.py"
     script.write_text(
-        "from pathlib import Path\nfrom headrace.supervisor import Command, Supervisor\nfrom monitoring.daemon import Stop\n"
+        "from pathlib import Path\nfrom headrace.running.supervisor import Command, Supervisor\nfrom monitoring.daemon import Stop\n"
         "s = Supervisor([Command('a', 'r', ('sleeps',)), Command('b', 'r', ('is_deaf',))], Path('logs'), 'a', print)\n"
         "from monitoring.files import replace\n"
         "s.run(Stop(), lambda: replace(Path('pids'), ' '.join(str(v.pid) for v in s.views())))\n"
@@ -176,3 +176,17 @@ def test_one_supervisor_a_run(tmp_path: Path) -> None:
         raise AssertionError("two supervisors")
     with sole_supervisor(tmp_path):
         assert (tmp_path / "supervisor.lock").read_text() == str(os.getpid())
+
+
+def test_a_daemon_that_is_part_of_the_run_no_more_drains_and_is_forgotten(house: Path) -> None:
+    turn = Turn(house, "sleeps", "drains", "fails")
+
+    def tick() -> None:
+        names = [view.name for view in turn.supervisor.views()]
+        if names == ["sleeps-0"]:
+            turn.stop.set()
+        elif (house / "up").exists():
+            turn.supervisor.change([Command("sleeps-0", "role", ("sleeps",))], ())
+
+    assert turn.run(tick) is None
+    assert (house / "drained").exists() and "drains-0 has left: the run file names it no more" in turn.notes

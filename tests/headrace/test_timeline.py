@@ -52,7 +52,7 @@ class Timed(Handmade):
 
     def sampled(self, group_id: str, index: int, start: float, end: float, actor: str = "a", **more: Any) -> Position:
         spans = more.pop("versions", (VersionSpan(1, 2),))
-        times = {"started": START + start, "created": START + end}
+        times = {"started": START + start, "created": START + end, "rewards": {"accuracy": 1.0}}
         return self.at(end + 0.05).sample(group_id, index, tokens=8, actor=actor, versions=spans, **times, **more)
 
     def judged(self, group_id: str, index: int, end: float, value: float, seconds: float = 0.5) -> tuple[VoteRef, ...]:

@@ -6,15 +6,18 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from handmade import Handmade
 from ringtools import headrace
 
-from broker.messages import Dropped, GroupRef, Position, VoteRef
-from headrace.reading.verify import SHOWN, verify
+from broker.messages import Artefact, Dropped, GroupRef, Position, VoteRef
+from headrace.reading.audit import SHOWN, Audit
+from headrace.reading.fates import Fates
+from headrace.reading.verify import verify, verify_on
 
 
 @pytest.fixture
@@ -231,3 +234,127 @@ def test_the_command_says_so_and_its_exit_status_too(made: Handmade, tmp_path: P
     assert told.returncode == data.returncode == 1
     assert "PROBLEM: group ghost-0@0 is evaluated" in told.stdout and "NOT SOUND: 1 problems" in told.stdout
     assert json.loads(data.stdout)["ok"] is False and json.loads(data.stdout)["fed"] == 9
+
+
+# -- what ends groups beside steps and evaluations ---------------------------------------------------------------------
+
+
+def test_a_step_that_was_set_aside_has_trained_nothing(made: Handmade) -> None:
+    made.manifest(4, made.group("p-7@0"), made.group("p-8@0"), state=made.state("p-6@0"))
+    made.manifest(5, made.group("p-9@0"), state=made.state("p-6@0"))
+    for _ in range(2):  # once more after a restart
+        made.manifest(4, kind="set_aside", why="a record cannot be read")
+    made.manifest(6, made.group("p-10@0"), state=made.state("p-6@0"))
+    audit = verify(made.log, made.topics)
+    assert audit.problems == [] and (audit.trained, audit.dropped, audit.steps) == (6, 3, 4)
+    assert audit.dropped_by_reason["set_aside"] == 2
+
+
+def test_a_step_that_nobody_ordered_cannot_be_set_aside(made: Handmade) -> None:
+    made.manifest(9, kind="set_aside", why="-")
+    assert verify(made.log, made.topics).problems == ["step 9 is set aside, but no manifest orders it"]
+
+
+def collect(made: Handmade, *kept: GroupRef, **changes: Any) -> None:
+    gone = (Dropped("p-6@0", "wrong", 3),)
+    made.write(made.topics.steps, Artefact("kept", 1, 3, "documents", "a.jsonl", kept=kept, dropped=gone, **changes))
+
+
+def test_groups_end_in_an_artefact(made: Handmade) -> None:
+    group = made.group("c-0@kept", 3)
+    collect(made, group._replace(samples=group.samples[:1]))
+    audit = verify(made.log, made.topics)
+    assert audit.problems == [] and (audit.collected, audit.dropped, audit.outstanding) == (1, 2, 0)
+
+
+def test_what_an_artefact_kept_is_looked_up(made: Handmade) -> None:
+    collect(made, with_sample(made.group("c-0@kept"), position=Position(0, 999)))
+    assert any("group c-0@kept of artefact kept" in problem for problem in verify(made.log, made.topics).problems)
+
+
+# -- seals -------------------------------------------------------------------------------------------------------------
+
+
+def counts(audit: Audit) -> dict[str, Any]:
+    return {name: value for name, value in asdict(audit).items() if name != "sealed"}
+
+
+def test_an_audit_that_begins_at_a_seal_counts_as_one_of_the_whole(made: Handmade) -> None:
+    first = verify_on(made.log, made.topics)
+    assert first.sealed == 0 and first.problems == []
+    made.manifest(4, made.group("p-7@0"), dropped=(Dropped("p-6@0", "stale", 0),), state=made.state())
+    made.result(4, {})
+    second = verify_on(made.log, made.topics)
+    assert second.sealed == 8 and counts(second) == counts(verify(made.log, made.topics))
+    assert (second.trained, second.dropped, second.outstanding, second.looked_into) == (5, 2, 0, 3)
+    third = verify_on(made.log, made.topics)
+    assert third.sealed == 11 and counts(third) == counts(second)
+
+
+def test_it_reads_nothing_in_front_of_the_seal(made: Handmade) -> None:
+    verify_on(made.log, made.topics)
+    for topic in (made.topics.trajectories, made.topics.rewards):
+        made.log.trim(topic, made.log.ends(topic))
+    made.manifest(4, made.group("p-7@0"), state=made.state("p-6@0"))
+    assert verify_on(made.log, made.topics).problems == []
+    assert verify(made.log, made.topics).problem_count > 0, "nobody had asked for the records to be removed"
+
+
+SINCE: list[Callable[[Handmade], str]] = [
+    two_fates, evaluated_and_trained, lost_group, never_fed, trained_twice, sample_twice_in_a_group, step_is_missing,
+    close_of_another_version, step_with_other_content, step_written_again, sample_is_gone, another_vote, trained_on_an_error,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", SINCE, ids=lambda d: d.__name__)
+def test_damage_behind_a_seal_is_found_and_nothing_unsound_is_sealed(
+    made: Handmade, damage: Callable[[Handmade], str]
+) -> None:
+    verify_on(made.log, made.topics)
+    wanted = damage(made)
+    end = made.log.ends(made.topics.steps)
+    problems = verify_on(made.log, made.topics).problems
+    assert any(re.search(wanted, problem) for problem in problems), problems
+    assert made.log.ends(made.topics.steps) == end
+
+
+def test_a_step_that_is_set_aside_behind_the_seal_was_not_trained(made: Handmade) -> None:
+    made.manifest(4, made.group("p-7@0"), state=made.state("p-6@0"))
+    verify_on(made.log, made.topics)
+    made.manifest(4, kind="set_aside", why="-")
+    audit = verify_on(made.log, made.topics)
+    assert audit.problems == [] and (audit.trained, audit.dropped) == (4, 2)
+
+
+def test_the_command_seals(made: Handmade, tmp_path: Path) -> None:
+    made.run(tmp_path)
+    assert headrace("verify", str(tmp_path), "--seal").returncode == 0
+    again = headrace("verify", str(tmp_path), "--seal")
+    assert again.returncode == 0 and "begun at record 8 of the steps" in again.stdout
+
+
+# -- a part of it ------------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_of_a_part_follows_every_group_and_looks_into_some_manifests(made: Handmade) -> None:
+    for step in range(4, 40):
+        made.manifest(step, made.group(f"p-1{step}@0", step - 1), state=made.state("p-6@0"))
+    part, whole = verify(made.log, made.topics, most=4), verify(made.log, made.topics)
+    assert part.problems == [] and (part.looked_into, whole.looked_into) == (3, 38)
+    assert (part.trained, part.steps, part.outstanding) == (whole.trained, whole.steps, whole.outstanding)
+
+
+def test_it_holds_only_what_has_no_end_yet(made: Handmade, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    take = Fates.take
+
+    def counted(fates: Fates, *arguments: Any) -> None:
+        take(fates, *arguments)
+        held.append(len(fates.open))
+
+    for step in range(4, 120):
+        made.manifest(step, *(made.group(f"p-{step}-{n}@0", step - 1) for n in range(2)), state=made.state("p-6@0"))
+    monkeypatch.setattr(Fates, "take", counted)
+    monkeypatch.setattr("headrace.reading.records.BATCH", 8)
+    assert verify(made.log, made.topics).problems == []
+    assert max(held) < 40

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
 import pytest
 import torch
+from samples import groups_of
 
+from broker.messages import Vote
+from broker.verdicts import ValueSpan
 from learner.losses.advantages import (
-    Baseline,
-    Std,
     batch_advantages,
     group_advantages,
     leave_one_out_advantages,
-    overlong_penalty,
+    step_advantages,
 )
+from learner.losses.objectives import Baseline, Std
+from learner.planning.rewards import Judged, is_flat, judge, overlong_penalty, trained_rewards
+from learner.tables import LearnerTable
 
 REWARDS = [0.2, 1.2, 0.0, 1.0, 1.2]
 
@@ -76,6 +81,65 @@ def test_the_batch_std_is_that_of_all_centred_rewards() -> None:
     assert torch.allclose(batch_advantages(rewards, groups, "batch"), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("std", ["population", "sample", "none"])
+def test_rewards_that_differ_by_rounding_are_equal(std: Std) -> None:
+    """.3 and .1 + .2 would else be a difference of one standard deviation."""
+    near = torch.tensor([0.3, 0.1 + 0.2, 0.3, 0.3], dtype=torch.float64)
+    assert near.unique().numel() == 2 and group_advantages(near, std).tolist() == [0.0] * 4
+    assert group_advantages(near + torch.tensor([1e-5, 0, 0, 0]), std).abs().max() > 0
+
+
 def test_the_overlong_penalty_falls_over_its_buffer() -> None:
-    lengths = torch.tensor([10.0, 80.0, 90.0, 100.0, 120.0])
-    assert overlong_penalty(lengths, 100, 20, 0.5).tolist() == pytest.approx([0.0, 0.0, -0.25, -0.5, -0.5])
+    found = [overlong_penalty(length, 100, 20, 0.5) for length in (10, 80, 90, 100, 120)]
+    assert found == pytest.approx([0.0, 0.0, -0.25, -0.5, -0.5]) and overlong_penalty(99, 100, 0, 0.5) == 0
+
+
+def test_a_group_is_flat_after_all_that_makes_its_rewards() -> None:
+    """The planner's gate and the trainer's advantages agree: all wrong but of different lengths is not flat under the penalty."""
+    (group,) = groups_of(1)
+    equal = [Judged(s.trajectory, 0.1 + 0.2 if i else 0.3) for i, s in enumerate(group)]
+    plain = LearnerTable()
+    penalised = LearnerTable.model_validate(
+        {"overlong_buffer": 30, "overlong_penalty": 0.5, "sampling": {"max_new_tokens": 40}}
+    )
+    assert is_flat(equal, plain) and not is_flat(equal, penalised) and not is_flat(group, plain)
+    for table in (plain, penalised):
+        advantages = group_advantages(torch.tensor(trained_rewards(equal, table), dtype=torch.float64))
+        assert bool((advantages == 0).all()) == is_flat(equal, table)
+    lengths = [s.trajectory.response_tokens for s in group]
+    assert trained_rewards(group, penalised) == [
+        s.reward + overlong_penalty(n, 40, 30, 0.5) for s, n in zip(group, lengths, strict=True)
+    ]
+
+
+def test_values_of_steps_are_normalised_over_the_group_and_summed_from_behind() -> None:
+    """GRPO with process supervision: a token gains the normalised values of all steps that end behind it."""
+    steps = [[(2, 4, 1.0), (4, 6, 0.0)], [(1, 5, 1.0)], []]
+    first, second, third = step_advantages(steps, [7, 5, 3], "population", eps=0.0)
+    mean, std = 2 / 3, statistics.pstdev([1.0, 0.0, 1.0])
+    good, bad = (1 - mean) / std, (0 - mean) / std
+    assert first.tolist() == pytest.approx([good + bad] * 4 + [bad] * 2 + [0.0])
+    assert second.tolist() == pytest.approx([good] * 5) and third.tolist() == [0.0] * 3
+    plain = step_advantages(steps, [7, 5, 3], "none")
+    assert plain[1].tolist() == pytest.approx([1 - mean] * 5)
+    assert all(not t.any() for t in step_advantages([[(0, 2, 0.5)], [(0, 1, 0.5)]], [2, 2], "population"))
+
+
+def test_what_a_rewarder_says_of_steps_and_tokens_comes_with_the_reward() -> None:
+    (group,) = groups_of(1)
+    sample = group[0].trajectory
+    trained = int(sample.mask().sum())
+    teacher = np.linspace(-2, -0.1, trained, dtype="<f4")
+    votes = {
+        "a": Vote(sample.group_id, 0, "a", "value", 1.0, spans=(ValueSpan(4, 6, 0.5),)),
+        "t": Vote(sample.group_id, 0, "t", "value", 0.0, logprobs=teacher.tobytes()),
+        "s": Vote(sample.group_id, 0, "s", "value", 9.0, shadow=True, spans=(ValueSpan(4, 6, 9.0),)),
+    }
+    found = judge(sample, {"a": 2.0, "t": 0.0}, votes)
+    assert found is not None and found.reward == 2.0 and dict(found.steps) == {"a": (ValueSpan(4, 6, 0.5),)}
+    assert found.teacher is not None and found.teacher.tolist() == teacher.tolist()
+    assert not is_flat([found, found], LearnerTable()), "equal rewards, but the tokens differ"
+    short = Vote(sample.group_id, 0, "t", "value", 0.0, logprobs=teacher[:-1].tobytes())
+    assert judge(sample, {"a": 2.0, "t": 0.0}, {**votes, "t": short}) is None
+    beyond = Vote(sample.group_id, 0, "a", "value", 1.0, spans=(ValueSpan(4, 1000, 0.5),))
+    assert judge(sample, {"a": 2.0}, {"a": beyond}) is None

@@ -20,7 +20,7 @@ from broker.errors import EngineError
 from learner.losses import batch_loss
 from learner.losses.aggregate import AGGREGATIONS
 from learner.losses.objectives import OBJECTIVES
-from learner.losses.tokens import token_losses
+from learner.losses.tokens import TokenBatch, token_losses
 from learner.model import varlen
 from learner.model.attention import NAME, plan_segments, ragged_plan, register, segment_attention
 from learner.training.logprobs import score
@@ -113,9 +113,10 @@ def test_packed_and_padded_agree_in_log_probabilities_losses_and_gradients(
         scores = score(packed, chunk, temperature=0.7, rows=4)
         for row in chunk.rows_N:
             assert torch.allclose(scores.logprobs_M[rows == row], logprobs[row][mask[row]], atol=1e-5)
-        tokens = token_losses(
-            objective, scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages[rows], rows >= 0, sequence=rows
+        known = TokenBatch(
+            scores.logprobs_M, chunk.behavior_T[chunk.mask_T], advantages[rows], rows >= 0, sequence=rows
         )
+        tokens = token_losses(objective, known)
         loss = (tokens.loss * weights[rows]).sum()
         loss.backward()
         total += loss.item()

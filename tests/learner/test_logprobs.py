@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from broker.errors import EngineError
 from learner.losses.objectives import OBJECTIVES
-from learner.losses.tokens import token_losses
+from learner.losses.tokens import TokenBatch, token_losses
 from learner.model.load import load_model
 from learner.training.logprobs import score, token_logprobs
 from learner.training.packing import Sequenced, pack
@@ -172,7 +172,8 @@ def test_a_row_that_overflows_is_dropped_and_the_others_keep_their_gradients() -
 
     def gradients(rows: torch.Tensor, used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         h, w = rows.clone().requires_grad_(), weight.clone().requires_grad_()
-        tokens = token_losses(OBJECTIVES["grpo"], token_logprobs(h, w, target).logprobs_M, behavior, advantages, used)
+        known = TokenBatch(token_logprobs(h, w, target).logprobs_M, behavior, advantages, used)
+        tokens = token_losses(OBJECTIVES["grpo"], known)
         tokens.loss.sum().backward()
         assert h.grad is not None and w.grad is not None
         return h.grad, w.grad, int(tokens.invalid)

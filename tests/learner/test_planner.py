@@ -197,6 +197,17 @@ def test_a_failed_vote_takes_its_sample_out_of_the_group_and_is_no_zero(log: Log
     reader.close()
 
 
+def test_a_shadow_vote_is_never_trained_on_and_its_error_removes_no_sample(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1)
+    ring.planner.refill(ring.stage)
+    prompt = ring.fed()[0]
+    for index, vote in enumerate([("value", 9.0), ("error", None)]):
+        shadow = Vote(prompt.group_id, index, "r", *vote, shadow=True)
+        ring.out.send(TOPICS.rewards, prompt.group_id.encode(), encode(shadow))
+    ring.answer(prompt, [0.0, 1.0])
+    assert [j.reward for j in ring.plan().groups[0]] == [0.0, 1.0] and ring.join.duplicates == 0
+
+
 def test_a_late_group_is_waited_for_and_then_trained(log: Log) -> None:
     ring = Ring(log, groups_per_step=1, max_lag=1)
     ring.planner.refill(ring.stage)

@@ -155,8 +155,8 @@ def test_no_token_is_drawn_in_the_learners_turn(bench: Bench) -> None:
             assert [a.tokens() for a in actors] == drawn and all(a.engine.resting for a in actors)
         assert not bench.shifts.under_way and not any(a.engine.resting for a in actors)
         until(lambda drawn=drawn: all(a.tokens() > n for a, n in zip(actors, drawn, strict=True)))
-        assert bench.number("headrace_turn_seconds_count") == step + 1
-    assert bench.number("headrace_turn_seconds_sum") >= 0.9
+        assert bench.number("headrace_shift_seconds_count") == step + 1
+    assert bench.number("headrace_shift_seconds_sum") >= 0.9
     assert bench.number("headrace_idle_seconds_total", role="learner", reason="shift") > 0
     assert not bench.published, "no turn has made a version"
 

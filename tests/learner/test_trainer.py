@@ -185,7 +185,8 @@ def test_the_gradient_is_that_of_the_objective_by_hand(model: Any) -> None:
         ids = torch.from_numpy(sample.trajectory.tokens.astype(np.int64))[None]
         logprobs = torch.log_softmax(hand(ids, use_cache=False).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[3:, 0]
         w = (logprobs - torch.from_numpy(sample.trajectory.logprobs[4:])).exp()
-        loss = loss + torch.maximum(-advantage * w, -advantage * w.clamp(0.8, 1.2)).mean() / 4
+        clipped = torch.maximum(-advantage * w, -advantage * w.clamp(0.8, 1.2))
+        loss = loss + (clipped.clamp(max=-3 * advantage) if advantage < 0 else clipped).mean() / 4
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in hand.parameters()]).norm().item()
     _, metrics, _ = stepped(model, [group], table(objective="grpo"), 1)

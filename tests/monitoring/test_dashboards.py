@@ -64,6 +64,13 @@ def exported() -> set[str]:
     return {family.name + ending for family in families for ending in endings.get(family.type, ("",))}
 
 
+def test_panels_name_metrics_by_their_rows() -> None:
+    """A metric that is renamed or gone is an error where the panel is made, not a panel that shows nothing."""
+    for path in HERE.glob("*.py"):
+        named = re.findall(r"headrace_\w+", path.read_text())
+        assert not named, f"{path.name} names {named[0]} by its text"
+
+
 def test_the_files_are_what_the_code_makes() -> None:
     made = texts()
     assert {path.name for path in HERE.glob("*.json")} == made.keys()

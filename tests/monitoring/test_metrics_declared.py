@@ -9,24 +9,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitoring.catalogue import PAGE, page
 from monitoring.exporter import generate_latest
-from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
+from monitoring.metrics import (
+    ROLES,
+    ActorMetrics,
+    BrokerMetrics,
+    LearnerMetrics,
+    RewarderMetrics,
+    RunMetrics,
+    SystemMetrics,
+)  # fmt: skip
+from monitoring.rows import Metrics
 
-PROMISED = {
-    "actor": "generated_tokens:counter inflight_requests:gauge weight_version:gauge generation_seconds:histogram "
-    "weight_update_seconds:histogram aborted{reason}:counter",
-    "run": "consumer_lag_messages{group,topic}:gauge",
-    "broker": "oldest_message_age_seconds{topic}:gauge produce_errors{reason,topic}:counter bytes{direction}:counter",
-    "rewarder": "latency_seconds{rewarder}:histogram reward{rewarder}:histogram results{outcome,rewarder}:counter "
-    "worker_restarts{rewarder}:counter sandbox_degraded{rewarder}:gauge",
-    "learner": "step_phase_seconds{phase}:histogram tokens:counter steps:counter weight_version:gauge "
-    "staleness_versions:histogram dropped_groups{reason}:counter importance_ratio:histogram importance_ratio_max:gauge "
-    "clip_fraction{side}:gauge kl:gauge entropy:gauge reward_mean:gauge grad_norm:gauge ess_ratio:gauge "
-    "zero_variance_group_ratio:gauge response_length_tokens:histogram weight_broadcast_seconds:histogram "
-    "checkpoint_seconds:histogram gpu_memory_bytes{kind}:gauge activation_memory_bytes:gauge parameter_bytes:gauge "
-    "trained_parameter_bytes:gauge optimizer_state_bytes:gauge",
-    "system": "idle_seconds{reason,role}:counter busy_seconds{role}:counter",
-}
 BUCKETS = {
     "reward": "-1 -.5 -.1 0 .1 .25 .5 .75 .9 1 2",
     "staleness_versions": "0 1 2 3 4 6 8 12 16 32",
@@ -35,29 +30,28 @@ BUCKETS = {
 }
 
 
-def registry_of(role: str) -> CollectorRegistry:
-    """The role's metrics, each child touched once so that it is exported with its labels."""
+def made(kind: type[Metrics], registry: CollectorRegistry) -> Metrics:
+    """The metrics of a class, for a rewarder or a role of a name."""
+    return kind(registry, "accuracy") if kind in (RewarderMetrics, SystemMetrics) else kind(registry)
+
+
+def registry_of(kind: type[Metrics]) -> CollectorRegistry:
+    """The metrics of a class, each child touched once so that it is exported with its labels."""
     registry = CollectorRegistry()
-    match role:
-        case "actor":
-            ActorMetrics(registry).aborted("update").inc()
-        case "run":
-            RunMetrics(registry).lag("g", "t").set(1)
-        case "broker":
-            broker = BrokerMetrics(registry)
-            broker.track_oldest("t", lambda: 0.0)
-            broker.produce_errors("t", "full").inc()
-        case "rewarder":
-            RewarderMetrics(registry, "accuracy").results("value").inc()
-        case "learner":
-            learner = LearnerMetrics(registry)
-            learner.step_phase("pack").observe(1)
-            learner.dropped_groups("stale").inc()
-            learner.clip_fraction("low").set(0)
-            learner.gpu_memory("allocated").set(0)
-        case "system":
-            SystemMetrics(registry, "learner").waited("wait_data", 0.0)
+    metrics = made(kind, registry)
+    for name, row in kind.rows():
+        found = getattr(metrics, name)
+        free = [
+            label
+            for label in row.labels
+            if label not in ("rewarder", "role") or kind not in (RewarderMetrics, SystemMetrics)
+        ]
+        if free:
+            found(*free)
     return registry
+
+
+KINDS = [ActorMetrics, RewarderMetrics, LearnerMetrics, RunMetrics, BrokerMetrics, SystemMetrics]
 
 
 def families(registry: CollectorRegistry) -> dict[str, tuple[str, set[str], list[float]]]:
@@ -76,20 +70,48 @@ def families(registry: CollectorRegistry) -> dict[str, tuple[str, set[str], list
     return found
 
 
-@pytest.mark.parametrize("role", PROMISED)
-def test_what_is_promised_is_declared(role: str) -> None:
-    found = families(registry_of(role))
-    for promise in PROMISED[role].split():
-        name, kind = promise.split(":")
-        name, _, labels = name.rstrip("}").partition("{")
-        assert name in found, f"{role} lacks headrace_{name}"
-        assert found[name][:2] == (kind, set(labels.split(",")) - {""})
-        if name in BUCKETS:
-            assert found[name][2] == [float(bound) for bound in BUCKETS[name].split()]
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_what_is_declared_is_what_a_scraper_sees(kind: type[Metrics]) -> None:
+    found = families(registry_of(kind))
+    assert found.keys() == {row.name for _, row in kind.rows()}
+    for _, row in kind.rows():
+        assert found[row.name][:2] == (row.type, set(row.labels)), row.name
+        if row.name in BUCKETS:
+            assert found[row.name][2] == [float(bound) for bound in BUCKETS[row.name].split()]
+
+
+def test_the_page_lists_every_metric_as_it_is_declared() -> None:
+    assert PAGE.read_text() == page(), "docs/metrics.md is not up to date: python -m monitoring.catalogue"
+    assert {kind for kinds in ROLES.values() for kind in kinds} == set(KINDS)
+
+
+def test_a_step_sets_what_its_keys_name() -> None:
+    registry = CollectorRegistry()
+    told = {"kl_behavior": 0.5, "lr": 1e-3, "tokens_trained": 7.0, "importance_ratio_mean": 1.5, "dropped/stale": 2.0,
+            "reward/accuracy": 0.25, "clip_fraction_low": 0.125, "unknown": 9.0}  # fmt: skip
+    LearnerMetrics(registry).report(told)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"headrace_{name}", labels)
+
+    assert (value("kl"), value("learning_rate"), value("tokens_total")) == (0.5, 1e-3, 7.0)
+    assert (value("importance_ratio_sum"), value("dropped_groups_total", reason="stale")) == (1.5, 2.0)
+    assert value("rewarder_reward_mean", rewarder="accuracy") == 0.25
+    assert [value("clip_fraction", side=side) for side in ("low", "high", "dual")] == [0.125, 0.0, 0.0]
+
+
+def test_a_row_names_its_series() -> None:
+    assert str(LearnerMetrics.kl) == f"{LearnerMetrics.kl}" == "headrace_kl"
+    assert str(LearnerMetrics.steps) == "headrace_steps_total"
+    assert LearnerMetrics.staleness.bucket == "headrace_staleness_versions_bucket"
+    with pytest.raises(TypeError, match="name its bucket"):
+        str(LearnerMetrics.staleness)
+    with pytest.raises(TypeError, match="has no bucket"):
+        LearnerMetrics.kl.bucket  # noqa: B018
 
 
 def test_durations_reach_as_far_as_promised() -> None:
-    actor, rewarder = families(registry_of("actor")), families(registry_of("rewarder"))
+    actor, rewarder = families(registry_of(ActorMetrics)), families(registry_of(RewarderMetrics))
     assert (actor["generation_seconds"][2][0], actor["generation_seconds"][2][-1]) == (0.5, 1800)
     assert (rewarder["latency_seconds"][2][0], rewarder["latency_seconds"][2][-1]) == (0.001, 60)
 

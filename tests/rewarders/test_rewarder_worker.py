@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry
 from test_math import sample
 
 from broker.errors import HeadraceError, RunFault, RunFileError
-from broker.isolation import Failed, Isolated
+from broker.faults import Failed
+from broker.isolation import Isolated
 from broker.log import Log
 from broker.messages import Vote, encode
 from broker.open import open_log
@@ -72,7 +73,10 @@ def worker_of(log: Log, base: Path, name: str = "odd-0", **table: Any) -> Reward
         BrokerMetrics(registry),
         SystemMetrics(registry, "rewarder"),
     )
-    settings = RewarderTable.model_validate({"use": "odd.py:Odd", "timeout": 1.5, "attempts": 2, "bonus": 0.5, **table})
+    fields = {"use": "odd.py:Odd", "timeout": 1.5, "attempts": 2, "bonus": 0.5, **table}
+    if "worker" in fields:
+        del fields["timeout"], fields["attempts"], fields["bonus"]
+    settings = RewarderTable.model_validate(fields)
     return RewarderWorker(name, "r", log, TOPICS, settings, base, *metrics)
 
 
@@ -158,7 +162,8 @@ def test_a_number_is_a_reward(tmp_path: Path) -> None:
         "class Plain:\n    def __call__(self, sample):\n        return {'a': 2, 'b': True, 'c': 0.25, 'd': None}[sample.text]\n"
     )
     judge = judge_factory({"use": "plain.py:Plain", "options": {}, "base": str(tmp_path)})
-    assert [judge(encode(sample(text)))[0] for text in "abcd"] == [2.0, 1.0, 0.25, None]
+    found = [judge([encode(sample(text))])[0] for text in "abcd"]
+    assert found == [{"value": 2.0}, {"value": 1.0}, {"value": 0.25}, None]
 
 
 def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:

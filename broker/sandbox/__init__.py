@@ -1,0 +1,10 @@
+"""Runs code that nobody trusts: bubblewrap, a user of its own, resource limits, a filter of system calls, and a watch over all of it.
+
+``Sandbox().run(["python3", "main.py"], files={"main.py": source})`` starts one, runs, and ends it; ``Sandbox().open()`` keeps one for several runs.
+"""
+
+from broker.sandbox.limits import Limits, Result, SandboxError
+from broker.sandbox.sandbox import Sandbox
+from broker.sandbox.session import Gone, Session
+
+__all__ = ["Gone", "Limits", "Result", "Sandbox", "SandboxError", "Session"]
