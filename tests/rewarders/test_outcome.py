@@ -9,7 +9,7 @@ from tests.samples import groups_of
 
 
 def test_the_outcome_is_the_vote_and_silence_abstains_but_for_an_episode_that_ran_out() -> None:
-    sample = groups_of(1)[0][0].sample
+    sample = groups_of(1)[0][0].trajectory
     said = Outcome()(replace(sample, outcome=0.5))
     assert said is not None and said.value == 0.5
     assert Outcome()(sample) is None, "it ended by itself, and nothing was said of it"
