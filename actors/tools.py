@@ -21,7 +21,7 @@ from pydantic_core import ArgsKwargs
 
 from actors.environment import Turn, over
 from broker import plugins
-from broker.errors import EnvironmentFault
+from broker.errors import EnvironmentFault, HeadraceError
 from broker.messages import ChatMessage, Prompt
 from broker.spelling import nearest
 
@@ -116,6 +116,8 @@ class Tool:
         except ValidationError as error:
             first = error.errors()[0]
             text = f"error: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except HeadraceError:  # not the model's fault: this machine gives no sandbox
+            raise
         except Exception as error:  # a tool is a plug-in, and its failure an answer
             text = f"error: {type(error).__name__}: {error}"
         return text if len(text) <= MAX_RESULT else f"{text[:MAX_RESULT]} ... ({len(text)} characters)"

@@ -23,7 +23,7 @@ from broker.messages import Sampling
 from learner.model.load import load_model, save_model
 
 TINY = str(Path(__file__).resolve().parent.parent / "recipes" / "tiny_model")
-SIZE, ANSWER, SLOTS = 16, 33, 64
+SIZE, SLOTS = 16, 64
 
 
 def model_of(directory: str, wide: bool) -> Any:
@@ -53,13 +53,13 @@ def ours(engine: LocalEngine, prompts: list[np.ndarray], limits: list[int]) -> f
     return sum(len(c.tokens) for c in done) / (time.process_time() - start)
 
 
-def theirs(plain: Any, prompts: list[np.ndarray]) -> float:
+def theirs(plain: Any, prompts: list[np.ndarray], answer: int) -> float:
     """One even batch, which is the best case of a batch that ends together."""
     batch = torch.from_numpy(np.repeat(np.stack(prompts[: SLOTS // SIZE]), SIZE, 0)).long()
     start = time.process_time()
     with torch.no_grad():
         out = plain.generate(
-            batch, attention_mask=torch.ones_like(batch), do_sample=True, max_new_tokens=ANSWER, min_new_tokens=ANSWER, top_k=0
+            batch, attention_mask=torch.ones_like(batch), do_sample=True, max_new_tokens=answer, min_new_tokens=answer, top_k=0
         )  # fmt: skip
     return (out.shape[1] - batch.shape[1]) * len(batch) / (time.process_time() - start)
 
@@ -67,20 +67,20 @@ def theirs(plain: Any, prompts: list[np.ndarray]) -> float:
 def main() -> None:
     wide = "--wide" in sys.argv[1:]
     torch.set_num_threads(1)
-    groups, rounds = (8, 3) if wide else (32, 9)
+    groups, rounds, answer = (8, 3, 16) if wide else (32, 9, 33)
     with tempfile.TemporaryDirectory() as directory:
         model = model_of(directory, wide)
         engine = LocalEngine(directory, slots=SLOTS, context=256)
         engine.apply(0, model.state_dict())
         rng = np.random.default_rng(0)
         prompts = [rng.integers(0, 300, 17).astype(np.int32) for _ in range(groups)]
-        limits = [int(n) for n in rng.integers(ANSWER // 2, ANSWER * 3 // 2, groups)]
+        limits = [int(n) for n in rng.integers(answer // 2, answer * 3 // 2, groups)]
         plain = AutoModelForCausalLM.from_pretrained(directory)
         plain.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=model.config.eos_token_id)
         fast, slow = [], []
         for _ in range(rounds):
             fast.append(ours(engine, prompts, limits))
-            slow.append(theirs(plain, prompts))
+            slow.append(theirs(plain, prompts, answer))
     print(f"| sampler, {SLOTS} slots, one thread | useful tokens per CPU second: median | best |\n|---|---|---|")
     print(f"| local engine, ragged groups of {SIZE} | {median(fast):,.0f} | {max(fast):,.0f} |")
     print(f"| transformers generate, batch {SLOTS} | {median(slow):,.0f} | {max(slow):,.0f} |")

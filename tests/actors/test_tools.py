@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.environment import pack
+from actors.python import PythonTool
 from actors.tools import Calculator, Call, Tool, Tools, hermes, llama3, pythonic
 from broker.errors import EnvironmentFault
 from broker.messages import ChatMessage, Prompt
@@ -104,3 +105,13 @@ def test_the_calculator_computes(expression: str, value: str) -> None:
 )
 def test_the_calculator_refuses_what_is_no_sum_or_too_large(expression: str) -> None:
     assert Tool(Calculator()).call({"expression": expression}).startswith("error: ")
+
+
+def test_a_python_program_runs_in_the_sandbox_and_what_it_printed_is_heard() -> None:
+    tool = Tool(PythonTool(cpu=1.0))
+    assert tool.name == "python_tool" and "Run a Python program" in tool.schema["function"]["description"]
+    assert tool.call({"code": "print(sum(range(10)))"}) == "45"
+    assert tool.call({"code": "x = 1"}) == "(nothing printed)"
+    assert "ZeroDivisionError" in tool.call({"code": "1/0"})
+    assert "ended: " in tool.call({"code": "while True: pass"})
+    assert "Error" in tool.call({"code": "import socket; socket.create_connection(('1.1.1.1', 53), 1)"})
