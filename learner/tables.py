@@ -40,6 +40,10 @@ class SamplingTable(Table):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
     stop: tuple[str, ...] = ()
+    max_turns: int = Field(default=1, ge=1)
+    """Replies of an episode in an environment."""
+    max_total: int = Field(default=0, ge=0)
+    """Tokens of an episode with its prompt; 0: what the engine's context holds."""
 
 
 class OptimizerTable(Table):
