@@ -8,10 +8,14 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
+from broker.spelling import nearest
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 FLAT = 1e-6  # rewards of a group that differ by less, relative to the largest, are equal: the rest is rounding
+
+
+ROADS = ("broadcast", "disk")
 
 
 class SourceTable(Table):
@@ -161,6 +165,14 @@ class WeightRoadTable(Table):
     road: str = "broadcast"
     """``broadcast``: in lanes by torch.distributed; ``disk``: from ``RUN/weights`` on a file system that all receivers see; or a road of
     your own (``file.py:Class``)."""
+
+    @field_validator("road")
+    @classmethod
+    def _known(cls, road: str) -> str:
+        if ":" not in road and road not in ROADS:
+            raise ValueError(f"use one of {', '.join(ROADS)}, or module:Class{nearest(road, ROADS)}")
+        return road
+
     lane: int = Field(default=8, ge=1)
     """Receivers of one broadcast group."""
     push_timeout: float = Field(default=60.0, gt=0)
