@@ -183,9 +183,12 @@ def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -
 
 def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:
     """By topic the offsets below which nobody needs a record: not the outstanding groups, not a redo behind the newest
-    checkpoint, not the last ``keep_steps`` steps."""
+    checkpoint, not the last ``keep_steps`` steps. Without a checkpoint a redo needs all."""
     from learner.training.checkpoint import Checkpoints
 
+    found = Checkpoints(run.directory / "checkpoints").newest()
+    if found is None:
+        return {topic: {} for topic in (run.topics.prompts, run.topics.trajectories, run.topics.rewards)}
     last = History.recent(log, run.topics, RECENT).newest_manifest()
     state = last.state if last is not None else PlannerState()
     low = {
@@ -193,9 +196,7 @@ def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:
         run.topics.trajectories: dict(state.trajectories),
         run.topics.rewards: dict(state.rewards),
     }
-    found = Checkpoints(run.directory / "checkpoints").newest()
-    version = found[1].version if found is not None else 0
-    first = min(version + 1, (last.step if last is not None else 0) - keep_steps + 1)
+    first = min(found[1].version + 1, (last.step if last is not None else 0) - keep_steps + 1)
     history = History.of(log, run.topics, find_step(log, run.topics, first))
     for manifest in whole(log, run.topics, [head for head in history.manifests if head.step >= first]):
         for group in manifest.groups:
