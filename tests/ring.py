@@ -117,7 +117,7 @@ class Ring:
         table, registry = rewarder_tables(self.run_of.file)[name], CollectorRegistry()
         self._workers[name] = RewarderWorker(
             f"{name}-0", name, self._log, self.run_of.topics, table, self.run_of.file.base,
-            RewarderMetrics(registry, name), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"),
+            RewarderMetrics(registry, name), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"), pace=0.002,
         )  # fmt: skip
         self._open.callback(self._workers[name].close)
 

@@ -42,6 +42,8 @@ def check(file: RunFile) -> WholeRun:
                 f"[run] rewards names {name!r}, but there is no [rewarders.{name}]{nearest(name, list(rewarders))}"
             )
     check_path(run.model, "[run]", "model", file)
+    if ":" in learner.learner.road:
+        plugins.check(learner.learner.road, (), file.base, "[learner] road", hidden=("control",))
     if broker.url:
         engine_of(broker.url, broker.engines)
     for scheme, use in broker.engines.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -231,36 +232,8 @@ def test_passwords_of_any_form_stay_at_home() -> None:
     }
 
 
-PLUG_IN = '''
-import json
-from dataclasses import dataclass
-from typing import ClassVar
-
-
-@dataclass(frozen=True)
-class Lines:
-    """A line of JSON a point."""
-
-    appends: ClassVar[bool] = True
-    ending: str = "jsonl"
-
-    def open(self, directory, run, config):
-        return Sink((directory / f"{run}.{self.ending}").open("a"))
-
-
-class Sink:
-    def __init__(self, file):
-        self._file = file
-
-    def scalars(self, step, values, time):
-        self._file.write(json.dumps({"step": step, **values}) + "\\n")
-
-    def text(self, name, text):
-        pass
-
-    def close(self):
-        self._file.close()
-'''
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()
+(PLUG_IN,) = re.findall(r"^```python file=lines.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def test_an_exporter_from_a_file_beside_the_run_file(
