@@ -1,12 +1,14 @@
-"""The ``[actors]`` table of the run file."""
+"""The ``[actors]`` and ``[environments.NAME]`` tables of the run file."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from broker.runfile import Table
+from broker import plugins
+from broker.errors import RunFileError
+from broker.runfile import RunFile, Table, parse
 
 
 class ActorsTable(Table):
@@ -40,3 +42,33 @@ class ActorsTable(Table):
         if self.engine == "local" and (self.launch or self.servers or self.server_args):
             raise ValueError('launch, servers and server_args are for engine = "sglang"')
         return self
+
+
+class EnvironmentTable(Table):
+    """``[environments.NAME]``: the other side of a conversation. ``use`` is ``module:Class``, also of a file beside the run file; further
+    keys are the class's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+    timeout: float = Field(default=10.0, gt=0)
+    """Seconds that it has to open an episode or to answer a reply."""
+    memory_mb: int = Field(default=1024, ge=64)
+    processes: int = Field(default=2, ge=1)
+    """Of each actor; episodes that share one wait for each other's steps, so a slow environment wants many."""
+    seconds: float = Field(default=0.0, ge=0)
+    """That an episode may take from its opening; 0: as long as it likes."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+def environment_tables(file: RunFile) -> dict[str, EnvironmentTable]:
+    """All environments of the run file, checked as far as that needs nothing of theirs to run. Raises RunFileError."""
+    raw = file.tables.get("environments", {})
+    if not isinstance(raw, dict):
+        raise RunFileError(f"[environments] must hold tables, not {raw!r}")
+    tables = {name: parse(value, EnvironmentTable, f"[environments.{name}]") for name, value in raw.items()}
+    for name, table in tables.items():
+        plugins.check(table.use, list(table.options), file.base, f"[environments.{name}]", hidden=("base",))
+    return tables

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from broker.messages import FloatArray, IntArray, Sampling, VersionSpan
 from broker.weights.sink import WeightSink
@@ -17,13 +17,17 @@ UpdateMode = Literal["retract", "in_place", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Sample ``indices`` of group ``group_id``: all share the prompt ``tokens`` (int32 ``[P]``)."""
+    """Sample ``indices`` of group ``group_id``: all share the prompt ``tokens`` (int32 ``[P]``).
+
+    ``keep``: weights that arrive do not end these samples; under ``abort`` they are treated as under ``retract``.
+    """
 
     group_id: str
     indices: tuple[int, ...]
     tokens: IntArray
     sampling: Sampling
     min_version: int = 0
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,12 @@ class Engine(Protocol):
 
     name: str
     """What trajectories record, e.g. ``local/0.1.0``."""
+
+    tokenizer: Any
+    """The model's, as transformers loads it."""
+
+    ends: frozenset[int]
+    """The token ids that end a reply."""
 
     @property
     def failure(self) -> str:

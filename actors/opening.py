@@ -1,57 +1,81 @@
-"""On devices that actors share with a learner: an engine is opened only while it is not the learner's turn."""
+"""Opens the engine that ``[actors] engine`` names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import threading
-import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import ExitStack
 
-from broker.control.client import ControlClient
-from broker.control.keys import Keys
-from broker.control.wire import Message
-from broker.weights.client import ALONE_SECONDS
-from monitoring.daemon import Stop
-
-KNOWN_SECONDS = 2.0  # that a learner has to say whose turn it is; one that is away takes no turn
-LOOK_SECONDS = 0.05
+from actors.config import ActorsTable
+from actors.engine import Engine
+from actors.newest import NewestPolicy
+from broker.run import Run
+from monitoring.daemon import Stop, registered
 
 
-class Opening:
-    """A member of the control road beside those that the engine will have: a turn of the learner waits until it has left, because an
-    engine that is being opened can neither rest nor be asked to."""
+def open_engine(
+    table: ActorsTable, newest: NewestPolicy, run: Run, name: str, stop: Stop, stack: ExitStack
+) -> Engine | None:
+    """An engine that ``stack`` ends; None if ``stop`` came first. Raises EngineError."""
+    seed = seed_of(f"{run.table.seed}/{name}/{os.getpid()}")
+    engine = (
+        local_engine(table, str(newest.path), seed)
+        if table.engine == "local"
+        else sglang_engine(table, newest, run, name, seed, stop, stack)
+    )
+    if engine is not None:
+        stack.callback(engine.close)
+    return engine
 
-    def __init__(self, name: str, endpoint: str, keys: Keys | None = None) -> None:
-        self._lock = threading.Lock()
-        self._turn, self._rest, self._known, self._open, self._closed = 0, False, False, False, False
-        self._client = ControlClient(
-            f"{name}.opening", "actor", keys=keys, status=lambda: {"pid": os.getpid(), "turn": self._turn}, handler=self._hear
+
+def local_engine(table: ActorsTable, path: str, seed: int) -> Engine:
+    import torch
+
+    from actors.local.engine import LocalEngine
+
+    return LocalEngine(
+        path,
+        slots=table.slots,
+        context=table.context_length,
+        mode=table.update,
+        dtype=getattr(torch, table.dtype),
+        device=table.device,
+        seed=seed,
+    )
+
+
+def sglang_engine(
+    table: ActorsTable, newest: NewestPolicy, run: Run, name: str, seed: int, stop: Stop, stack: ExitStack
+) -> Engine | None:
+    """An engine on the servers of the run file, or on one that is started here and ends with this actor."""
+    from actors.sglang.engine import SglangEngine
+    from actors.sglang.keeper import Keeper
+    from actors.sglang.server import Server
+
+    urls = list(table.servers)
+    why_ended: Callable[[], str] = str
+    if table.launch:
+        saver = ("--enable-memory-saver",) if run.colocated and table.device != "cpu" else ()
+        server = Server(
+            run.directory / "sglang" / name, lambda: str(newest.path), device=table.device, dtype=table.dtype, slots=table.slots,
+            context=table.context_length, seed=seed, arguments=(*saver, *table.server_args),
         )  # fmt: skip
-        self._client.connect(endpoint)
+        keeper = Keeper(server, stop.set)
+        stack.callback(keeper.stop)
+        if not keeper.begin(lambda: bool(stop)):
+            return None
+        stack.enter_context(registered(run.directory, f"{name}.server", "sglang", server.url))
+        urls, why_ended = [server.url], keeper.why
+    else:
+        for number, url in enumerate(urls):
+            stack.enter_context(registered(run.directory, f"{name}.server-{number}", "sglang", url))
+    return SglangEngine(
+        str(newest.path), urls, slots=table.slots, context=table.context_length, mode=table.update,
+        newest=lambda: newest.weights, why_ended=why_ended,
+    )  # fmt: skip
 
-    def _hear(self, message: Message) -> None:
-        if message["k"] != "state":
-            return
-        with self._lock:
-            self._known, self._rest = True, bool(message.get("rest", False))
-            if not self._open:
-                self._turn = int(message.get("turn", 0))
-        self._client.beat()
 
-    def wait(self, stop: Stop, idle: AbstractContextManager[None]) -> None:
-        """Return once the engine may be opened: it is not the learner's turn, or nothing is heard of a learner."""
-        begun = time.monotonic()
-        with idle:
-            while not stop:
-                with self._lock:
-                    silence = time.monotonic() - max(begun, self._client.heard)
-                    self._open = not self._rest if self._known else silence > KNOWN_SECONDS
-                    self._open = self._open or silence > ALONE_SECONDS
-                    if self._open:
-                        return
-                stop.wait(LOOK_SECONDS)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._client.close()
+def seed_of(text: str) -> int:
+    """A 63-bit seed: a restarted actor must not draw the samples of its former life again."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

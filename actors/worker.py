@@ -7,116 +7,105 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from actors.config import ActorsTable
 from actors.engine import Completion, Engine, Request
-from actors.prompting import prompt_tokens, trajectory_of
+from actors.environment import Turn
+from actors.episodes import Episode, between, opening
+from actors.intake import Intake
+from actors.prompting import render
+from actors.rooms import Rooms, Said
+from broker.chat import Chats
 from broker.daemon import keep_turning
-from broker.errors import DecodeError, EngineError, MessageError
-from broker.log import Consumer, Log, Producer, Record
-from broker.messages import DeadLetter, IntArray, Prompt, decode, encode
-from broker.topics import Topics
-from broker.watermark import Watermark
+from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
+from broker.log import Record
+from broker.messages import Prompt, decode, encode
 from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
 log_ = logging.getLogger("actor")
-GROUP = "actors"
-ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for
-FLUSH_SECONDS = 0.05
+ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for, or whose environment failed
+ABORTS = 3  # of a turn by new weights, after which it is kept: else updates that come often starve long answers
 POLL_SECONDS = 0.05
+ROOMS_SECONDS = 0.01  # between two looks at what environments have said
 
 
 @dataclass(slots=True)
 class _Work:
-    """A prompt under way."""
+    """A prompt under way: ``missing`` samples are to come; ``episodes`` are those that have begun."""
 
     record: Record
     prompt: Prompt
-    tokens: IntArray
     missing: set[int]
+    episodes: dict[int, Episode] = field(default_factory=dict)
+    tickets: dict[int, int] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
+    begun: dict[int, float] = field(default_factory=dict)
 
 
 class ActorWorker:
-    """Joins one engine to the log. Driven by ``run`` on the thread that samples."""
+    """Joins one engine, and the environments in ``rooms``, to the log. Driven by ``run`` on the thread that samples."""
 
     def __init__(
-        self, name: str, log: Log, topics: Topics, engine: Engine, tokenizer: Any, table: ActorsTable,
+        self, name: str, intake: Intake, engine: Engine, rooms: Rooms, table: ActorsTable,
         metrics: ActorMetrics, broker: BrokerMetrics, system: SystemMetrics,
     ) -> None:  # fmt: skip
-        self._name, self._topics, self._engine, self._tokenizer = name, topics, engine, tokenizer
-        self._ahead = int(table.queue * table.slots)
-        self._log, self._give_back = log, table.give_back
+        self._name, self._intake, self._engine, self._rooms = name, intake, engine, rooms
+        self._chats = Chats(engine.tokenizer)
+        self._ahead, self._give_back = int(table.queue * table.slots), table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
-        self._consumer: Consumer | None = self._join()
-        self._producer: Producer = log.producer()
         self._metrics, self._broker, self._system = metrics, broker, system
-        self._mark = Watermark()
         self._work: dict[str, _Work] = {}
-        self._finished: list[Record] = []  # handled, but perhaps not durable yet
-        self._flushed = time.monotonic()
+        self._places: dict[int, tuple[str, int]] = {}
+        """The group and index of each ticket of ``rooms``."""
         self._group_size = 1  # of the newest prompt: what the next one will probably take
 
     def run(self, stop: Stop) -> None:
         """Sample until ``stop``; what is running then is left to the redelivery of its prompt."""
-        keep_turning(self.turn, stop, self._broker.unavailable)
+        keep_turning(self.round, stop, self._broker.unavailable)
 
-    def turn(self) -> None:
-        """One round: take prompts, sample a while, publish what is finished, commit."""
+    def round(self) -> None:
+        """Take prompts, sample a while, hear environments, publish what is finished, commit."""
         if not self._takes_part():
             self._engine.poll(POLL_SECONDS)
             return
         self._take()
         started, rested = time.monotonic(), self._engine.resting
-        done = self._engine.poll(POLL_SECONDS)
+        done = self._engine.poll(ROOMS_SECONDS if self._rooms.waiting else POLL_SECONDS)
         if rested or not self._work:
             self._system.waited("turn" if rested else "no_prompts", time.monotonic() - started)
         for completion in done:
-            self._publish(completion)
+            self._hear(completion)
+        self._say(self._rooms.ready())
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
         self._metrics.weight_version.set(self._engine.version)
-        if self._finished or done:
-            self._flush()
-
-    def _join(self) -> Consumer:
-        return self._log.consumer([self._topics.prompts], self._topics.group(GROUP), self._name)
+        if self._intake.pending or done:
+            self._intake.flush(at_once=not self._work)
 
     def _takes_part(self) -> bool:
         """Join or leave as the engine comes and goes: while it holds no weights to sample from, others do this actor's work."""
         now = time.monotonic()
         if self._engine.version >= 0:
             self._asked = now
-            if self._consumer is None:
+            if not self._intake.joined:
                 log_.info("the engine is back")
-                self._consumer = self._join()
-        elif self._consumer is not None and now - self._asked > self._give_back:
+                self._intake.join()
+        elif self._intake.joined and now - self._asked > self._give_back:
             log_.warning("the engine is away: %d prompts are given back", len(self._work))
-            for group_id in self._work:
-                self._engine.cancel(group_id)
-            self._work.clear()
-            self._leave()
-            self._mark = Watermark()
-        return self._consumer is not None
-
-    def _leave(self) -> None:
-        """Publish and commit what is finished, and leave the group."""
-        self._flushed = 0.0
-        self._flush()
-        if self._consumer is not None:
-            self._consumer.close()
-            self._consumer = None
+            for group_id in list(self._work):
+                self._forget(group_id)
+            self._intake.leave()
+        return self._intake.joined
 
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
-        assert self._consumer is not None
-        room = self._engine.room() + self._ahead
+        opening = sum(len(work.missing) - len(work.episodes) for work in self._work.values())
+        room = self._engine.room() + self._ahead - opening
         while True:
-            records = self._consumer.poll(max(1, room // self._group_size) if room > 0 else 0, 0.0)
+            records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
             for record in records:
-                self._mark.start(record)
                 self._accept(record)
                 room -= self._group_size
             if not records or room <= 0:
@@ -128,91 +117,184 @@ class ActorWorker:
             if not isinstance(prompt, Prompt):
                 raise DecodeError(f"a {prompt.TYPE} in the prompts topic", record.value)
         except DecodeError as error:
-            return self._bury(record, record.key.decode("utf-8", "replace"), error.reason)
+            return self._intake.bury(record, record.key.decode("utf-8", "replace"), error.reason)
         if prompt.group_id in self._work:  # redelivered while it is under way
-            self._finished.append(record)
+            self._intake.done(record)
             return None
+        work = _Work(record, prompt, set(range(prompt.group_size)))
         try:
             self._engine.check(prompt.sampling)
-            tokens = prompt_tokens(self._tokenizer, prompt)
-            indices = tuple(range(prompt.group_size))
-            self._engine.submit(Request(prompt.group_id, indices, tokens, prompt.sampling, prompt.min_version))
-        except EngineError as error:
-            return self._bury(record, prompt.group_id, str(error))
+            self._begin(work, sorted(work.missing))
+        except (EngineError, EnvironmentFault) as error:
+            self._release(work)
+            return self._intake.bury(record, prompt.group_id, str(error))
         self._group_size = prompt.group_size
-        self._work[prompt.group_id] = _Work(record, prompt, tokens, set(indices))
+        self._work[prompt.group_id] = work
         return None
 
-    def _publish(self, done: Completion) -> None:
+    # -- episodes ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, work: _Work, indices: Iterable[int]) -> None:
+        """Begin these samples: in their environment if the prompt has one, else with the engine at once."""
+        prompt = work.prompt
+        if prompt.environment:
+            for index in indices:
+                ticket = work.tickets[index] = self._rooms.open(prompt, index)
+                self._places[ticket] = (prompt.group_id, index)
+                work.begun[index] = time.monotonic()
+            return
+        rendered = render(self._chats, prompt)
+        self._ask(work, [Episode.begin(prompt, index, rendered) for index in indices])
+
+    def _ask(self, work: _Work, episodes: list[Episode]) -> None:
+        """Have the engine sample first replies, those to one and the same prompt together."""
+        alike: dict[bytes, list[Episode]] = {}
+        for episode in episodes:
+            alike.setdefault(episode.tokens.tobytes(), []).append(episode)
+            work.episodes[episode.index] = episode
+        for several in alike.values():
+            first = several[0].request()
+            indices = tuple(e.index for e in several)
+            self._engine.submit(Request(first.group_id, indices, first.tokens, first.sampling, first.min_version))
+
+    def _hear(self, done: Completion) -> None:
+        """A reply has come: the end of the sample, or something for its environment to answer."""
         work = self._work.get(done.group_id)
         if work is None or done.index not in work.missing:
-            return
+            return None
+        episode = work.episodes[done.index]
         if done.finish_reason == "abort":
             self._metrics.aborted("update").inc()
-            return self._again(work, done.index)
+            episode.aborts += 1
+            if episode.aborts == ABORTS:
+                log_.warning(
+                    "sample %d of %s was ended by new weights %d times; it is kept from now on",
+                    done.index,
+                    done.group_id,
+                    ABORTS,
+                )
+            return self._engine.submit(episode.request(keep=episode.aborts >= ABORTS))
         if done.finish_reason == "refused":
-            return self._give_up(work, done, done.text)
-        try:
-            trajectory = trajectory_of(work.prompt, work.tokens, done, self._engine.name, self._name)
-            data = encode(trajectory)
-        except MessageError as error:
-            work.attempts[done.index] = work.attempts.get(done.index, 0) + 1
-            self._metrics.aborted("invalid").inc()
-            if work.attempts[done.index] < ATTEMPTS:
-                return self._again(work, done.index)
-            return self._give_up(work, done, str(error))
-        self._producer.send(self._topics.trajectories, done.group_id.encode(), data)
+            return self._give_up(work, done.index, done.text)
+        reply = episode.hear(done, self._engine.ends)
         self._metrics.generated_tokens.inc(len(done.tokens))
-        self._metrics.prompt_tokens.inc(len(work.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
-        self._metrics.generation_seconds.observe(time.time() - done.started)
-        work.missing.discard(done.index)
-        if not work.missing:
-            del self._work[done.group_id]
-            self._finished.append(work.record)
-        return None
+        if not work.prompt.environment or done.finish_reason != "stop":
+            return self._publish(work, episode)
+        return self._rooms.step(work.tickets[done.index], reply)
+
+    def _say(self, found: list[Said]) -> None:
+        """Environments have spoken."""
+        opened: dict[str, list[Episode]] = {}
+        for said in found:
+            if said.ticket not in self._places:  # given up a moment ago
+                continue
+            group_id, index = self._places[said.ticket]
+            work = self._work[group_id]
+            episode = work.episodes.get(index)
+            try:
+                if said.turn is None:
+                    self._fail(work, index, said)
+                elif episode is None:
+                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn))
+                else:
+                    self._answer(work, episode, said.turn)
+            except (ChatError, EngineError, EnvironmentFault) as error:
+                self._give_up(work, index, str(error))
+        for group_id, episodes in opened.items():
+            if group_id in self._work:
+                try:
+                    self._ask(self._work[group_id], episodes)
+                except EngineError as error:
+                    self._give_up(self._work[group_id], episodes[0].index, str(error))
+
+    def _opened(self, work: _Work, index: int, turn: Turn) -> Episode:
+        if turn.over:
+            raise EnvironmentFault(
+                f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
+            )
+        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
+
+    def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
+        """Go on with an episode, or end it: the environment says so, or a limit does."""
+        if turn.outcome is not None:
+            episode.outcome = turn.outcome
+        limit = self._rooms.limit(work.prompt.environment)
+        late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
+        if not turn.over and (late or episode.replies >= work.prompt.sampling.max_turns):
+            episode.finish_reason = "turns"
+        elif not turn.over:
+            if not turn.messages:
+                raise EnvironmentFault("an environment must say something to a reply, or end the episode")
+            request = episode.say(turn, between(self._chats, episode, turn.messages))
+            if request is not None:
+                try:
+                    return self._engine.submit(request)
+                except EngineError:  # no room in the context for another reply
+                    episode.unsay(turn)
+            episode.finish_reason = "length"
+        return self._publish(work, episode)
+
+    def _fail(self, work: _Work, index: int, said: Said) -> None:
+        """An environment failed: the sample begins anew, a few times if the failure is its own."""
+        self._metrics.aborted("lost" if said.lost else "environment").inc()
+        if not said.lost:
+            work.attempts[index] = work.attempts.get(index, 0) + 1
+            if work.attempts[index] >= ATTEMPTS:
+                return self._give_up(work, index, f"environment {work.prompt.environment!r}: {said.why}")
+        return self._again(work, index)
 
     def _again(self, work: _Work, index: int) -> None:
-        prompt = work.prompt
-        self._engine.submit(Request(prompt.group_id, (index,), work.tokens, prompt.sampling, prompt.min_version))
+        """Begin a sample anew."""
+        work.episodes.pop(index, None)
+        self._close(work, index)
+        self._begin(work, [index])
 
-    def _give_up(self, work: _Work, done: Completion, why: str) -> None:
+    def _close(self, work: _Work, index: int) -> None:
+        ticket = work.tickets.pop(index, None)
+        if ticket is not None:
+            self._rooms.forget(ticket)
+            self._places.pop(ticket, None)
+
+    def _release(self, work: _Work) -> None:
+        for index in list(work.tickets):
+            self._close(work, index)
+
+    def _forget(self, group_id: str) -> _Work:
+        """Nothing more is wanted of this group."""
+        self._engine.cancel(group_id)
+        work = self._work.pop(group_id)
+        self._release(work)
+        return work
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _publish(self, work: _Work, episode: Episode) -> None:
+        index, group_id = episode.index, work.prompt.group_id
+        try:
+            data = encode(episode.trajectory(self._engine.name, self._name))
+        except MessageError as error:
+            work.attempts[index] = work.attempts.get(index, 0) + 1
+            self._metrics.aborted("invalid").inc()
+            if work.attempts[index] < ATTEMPTS:
+                return self._again(work, index)
+            return self._give_up(work, index, str(error))
+        self._intake.publish(group_id, data)
+        self._metrics.prompt_tokens.inc(episode.segments[0].end)
+        self._metrics.generation_seconds.observe(time.time() - episode.started)
+        self._close(work, index)
+        del work.episodes[index]
+        work.missing.discard(index)
+        if not work.missing:
+            del self._work[group_id]
+            self._intake.done(work.record)
+        return None
+
+    def _give_up(self, work: _Work, index: int, why: str) -> None:
         """One sample can never be had, so its group is of no use."""
-        self._engine.cancel(done.group_id)
-        del self._work[done.group_id]
-        self._bury(work.record, done.group_id, f"sample {done.index}: {why}")
-
-    def _bury(self, record: Record, group_id: str, error: str) -> None:
-        letter = DeadLetter(
-            record.topic,
-            record.partition,
-            record.offset,
-            record.key,
-            record.value,
-            error,
-            self._name,
-            group_id,
-            created=time.time(),
-        )
-        self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
-        self._finished.append(record)
-        log_.warning("prompt %s: %s", group_id, error, extra={"group": group_id})
-
-    def _flush(self) -> None:
-        """Make durable what is finished, then commit it."""
-        now = time.monotonic()
-        if now - self._flushed < FLUSH_SECONDS and self._work:
-            return
-        self._flushed = now
-        self._producer.flush()
-        for record in self._finished:
-            self._mark.done(record)
-        if self._finished:
-            self._finished = []
-            if self._consumer is not None:
-                self._mark.keep(self._consumer.assignment())
-                self._consumer.commit(self._mark.offsets())
+        self._forget(work.prompt.group_id)
+        self._intake.bury(work.record, work.prompt.group_id, f"sample {index}: {why}")
 
     def close(self) -> None:
-        self._leave()
-        self._producer.close()
+        self._intake.close()
+        self._rooms.close()

@@ -67,8 +67,16 @@ class EngineError(HeadraceError):
     """An engine refuses a request or has failed."""
 
 
+class EnvironmentFault(HeadraceError):
+    """An environment failed, or gave something that is no turn."""
+
+
 class DataError(HeadraceError):
     """A data source cannot be read, or one of its rows is not what it should be."""
+
+
+class ChatError(HeadraceError):
+    """A chat template refuses a conversation, or cannot hold it as it is."""
 
 
 class CheckpointError(HeadraceError):

@@ -7,11 +7,15 @@ chooses between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from broker.messages import Position
+
+DEAD_BYTES = 1 << 15  # what a dead letter may add to the record that it holds
+First = Callable[[str], Mapping[int, int]]
+"""By partition of a topic the first offset that matters to a group which has not committed any; those not named begin at the oldest record."""
 
 
 class Record(NamedTuple):
@@ -112,8 +116,11 @@ class Log(Protocol):
     def exclusive_producer(self, name: str, owner: str) -> Producer:
         """A producer that only one live process may hold under this ``name``. Raises HeldByAnother with the holder's ``owner``."""
 
-    def consumer(self, topics: Sequence[str], group: str, member: str) -> Consumer:
-        """Join ``group``; ``member`` is a static name, so that a restarted process takes its place back at once."""
+    def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> Consumer:
+        """Join ``group``; ``member`` is a static name, so that a restarted process takes its place back at once.
+
+        Where the group has no committed offset (it is new, or the log has forgotten it), it begins at ``first``.
+        """
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> Reader:
         """A reader from ``offsets``; partitions not named begin at their oldest record."""
@@ -132,10 +139,18 @@ class Log(Protocol):
     def lag(self, group: str, topic: str) -> int:
         """Number of records behind the group's committed offsets."""
 
+    def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
+        """Remove topics and consumer groups whole; those that are not there are no error. Raises LogError while a group has members."""
+
     def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Remove everything below these offsets."""
 
     def close(self) -> None: ...
+
+
+def limit_of(topic: str, most: int) -> int:
+    """The largest value that ``topic`` takes where records have at most ``most`` bytes: a dead letter holds one, and the reason."""
+    return most + DEAD_BYTES if topic.endswith(".deadletters") else most
 
 
 def partition_of(key: bytes, partitions: int) -> int:

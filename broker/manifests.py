@@ -128,7 +128,8 @@ class Manifest:
     ``close``: no new version; groups left over at the end of a stage are dropped. ``set_aside``: the manifest of step ``step`` could not be executed,
     for the reason ``why``: its groups end untrained, and version ``step`` is the version before it unchanged. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
-    were judged since the manifest before, dropped ones included.
+    were judged since the manifest before, dropped ones included. ``reward_rule`` says how votes became rewards (see
+    ``learner.planning.rewards``).
     """
 
     TYPE: ClassVar[str] = "manifest"
@@ -142,6 +143,7 @@ class Manifest:
     metrics: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
     why: str = ""
+    reward_rule: int = 1
 
     def __post_init__(self) -> None:
         require(self.step >= 0 and self.stage >= 0, "step, stage", (self.step, self.stage), "at least 0")
@@ -186,7 +188,7 @@ class Manifest:
         )
 
 
-_EXTRAS_OF_MANIFEST = {"why": Extra("", text)}
+_EXTRAS_OF_MANIFEST = {"why": Extra("", text), "reward_rule": Extra(1, integer)}
 
 
 def pack_groups(groups: tuple[GroupRef, ...]) -> list[Json]:

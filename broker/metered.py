@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from broker.errors import HeadraceError
-from broker.log import Consumer, Log, Producer, Reader, Record
+from broker.log import Consumer, First, Log, Producer, Reader, Record
 from broker.messages import Position
 from monitoring.metrics import BrokerMetrics
 
@@ -114,18 +114,13 @@ class MeteredReader:
 
 
 class MeteredLog:
-    """``log``, counted into ``metrics``."""
+    """``log``, counted into ``metrics``. Groups without committed offsets begin at ``first``."""
 
-    def __init__(self, log: Log, metrics: BrokerMetrics, dead: str) -> None:
-        self._log, self._metrics, self._dead = log, metrics, dead
+    def __init__(self, log: Log, metrics: BrokerMetrics, dead: str, first: First | None = None) -> None:
+        self._log, self._metrics, self._dead, self._first = log, metrics, dead, first
         self.create, self.topics, self.begins, self.ends = log.create, log.topics, log.begins, log.ends
-        self.committed, self.groups, self.lag, self.trim, self.close = (
-            log.committed,
-            log.groups,
-            log.lag,
-            log.trim,
-            log.close,
-        )
+        self.committed, self.groups, self.lag = log.committed, log.groups, log.lag
+        self.trim, self.delete, self.close = log.trim, log.delete, log.close
 
     def producer(self) -> Producer:
         return MeteredProducer(self._log.producer(), self._metrics, self._dead)
@@ -133,8 +128,8 @@ class MeteredLog:
     def exclusive_producer(self, name: str, owner: str) -> Producer:
         return MeteredProducer(self._log.exclusive_producer(name, owner), self._metrics, self._dead)
 
-    def consumer(self, topics: Sequence[str], group: str, member: str) -> Consumer:
-        return MeteredConsumer(self._log.consumer(topics, group, member), self._metrics, topics)
+    def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> Consumer:
+        return MeteredConsumer(self._log.consumer(topics, group, member, first or self._first), self._metrics, topics)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> Reader:
         return MeteredReader(self._log.reader(topic, offsets), self._metrics)

@@ -16,6 +16,7 @@ from broker.errors import LogError
 from broker.log import Log
 from broker.metered import MeteredLog
 from broker.open import engine_of, open_log
+from broker.outstanding import outstanding
 from broker.patience import wait_for_log
 from broker.runfile import BrokerTable, MonitoringTable, RunFile, RunTable
 from broker.topics import Topics
@@ -74,10 +75,12 @@ class Run:
     def open_log(self, stop: Stop | None = None, metrics: BrokerMetrics | None = None) -> Log:
         """The run's log, with its topics made. With ``stop``, as daemons do, waits for one that is away. Raises LogError.
 
-        What the process does with it is counted into ``metrics``.
+        What the process does with it is counted into ``metrics``, and its groups begin at what is outstanding.
         """
         log = self._open_log() if stop is None else wait_for_log(self._open_log, stop)
-        return MeteredLog(log, metrics, self.topics.deadletters) if metrics else log
+        if metrics is None:
+            return log
+        return MeteredLog(log, metrics, self.topics.deadletters, outstanding(log, self.topics))
 
     def _open_log(self) -> Log:
         log = open_log(self.url, self.broker.engines, self.file.base)

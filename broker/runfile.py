@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from broker.errors import RunFileError
 from broker.spelling import nearest
 
-TABLES = ("run", "broker", "data", "actors", "rewarders", "learner", "stage", "monitoring")
+TABLES = ("run", "broker", "data", "actors", "environments", "rewarders", "learner", "stage", "monitoring")
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -51,6 +51,12 @@ class LearnerConfig:
             if key in for_whole_run():
                 raise RunFileError(f"{where}.{key} holds for the whole run: set it in [learner]")
         training = parse(merge(base, over), Training, where)
+        if training.sampling.top_p < 1:
+            raise RunFileError(
+                f"{where} sampling.top_p = {training.sampling.top_p}: training needs top_p = 1. What it cuts off has no probability in the policy "
+                "that sampled, and engines report the rest before or after the cut, so every importance weight would be wrong; an evaluation "
+                "may use it"
+            )
         return training.model_copy(update={"objective": training.objective.beside(self.file.base)})
 
 

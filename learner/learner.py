@@ -83,7 +83,7 @@ class Learner:
         """What the planner needs to plan ``steps`` of stage ``index`` on prompts of these sources."""
         training = self.state.training(index)
         self.telemetry.limits(training.max_lag, training.credits)
-        begun = self.progress.stage_step if self.progress.stage == index and not self.progress.closed else 0
+        begun = self.progress.stage_step if self.progress.stage == index else 0
         feedings = tuple(
             self.sources.feeding(name, training.group_size, training.sampling, weight)
             for name, weight in weights.items()

@@ -68,4 +68,6 @@ class Sources:
 
 
 def sampling_of(table: SamplingTable) -> Sampling:
-    return Sampling(table.temperature, table.top_p, table.max_new_tokens, table.stop)
+    return Sampling(
+        table.temperature, table.top_p, table.max_new_tokens, table.stop, table.max_turns, table.max_total
+    )  # fmt: skip

@@ -3,13 +3,19 @@ how weights leave it. The stages' own tables are in ``learner.stages``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
+from broker.spelling import nearest
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
+
+FLAT = 1e-6  # rewards of a group that differ by less, relative to the largest, are equal: the rest is rounding
+
+
+ROADS = ("broadcast", "disk")
 
 
 class SourceTable(Table):
@@ -38,6 +44,10 @@ class SamplingTable(Table):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
     stop: tuple[str, ...] = ()
+    max_turns: int = Field(default=1, ge=1)
+    """Replies of an episode in an environment."""
+    max_total: int = Field(default=0, ge=0)
+    """Tokens of an episode with its prompt; 0: what the engine's context holds."""
 
 
 class OptimizerTable(Table):
@@ -84,7 +94,7 @@ class Training(Table):
     mask_truncated: bool = False
     """Whether answers that ran out of tokens give no gradient; they keep their place in the means."""
     minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps that a step's groups are split into. It stays one policy version: all of it counts as sampled and trained at once."""
+    """Optimizer steps that a step's groups are split into; all of them together are one policy version."""
     max_resampling: float = Field(default=4.0, ge=0)
     """A step drops at most this many times ``groups_per_step`` groups without variance; after that they take its places."""
     pack_tokens: int = Field(default=4096, ge=16)
@@ -105,11 +115,11 @@ class Training(Table):
         return (self.max_lag + 1) * self.groups_per_step
 
     @model_validator(mode="after")
-    def _trainable(self) -> Training:
-        if self.sampling.top_p < 1:
+    def _trainable(self) -> Self:
+        if self.group_size < 2 and not self.objective.allows_single():
             raise ValueError(
-                f"sampling.top_p = {self.sampling.top_p}: training needs top_p = 1. What it leaves out has no log-probability in the policy that "
-                "sampled, and engines do not agree on what they report, so every importance weight would be wrong. An evaluate stage may use it"
+                f"group_size = {self.group_size}: a reward is compared with the others of its group, and one alone teaches nothing; "
+                "set group_size to 2 or more"
             )
         if self.minibatches > self.groups_per_step:
             raise ValueError(
@@ -155,6 +165,14 @@ class WeightRoadTable(Table):
     road: str = "broadcast"
     """``broadcast``: in lanes by torch.distributed; ``disk``: from ``RUN/weights`` on a file system that all receivers see; or a road of
     your own (``file.py:Class``)."""
+
+    @field_validator("road")
+    @classmethod
+    def _known(cls, road: str) -> str:
+        if ":" not in road and road not in ROADS:
+            raise ValueError(f"use one of {', '.join(ROADS)}, or module:Class{nearest(road, ROADS)}")
+        return road
+
     lane: int = Field(default=8, ge=1)
     """Receivers of one broadcast group."""
     push_timeout: float = Field(default=60.0, gt=0)

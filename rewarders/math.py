@@ -1,146 +1,146 @@
-"""Rule reward for mathematics: is the final answer equal to the reference? Hardened over math-verify.
+"""Rule reward for mathematics: is the final answer equal to the reference?
 
-Linear scans find the answer; identical text, numbers, words and choice letters are decided without any parser; only what is
-left goes to math-verify, in a process of its own under a deadline and a memory bound. A failure there is an error, not a 0.
+Linear scans find the answer. Text, numbers, words, and a reader of LaTeX whose cost is bounded beforehand decide nearly all; what it does not
+know goes to math-verify in a warm process that the kernel stops. What the *answer* does to a judge makes it wrong, with the cause
+(``timeout``, ``killed``); what befalls the judge itself is raised.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from fractions import Fraction
 
-import msgpack
-
-from broker.isolation import Failed, Isolated
+from broker.errors import RunFileError
 from broker.messages import Trajectory
+from rewarders.answers.compare import PERCENT, Rules
+from rewarders.answers.judge import judge
+from rewarders.answers.numbers import number
+from rewarders.answers.readings import MAX_REFERENCE, Answer, UnreadableReference, canonical_text, read, read_reference
+from rewarders.answers.scalars import RELATIVE
+from rewarders.answers.surface import INVISIBLE, normal
+from rewarders.answers.warm import Ended, Warm
+from rewarders.answers.words import is_phrase
 from rewarders.rewarder import Reward
-from rewarders.text import after_thinking, answer_span, is_clean, last_box
+from rewarders.text import final_answers, is_clean
 
-MAX_DIGITS = 400
-TRANSLATION = str.maketrans(
-    {**{chr(0xFF10 + i): str(i) for i in range(10)}, "−": "-", "–": "-", "－": "-", "＋": "+", "．": ".", "，": ",", "（": "(",
-     "）": ")", "％": "%", "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "\u2060": "", "\xa0": " ", "×": "\\times ", "÷": "/"}
-)  # fmt: skip
-VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5", "⅙": "1/6",
-          "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
-NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+")
-FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{([+-]?\d+)\}\{([+-]?\d+)\}|\\[dt]?frac(\d)(\d)|([+-]?\d+)/(\d+))")
-MIXED = re.compile(r"([+-]?\d+) (\d+)/(\d+)")
-WORD = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
-CHOICE = re.compile(r"\(?([A-Za-z])[).]?")
-WRAPPERS = ("\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\mbox", "\\textit")
-FORBIDDEN = re.compile(
-    r"!|\^\s*\{?[^{}^]*\^|\^\s*\{?\s*[+-]?\d{4,}|\d{400,}|\d[eE][+-]?\d{4,}"
-    r"|\\int|\\sum|\\prod|\\lim|factorial|__|\bimport\b|lambda"
-)
-"""What no answer needs and a parser can choke on: factorials, power towers, huge exponents, integrals, code."""
+BOXES = ("agree", "last", "first")
+UNITS = ("optional", "required", "none")
+MAX_PLAIN = 1024
+MAX_KNOWN = 4096
 
 
 @dataclass(frozen=True)
 class MathAccuracy:
-    """1 if the final answer equals ``sample.answer``, else 0; abstains without a reference.
+    r"""1 if the final answer equals ``sample.answer``, else 0; abstains without a reference.
 
-    ``boxed``: only a ``\\boxed{}`` counts; otherwise the last line of an answer in tags does too. ``timeout`` and
-    ``memory_mb`` bound the symbolic comparison. Raises ``Failed`` where that ends without a verdict.
+    ``boxed``: only a ``\boxed{}`` counts; otherwise a short text in answer tags, behind ``####``, or the whole short response does too.
+    ``boxes``: several that differ are no answer (``agree``), unless together they are the list that the reference is; or the ``last``, the
+    ``first`` counts. ``percent``: 50% is 0.5, and 50 where the reference has the percent sign (``value``), or 50 always (``either``).
+    ``units``: may be left out but not be others (``optional``), must be there where the reference has them (``required``), or are not read
+    (``none``). ``tolerance``: how far a decimal may be from an irrational value, relative. ``timeout`` (of the clock), ``cpu_seconds`` and
+    ``memory_mb`` bound the symbolic comparison. Raises UnreadableReference, and HeadraceError where the judge fails.
     """
 
     boxed: bool = True
-    timeout: float = 5.0
+    boxes: str = "agree"
+    percent: str = "value"
+    units: str = "optional"
+    tolerance: float = RELATIVE
+    timeout: float = 1.8
+    cpu_seconds: float = 0.3
     memory_mb: int = 1024
-    _symbolic: list[Isolated] = field(default_factory=list, init=False, repr=False, compare=False)
+    _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _symbolic: list[Warm] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("boxes", BOXES), ("percent", PERCENT), ("units", UNITS)):
+            if getattr(self, name) not in allowed:
+                raise RunFileError(f"{name} = {getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
+
+    def prepare(self) -> None:
+        """Start the symbolic comparison before the first sample needs it."""
+        self._warm().start()
 
     def __call__(self, sample: Trajectory) -> Reward | None:
         if sample.answer is None:
             return None
-        found = self.extract(sample.text)
-        if found is None:
+        reference = self.reference(sample.answer)
+        found = final_answers(sample.text, self.boxed, self.boxes == "agree")
+        if not found:
             return Reward(0.0, "no final answer")
-        right = self.equal(found, sample.answer)
-        return Reward(float(right), f"{found[:60]!r} {'is' if right else 'is not'} {sample.answer[:60]!r}")
+        answers = [self._read(text) for text in found]
+        if len({canonical_text(a) for a in answers}) > 1 and self.boxes == "agree":
+            together = self._read(", ".join(found))
+            if self._verdict(together, reference).value != 1.0 or len(found) < 2:
+                return Reward(0.0, f"{len(found)} boxes that differ: {', '.join(found)[:60]!r}")
+            return Reward(
+                1.0, f"{', '.join(found)[:60]!r} together are {sample.answer[:60]!r}", canonical_text(reference)
+            )
+        return self._verdict(answers[0 if self.boxes == "first" else -1], reference)
 
     def extract(self, text: str) -> str | None:
-        """The final answer of a response; None if it gives none, or more than one."""
-        span = answer_span(after_thinking(text))
-        if span is None:
+        """The final answer of a response; None if it gives none, or several that differ."""
+        found = final_answers(text, self.boxed, self.boxes == "agree")
+        if not found or (self.boxes == "agree" and len({canonical_text(self._read(f)) for f in found}) > 1):
             return None
-        box = last_box(span)
-        if box is not None or self.boxed or span.count("\n") > 3 or len(span) > 1024:
-            return box
-        return span.strip() or None
+        return found[0 if self.boxes == "first" else -1]
 
     def equal(self, found: str, reference: str) -> bool:
-        """Whether two answers are the same. Raises Failed where no verdict can be had."""
-        boxed = last_box(reference) if "\\boxed" in reference else None
-        a, b = normal(found), normal(boxed if boxed is not None else reference)
-        if not a or not is_clean(a):
-            return False
-        if a == b:
-            return True
-        left, right = number(a), number(b)
-        if left is not None and right is not None:
-            return left == right
-        if WORD.fullmatch(b) or WORD.fullmatch(a):
-            return same_words(a, b)
-        if FORBIDDEN.search(a) or len(a) > 1024:
-            return False
-        return self._compare(a, b)
+        """Whether two answers are the same. Raises UnreadableReference, and HeadraceError where the judge fails."""
+        return self._verdict(self._read(found), self.reference(reference)).value == 1.0
 
-    def _compare(self, found: str, reference: str) -> bool:
+    def reference(self, text: str) -> Answer:
+        """The reference as it is read. Raises UnreadableReference, which names it."""
+        answer = (
+            read_reference(text.translate(INVISIBLE), self.units != "none")
+            if len(text) <= MAX_REFERENCE
+            else Answer("")
+        )
+        legible = answer.text and is_clean(text.translate(INVISIBLE))
+        if legible and (answer.readable or is_phrase(answer.text) or self._knows(answer)):
+            return answer
+        raise UnreadableReference(
+            f"the reference {text[:200]!r} cannot be read ({answer.fault or 'empty'}); correct the data set's answer"
+        )
+
+    def _knows(self, reference: Answer) -> bool:
+        """Whether the symbolic comparison can read what is not understood here; asked once for each reference."""
+        if reference.text not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            try:
+                self._known[reference.text] = bool(self._warm().ask({"reference": reference.text}))
+            except Ended:
+                self._known[reference.text] = False
+        return self._known[reference.text]
+
+    def _read(self, text: str) -> Answer:
+        text = text.translate(INVISIBLE)
+        if len(text) > MAX_PLAIN or not is_clean(text):
+            return Answer("", fault="too long" if len(text) > MAX_PLAIN else "control characters")
+        return read(text, self.units != "none")
+
+    def _verdict(self, answer: Answer, reference: Answer) -> Reward:
+        finding = judge(answer, reference, Rules(self.percent, self.tolerance), self.units)
+        cause, why, right = "", finding.why, finding.right
+        if right is None:
+            try:
+                right = bool(self._warm().ask({"answer": answer.text, "reference": reference.text}))
+            except Ended as ended:
+                right, cause, why = False, ended.cause, str(ended)
+        told = f"{answer.text[:60]!r} {'is' if right else 'is not'} {reference.text[:60]!r}{': ' + why if why else ''}"
+        return Reward(float(right), told, canonical_text(reference if right else answer), cause)
+
+    def _warm(self) -> Warm:
         if not self._symbolic:
             self._symbolic.append(
-                Isolated("rewarders.symbolic:factory", {}, timeout=self.timeout, memory_mb=self.memory_mb)
+                Warm(
+                    "rewarders.answers.symbolic:factory",
+                    cpu_seconds=self.cpu_seconds,
+                    timeout=self.timeout,
+                    memory_mb=self.memory_mb,
+                )
             )
-        payload: bytes = msgpack.packb([found, reference])
-        _, answer = next(iter(self._symbolic[0].call([payload])))
-        if isinstance(answer, Failed):
-            raise answer
-        return bool(answer)
+        return self._symbolic[0]
 
 
-def normal(text: str) -> str:
-    """The text without what does not change its meaning: widths, zero-width characters, dollar signs, text wrappers, spaces."""
-    text = text.translate(TRANSLATION)
-    for sign, plain in VULGAR.items():
-        text = re.sub(rf"(\d){sign}", rf"\1 {plain}", text).replace(sign, plain)
-    text = text.strip().strip("$").strip()
-    for noise in ("\\left", "\\right", "\\!", "\\,", "\\;", "\\ ", "\\displaystyle", "^{\\circ}", "^\\circ", "\\$"):
-        text = text.replace(noise, "")
-    for wrapper in WRAPPERS:
-        if text.startswith(wrapper + "{") and text.endswith("}") and text.count("{") == 1:
-            text = text[len(wrapper) + 1 : -1]
-    return " ".join(text.rstrip(".").split())
-
-
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain number: integer, decimal, fraction, mixed number, percentage; None for anything else."""
-    text = text.replace(" ", "") if not MIXED.fullmatch(text) else text
-    if len(text) > MAX_DIGITS:
-        return None
-    if text.endswith(("\\%", "%")):
-        inner = number(text.rstrip("%").rstrip("\\"))
-        return None if inner is None else inner / 100
-    if NUMBER.fullmatch(text):
-        return Fraction(text.replace(",", ""))
-    mixed = MIXED.fullmatch(text)
-    if mixed:
-        whole, top, bottom = (int(g) for g in mixed.groups())
-        return (
-            None
-            if bottom == 0
-            else whole + (Fraction(top, bottom) if not text.startswith("-") else -Fraction(top, bottom))
-        )
-    fraction = FRACTION.fullmatch(text)
-    if fraction:
-        sign, *parts = fraction.groups()
-        top, bottom = (int(p) for p in parts if p is not None)
-        return None if bottom == 0 else Fraction(top, bottom) * (-1 if sign == "-" else 1)
-    return None
-
-
-def same_words(a: str, b: str) -> bool:
-    """Words and choice letters are compared as text: as symbols, anagrams would be equal."""
-    left, right = CHOICE.fullmatch(a), CHOICE.fullmatch(b)
-    if left and right:
-        return left.group(1).upper() == right.group(1).upper()
-    return a.casefold() == b.casefold()
+__all__ = ["MathAccuracy", "UnreadableReference", "normal", "number"]

@@ -15,7 +15,7 @@ from broker.sandbox import SandboxError
 from monitoring.daemon import Stop
 from monitoring.metrics import RewarderMetrics
 from rewarders.config import RewarderTable
-from rewarders.registry import load_rewarder
+from rewarders.registry import load_any
 
 log_ = logging.getLogger("rewarder")
 PREPARE_SECONDS = 60.0
@@ -40,7 +40,7 @@ def await_ready(
 
 def refusal(table: RewarderTable, base: Path) -> str:
     """Why the rewarder may not judge here; empty if it may. It is asked in a process of its own."""
-    options = {"use": table.use, "options": table.options, "base": str(base)}
+    options = {"use": table.use, "options": table.options, "base": str(base), "flat": table.flat}
     asked = Isolated("rewarders.readiness:asked", options, timeout=PREPARE_SECONDS, memory_mb=table.worker.memory_mb)
     try:
         _, answer = next(iter(asked.call([b""])))
@@ -51,7 +51,7 @@ def refusal(table: RewarderTable, base: Path) -> str:
 
 def asked(options: dict[str, Any]) -> Any:
     """The handler of the process that is asked: why the rewarder refuses, or nothing."""
-    rewarder = load_rewarder(options["use"], options["options"], Path(options["base"]))
+    rewarder = load_any(options["use"], options["options"], Path(options["base"]), options["flat"])
 
     def ask(_: bytes) -> str:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 from broker import plugins
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory, decode
+from rewarders.beside import beside
 from rewarders.rewarder import GroupRewarder, Reward, Rewarder, reward_of_verdict
 
 Packed = list[dict[str, Any] | None]
@@ -31,7 +32,8 @@ def load_any(use: str, options: dict[str, Any], base: Path, flat: Sequence[str] 
     kind = plugins.load(use, base, "[rewarders]")
     if why := clash(flat, plugins.option_names(kind) if callable(kind) else None, use):
         raise RunFileError(f"[rewarders] use = {use!r}: {why}")
-    rewarder: Any = plugins.make(kind, options, f"[rewarders] use = {use!r}")
+    with beside(base):
+        rewarder: Any = plugins.make(kind, options, f"[rewarders] use = {use!r}")
     if is_group_rewarder(rewarder):
         if not callable(getattr(rewarder, "judge", None)):
             raise RunFileError(f"{use} says per_group, but has no judge(samples)")

@@ -28,7 +28,6 @@ from rewarders.rewarder import Reward
 
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
-IDLE_SECONDS = 0.1  # of one wait for samples: the log wakes it earlier
 PACE_SECONDS = 0.05  # of a round while samples come one by one: those of a round are read, judged and written together
 BATCH = 128
 COMMIT_SECONDS = 0.5
@@ -41,17 +40,19 @@ class RewarderWorker:
     """One member of the consumer group of one rewarder.
 
     ``group`` is another consumer group than the rewarder's own, for history. ``voted`` are the samples (group id, index) that have this
-    rewarder's vote already: what is judged again is recorded as a shadow.
+    rewarder's vote already: what is judged again is recorded as a shadow. ``pace`` is the length of a round in seconds while samples come one
+    by one: votes come up to two rounds later, and a longer round costs less.
     """
 
     def __init__(
         self, name: str, rewarder: str, log: Log, topics: Topics, table: RewarderTable, base: Path,
         metrics: RewarderMetrics, broker: BrokerMetrics, system: SystemMetrics,
         health: Health | None = None, group: str = "", voted: Collection[tuple[str, int]] | None = None,
+        pace: float = PACE_SECONDS,
     ) -> None:  # fmt: skip
         self._rewarder, self._topics, self._log, self._table = rewarder, topics, log, table
         self._group = topics.group(group or f"rewarder.{rewarder}")
-        self._voted = voted
+        self._voted, self._pace = voted, pace
         self._consumer = log.consumer([topics.trajectories], self._group, name)
         self._producer = log.producer()
         self._judges = Judges(table, base)
@@ -80,7 +81,7 @@ class RewarderWorker:
             return
         started = time.monotonic()
         pending = self._in_flight or self._finished
-        records = self._consumer.poll(min(IN_FLIGHT - self._in_flight, BATCH), 0.0 if pending else IDLE_SECONDS)
+        records = self._consumer.poll(min(IN_FLIGHT - self._in_flight, BATCH), 0.0 if pending else 2 * self._pace)
         if not records and not pending:
             self._system.waited("no_samples", time.monotonic() - started)
         for record in records:
@@ -90,8 +91,8 @@ class RewarderWorker:
         self._arrived = []
         if self._in_flight and len(records) < BATCH:
             begun = time.monotonic()
-            self._judges.wait(PACE_SECONDS)
-            time.sleep(max(0.0, begun + PACE_SECONDS - time.monotonic()))
+            self._judges.wait(self._pace)
+            time.sleep(max(0.0, begun + self._pace - time.monotonic()))
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):
                 self._settle(settled)
@@ -111,7 +112,7 @@ class RewarderWorker:
         elif self._judges.about:
             self._health.found()
         if not self._judges.about:
-            self._judges.wait(PACE_SECONDS)
+            self._judges.wait(self._pace)
             self._judges.take()
         return bool(self._judges.about)
 

@@ -16,8 +16,10 @@ import torch
 from prometheus_client import CollectorRegistry
 from ringtools import SMALL
 
-from actors.config import ActorsTable
+from actors.config import ActorsTable, environment_tables
+from actors.intake import Intake
 from actors.local.engine import LocalEngine
+from actors.rooms import Rooms
 from actors.worker import ActorWorker
 from broker.messages import Evaluation, Manifest, Position, StepResult
 from broker.run import Run
@@ -26,7 +28,7 @@ from headrace.reading.verify import Audit, verify
 from headrace.running.rundir import record
 from learner.config import LearnerConfig
 from learner.learner import Learner
-from learner.model.load import load_model, load_tokenizer, save_model
+from learner.model.load import load_model, save_model
 from learner.opening import open_learner
 from learner.stages.running import run_stages
 from learner.telemetry import Telemetry
@@ -100,7 +102,8 @@ class Ring:
         self._engine = LocalEngine(str(model), slots=table.slots, context=table.context_length, mode=table.update)
         self._open.callback(self._engine.close)
         self._workers["actor"] = ActorWorker(
-            "actor-0", self._log, self.run_of.topics, self._engine, load_tokenizer(str(model)), table,
+            "actor-0", Intake("actor-0", self._log, self.run_of.topics), self._engine,
+            Rooms(environment_tables(self.run_of.file), self.run_of.file.base), table,
             ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"),
         )  # fmt: skip
         self._open.callback(self._workers["actor"].close)
@@ -114,14 +117,14 @@ class Ring:
         table, registry = rewarder_tables(self.run_of.file)[name], CollectorRegistry()
         self._workers[name] = RewarderWorker(
             f"{name}-0", name, self._log, self.run_of.topics, table, self.run_of.file.base,
-            RewarderMetrics(registry, name), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"),
+            RewarderMetrics(registry, name), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"), pace=0.002,
         )  # fmt: skip
         self._open.callback(self._workers[name].close)
 
     def round(self) -> None:
         """Everybody but the learner does a little."""
         for worker in list(self._workers.values()):
-            worker.turn()
+            worker.round() if isinstance(worker, ActorWorker) else worker.turn()
         self.watch()
 
     # -- the learner ---------------------------------------------------------------------------------------------------

@@ -7,12 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from ring import ring
-from ringtools import small_copy
+from ringtools import small_copy, wait_for
 
+from broker import plugins
+from broker.control.server import ControlServer
 from broker.errors import RunFileError
 from broker.messages import Artefact, Prompt
 from broker.runfile import RunFile
+from broker.weights import layout
+from broker.weights.client import WeightClient
+from broker.weights.publisher import WeightPublisher
+from broker.weights.receiver import DistributedReceiver
 from headrace.running.runfile import check
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text()
@@ -59,12 +66,52 @@ def test_a_data_source_and_a_stage_kind(tmp_path: Path) -> None:
         assert made.verify().problems == []
 
 
+def test_an_objective(tmp_path: Path) -> None:
+    file = run_file(tmp_path, "An objective")
+    text = file.read_text()
+    first, rest = text.index('[[stage]]\nkind = "rl"'), text.rindex('[[stage]]\nkind = "rl"')
+    file.write_text(text[:first] + text[rest:])
+    with ring(tmp_path / "run", "stage.0.steps=1", file=file) as made:
+        assert made.run()
+        results = [r for r in made.results() if r.stage == 1]
+        assert len(results) == 2 and all("clip_fraction_high" in r.metrics for r in results)
+        assert made.verify().problems == []
+
+
+def test_a_weight_road(tmp_path: Path, tiny_model: Path) -> None:
+    """A real publisher drives it, and a receiver takes what it brings."""
+    files, _ = blocks("A weight road")
+    for name, source in files.items():
+        (tmp_path / name).write_text(source)
+    taken: dict[int, int] = {}
+    control = ControlServer()
+    road = plugins.build("careful.py:Careful", {}, tmp_path, "[learner] road", control=control)
+    template = tmp_path / "template"
+    template.mkdir()
+    (template / "config.json").write_text("{}")
+    publisher = WeightPublisher(control, tmp_path / "weights", template=template, timeout=20.0, road=road)
+    client = WeightClient("a", DistributedReceiver(lambda version, tensors: taken.update({version: len(tensors)})))
+    try:
+        weights = {"w": torch.arange(6.0).reshape(2, 3)}
+        publisher.warm(layout.specs_of(weights))
+        client.connect(control.endpoint)
+        wait_for("a receiver", control.receivers, 20)
+        publisher.publish(1, weights.items())
+        assert publisher.wait(30)
+        wait_for("the version", lambda: taken.get(1) == 1, 20)
+    finally:
+        client.close()
+        publisher.close()
+        control.close()
+
+
 @pytest.mark.parametrize(
     ("heading", "right", "wrong", "says"),
     [
         ("A data source", "longest = 4", "longst = 4", r"\[data.letters\] unknown option 'longst' .* did you mean 'longest'"),
         ("A data source", "counting.py:Counting", "counting.py:Countin", "did you mean 'Counting'"),
         ("A data source", "counting.py:Counting", "countin.py:Counting", "there is no countin.py beside the run file"),
+        ("An objective", "margin = 2.0", "margn = 2.0", "unknown option 'margn' .* did you mean 'margin'"),
     ],
 )  # fmt: skip
 def test_what_is_misspelt_is_refused_before_anything_starts(
@@ -82,6 +129,6 @@ def test_a_stages_unknown_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_seam_that_a_section_shows() -> None:
-    for heading in re.findall(r"^## (A .*)$", PAGE, re.MULTILINE):
+    for heading in re.findall(r"^## (An? .*)$", PAGE, re.MULTILINE):
         files, tables = blocks(heading)
-        assert files and tables, heading
+        assert files and (tables or heading == "An exporter"), heading

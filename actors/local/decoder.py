@@ -17,20 +17,19 @@ from torch.nn import functional as F
 
 from broker.errors import EngineError
 
+MAX_ROWS = 65536
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass(slots=True)
 class Layer:
-    """One layer's weights, fused."""
+    """One layer's weights, fused; matrices are ``[in, out]``, as a product with few rows likes them. The weights of the norms before ``qkv``
+    and ``gate_up`` are multiplied into these; ``norms`` are those of queries and keys, a row a head."""
 
-    norm1: Tensor
-    norm2: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
     out: Tensor
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    norms: Tensor | None
     gate_up: Tensor
     down: Tensor
 
@@ -64,6 +63,18 @@ class Cache:
             for a, b in zip(mine, theirs, strict=True):
                 a[to_row, :, :length] = b[from_row, :, :length]
 
+    def fill(self, rows: slice, source: Cache, row: int, length: int) -> None:
+        """Copy the first ``length`` tokens of a row of ``source`` to all of ``rows``."""
+        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            for a, b in zip(mine, theirs, strict=True):
+                a[rows, :, :length] = b[row, :, :length]
+
+    def move_rows(self, to: Tensor, source: Tensor, length: int) -> None:
+        """Copy the first ``length`` tokens of rows ``source`` to rows ``to``, none of which is a source."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[to, :, :length] = tensor[source, :, :length]
+
 
 class Decoder:
     """A model's shape and its current weights."""
@@ -84,6 +95,12 @@ class Decoder:
         self.context = min(context, int(config.max_position_embeddings))
         cos_sin = rotary(config, self.head_dim, self.context)
         self.cos, self.sin = (x.to(device, dtype) for x in cos_sin)
+        half = self.head_dim // 2
+        self.signed_sin = torch.cat((-self.sin[:, :half], self.sin[:, half:]), -1)  # beside halves that are swapped
+        self._numbers = torch.arange(max(self.context, MAX_ROWS), device=device)
+        self._eps = torch.tensor(self.eps, device=device)
+        self._shares = {n: torch.full((n,), 1 / n, device=device) for n in (self.hidden, self.head_dim)}
+        self._zero, self._never = (torch.tensor(x, dtype=dtype, device=device) for x in (0.0, float("-inf")))
         self.layers: list[Layer] = []
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -97,23 +114,34 @@ class Decoder:
         def maybe(name: str) -> Tensor | None:
             return take(name).clone() if name in tensors else None
 
+        def matrix(*names: str, norm: str = "") -> Tensor:
+            parts = [take(name) for name in names]
+            whole = torch.empty((parts[0].shape[1], sum(len(p) for p in parts)), dtype=self.dtype, device=self.device)
+            scale, at = take(norm).float()[:, None] if norm else None, 0
+            for part in parts:
+                whole[:, at : at + len(part)] = part.t() if scale is None else part.t() * scale
+                at += len(part)
+            return whole
+
         layers = []
         for i in range(self.depth):
             at, attn = f"model.layers.{i}.", f"model.layers.{i}.self_attn."
             biased = f"{attn}q_proj.bias" in tensors
+            query_norm, key_norm = maybe(f"{attn}q_norm.weight"), maybe(f"{attn}k_norm.weight")
             layers.append(
                 Layer(
-                    norm1=take(f"{at}input_layernorm.weight").clone(),
-                    norm2=take(f"{at}post_attention_layernorm.weight").clone(),
-                    qkv=torch.cat([take(f"{attn}{x}_proj.weight") for x in "qkv"]),
+                    qkv=matrix(*(f"{attn}{x}_proj.weight" for x in "qkv"), norm=f"{at}input_layernorm.weight"),
                     qkv_bias=torch.cat([take(f"{attn}{x}_proj.bias") for x in "qkv"]) if biased else None,
-                    out=take(f"{attn}o_proj.weight").clone(),
-                    query_norm=maybe(f"{attn}q_norm.weight"),
-                    key_norm=maybe(f"{attn}k_norm.weight"),
-                    gate_up=torch.cat([take(f"{at}mlp.gate_proj.weight"), take(f"{at}mlp.up_proj.weight")]),
-                    down=take(f"{at}mlp.down_proj.weight").clone(),
+                    out=matrix(f"{attn}o_proj.weight"),
+                    norms=None if query_norm is None or key_norm is None else torch.cat(
+                        (query_norm.expand(self.heads, -1), key_norm.expand(self.kv_heads, -1))
+                    ),
+                    gate_up=matrix(
+                        f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight", norm=f"{at}post_attention_layernorm.weight"
+                    ),
+                    down=matrix(f"{at}mlp.down_proj.weight"),
                 )
-            )
+            )  # fmt: skip
         self.embedding = take("model.embed_tokens.weight").clone()
         self.final_norm = take("model.norm.weight").clone()
         untied = "lm_head.weight" in tensors and not self.config.tie_word_embeddings
@@ -150,44 +178,63 @@ class Decoder:
     def decode(self, tokens_B: Tensor, positions_B: Tensor, longest: int, cache: Cache) -> Tensor:
         """One token each for rows ``0..B``: written to the cache at its position; logits ``[B, V]`` behind it.
 
-        ``longest`` is at least the largest position + 1.
+        ``longest`` is at least the largest position + 1. What does not depend on the layer is computed once: rotations, mask, rows.
         """
-        rows = tokens_B.shape[0]
-        which = torch.arange(rows, device=tokens_B.device)
-        mask = (torch.arange(longest, device=tokens_B.device) <= positions_B[:, None])[:, None, None]
-        hidden = self.embedding[tokens_B][:, None]
-        for i, layer in enumerate(self.layers):
-            query, key, value = self._project(layer, hidden, positions_B[:, None])
-            keys, values = cache.keys[i], cache.values[i]
-            keys[which, :, positions_B] = key[:, 0]
-            values[which, :, positions_B] = value[:, 0]
-            grouped = query.view(rows, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
+        rows, groups = tokens_B.shape[0], self.heads // self.kv_heads
+        which = self._numbers[:rows]
+        mask = torch.where(self._numbers[:longest] <= positions_B[:, None], self._zero, self._never)[:, None, None]
+        cos, sin = self.cos[positions_B][:, None], self.signed_sin[positions_B][:, None]
+        hidden = self.embedding[tokens_B]
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            qkv = self._linear(self._normed(hidden), layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(rows, self.heads + 2 * self.kv_heads, self.head_dim)
+            turned, value = qkv[:, : self.heads + self.kv_heads], qkv[:, self.heads + self.kv_heads :]
+            if layer.norms is not None:
+                turned = self._normed(turned) * layer.norms
+            turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, -1), sin)
+            keys[which, :, positions_B] = turned[:, self.heads :]
+            values[which, :, positions_B] = value
+            query = turned[:, : self.heads].view(rows, self.kv_heads, groups, self.head_dim)
             out = F.scaled_dot_product_attention(
-                grouped, keys[:rows, :, :longest], values[:rows, :, :longest], attn_mask=mask
+                query, keys[:rows, :, :longest], values[:rows, :, :longest], attn_mask=mask
             )
-            hidden = self._finish(layer, hidden, out.reshape(rows, 1, -1))
-        return self._logits(hidden[:, 0])
+            hidden = torch.addmm(hidden, out.reshape(rows, -1), layer.out)
+            gate, up = torch.mm(self._normed(hidden), layer.gate_up).chunk(2, -1)
+            hidden = torch.addmm(hidden, F.silu(gate).mul_(up), layer.down)
+        return self._logits(hidden)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """``x`` over the root of its mean square in the last dimension: few small products, where ``rms_norm`` makes many passes."""
+        if x.dtype != torch.float32:
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        squares, size = (x * x).view(-1, x.shape[-1]), x.shape[-1]
+        means = torch.addmv(self._eps, squares, self._shares[size])
+        return x * means.rsqrt_().view(*x.shape[:-1], 1)
+
+    @staticmethod
+    def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
     def _project(self, layer: Layer, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, length = positions.shape
-        normed = F.rms_norm(hidden, (self.hidden,), layer.norm1, self.eps)
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(
+        normed = self._normed(hidden)
+        qkv = F.linear(normed, layer.qkv.t(), layer.qkv_bias).view(
             rows, length, self.heads + 2 * self.kv_heads, self.head_dim
         )
         query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query = F.rms_norm(query, (self.head_dim,), layer.query_norm, self.eps)
-            key = F.rms_norm(key, (self.head_dim,), layer.key_norm, self.eps)
+        if layer.norms is not None:
+            query = F.rms_norm(query, (self.head_dim,), layer.norms[0], self.eps)
+            key = F.rms_norm(key, (self.head_dim,), layer.norms[-1], self.eps)
         cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
         return rotate(query, cos, sin), rotate(key, cos, sin), value
 
     def _finish(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
-        hidden = hidden + F.linear(attended, layer.out)
-        gate, up = F.linear(F.rms_norm(hidden, (self.hidden,), layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
-        return hidden + F.linear(F.silu(gate) * up, layer.down)
+        hidden = hidden + F.linear(attended, layer.out.t())
+        gate, up = F.linear(self._normed(hidden), layer.gate_up.t()).chunk(2, -1)
+        return hidden + F.linear(F.silu(gate) * up, layer.down.t())
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(hidden, (self.hidden,), self.final_norm, self.eps), self.head).float()
+        return F.linear(self._normed(hidden) * self.final_norm, self.head).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

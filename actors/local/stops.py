@@ -5,9 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor
-
 BROKEN = "\ufffd"  # what a tokenizer makes of a token that is a part of a character
 
 
@@ -19,13 +16,13 @@ class StopFinder:
         self._texts: list[str] = []
         self.candidates = lru_cache(maxsize=16)(self._candidates)
 
-    def _candidates(self, stops: tuple[str, ...]) -> Tensor:
-        """bool ``[V]``: the tokens with which one of ``stops`` may be complete."""
+    def _candidates(self, stops: tuple[str, ...]) -> frozenset[int]:
+        """The tokens with which one of ``stops`` may be complete."""
         if not self._texts:
             self._texts = self._tokenizer.decode_batch(
                 [[i] for i in range(self._vocabulary)], skip_special_tokens=False
             )
-        return torch.tensor([any(_may_complete(text, stop) for stop in stops) for text in self._texts])
+        return frozenset(i for i, text in enumerate(self._texts) if any(_may_complete(text, stop) for stop in stops))
 
     def hit(self, ids: list[int], stops: tuple[str, ...]) -> bool:
         """Whether one of ``stops`` is complete with the last of ``ids``; each token has at least one byte of it."""

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 
 from actors.engine import Completion, Request, UpdateMode
-from actors.prompting import answer_text, check_prompt, end_tokens
+from actors.prompting import answer_text, check_prompt, configured_ends, end_tokens
 from actors.sglang.link import ServerLink, ServerSink, words
 from broker.errors import EngineError, WeightPushError
 from broker.messages import Sampling, VersionSpan
@@ -38,19 +38,22 @@ CHECK_SECONDS = 60.0
 class SglangEngine:
     """Implements ``actors.engine.Engine`` on the servers at ``urls``; ``path`` is a directory with config and tokenizer.
 
-    ``newest`` knows the newest published weights: a server that was away and lost its own takes these. Raises EngineError if a
-    server does not answer.
+    ``newest`` knows the newest published weights: a server that was away and lost its own takes these. ``why_ended`` says why there is
+    no server any more, if so. Raises EngineError if a server does not answer.
     """
 
     def __init__(
         self, path: str, urls: Sequence[str], *, slots: int, context: int, mode: UpdateMode = "retract",
-        newest: Callable[[], tuple[Path, int] | None] = lambda: None, timeout: float = 10.0,
+        newest: Callable[[], tuple[Path, int] | None] = lambda: None, timeout: float = 10.0, why_ended: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         from transformers import AutoConfig, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         config = AutoConfig.from_pretrained(path)
-        self._ends = end_tokens(path, config, self.tokenizer)
+        self.ends = end_tokens(path, config, self.tokenizer)
+        self._told = sorted(
+            self.ends - configured_ends(path, config)
+        )  # what a server does not know from the model's files
         self._vocabulary = int(config.vocab_size)
         self._links = [ServerLink(url) for url in urls]
         self._newest, self._recovering = newest, set[str]()
@@ -63,7 +66,7 @@ class SglangEngine:
         }
         self.name = f"sglang/{said[0].get('version', '?')}"
         self._context = min([context, *(int(s["context_length"]) for s in said if s.get("context_length"))])
-        self.why_failed: Callable[[], str] = str
+        self._why_ended = why_ended
         self._slots = slots
         self._closed = threading.Event()
         self._checked: set[Sampling] = set()
@@ -83,7 +86,7 @@ class SglangEngine:
 
     @property
     def failure(self) -> str:
-        return self.why_failed()
+        return self._why_ended()
 
     @property
     def version(self) -> int:
@@ -113,7 +116,7 @@ class SglangEngine:
         if sampling in self._checked:
             return
         body = {
-            "input_ids": [min(self._ends)],
+            "input_ids": [min(self.ends)],
             "sampling_params": {**self._parameters(sampling, 1), "max_new_tokens": 1},
         }
         for link in (link for link in self._links if not link.resting):
@@ -208,6 +211,7 @@ class SglangEngine:
         while True:
             link = await self._free_server(request)
             link.running += count
+            link.kept += count if request.keep else 0
             try:
                 async with self._http.post(f"{link.url}/generate", json=body) as answer:
                     found = json.loads(await answer.read())
@@ -223,6 +227,7 @@ class SglangEngine:
                 continue
             finally:
                 link.running -= count
+                link.kept -= count if request.keep else 0
             link.failures = 0
             for completion in done:
                 self._done.put((number, completion))
@@ -263,10 +268,12 @@ class SglangEngine:
             await asyncio.sleep(WAIT_SECONDS)
 
     def _parameters(self, sampling: Sampling, prompt: int, count: int = 1) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             "temperature": sampling.temperature, "top_p": sampling.top_p, "n": count, "skip_special_tokens": False,
             "max_new_tokens": min(sampling.max_new_tokens, self._context - prompt - 1),
         }  # fmt: skip
+        if self._told:
+            found["stop_token_ids"] = self._told
         return {**found, "stop": list(sampling.stop)} if sampling.stop else found
 
     def _completion(self, request: Request, index: int, sample: Mapping[str, Any], started: float) -> Completion:
@@ -283,7 +290,7 @@ class SglangEngine:
             logprobs=np.array([value for value, _, _ in drawn], np.float32),
             versions=spans_of(about),
             finish_reason=reason if reason in ("stop", "length") else "abort",
-            text=answer_text(self.tokenizer, tokens.tolist(), self._ends, request.sampling.stop),
+            text=answer_text(self.tokenizer, tokens.tolist(), self.ends, request.sampling.stop),
             started=started,
             cached=int(about.get("cached_tokens") or 0),
         )

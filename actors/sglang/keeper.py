@@ -37,6 +37,10 @@ class Keeper(threading.Thread):
             raise EngineError(self.failure)
         return True
 
+    def why(self) -> str:
+        """Why there is no server any more; empty while there is one."""
+        return self.failure
+
     def stop(self) -> None:
         self._stopping.set()
         self.join(60)

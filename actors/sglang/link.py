@@ -39,6 +39,8 @@ class ServerLink:
         """Whether it took the last order's connection, or has answered since."""
         self.running = 0
         """Samples that it works on."""
+        self.kept = 0
+        """Those of them that new weights must not end."""
         self.failures = 0
         """Of requests in a row."""
         self.resting = False
@@ -224,7 +226,8 @@ class ServerSink:
     def _pause(self) -> None:
         self._link.version = self._whole = -1
         self._take_memory_back()
-        self._order("pause_generation", ORDER_SECONDS, mode=self._mode)
+        keeps = self._mode == "abort" and self._link.kept > 0  # the mode is the whole server's
+        self._order("pause_generation", ORDER_SECONDS, mode="retract" if keeps else self._mode)
 
     def _go_on(self, version: int) -> None:
         self._order("continue_generation", ORDER_SECONDS)

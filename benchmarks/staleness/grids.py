@@ -31,9 +31,10 @@ def lags() -> Iterator[Setting]:
         yield Setting(name, lag, 7e-4, 0.0, 0)
     for lag in (2, 4):
         yield default(lag, 0)
-    for options in ({"weight_tokens": 16}, {"weight_cap": 1.0}):
-        yield replace(default(8, 0), options=options)
-        yield replace(default(8, 2), options=options)
+    for options, base in product(({"spread": 0.25}, {"spread": 1.0}), (0, 2)):
+        yield replace(default(8, base), options=options)
+    for options, base in product(({"weight_tokens": 16}, {"weight_cap": 1.0}), (0, 2)):
+        yield replace(default(8, base), objective="tis_sequence", options=options)
     for base in BASES:
         yield replace(default(8, base), beta1=0.9)
     for options in ({"weight_cap": 2.0}, {"advantage_std": "none"}, {"tau": 0.0}):

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from actors.engine import Request
+from actors.episodes import Episode
 from actors.local.engine import LocalEngine
-from actors.prompting import prompt_tokens, trajectory_of
+from actors.prompting import array, render
+from broker.chat import Chats
 from broker.messages import Prompt, Sampling, Trajectory
 from learner.data.sums import SignedSums
 from learner.model.load import load_model
@@ -91,15 +93,18 @@ class Lab:
                 f"sums-{number}@0", row.messages, size, row.answer, sampling=Sampling(max_new_tokens=ANSWER)
             )
             prompts[prompt.group_id] = prompt
-        tokens = {name: prompt_tokens(self.engine.tokenizer, prompt) for name, prompt in prompts.items()}
+        chats = Chats(self.engine.tokenizer)
+        rendered = {name: render(chats, prompt) for name, prompt in prompts.items()}
         groups: dict[str, list[Trajectory]] = {name: [] for name in prompts}
         for name, prompt in prompts.items():
-            self.engine.submit(Request(name, tuple(range(size)), tokens[name], prompt.sampling))
+            self.engine.submit(Request(name, tuple(range(size)), array(rendered[name].ids), prompt.sampling))
         left = count * size
         while left:
             for done in self.engine.poll(1.0):
                 name = done.group_id
-                groups[name].append(trajectory_of(prompts[name], tokens[name], done, self.engine.name, "lab"))
+                episode = Episode.begin(prompts[name], done.index, rendered[name])
+                episode.hear(done)
+                groups[name].append(episode.trajectory(self.engine.name, "lab"))
                 left -= 1
         return [sorted(group, key=lambda t: t.index) for group in groups.values()]
 

@@ -151,7 +151,7 @@ def write(default: Setting) -> None:
         "versions": f"torch {version('torch')}, Python {platform.python_version()}, {platform.machine()}",
         "table": "\n".join(table(one)), "default": "\n".join(by_base(results, default)),
         "rivals": "\n".join(rivals(results, default.lag)), "rivals16": "\n".join(rivals(results, 2 * default.lag)),
-        "tempered": "\n".join(by_base(results, replace(default, options={"weight_tokens": 16}))),
+        "plain": "\n".join(by_base(results, replace(default, objective="tis_sequence"))),
         "setting": f"{label(json.loads(json.dumps(default.__dict__)))}, lr {default.lr:g}, beta1 {default.beta1:g}",
     }  # fmt: skip
     for name, value in parts.items():

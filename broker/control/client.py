@@ -22,6 +22,8 @@ from broker.control.wire import Message, pack, unpack
 
 log = logging.getLogger("control")
 BEAT_SECONDS = 0.5
+LAPSE_SECONDS = 2.0  # without a turn, after which this process must have been stopped
+WELCOME_SECONDS, SAY_SECONDS = 10.0, 60.0  # that a welcome may take before it is missed aloud, and between two times
 TAKEN_SECONDS = (
     15.0  # a killed daemon's name is free again after its lease; a name that is not by then has a living owner
 )
@@ -29,7 +31,7 @@ TAKEN_SECONDS = (
 
 class ControlClient:
     """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread. The state that
-    comes with the welcome has ``joined`` in it: what was heard before is of another membership.
+    comes with the welcome has ``joined`` in it: what was heard before is of another membership, unless it is ``known``.
 
     ``refused`` says why the learner will not have this daemon, once that is sure: another living one has its name.
     """
@@ -50,6 +52,8 @@ class ControlClient:
         self.malformed = 0
         self._instance = uuid.uuid4().hex
         self._taken_since = 0.0
+        self._asked = 0.0  # when the learner was first asked for a welcome that has not come, or that was last said
+        self._held: list[Message] | None = None  # orders that came after a lapse, until it is known whom they were for
         self._wake = Wake()
         self._stop = threading.Event()
         self._context = zmq.Context()
@@ -82,17 +86,27 @@ class ControlClient:
         due = 0.0
         poller = zmq.Poller()
         poller.register(self._wake.fileno(), zmq.POLLIN)
+        turned = time.monotonic()
         while not self._stop.is_set():
             self._wake.clear()
+            lapsed, turned = time.monotonic() - turned > LAPSE_SECONDS, time.monotonic()
+            if (
+                lapsed and dealer is not None and self.joined
+            ):  # it was stopped: what comes first may be meant for a member that it is no more
+                self._held = []
+                self._send(dealer, self._join())
             if self._wanted != self._endpoint:
                 for socket in (dealer, sub):
                     self._drop(poller, socket)
                 self._endpoint, self.joined, sub = self._wanted, False, None
+                self._asked, self._held = time.monotonic(), None
                 dealer = self._socket(zmq.DEALER, self._endpoint, poller)
                 self._send(dealer, self._join())
             if dealer is None:
                 poller.poll()
+                turned = time.monotonic()
                 continue
+            self._say_if_unanswered()
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_SECONDS
                 self._send(dealer, pack("beat", name=self._name, status=self._status()))
@@ -106,11 +120,17 @@ class ControlClient:
                     sub = self._socket(zmq.SUB, str(message.get("pub")), poller)
                     sub.subscribe(b"")
                     self.joined, self._taken_since = True, 0.0
-                    self._handler({"k": "state", "joined": True, **message.get("state", {})})
+                    known = message.get("known") is True
+                    held, self._held = self._held or [], None
+                    self._handler({"k": "state", "joined": True, "known": known, **message.get("state", {})})
+                    for order in held if known else []:
+                        self._handler(order)
                 elif message["k"] == "rejoin":
                     self._send(dealer, self._join())
                 elif message["k"] == "taken":
                     self._taken(message)
+                elif message["k"] and self._held is not None:
+                    self._held.append(message)
                 elif message["k"]:
                     self._handler(message)
             while sub is not None and sub.poll(0):
@@ -122,6 +142,15 @@ class ControlClient:
             dealer.close(200)
         if sub is not None:
             sub.close(0)
+
+    def _say_if_unanswered(self) -> None:
+        now = time.monotonic()
+        if not self.joined and now - self._asked > WELCOME_SECONDS:
+            self._asked = now + SAY_SECONDS - WELCOME_SECONDS
+            log.warning(
+                "the learner at %s does not answer: can this machine reach that address? [broker] control names the one under which the "
+                "learner listens (tcp://HOST:PORT, beyond one machine with keys)", self._endpoint,
+            )  # fmt: skip
 
     def _taken(self, message: Message) -> None:
         now = time.monotonic()

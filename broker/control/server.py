@@ -86,6 +86,12 @@ class ControlServer:
     def _alive(self, member: Member) -> bool:
         return time.monotonic() - member.seen <= self._lease
 
+    def lives(self, member: Member) -> bool:
+        """Whether the process that ``member`` was is still there: its lease has not run out, and no other one has its name."""
+        with self._lock:
+            now = self._members.get(member.name)
+            return now is not None and now.instance == member.instance and self._alive(now)
+
     def receivers(self) -> list[Member]:
         return sorted((m for m in self.members() if m.receiver and m.receives), key=lambda m: m.name)
 
@@ -147,6 +153,7 @@ class ControlServer:
                 if member is not None and member.instance != instance and self._alive(member):
                     self._out.put((identity, pack("taken", by=dict(member.status))))
                     return True
+                known = member is not None and member.identity == identity and self._alive(member)
                 self._members[name] = Member(
                     identity,
                     name,
@@ -156,7 +163,7 @@ class ControlServer:
                     _map(message.get("status")),
                     time.monotonic(),
                 )
-                self._out.put((identity, pack("welcome", pub=self._pub_endpoint, state=dict(self._state))))
+                self._out.put((identity, pack("welcome", pub=self._pub_endpoint, known=known, state=dict(self._state))))
             elif member is None or member.identity != identity:
                 if kind != "leave":
                     self._out.put((identity, pack("rejoin")))

@@ -17,11 +17,11 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from broker.errors import LogError, LogUnavailable, OffsetExpired
+from broker.errors import HeldByAnother, LogError, LogUnavailable, OffsetExpired
 from broker.kafka.faults import TOO_OLD, translated
 from broker.kafka.reader import Silence, consumer_settings, record_of
 from broker.kafka.settings import KafkaSettings
-from broker.log import Record
+from broker.log import First, Record
 
 log = logging.getLogger("log")
 SESSION_SECONDS = 6.0  # silence after which a member is gone: the least that brokers allow by default
@@ -43,7 +43,7 @@ class Groups(Protocol):
 
 
 class LogConsumer:
-    """Implements ``broker.log.Consumer``. A member whose name was taken by a newer process gets nothing more.
+    """Implements ``broker.log.Consumer``. A member whose name was taken by a newer process is told so by ``poll`` (HeldByAnother).
 
     ``groups`` knows the members of a group, and takes one out of it: closing alone would keep a static member's place.
     A client can lose its place without noticing, and read on for ever beside its group; so the broker is asked now and then.
@@ -51,8 +51,9 @@ class LogConsumer:
 
     def __init__(
         self, settings: KafkaSettings, topics: Sequence[str], group: str, member: str,
-        begins: Callable[[str], dict[int, int]], groups: Groups,
+        begins: Callable[[str], dict[int, int]], groups: Groups, first: First | None = None,
     ) -> None:  # fmt: skip
+        self._first = first
         self._group, self._instance, self._begins, self._groups = group, NAME.sub("_", member), begins, groups
         self._settings, self._topics = settings, topics
         self._silence = Silence(settings)
@@ -87,8 +88,13 @@ class LogConsumer:
     def poll(self, max_records: int = 64, timeout: float = 0.0) -> list[Record]:
         with self._changed:
             if max_records > 0 and not self._records and timeout > 0:
-                self._changed.wait_for(lambda: self._records or self._failure is not None, timeout)
+                self._changed.wait_for(lambda: self._records or self._failure is not None or self._fenced, timeout)
             self._raise()
+            if self._fenced:
+                raise HeldByAnother(
+                    f"the place of {self._instance} in group {self._group}",
+                    "a newer process of that name; give each its own --name",
+                )
             taken = [self._records.popleft() for _ in range(min(max_records, len(self._records)))]
             self._bytes -= sum(len(r.value) for r in taken)
             return taken
@@ -171,7 +177,7 @@ class LogConsumer:
             self._silence.heard()
             self._take(records)
         elif not enough:
-            self._silence.check()
+            self._silence.check(self._consumer)
         return None
 
     def _check_place(self) -> None:
@@ -219,10 +225,11 @@ class LogConsumer:
             self._changed.notify_all()
 
     def _from_the_beginning(self) -> None:
-        """Begin partitions without a committed offset at their oldest record."""
+        """Begin partitions without a committed offset at the first record that matters, by default the oldest."""
         for part in self._consumer.assignment():
             if self._consumer.committed(part) is None and self._unplaced(part):
-                self._consumer.seek(part, self._begins(part.topic)[part.partition])
+                first = self._first(part.topic).get(part.partition, 0) if self._first is not None else 0
+                self._consumer.seek(part, max(first, self._begins(part.topic)[part.partition]))
 
     def _unplaced(self, part: TopicPartition) -> bool:
         try:

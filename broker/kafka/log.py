@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from kafka import KafkaConsumer, TopicPartition, errors
 from kafka.admin import KafkaAdminClient, MemberToRemove
 
-from broker.errors import LogError
+from broker.errors import LogError, LogUnavailable
 from broker.kafka import topics as clustered
+from broker.kafka.causes import listen
 from broker.kafka.consumer import LogConsumer
-from broker.kafka.faults import patiently, translated
+from broker.kafka.faults import away, patiently, translated
 from broker.kafka.owner import Ownership, members_of
 from broker.kafka.producer import ExclusiveProducer, LogProducer
 from broker.kafka.reader import LogReader, consumer_settings
 from broker.kafka.settings import KafkaSettings
-from broker.log import TopicSpec
+from broker.log import First, TopicSpec
 
+DELETE_SECONDS = 30.0  # that a cluster may take to forget topics
 OWNERS = "headrace.owners"
 """A topic of one partition that nobody writes: to be given it is to own a name."""
 
@@ -30,12 +32,13 @@ class KafkaLog:
         self._settings = settings
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
-        client = logging.getLogger("kafka")
-        if client.level == logging.NOTSET:  # it tells every attempt to reconnect; what matters we say ourselves
-            client.setLevel(logging.CRITICAL)
+        listen()
         with translated(f"connecting to {', '.join(settings.servers)}"):
             self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
             self._asker = KafkaConsumer(**consumer_settings(settings))
+        if why := away(settings.servers, self._admin):
+            self.close()
+            raise LogUnavailable(why)
 
     @classmethod
     def from_url(cls, url: str) -> KafkaLog:
@@ -77,8 +80,8 @@ class KafkaLog:
             held.release()
             raise
 
-    def consumer(self, topics: Sequence[str], group: str, member: str) -> LogConsumer:
-        return LogConsumer(self._settings, topics, group, member, self.begins, self)
+    def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> LogConsumer:
+        return LogConsumer(self._settings, topics, group, member, self.begins, self, first)
 
     def members(self, group: str) -> frozenset[str]:
         """The names of the group's static members."""
@@ -124,6 +127,25 @@ class KafkaLog:
     def lag(self, group: str, topic: str) -> int:
         begins, committed = self.begins(topic), self.committed(group, topic)
         return sum(end - max(committed.get(p, 0), begins[p]) for p, end in self.ends(topic).items())
+
+    def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
+        with self._lock, translated("deleting topics and groups"):
+            there = {g["group_id"] for g in self._admin.list_groups()}
+            gone = [group for group in groups if group in there]
+            for group in gone:
+                if members := members_of(self._admin, group):
+                    raise LogError(f"group {group} has a living member, {members[0]['client_id']}: stop the run first")
+            if gone:
+                patiently(lambda: self._admin.delete_groups(gone))
+            names = set(topics) & set(self._admin.list_topics())
+            if names:
+                self._admin.delete_topics(sorted(names))
+            deadline = time.monotonic() + DELETE_SECONDS
+            while names & set(self._admin.list_topics()):
+                if time.monotonic() > deadline:
+                    raise LogUnavailable(f"the cluster has not removed all topics within {DELETE_SECONDS:.0f} s")
+                time.sleep(0.1)
+            self._counts.clear()
 
     def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
         begins = self.begins(topic)

@@ -42,6 +42,9 @@ class Ownership:
                 partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
                 heartbeat_interval_ms=1500, max_poll_interval_ms=int(REBALANCE_SECONDS * 1000),
             )  # fmt: skip
+            self._consumer.partitions_for_topic(
+                topic
+            )  # a leader that does not know the partition yet would assign none
             self._consumer.subscribe([topic])
         deadline = time.monotonic() + JOIN_SECONDS
         while not self._turn():

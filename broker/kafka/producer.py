@@ -9,9 +9,9 @@ from typing import Any
 from kafka import KafkaProducer, errors
 
 from broker.errors import HeldByAnother, LogError, LogUnavailable
-from broker.kafka.faults import FENCED, reachable, translated
+from broker.kafka.faults import FENCED, away, translated
 from broker.kafka.settings import KafkaSettings
-from broker.log import partition_of
+from broker.log import limit_of, partition_of
 from broker.messages import Position
 
 IN_FLIGHT_BYTES = 64 << 20  # what is kept before a send flushes by itself
@@ -51,8 +51,8 @@ class LogProducer:
         chosen = partition_of(key, count) if partition is None else partition
         if not 0 <= chosen < count:
             raise LogError(f"topic {topic} has no partition {chosen}: it has {count}")
-        if len(value) > self._settings.max_record_bytes:
-            raise LogError(f"a record of {len(value)} bytes is above the limit of {self._settings.max_record_bytes}")
+        if len(value) > (limit := limit_of(topic, self._settings.max_record_bytes)):
+            raise LogError(f"a record of {len(value)} bytes for {topic} is above the limit of {limit}")
         if self._bytes >= IN_FLIGHT_BYTES:
             self._flush()
         self._rows.append((len(self._positions), topic, key, value, chosen))
@@ -113,14 +113,20 @@ class ExclusiveProducer(LogProducer):
         super().__init__(settings, partitions, transactional_id=name, transaction_timeout_ms=TRANSACTION_SECONDS * 1000)
         self._name, self._release = name, release
         with translated(f"opening the transactions of {name}"):
-            self._connected().init_transactions()
+            try:
+                self._connected().init_transactions()
+            except errors.InvalidTransactionTimeoutError as error:
+                raise LogError(
+                    f"the brokers allow no transaction of {TRANSACTION_SECONDS} s, in which a learner waits for a broker that is away: set "
+                    f"transaction.max.timeout.ms to at least {TRANSACTION_SECONDS * 1000} (Kafka's default) on them"
+                ) from error
 
     def _flush(self) -> None:
         if not self._rows:
             return
-        if not reachable(self._settings.servers):  # nothing has begun: the caller may say that it waits
-            raise LogUnavailable("appending to the log: no broker can be reached")
         client = self._connected()
+        if why := away(self._settings.servers, client):  # nothing has begun: the caller may say that it waits
+            raise LogUnavailable(f"appending to the log: {why}")
         try:
             client.begin_transaction()
             futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]

@@ -9,14 +9,15 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from broker.errors import LogError, LogUnavailable, OffsetExpired
-from broker.kafka.faults import reachable, translated
+from broker.kafka.faults import away, translated
 from broker.kafka.settings import KafkaSettings
 from broker.log import Record
 from broker.messages import Position
 
 PROBE_SECONDS = 3.0  # of silence, before a reader asks whether any broker is there
 GET_SECONDS = 20.0  # patience with one exact position
-SKIP = 2000  # records that are read over rather than sought
+EXACT_BYTES = 1 << 16  # of a fetch for exact positions: a broker gives at least one batch, however large
+SKIP_BYTES = 1 << 17  # that are read over rather than sought
 
 
 def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
@@ -43,11 +44,11 @@ class Silence:
     def heard(self) -> None:
         self._since = time.monotonic()
 
-    def check(self) -> None:
+    def check(self, client: Any) -> None:
         """Raises LogUnavailable if nothing was heard for a while and no broker takes connections."""
         if time.monotonic() - self._since > PROBE_SECONDS:
-            if not reachable(self._settings.servers):
-                raise LogUnavailable(f"no broker of {', '.join(self._settings.servers)} can be reached")
+            if why := away(self._settings.servers, client):
+                raise LogUnavailable(why)
             self.heard()
 
 
@@ -74,9 +75,9 @@ class LogReader:
         self._exact: KafkaConsumer | None = None
         self._known_ends: dict[int, int] = {}
 
-    def _open(self, offsets: Mapping[int, int]) -> KafkaConsumer:
+    def _open(self, offsets: Mapping[int, int], **more: int) -> KafkaConsumer:
         with translated(f"reading {self._topic}"):
-            consumer = KafkaConsumer(**consumer_settings(self._settings))
+            consumer = KafkaConsumer(**{**consumer_settings(self._settings), **more})
             consumer.assign([self._part(p) for p in offsets])
             for partition, offset in offsets.items():
                 consumer.seek(self._part(partition), offset)
@@ -102,7 +103,7 @@ class LogReader:
         if records:
             self._silence.heard()
         else:
-            self._silence.check()
+            self._silence.check(self._consumer)
         return records
 
     def _expired(self, offsets: Mapping[int, int]) -> OffsetExpired | None:
@@ -123,7 +124,7 @@ class LogReader:
             if max(offsets) >= self._known_ends.get(partition, 0):
                 raise LogError(f"{self._topic}[{partition}] has no offset {max(offsets)}")
         if self._exact is None:
-            self._exact = self._open({})
+            self._exact = self._open({}, max_partition_fetch_bytes=EXACT_BYTES, fetch_max_bytes=EXACT_BYTES)
         found: dict[Position, Record] = {}
         for partition, offsets in wanted.items():
             self._fetch(self._exact, partition, offsets, found)
@@ -136,9 +137,10 @@ class LogReader:
         consumer.assign([part])
         at = left[-1]
         consumer.seek(part, at)
+        size = 1 << 10  # of a record, as far as is known
         deadline = time.monotonic() + GET_SECONDS
         while left:
-            if left[-1] > at + SKIP:
+            if (left[-1] - at) * size > SKIP_BYTES:
                 at = left[-1]
                 consumer.seek(part, at)
             try:
@@ -147,7 +149,7 @@ class LogReader:
             except LogError as error:
                 raise self._expired({partition: left[-1]}) or error from error
             for it in batch:
-                at = it.offset + 1
+                at, size = it.offset + 1, max(size, len(it.value or b""))
                 if left and it.offset == left[-1]:
                     found[Position(partition, left.pop())] = record_of(it)
                     deadline = time.monotonic() + GET_SECONDS

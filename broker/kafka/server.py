@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from broker.errors import LogUnavailable, RunFault
@@ -74,12 +74,17 @@ def install(home: Path | None = None) -> Path:
 
 
 class KafkaServer:
-    """One broker of a cluster of ``len(ports)``; ``directory`` keeps its data, its settings and what it says."""
+    """One broker of a cluster of ``len(ports)``; ``directory`` keeps its data, its settings and what it says.
+
+    ``settings`` go before the broker's usual ones; ``users`` (name and password) may log in by SCRAM-SHA-256.
+    """
 
     def __init__(
-        self, directory: Path, ports: Sequence[tuple[int, int]] = (), node: int = 1, lib: Path | None = None
-    ) -> None:
+        self, directory: Path, ports: Sequence[tuple[int, int]] = (), node: int = 1, lib: Path | None = None,
+        settings: Mapping[str, object] | None = None, users: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self._lib = lib or install()
+        self._users = dict(users or {})
         chosen = list(ports) or [(p, c) for p, c in [tuple(free_ports(2))]]
         self.port, controller = chosen[node - 1]
         self.directory, self.node = directory, node
@@ -94,7 +99,7 @@ class KafkaServer:
             SETTINGS.format(
                 node=node, voters=voters, port=self.port, controller=controller, data=directory / "data",
                 replicas=replicas, in_sync=2 if replicas == 3 else 1,
-            )
+            ) + "".join(f"{key}={value}\n" for key, value in (settings or {}).items())
         )  # fmt: skip
 
     def __enter__(self) -> KafkaServer:
@@ -128,8 +133,9 @@ class KafkaServer:
     def format(self, cluster: str = "aGVhZHJhY2UtY2x1c3Rlcg") -> None:
         """Prepare the data directory, unless it is."""
         command = self._java(
-            "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._settings), "--ignore-formatted"
-        )
+            "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._settings), "--ignore-formatted",
+            *(a for n, p in self._users.items() for a in ("--add-scram", f"SCRAM-SHA-256=[name={n},password={p}]")),
+        )  # fmt: skip
         found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode:
             raise RunFault(f"Kafka cannot format {self.directory}: {(found.stdout + found.stderr).strip()[-400:]}")

@@ -3,6 +3,7 @@
 Options: ``replication`` (copies of a record; by default 3 where there are three brokers), ``compression`` (``lz4``, ``zstd``,
 ``gzip``, ``none``), ``max_record_mb``. TLS and SASL come from the environment, ``HEADRACE_KAFKA_`` and the name of the client's
 setting: ``HEADRACE_KAFKA_SECURITY_PROTOCOL=SASL_SSL``, ``HEADRACE_KAFKA_SASL_PLAIN_PASSWORD=...``. They stand in no file and no log.
+For OAUTHBEARER, ``HEADRACE_KAFKA_SASL_OAUTH_TOKEN_FILE`` names the file that holds the present token.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,7 +22,9 @@ PREFIX = "HEADRACE_KAFKA_"
 SECURITY = (
     "security_protocol", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_check_hostname", "ssl_crlfile",
     "ssl_ciphers", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password", "sasl_kerberos_service_name",
+    "sasl_kerberos_domain_name", "sasl_oauth_token_file",
 )  # fmt: skip
+FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile", "sasl_oauth_token_file")
 COMPRESSIONS = ("none", "lz4", "zstd", "gzip")
 OPTIONS = ("replication", "compression", "max_record_mb")
 
@@ -84,6 +88,13 @@ def security_from(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in SECURITY:
-            raise RunFileError(f"environment variable {variable} is not known{nearest(name, SECURITY)}")
+            alike = [known for known in SECURITY if known.partition("_")[0] == name.partition("_")[0]]
+            raise RunFileError(f"environment variable {variable} is not known{nearest(name, alike or SECURITY)}")
+        if name in FILES and not Path(value).is_file():
+            raise RunFileError(f"environment variable {variable} = {value!r}: there is no such file")
         found[name] = value.lower() in ("1", "true", "yes") if name == "ssl_check_hostname" else value
+    if token := found.pop("sasl_oauth_token_file", ""):
+        from broker.kafka.token import TokenFile
+
+        found["sasl_oauth_token_provider"] = TokenFile(Path(token))
     return found

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import AuthorizationError, TopicAlreadyExistsError
 
 from broker.errors import LogError
 from broker.kafka.faults import translated
 from broker.kafka.settings import KafkaSettings
-from broker.log import TopicSpec
+from broker.log import DEAD_BYTES, TopicSpec
 
+log = logging.getLogger("log")
 ROOM = 1 << 16  # what a record batch adds to its records
 FOR_EVER = -1
 
@@ -28,14 +30,23 @@ def create(admin: KafkaAdminClient, settings: KafkaSettings, specs: Iterable[Top
             if name not in existing
         }
         if missing:
-            try:
-                admin.create_topics(missing, wait_for_metadata=True)
-            except TopicAlreadyExistsError:  # another daemon makes them at this moment
-                admin.wait_for_topics(list(missing))
+            _make(admin, missing)
     there = [name for name in wanted if name in existing]
     found = described(admin, there)
     for name in there:
         check(wanted[name], *found[name], settings)
+
+
+def _make(admin: KafkaAdminClient, missing: Mapping[str, Any]) -> None:
+    try:
+        admin.create_topics(dict(missing), wait_for_metadata=True)
+    except TopicAlreadyExistsError:  # another daemon makes them at this moment
+        admin.wait_for_topics(list(missing))
+    except AuthorizationError:  # a daemon with the least rights sees only its own topics
+        log.info(
+            "the credentials do not allow to see or make %s; the learner, or `headrace broker init`, makes topics",
+            ", ".join(missing),
+        )
 
 
 def copies(admin: KafkaAdminClient, settings: KafkaSettings) -> int:
@@ -65,33 +76,55 @@ def described(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, tuple[
     found = {}
     for name, entries in next(iter(raw.values())).items():
         values = {key: str(entry["value"]) for key, entry in entries.items()}
+        if "retention.ms" not in values:  # without the right to look
+            found[name] = TopicSpec(name, partitions[name]), dict[str, str]()
+            continue
         age, size = int(values["retention.ms"]), int(values["retention.bytes"])
         spec = TopicSpec(
-            name, partitions[name], "compact" in values["cleanup.policy"], max(0, age) / 1000, max(0, size)
+            name, partitions[name], "compact" in values["cleanup.policy"], _kept(age, 0.001), int(_kept(size, 1))
         )
         found[name] = spec, values
     return found
 
 
+def _kept(value: int, least: float) -> float:
+    """A setting of a topic as a ``TopicSpec`` has it: 0 is for ever there, and the least that there is means "at once"."""
+    if value < 0:
+        return 0.0
+    return max(least, value / 1000 if least < 1 else value)
+
+
 def check(wanted: TopicSpec, found: TopicSpec, raw: dict[str, str], settings: KafkaSettings) -> None:
-    """Raises LogError where a topic has settings that would lose records or refuse them."""
+    """Raises LogError where a topic has settings that would lose records or refuse them. Without ``raw`` nobody may look at them."""
     name = wanted.name
     if found.partitions != wanted.partitions:
         raise LogError(
-            f"topic {name} has {found.partitions} partitions, not {wanted.partitions}: records of a key would move"
+            f"topic {name} has {found.partitions} partitions, not {wanted.partitions}: records of a key would move; set [broker] partitions = "
+            f"{found.partitions}, or use another [run] name"
         )
-    if found.compacted != wanted.compacted:
+    if not raw:
+        log.info("the settings of topic %s are not checked: the credentials do not allow DESCRIBE_CONFIGS", name)
+        return
+    policies, should = set(filter(None, raw["cleanup.policy"].split(","))), "compact" if wanted.compacted else "delete"
+    if policies - {should} or (wanted.compacted and not policies):
         raise LogError(
-            f"topic {name} is {'' if found.compacted else 'not '}compacted, and must {'' if wanted.compacted else 'not '}be"
+            f"topic {name} has cleanup.policy = {raw['cleanup.policy']}, so it is {'' if 'compact' in policies else 'not '}compacted"
+            f"{' and removes records by age' if wanted.compacted and 'delete' in policies else ''}: set cleanup.policy={should}"
         )
-    for kind, is_, should in (
-        ("retention.ms", found.retention_seconds, wanted.retention_seconds),
-        ("retention.bytes", found.retention_bytes, wanted.retention_bytes),
-    ):
-        if not wanted.compacted and is_ and (not should or is_ < should):
-            raise LogError(f"topic {name} has {kind} = {raw[kind]}: records that are needed would be removed; raise it to at least "
-                           f"{int(should * 1000) if kind.endswith('ms') else int(should) or FOR_EVER}")  # fmt: skip
-    if int(raw["max.message.bytes"]) < settings.max_record_bytes:
+    if not wanted.compacted:
+        _check_retention(
+            name, "retention.ms", int(raw["retention.ms"]), int(wanted.retention_seconds * 1000) or FOR_EVER
+        )
+        _check_retention(name, "retention.bytes", int(raw["retention.bytes"]), wanted.retention_bytes or FOR_EVER)
+    if int(raw["max.message.bytes"]) < settings.max_record_bytes + DEAD_BYTES:
         raise LogError(
             f"topic {name} has max.message.bytes = {raw['max.message.bytes']}: set {settings.max_record_bytes + ROOM}"
         )
+
+
+def _check_retention(name: str, kind: str, is_: int, should: int) -> None:
+    """``FOR_EVER`` is the only value that removes nothing; 0 removes everything at once."""
+    if is_ == FOR_EVER or (should != FOR_EVER and is_ >= should):
+        return
+    cure = f"set it to {FOR_EVER}, which is for ever" if should == FOR_EVER else f"raise it to at least {should}"
+    raise LogError(f"topic {name} has {kind} = {is_}: records that are needed would be removed; {cure}")

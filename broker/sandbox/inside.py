@@ -64,10 +64,10 @@ def quoted(value: object) -> str:
 def main() -> dict | None:
     settings = marshal.loads(bytes.fromhex(sys.argv[1]))
     channel = Channel(os.dup(0), os.dup(1))
+    drop(settings)  # what fails up to here is heard outside
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    drop(settings)
     sys.argv = [""]
     sys.path += settings["packages"]
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # what site would have brought
@@ -117,8 +117,7 @@ def drop(settings: dict) -> None:
 
 def limit(kind: int, bound: int) -> None:
     hard = resource.getrlimit(kind)[1]
-    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-    resource.setrlimit(kind, (bound, bound))
+    resource.setrlimit(kind, (bound, bound) if hard < 0 else (min(bound, hard), min(bound, hard)))
 
 
 def write(names: list[str], blobs: list[bytes]) -> None:
@@ -254,8 +253,7 @@ def execute(order: dict) -> None:
     sys.path.insert(0, order["directory"])
     sys.argv = [order["program"]]
     names = module.__dict__
-    names["__file__"] = order["program"]
-    names["__builtins__"] = builtins
+    names.update(__file__=order["program"], __builtins__=builtins)
     call = order["call"]
     if call is not None:
         names["__name__"] = "program"

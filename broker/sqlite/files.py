@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from broker.errors import LogError, LogFull, LogUnavailable
+from broker.sqlite.arrival import announce
 from broker.sqlite.flock import held
 
 BUSY_SECONDS = 30.0
@@ -25,11 +26,12 @@ class LockedFile:
 
     def __init__(self, path: Path, durable: bool = False, max_pages: int = 0) -> None:
         """``durable``: a commit survives a power cut too (fsync each); otherwise it survives the end of any process."""
-        self.path = path
-        self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.path, self.lock = path, path.with_suffix(".lock")
+        self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             with self.errors(), self.locked():
                 self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+                self.db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: it can give free pages back
                 self.db.execute("PRAGMA journal_mode=WAL")
                 self.db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self.db.execute("PRAGMA journal_size_limit=67108864")
@@ -50,10 +52,32 @@ class LockedFile:
             try:
                 yield self.db
                 self.db.execute("COMMIT")
+                announce(self._lock)
             except BaseException:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
                 raise
+
+    def script(self, statement: str) -> None:
+        """Carry out one statement, in a transaction of its own, to its end: ``execute`` takes one step of those that give empty rows."""
+        with self.errors(), self.locked():
+            self.db.executescript(statement)
+
+    def checkpoint(self) -> bool:
+        """Bring the write-ahead file into the database and empty it; False while a reader keeps it from that."""
+        with self.errors(), self.locked():
+            self.db.execute("PRAGMA busy_timeout=0")
+            try:
+                (busy, _, _) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.db.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+        return not busy
+
+    def vacuum(self) -> None:
+        """Rewrite the file whole, as one that can give room back. Holds the lock for as long as that takes."""
+        with self.errors(), self.locked():
+            self.db.execute("VACUUM")
+            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from broker.errors import LogError
 from broker.sqlite.files import LockedFile
 
 Part = tuple[str, int]
@@ -75,6 +76,18 @@ class GroupsFile:
                     "SELECT partition, next FROM offsets WHERE grp = ? AND topic = ?", (group, topic)
                 ).fetchall()
             )
+
+    def delete(self, groups: Sequence[str]) -> None:
+        """Forget these groups. Raises LogError if one has a living member."""
+        with self._file.write() as db:
+            for group in groups:
+                row = db.execute(
+                    "SELECT member FROM members WHERE grp = ? AND until >= ?", (group, time.time())
+                ).fetchone()
+                if row is not None:
+                    raise LogError(f"group {group} has a living member, {row[0]!r}: stop the run first")
+            for table in ("members", "offsets"):
+                db.executemany(f"DELETE FROM {table} WHERE grp = ?", [(group,) for group in groups])
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         with self._file.errors():

@@ -9,24 +9,20 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from broker.errors import HeldByAnother, LogError, RunFileError
-from broker.log import Record, TopicSpec, partition_of
+from broker.log import First, TopicSpec, limit_of, partition_of
 from broker.messages import Position
-from broker.sqlite.groups import GroupsFile, share
+from broker.sqlite.groups import GroupsFile
+from broker.sqlite.reading import LEASE_SECONDS, SqliteConsumer, SqliteReader
 from broker.sqlite.topic import Row, TopicFile
 
 MAX_RECORD_BYTES = 16 << 20
 IN_FLIGHT_BYTES = 64 << 20  # what a producer holds before it flushes by itself
-POLL_BYTES = 32 << 20
 PAGE_BYTES = 4096
-LEASE_SECONDS = 5.0
-NAP_SECONDS = (0.0005, 0.02)  # shortest and longest sleep of a waiting poll
 
 
 class SqliteLog:
@@ -85,8 +81,8 @@ class SqliteLog:
         os.pwrite(handle, owner.encode(), 0)
         return SqliteProducer(self._directory, self._max_pages, durable=True, handle=handle)
 
-    def consumer(self, topics: Sequence[str], group: str, member: str) -> SqliteConsumer:
-        return SqliteConsumer(self._directory, topics, group, member, self._lease)
+    def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> SqliteConsumer:
+        return SqliteConsumer(self._directory, topics, group, member, self._lease, first)
 
     def reader(self, topic: str, offsets: Mapping[int, int] | None = None) -> SqliteReader:
         return SqliteReader(self._directory, topic, offsets or {})
@@ -110,6 +106,16 @@ class SqliteLog:
     def lag(self, group: str, topic: str) -> int:
         begins, committed = self.begins(topic), self.committed(group, topic)
         return sum(end - max(committed.get(p, 0), begins[p]) for p, end in self.ends(topic).items())
+
+    def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
+        with self._lock:
+            self._groups().delete(list(groups))
+            for name in topics:
+                if (file := self._topics.pop(name, None)) is not None:
+                    file.close()
+                for path in self._directory.glob(f"{name}.sqlite*"):
+                    path.unlink(missing_ok=True)
+                (self._directory / f"{name}.lock").unlink(missing_ok=True)
 
     def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
         with self._lock:
@@ -138,8 +144,8 @@ class SqliteProducer:
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
         file = self._file(topic)
-        if len(value) > MAX_RECORD_BYTES:
-            raise LogError(f"a record of {len(value)} bytes for {topic}; at most {MAX_RECORD_BYTES} fit")
+        if len(value) > (limit := limit_of(topic, MAX_RECORD_BYTES)):
+            raise LogError(f"a record of {len(value)} bytes for {topic}; at most {limit} fit")
         chosen = partition_of(key, file.spec.partitions) if partition is None else partition
         if not 0 <= chosen < file.spec.partitions:
             raise LogError(f"{topic} has no partition {chosen}; it has {file.spec.partitions}")
@@ -176,143 +182,3 @@ class SqliteProducer:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-
-
-class SqliteReader:
-    """Implements ``broker.log.Reader``."""
-
-    def __init__(self, directory: Path, topic: str, offsets: Mapping[int, int]) -> None:
-        self._file = TopicFile(directory, topic)
-        self._offsets = self._file.begins()
-        self._seen = -1
-        self._first = 0
-        self.seek(offsets)
-
-    def seek(self, offsets: Mapping[int, int]) -> None:
-        unknown = offsets.keys() - self._offsets.keys()
-        if unknown:
-            raise LogError(f"{self._file.name} has no partition {min(unknown)}")
-        self._offsets.update(offsets)
-        self._seen = -1
-
-    def poll(self, max_records: int = 256, timeout: float = 0.0) -> list[Record]:
-        return wait_for(lambda: self._read(max_records), timeout)
-
-    def _read(self, max_records: int) -> list[Record]:
-        version = self._file.version()
-        if version == self._seen:
-            return []
-        out: list[Record] = []
-        partitions = list(self._offsets)
-        for i in range(len(partitions)):  # begin with another partition each time, so that none is starved
-            partition = partitions[(self._first + i) % len(partitions)]
-            room = max_records - len(out)
-            if room <= 0:
-                break
-            records = self._file.read(partition, self._offsets[partition], room, POLL_BYTES)
-            if records:
-                self._offsets[partition] = records[-1].offset + 1
-                out.extend(records)
-        self._first += 1
-        if not out:
-            self._seen = version
-        return out
-
-    def get(self, positions: Sequence[Position]) -> list[Record]:
-        return self._file.get(positions)
-
-    def offsets(self) -> dict[int, int]:
-        return dict(self._offsets)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class SqliteConsumer:
-    """Implements ``broker.log.Consumer``: membership is renewed by ``poll``; a member that stays away loses its partitions."""
-
-    def __init__(self, directory: Path, topics: Sequence[str], group: str, member: str, lease: float) -> None:
-        self._files = {topic: TopicFile(directory, topic) for topic in topics}
-        self._partitions = {topic: file.spec.partitions for topic, file in self._files.items()}
-        self._groups = GroupsFile(directory)
-        self._group, self._member, self._lease = group, member, lease
-        self._token = uuid.uuid4().hex
-        self._offsets: dict[tuple[str, int], int] = {}
-        self._seen: dict[str, int] = {}
-        self._due = 0.0
-        self._first = 0
-        self._lost = False
-        self._beat()
-
-    def _beat(self) -> None:
-        """Renew the lease, and take over or give up partitions as members have come and gone."""
-        now = time.monotonic()
-        if now < self._due or self._lost:
-            return
-        if self._offsets and not self._groups.holds(self._group, self._member, self._token):
-            self._lost, self._offsets = True, {}
-            raise LogError(
-                f"member {self._member!r} of group {self._group!r} was taken over by a newer process of that name"
-            )
-        members = self._groups.beat(self._group, self._member, self._token, list(self._files), self._lease)
-        self._due = now + self._lease / 5
-        held = share(members, self._member, self._partitions)
-        self._offsets = {part: offset for part, offset in self._offsets.items() if part in held}
-        for topic in {topic for topic, p in held if (topic, p) not in self._offsets}:
-            committed, begins = self._groups.committed(self._group, topic), self._files[topic].begins()
-            for name, p in held:
-                if name == topic and (name, p) not in self._offsets:
-                    self._offsets[name, p] = max(committed.get(p, 0), begins[p])
-            self._seen.pop(topic, None)
-
-    def poll(self, max_records: int = 64, timeout: float = 0.0) -> list[Record]:
-        self._beat()
-        if max_records <= 0:
-            return []
-        return wait_for(lambda: self._read(max_records), timeout)
-
-    def _read(self, max_records: int) -> list[Record]:
-        self._beat()
-        out: list[Record] = []
-        versions = {topic: file.version() for topic, file in self._files.items()}
-        parts = [part for part in sorted(self._offsets) if self._seen.get(part[0]) != versions[part[0]]]
-        for i in range(len(parts)):
-            topic, partition = parts[(self._first + i) % len(parts)]
-            room = max_records - len(out)
-            if room <= 0:
-                return out
-            records = self._files[topic].read(partition, self._offsets[topic, partition], room, POLL_BYTES)
-            if records:
-                self._offsets[topic, partition] = records[-1].offset + 1
-                out.extend(records)
-        self._first += 1
-        if not out:
-            self._seen.update(versions)
-        return out
-
-    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        if offsets and not self._lost:
-            self._groups.commit(self._group, self._member, self._token, offsets, self._partitions)
-
-    def assignment(self) -> frozenset[tuple[str, int]]:
-        return frozenset(self._offsets)
-
-    def close(self) -> None:
-        if not self._lost:
-            self._groups.leave(self._group, self._member, self._token)
-        self._groups.close()
-        for file in self._files.values():
-            file.close()
-
-
-def wait_for(read: Callable[[], list[Record]], timeout: float) -> list[Record]:
-    """Call ``read`` until it gives something or ``timeout`` seconds are over, with short naps that grow."""
-    deadline = time.monotonic() + timeout
-    nap, longest = NAP_SECONDS
-    while True:
-        out = read()
-        left = deadline - time.monotonic()
-        if out or left <= 0:
-            return out
-        time.sleep(min(nap, left))
-        nap = min(nap * 1.5, longest)

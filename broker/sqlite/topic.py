@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,23 @@ from broker.errors import LogError, OffsetExpired
 from broker.log import Record, TopicSpec
 from broker.messages import Position
 from broker.sqlite.files import LockedFile
+from broker.sqlite.sweep import (
+    FIRST_BYTES,
+    FIRST_PAGES,
+    SHIFT,
+    begin_at,
+    expired,
+    free_pages,
+    shrink,
+    shrink_all,
+    sweep,
+    sweep_all,
+)
 
-SHIFT = 40  # a record's id is partition << 40 | offset: one clustered key, in order within a partition
-RETENTION_CHECK_SECONDS = 30.0
+log = logging.getLogger("log")
+RETENTION_CHECK_SECONDS = 30.0  # between two looks for what has expired, of all producers together
+RETENTION_PAUSE_SECONDS = 0.2  # before more is removed where one time was not enough
+RETENTION_ROWS = 1000  # of a partition, in one time
 Row = tuple[int, bytes, bytes]  # partition, key, value
 
 
@@ -33,6 +48,7 @@ class TopicFile:
         if row is None:
             raise LogError(f"{path} holds no topic")
         self.spec = TopicSpec(**json.loads(row[0]))
+        self.lock = self._file.lock
         self._retention_due = 0.0
 
     @staticmethod
@@ -59,9 +75,9 @@ class TopicFile:
 
     def append(self, rows: Sequence[Row]) -> list[Position]:
         """Append all rows in one transaction; returns their positions."""
-        now = time.time()
         with self._file.write() as db:
-            ends = dict(db.execute("SELECT number, next FROM partitions").fetchall())
+            now = time.time()
+            ends = {p: self._end(db, p) for p in {partition for partition, _, _ in rows}}
             grown: dict[int, int] = {}
             positions, values = [], []
             for partition, key, value in rows:
@@ -81,35 +97,46 @@ class TopicFile:
                         "DELETE FROM records WHERE key = ? AND id < ? AND id >= ?",
                         (key, row_id, row_id >> SHIFT << SHIFT),
                     )
-            if now >= self._retention_due:
-                self._retention_due = now + RETENTION_CHECK_SECONDS
-                self._retain(db, now)
+        if time.monotonic() >= self._retention_due:
+            self._retain(now)
         return positions
 
-    def _retain(self, db: sqlite3.Connection, now: float) -> None:
+    @staticmethod
+    def _end(db: sqlite3.Connection, partition: int) -> int:
+        return int(db.execute("SELECT next FROM partitions WHERE number = ?", (partition,)).fetchone()[0])
+
+    def _retain(self, now: float) -> None:
+        """Remove a little of what has expired: whichever producer comes first after the interval does it for all of them."""
         seconds, limit = self.spec.retention_seconds, self.spec.retention_bytes
-        for partition, size in db.execute("SELECT number, bytes FROM partitions").fetchall():
-            low, high = partition << SHIFT, (partition + 1) << SHIFT
-            if seconds:
-                row = db.execute(
-                    "SELECT MAX(id) FROM records WHERE id >= ? AND id < ? AND at < ?", (low, high, now - seconds)
-                ).fetchone()
-                if row[0] is not None:
-                    _trim(db, partition, row[0] - low + 1)
-            if limit and size > limit:
-                over = size - limit
-                for row_id, length in db.execute(
-                    "SELECT id, LENGTH(value) FROM records WHERE id >= ? AND id < ? ORDER BY id", (low, high)
-                ):
-                    over -= length
-                    if over <= 0:
-                        _trim(db, partition, row_id - low + 1)
-                        break
+        self._retention_due = time.monotonic() + RETENTION_CHECK_SECONDS
+        if not seconds and not limit:
+            return
+        try:
+            with self._file.write() as db:
+                row = db.execute("SELECT value FROM meta WHERE key = 'retained'").fetchone()
+                if row is not None and 0 <= now - float(row[0]) < RETENTION_CHECK_SECONDS:
+                    return
+                more = expired(db, now - seconds if seconds else 0.0, limit, RETENTION_ROWS)
+                more |= sweep(db, FIRST_BYTES) > 0
+                if not more:
+                    db.execute("INSERT OR REPLACE INTO meta VALUES ('retained', ?)", (str(now),))
+            free, pages = free_pages(self._file)
+            if free > pages // 4:
+                shrink(self._file, FIRST_PAGES)
+        except LogError as error:  # what was appended is durable, and this can wait
+            log.warning("%s keeps what has expired for now: %s", self.name, error)
+            return
+        if more:
+            self._retention_due = time.monotonic() + min(RETENTION_CHECK_SECONDS, RETENTION_PAUSE_SECONDS)
 
     def trim(self, offsets: Mapping[int, int]) -> None:
+        """Everything below these offsets is gone at once; then its room is given back in slices, between which others write."""
         with self._file.write() as db:
             for partition, offset in offsets.items():
-                _trim(db, partition, offset)
+                begin_at(db, partition, offset)
+        sweep_all(self._file)
+        with self._file.errors():
+            shrink_all(self._file)
 
     def version(self) -> int:
         """Changes whenever another connection has committed."""
@@ -154,6 +181,12 @@ class TopicFile:
                 out.append(Record(self.name, partition, offset, *row))
         return out
 
+    def bounds(self) -> dict[int, tuple[int, int]]:
+        """The oldest and the next offset of every partition."""
+        with self._file.errors():
+            rows = self._file.db.execute("SELECT number, begin, next FROM partitions").fetchall()
+        return {number: (begin, end) for number, begin, end in rows}
+
     def begins(self) -> dict[int, int]:
         with self._file.errors():
             return dict(self._file.db.execute("SELECT number, begin FROM partitions").fetchall())
@@ -164,19 +197,6 @@ class TopicFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _trim(db: sqlite3.Connection, partition: int, offset: int) -> None:
-    low = partition << SHIFT
-    row = db.execute("SELECT begin, next FROM partitions WHERE number = ?", (partition,)).fetchone()
-    if row is None or offset <= row[0]:
-        return
-    offset = min(offset, row[1])
-    size = db.execute(
-        "SELECT COALESCE(SUM(LENGTH(value)), 0) FROM records WHERE id >= ? AND id < ?", (low, low + offset)
-    ).fetchone()[0]
-    db.execute("DELETE FROM records WHERE id >= ? AND id < ?", (low, low + offset))
-    db.execute("UPDATE partitions SET begin = ?, bytes = bytes - ? WHERE number = ?", (offset, size, partition))
 
 
 def _check(found: TopicSpec, wanted: TopicSpec) -> None:

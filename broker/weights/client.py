@@ -39,6 +39,8 @@ class WeightClient:
         self._sink, self._updated, self._alone = sink, updated, alone
         self._turn, self._resting = 0, False
         self._orders: queue.Queue[Message | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._working = self._stale = False  # on an order now; on one of a membership that has ended
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
         self._client = ControlClient(
@@ -47,12 +49,22 @@ class WeightClient:
             receiver=sink.ranks,
             keys=keys,
             status=lambda: {**status(), "receives": self._receives, "turn": self._turn},
-            handler=self._orders.put,
+            handler=self._hear,
         )
 
     @property
     def _receives(self) -> bool:
-        return self._sink.ready and not self._resting
+        return self._sink.ready and not self._resting and not self._stale
+
+    def _hear(self, message: Message) -> None:
+        """Take in what the learner says. With a new membership its orders to the old one are void; the one that is being carried out is
+        waited for before a push is taken."""
+        if message["k"] == "state" and message.get("joined") and not message.get("known"):
+            with self._lock:
+                self._stale = self._working
+                while not self._orders.empty():
+                    self._orders.get_nowait()
+        self._orders.put(message)
 
     @property
     def joined(self) -> bool:
@@ -86,6 +98,8 @@ class WeightClient:
                 order = self._orders.get(timeout=LOOK_SECONDS if self._resting else None)
                 if order is None:
                     return
+                with self._lock:
+                    self._working = True
                 kind = order.pop("k")
                 self._take(kind, order)
             except queue.Empty:
@@ -94,6 +108,14 @@ class WeightClient:
                 log.warning("%s: %s", kind, error)
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("malformed order %s: %s", kind, error)
+            self._finish()
+
+    def _finish(self) -> None:
+        """An order is done; if it was a stale one, tell that pushes can be taken again."""
+        with self._lock:
+            stale, self._working, self._stale = self._stale, False, False
+        if stale:
+            self._client.beat()
 
     def _take(self, kind: str, order: Message) -> None:
         if kind == "lane":

@@ -28,22 +28,23 @@ class Publisher:
         self._device, self._locked = device, False
         maps = [mmap.mmap(fd, size) for fd in buffers]
         self._flat = [torch.frombuffer(m, dtype=torch.uint8) for m in maps]
-        self._stores: list[Any] = []
+        self._stores: dict[str, Any] = {}
         self._groups: list[tuple[Any, Lane]] = []
 
     def handle(self, order: dict[str, Any]) -> dict[str, Any]:
         return dict(getattr(self, f"do_{order.pop('do')}")(**order))
 
-    def do_stores(self, host: str, count: int, timeout: float) -> dict[str, Any]:
-        """Open the rendezvous of ``count`` lanes."""
+    def do_stores(self, host: str, names: list[str], keep: list[str], timeout: float) -> dict[str, Any]:
+        """Leave all lanes but those to ``keep``, and open the rendezvous of new ones."""
         from broker.weights.group import serve_store
 
-        self._groups = []
-        self._stores = [serve_store(host, timeout) for _ in range(count)]
-        return {"ports": [store.port for store in self._stores]}
+        self._groups = [(group, lane) for group, lane in self._groups if lane.group in keep]
+        self._stores = {name: store for name, store in self._stores.items() if name in keep}
+        self._stores.update({name: serve_store(host, timeout) for name in names})
+        return {"ports": [self._stores[name].port for name in names]}
 
     def do_join(self, lanes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Enter all lanes as rank 0, at once: each waits for its own members."""
+        """Enter new lanes as rank 0, all at once: each waits for its own members."""
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import join
@@ -55,8 +56,8 @@ class Publisher:
                 lock(flat)
         with ThreadPoolExecutor(len(lanes)) as pool:
             asked = [Lane(**lane) for lane in lanes]
-            groups = pool.map(join, asked, self._stores)
-            self._groups = list(zip(groups, asked, strict=True))
+            groups = pool.map(join, asked, [self._stores[lane.group] for lane in asked])
+            self._groups += list(zip(groups, asked, strict=True))
         return {"joined": len(self._groups)}
 
     def do_push(self, buffer: int, cuts: list[list[int]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +20,13 @@ from torch import Tensor
 from broker.control.server import ControlServer, Member
 from broker.errors import WeightPushError
 from broker.weights import layout
-from broker.weights.devices import check_members
 from broker.weights.replies import Words
-from broker.weights.sink import Lane, Push, TensorSpec
+from broker.weights.road import Broadcast, Delivery, Disk, WeightRoad
+from broker.weights.sink import Push, TensorSpec
 from broker.weights.snapshot import Snapshots
 from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")
-# The process's start and the receivers' identities, of which an epoch is made; where there is none.
-NO_EPOCH: tuple[int, tuple[bytes, ...]] = 0, ()
 ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
 
 
@@ -49,6 +47,11 @@ class PushStats:
         return self.evicted.total()
 
 
+def saved_at(directory: Path, version: int) -> Path:
+    """Where the copy of a version on disk lies."""
+    return directory / f"v-{version:08d}"
+
+
 class WeightPublisher:
     """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``. ``device`` is the
     one that the weights are on, and from which they are broadcast with the backend ``nccl``."""
@@ -56,13 +59,12 @@ class WeightPublisher:
     def __init__(
         self, control: ControlServer, directory: Path, *, template: Path, lane: int = 8, timeout: float = 60.0,
         bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2, device: str = "cpu",
-        road: Literal["broadcast", "disk"] = "broadcast",
+        road: WeightRoad | Literal["broadcast", "disk"] = "broadcast",
         on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None,
     ) -> None:  # fmt: skip
         self._control, self._directory, self._template = control, directory, template
-        self._lane_size, self._timeout, self._bucket_bytes, self._keep = lane, timeout, bucket_bytes, keep
-        self._backend, self._host, self._on_published, self._road = backend, host, on_published, road
-        self._device = device
+        self._timeout, self._bucket_bytes, self._keep = timeout, bucket_bytes, keep
+        self._on_published, self._device = on_published, device
         self.stats = PushStats()
         self.failure: BaseException | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,11 +76,21 @@ class WeightPublisher:
         self._size = 0
         self._process: PublisherProcess | None = None
         self._words = Words(control.acks)
-        self._epoch = 0
-        self._formed = NO_EPOCH
+        self._members: list[Member] = []  # of the delivery under way
+        self._road = road if not isinstance(road, str) else self._own_road(road, lane, backend, host, device)
         self._closing = self._warm = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
+
+    def _own_road(self, name: str, lane: int, backend: str, host: str, device: str) -> WeightRoad:
+        """The road of that name."""
+        roads: dict[str, Callable[[], WeightRoad]] = {
+            "disk": lambda: Disk(self._control),
+            "broadcast": lambda: Broadcast(
+                self._control, self._words, self._running, size=lane, timeout=self._timeout, backend=backend, host=host, device=device
+            ),
+        }  # fmt: skip
+        return roads[name]()
 
     # -- for the trainer -----------------------------------------------------------------------------------------------
 
@@ -133,9 +145,7 @@ class WeightPublisher:
         self._specs = specs
         _, self._size = layout.places(self._specs)
         self._snapshots = Snapshots(self._size, self._device)
-        self._process = PublisherProcess(
-            self._device, self._size, self._snapshots.files, self._timeout, self._words.away
-        )
+        self._process = PublisherProcess(self._device, self._size, self._snapshots.files, self._timeout, self._away)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -172,103 +182,75 @@ class WeightPublisher:
             log.warning("%s", error)
 
     def _publish(self, version: int, buffer: int) -> None:
-        assert self._snapshots is not None and self._process is not None
+        assert self._snapshots is not None
         self._snapshots.wait(buffer)
         started = time.monotonic()
+        path = saved_at(self._directory, version)
+        if self._road.saved_first:
+            self._save(version, buffer)
+        flat = self._snapshots.flat[buffer]
+        push = Push(version, self._specs, self._bucket_bytes, layout.checksum(flat))
+        for _ in range(ATTEMPTS):
+            if self._deliver(Delivery(push, buffer, flat, path)):
+                break
+        self.stats.push_seconds += time.monotonic() - started
+        if not self._road.saved_first:
+            self._save(version, buffer)
+        self._control.announce(version=version, path=str(path), epoch=self._road.epoch)
+        self.stats.pushes += 1
+        self.stats.bytes += self._size
+        self._on_published(version, path, push.checksum)
+
+    def _save(self, version: int, buffer: int) -> None:
+        """Write the copy on disk: late joiners, the evicted and a learner that recovers have it from there. Raises WeightPushError."""
         for attempt in range(ATTEMPTS):
             try:
-                saved = self._process.order("save", buffer=buffer, specs=[[s.name, s.dtype, list(s.shape)] for s in self._specs],
-                                            template=str(self._template), directory=str(self._directory), version=version, keep=self._keep)  # fmt: skip
-                break
+                self._running().order("save", buffer=buffer, specs=[[s.name, s.dtype, list(s.shape)] for s in self._specs],
+                                      template=str(self._template), directory=str(self._directory), version=version, keep=self._keep)  # fmt: skip
+                return
             except WeightPushError as error:
                 log.warning("version %d could not be saved: %s", version, error)
                 if attempt == ATTEMPTS - 1:
                     raise
-                self._process.kill()
-        path = Path(saved["path"])
-        checksum = layout.checksum(self._snapshots.flat[buffer])
-        push = Push(version, self._specs, self._bucket_bytes, checksum)
-        for _ in range(ATTEMPTS):
-            if self._deliver(self._process, push, buffer, path):
-                break
-        self._control.announce(version=version, path=str(path), epoch=self._epoch)
-        self.stats.pushes += 1
-        self.stats.bytes += self._size
-        self.stats.push_seconds += time.monotonic() - started
-        self._on_published(version, path, checksum)
+                self._running().kill()
 
-    def _deliver(self, process: PublisherProcess, push: Push, buffer: int, path: Path) -> bool:
-        """Bring ``push`` to all receivers; False if one failed and the others are to have it again."""
-        members = self._control.receivers()
-        if not members:
-            self._formed = NO_EPOCH
+    def _running(self) -> PublisherProcess:
+        assert self._process is not None, "there is nothing to publish yet"
+        return self._process
+
+    def _deliver(self, delivery: Delivery) -> bool:
+        """Bring a version to all receivers; False if one failed and the others are to have it again."""
+        members = self._members = self._control.receivers()
+        if not members and self._road.acknowledged:
             return True
         self._words.begin()
         try:
-            if self._road == "disk":
-                for member in members:
-                    self._control.tell(member, "fetch", version=push.version, path=str(path), epoch=self._epoch)
-            else:
-                self._broadcast(process, push, buffer, members)
-            missing = self._words.acknowledged(members, push, self._timeout)
+            self._road.deliver(delivery, members)
+            missing = (
+                self._words.acknowledged(members, delivery.push, self._timeout, self._control.lives)
+                if self._road.acknowledged
+                else []
+            )
         except WeightPushError as error:
-            log.warning("version %d: %s", push.version, error)
-            if self._road == "broadcast":
-                process.kill()  # frees the survivors, who then say so
-            self._evict(self._words.silent(members))
+            log.warning("version %d: %s", delivery.push.version, error)
+            self._road.free()
+            self._evict(self._words.silent(members, self._control.lives))
             return False
+        finally:
+            self.stats.epochs = self._road.epoch
         self._evict(missing)
         return not missing
 
-    def _broadcast(self, process: PublisherProcess, push: Push, buffer: int, members: Sequence[Member]) -> None:
-        """Send the snapshot on the lanes of these members. Raises WeightPushError."""
-        if self._formed != (process.start, tuple(m.identity for m in members)):
-            self._form(process, members)
-        wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
-                "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self._epoch}  # fmt: skip
-        for member in members:
-            self._control.tell(member, "push", **wire)
-        cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
-        process.order("push", buffer=buffer, cuts=cuts)
-
-    def _form(self, process: PublisherProcess, members: Sequence[Member]) -> None:
-        """A new epoch: every receiver in lanes of ``lane`` with the publisher as rank 0. Raises WeightPushError, or RunFault if NCCL
-        can never reach one of them."""
-        if self._backend == "nccl":
-            check_members(self._device, members)
-        self._epoch += 1
-        self._words.follow(self._epoch)
-        self.stats.epochs += 1
-        groups = [members[i : i + self._lane_size] for i in range(0, len(members), self._lane_size)]
-        ports = process.order("stores", host=self._host, count=len(groups), timeout=self._timeout)["ports"]
-        lanes = []
-        for number, (group, port) in enumerate(zip(groups, ports, strict=True)):
-            lane = Lane(
-                self._epoch,
-                f"epoch-{self._epoch}-{number}",
-                self._host,
-                port,
-                0,
-                1 + sum(member.receiver for member in group),
-                self._backend,
-                self._timeout,
-            )
-            lanes.append(lane)
-            rank = 1
-            for member in group:
-                self._control.tell(member, "lane", **asdict(replace(lane, rank=rank)))
-                rank += member.receiver
-        process.order("join", lanes=[asdict(lane) for lane in lanes])
-        self._formed = process.start, tuple(m.identity for m in members)
-        log.info("epoch %d: %d receivers in %d lanes", self._epoch, len(members), len(lanes))
+    def _away(self) -> str:
+        """Why a delivery under way cannot succeed: a member has said that it is away, or lives no more."""
+        gone = next((member.name for member in self._members if not self._control.lives(member)), "")
+        return self._words.away() or (f"{gone} is not heard of any more" if gone else "")
 
     def _evict(self, names: Sequence[str]) -> None:
         for name in names:
             log.warning("evicting %s", name)
             self._control.evict(name)
             self.stats.evicted[name] += 1
-        if names:
-            self._formed = NO_EPOCH
 
     @property
     def pid(self) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from broker.control.server import Member
 from broker.control.wire import Message
 from broker.errors import WeightPushError
 from broker.weights.sink import Push
 
+LOOK_SECONDS = 0.25  # of silence, after which who is waited for is looked at
 WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
 
 
@@ -35,13 +36,20 @@ class Words:
         """Words on any other epoch count for nothing."""
         self._epoch = epoch
 
-    def acknowledged(self, members: Sequence[Member], push: Push, limit: float) -> list[str]:
-        """Wait for every member to confirm the push; returns the names of those who did not within ``limit`` seconds.
+    def acknowledged(
+        self, members: Sequence[Member], push: Push, limit: float, lives: Callable[[Member], bool] = lambda member: True
+    ) -> list[str]:
+        """Wait for every member that ``lives`` to confirm the push; returns the names of those who did not within ``limit`` seconds.
 
         Raises WeightPushError if one failed, or holds something else than the others.
         """
-        missing, held = {m.name for m in members}, {"bytes": push.checksum}
+        by_name, held = {m.name: m for m in members}, {"bytes": push.checksum}
+        missing = set(by_name)
         for ack in self._coming(limit):
+            if ack is None:
+                if not any(lives(by_name[name]) for name in missing):
+                    break
+                continue
             if ack.get("what") == "push" and ack.get("version") == push.version:
                 if not ack.get("ok"):
                     raise WeightPushError(f"{ack.get('name')}: {ack.get('error')}")
@@ -53,12 +61,13 @@ class Words:
                 break
         return sorted(missing)
 
-    def silent(self, members: Iterable[Member]) -> list[str]:
-        """Of the members of an epoch that failed, those who say nothing at all."""
+    def silent(self, members: Iterable[Member], lives: Callable[[Member], bool] = lambda member: True) -> list[str]:
+        """Of the members of an epoch that failed, those who say nothing at all; who no longer ``lives`` is not waited for."""
+        members = list(members)
         names = {m.name for m in members}
         if names - self._heard:
             for _ in self._coming(WORD_SECONDS):
-                if not names - self._heard:
+                if not {m.name for m in members if lives(m)} - self._heard:
                     break
         return sorted(names - self._heard)
 
@@ -72,16 +81,17 @@ class Words:
                     return f"{ack.get('name')} is away: {ack.get('error')}"
         return ""
 
-    def _coming(self, limit: float) -> Iterator[Message]:
-        """The words on this epoch as they come, for ``limit`` seconds."""
+    def _coming(self, limit: float) -> Iterator[Message | None]:
+        """The words on this epoch as they come, for ``limit`` seconds; None now and then while there are none."""
         while self._early:
             yield self._early.popleft()
         deadline = time.monotonic() + limit
         while (left := deadline - time.monotonic()) > 0:
             try:
-                ack = self._acks.get(timeout=left)
+                ack = self._acks.get(timeout=min(left, LOOK_SECONDS))
             except queue.Empty:
-                return
+                yield None
+                continue
             if self._concerns(ack):
                 yield ack
 

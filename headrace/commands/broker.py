@@ -4,6 +4,7 @@ init FILE           make the topics, and refuse those whose settings would lose 
 topics | lag RUN    what there is; what the consumer groups have yet to read
 tail RUN            the newest records of a topic
 dlq list RUN        the dead letters; ``show`` one, ``replay`` some into the topics they came from, ``drop`` some for good
+delete RUN          remove all topics and consumer groups of a run that has ended, with --yes
 trim RUN            remove the records that neither a resume nor the last ``--keep-steps`` steps need
 """
 
@@ -22,6 +23,7 @@ from broker.log import Log
 from broker.messages import DeadLetter, PlannerState, Settled, Trimmed, encode
 from broker.run import Run
 from broker.spelling import nearest
+from broker.topics import STEPS_OWNER
 from headrace.reading.history import History, find_step, whole
 from headrace.reading.records import newest, scan
 from headrace.running.rundir import find_run
@@ -61,6 +63,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     trim = add("trim", "remove the records that nobody needs")
     trim.add_argument("--keep-steps", type=int, default=0, metavar="N", help="keep what the last N steps were made of")
     trim.add_argument("--dry-run", action="store_true")
+    delete = add("delete", "remove all topics and consumer groups of a run that has ended")
+    delete.add_argument("--yes", action="store_true", help="do it; without, say what would be removed")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -79,8 +83,16 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _of_run(run: Run, topic: str) -> bool:
-    """Whether ``topic`` (or group) is this run's: a cluster is shared by many."""
-    return topic.startswith(f"{run.table.name}.")
+    """Whether ``topic`` is this run's: a cluster is shared by many, and another run's name may begin like this one's."""
+    return topic in {spec.name for spec in run.topics.specs()}
+
+
+def _groups(run: Run, log: Log) -> dict[str, tuple[str, ...]]:
+    """The run's consumer groups, each with its topics."""
+    return {
+        group: topics for group, topics in log.groups().items()
+        if group.startswith(f"{run.table.name}.") and all(_of_run(run, topic) for topic in topics)
+    }  # fmt: skip
 
 
 def _topics(run: Run, log: Log, options: argparse.Namespace) -> Rows:
@@ -101,8 +113,7 @@ def _topics(run: Run, log: Log, options: argparse.Namespace) -> Rows:
 
 
 def _lag(run: Run, log: Log, options: argparse.Namespace) -> Rows:
-    found = {group: topics for group, topics in log.groups().items() if _of_run(run, group)}
-    return [{"group": g, "topic": t, "lag": log.lag(g, t)} for g, topics in found.items() for t in topics]
+    return [{"group": g, "topic": t, "lag": log.lag(g, t)} for g, topics in _groups(run, log).items() for t in topics]
 
 
 def _tail(run: Run, log: Log, options: argparse.Namespace) -> Rows:
@@ -214,10 +225,20 @@ def _trim(run: Run, log: Log, options: argparse.Namespace) -> Rows:
     return rows
 
 
+def _delete(run: Run, log: Log, options: argparse.Namespace) -> Rows:
+    """The run's directory stays: it is yours to remove."""
+    topics, groups = [spec.name for spec in run.topics.specs()], [*_groups(run, log), run.topics.group(STEPS_OWNER)]
+    if options.yes:
+        log.exclusive_producer(run.topics.group(STEPS_OWNER), "headrace broker delete").close()  # no learner lives
+        log.delete(topics, groups)
+    what = "removed" if options.yes else "would be removed (--yes does it)"
+    return [{"topic": name, "became": what} for name in topics] + [{"group": name, "became": what} for name in groups]
+
+
 def _init(run: Run, log: Log, options: argparse.Namespace) -> Rows:
     return _topics(run, log, options)
 
 
 COMMANDS: dict[str, Callable[[Run, Log, argparse.Namespace], Rows]] = {
-    "init": _init, "topics": _topics, "lag": _lag, "tail": _tail, "dlq": _dlq, "trim": _trim,
+    "init": _init, "topics": _topics, "lag": _lag, "tail": _tail, "dlq": _dlq, "trim": _trim, "delete": _delete,
 }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.errors import HeadraceError, RunFault
-from broker.messages import Manifest, Seal
+from broker.messages import Manifest, Seal, StepResult
 from broker.run import Run
 from broker.runfile import RunFile
 from headrace.commands.arguments import run_file
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FINISHED, BAD_INPUT, FAULT, INTERRUPTED = 0, 2, 3, 130
 FINISHED_MARK = "finished"  # left once the learner has ended by itself, its last checkpoint behind it
-SEALS = 8  # records at the end of the steps among which the learner's last one is looked for: audits may have left seals behind it
+LAST = 32  # records at the end of the steps among which the learner's last ones are looked for: audits may have left seals behind them
 CLOCK_SECONDS = 5.0  # how much of the wall time a killed supervisor may lose
 
 
@@ -93,12 +93,19 @@ def told(path: Path) -> Iterator[None]:
 
 
 def is_finished(run: Run, whole: WholeRun) -> bool:
-    """Whether the learner has ended by itself, and the log says that it closed the last stage (there may be a new one)."""
+    """Whether the learner has ended by itself, and the log says that it closed the last stage (there may be a new one, or more steps for it)."""
     if not (run.directory / FINISHED_MARK).exists():
         return False
+    stages = whole.learner.stages
     with closing(run.open_log()) as log:
-        last = next((m for _, m in reversed(newest(log, run.topics.steps, SEALS)) if not isinstance(m, Seal)), None)
-    return isinstance(last, Manifest) and last.kind == "close" and last.stage >= len(whole.learner.stages) - 1
+        found = [m for _, m in reversed(newest(log, run.topics.steps, LAST)) if not isinstance(m, Seal)]
+    last = found[0] if found else None
+    if not (isinstance(last, Manifest) and last.kind == "close" and last.stage >= len(stages) - 1):
+        return False
+    results = (m for m in found if isinstance(m, StepResult) and m.stage == last.stage)
+    taken = next((result.stage_step for result in results), None)
+    reinforced = last.stage < len(stages) and whole.learner.training(last.stage) is not None
+    return not reinforced or taken is None or taken >= stages[last.stage].total_steps()
 
 
 def opening(run: Run, whole: WholeRun) -> list[str]:

@@ -17,7 +17,7 @@ from headrace.export.output import Output, remove, sole_export
 from headrace.export.sink import EXPORTERS, Exporter, Sink, exporter_of
 from headrace.reading.history import History
 from headrace.reading.records import first
-from headrace.running.redaction import tables_without_secrets, without_secrets
+from headrace.reading.redaction import tables_without_secrets, without_secrets
 from headrace.running.rundir import reopen
 from monitoring.daemon import Stop
 

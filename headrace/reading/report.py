@@ -10,9 +10,9 @@ from broker.log import Log
 from broker.run import Run
 from headrace.reading.audit import Audit
 from headrace.reading.history import History, whole
+from headrace.reading.redaction import without_secrets
 from headrace.reading.sampled import trained_samples
 from headrace.reading.showcase import STEPS, showcase
-from headrace.running.redaction import without_secrets
 from monitoring.report import RunReport
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.config import ActorsTable
+from actors.config import ActorsTable, environment_tables
 from broker import plugins
 from broker.errors import RunFileError
 from broker.open import engine_of
@@ -42,6 +42,8 @@ def check(file: RunFile) -> WholeRun:
                 f"[run] rewards names {name!r}, but there is no [rewarders.{name}]{nearest(name, list(rewarders))}"
             )
     check_path(run.model, "[run]", "model", file)
+    if ":" in learner.learner.road:
+        plugins.check(learner.learner.road, (), file.base, "[learner] road", hidden=("control",))
     if broker.url:
         engine_of(broker.url, broker.engines)
     for scheme, use in broker.engines.items():
@@ -50,6 +52,7 @@ def check(file: RunFile) -> WholeRun:
         if not table.external:
             plugins.check(table.use, table.options, file.base, f"[rewarders.{name}]")
     _sources(learner, file)
+    _environments(learner, file)
     _stages(learner, run)
     return WholeRun(file, run, broker, actors, rewarders, learner)
 
@@ -65,6 +68,16 @@ def _sources(learner: LearnerConfig, file: RunFile) -> None:
             plugins.check(source.use, source.options, file.base, where)
         else:
             check_path(source.path, where, "path", file)
+
+
+def _environments(learner: LearnerConfig, file: RunFile) -> None:
+    known = environment_tables(file)
+    for name, source in learner.data.items():
+        if source.environment and source.environment not in known:
+            raise RunFileError(
+                f"[data.{name}] environment = {source.environment!r}, but there is no [environments.{source.environment}]"
+                f"{nearest(source.environment, list(known))}"
+            )
 
 
 def _stages(learner: LearnerConfig, run: RunTable) -> None:

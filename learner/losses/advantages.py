@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.losses.objectives import FLAT, Baseline, Std
+from learner.losses.objectives import Baseline, Std
+from learner.tables import FLAT
 
 
 def batch_advantages(

@@ -20,7 +20,6 @@ from learner.losses.weighted import Banded, Capped, CappedSequence, Tapered, Tem
 Std = Literal["population", "sample", "batch", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
-FLAT = 1e-6  # rewards of a group that differ by less, relative to the largest, are equal: the rest is rounding
 OLD_NAMES = {
     "clip_low": "low",
     "clip_high": "high",

@@ -60,6 +60,11 @@ class ObjectiveTable(Table):
         if self.use:
             plugins.check(self.use, [o for o in self.options if o not in SHARED], self._base, where)
 
+    def allows_single(self) -> bool:
+        """Whether a sample alone teaches something: a teacher does, a reward does not."""
+        usual = 0.0 if self.use else OBJECTIVES[self.name or DEFAULT].distill
+        return float(self.options.get("distill", usual)) > 0
+
     def named(self) -> Objective:
         name = self.name or DEFAULT
         return OBJECTIVES[name].having(self.options, f"objective {name!r}")

@@ -181,11 +181,11 @@ class Feed:
         positions = self._producer.flush()[-len(prompts) :] if prompts else self._producer.flush()
         return [Group(prompt, Position(*position), now) for prompt, position in zip(prompts, positions, strict=False)]
 
-    def again(self, groups: Sequence[Group]) -> None:
-        """Write the prompts of these groups once more: samples of theirs were lost. Those that come twice count once."""
+    def again(self, groups: Sequence[Group]) -> list[Position]:
+        """Write the prompts of these groups once more, and return where: samples of theirs were lost. Those that come twice count once."""
         for group in groups:
             self._producer.send(self._topic, group.id.encode(), encode(group.prompt), group.position.partition)
-        self._producer.flush()
+        return self._producer.flush()
 
     def _asked(self, question: Question, version: int, now: float) -> Prompt | None:
         schedule = question.feeding.schedule

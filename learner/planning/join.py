@@ -16,6 +16,7 @@ from broker.topics import Topics
 from learner.planning.groups import Group
 
 Offsets = dict[int, int]
+ACTORS = "actors"  # the consumer group that samples
 
 
 class Join:
@@ -29,7 +30,7 @@ class Join:
         self.dead: dict[str, str] = {}
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
         self.duplicates = 0
-        self._topics, self._vocabulary, self._worker = topics, vocabulary, worker
+        self._log, self._topics, self._vocabulary, self._worker = log, topics, vocabulary, worker
         self._trajectories = log.reader(topics.trajectories, state.trajectories)
         self._rewards = log.reader(topics.rewards, state.rewards)
         self._deadletters = log.reader(topics.deadletters, state.deadletters)
@@ -136,6 +137,10 @@ class Join:
         )
         self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
         self._producer.flush()
+
+    def prompts_done(self) -> dict[int, int]:
+        """For each partition the offset below which actors are done with all prompts."""
+        return self._log.committed(self._topics.group(ACTORS), self._topics.prompts)
 
     def low(self) -> tuple[Offsets, Offsets, Offsets]:
         """Offsets of trajectories, rewards and dead letters below which no outstanding group has a record."""

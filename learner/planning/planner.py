@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
+from broker.errors import RunFault
 from broker.log import Producer
-from broker.messages import Dropped, Manifest, PlannerState, Prompt, encode
+from broker.messages import Dropped, Manifest, PlannerState, encode
 from learner.planning.feed import Feed, Feeding, Question
+from learner.planning.gates import gate, summarise
 from learner.planning.groups import Group
 from learner.planning.join import Join
-from learner.planning.rewards import Judged, is_flat
+from learner.planning.rewards import REWARD_RULE, Judged
 from learner.tables import Training
 
 log = logging.getLogger("learner")
+HOPELESS_GROUPS = 256  # dead letters one after the other that end a run whose sources have no end
+LOST_SECONDS = 20.0  # after which samples that actors are done with, and that did not come, are asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,10 @@ class Planner:
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
         self._dropped: list[Dropped] = []
         self._seen: list[tuple[Group, list[Judged]]] = []
+        self._buried, self._hopeless = 0, HOPELESS_GROUPS  # groups that died since one was answered, and how many may
+        self._taken: dict[
+            str, float
+        ] = {}  # when it was first seen that actors are done with a group that lacks samples
         self._table: Training | None = None  # by which the groups in ``_seen`` were judged
 
     # -- credits -------------------------------------------------------------------------------------------------------
@@ -88,6 +95,9 @@ class Planner:
             return 0
         places = range(waiting, waiting + count)
         floors = [max(0, self.planned + place // table.groups_per_step - table.max_lag) for place in places]
+        sizes = [f.schedule.source.size for f in stage.feedings]
+        known = [size for size in sizes if size is not None]
+        self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
         self._feed(self.feed.next_questions(stage.feedings, floors))
         return count
 
@@ -112,12 +122,39 @@ class Planner:
     # -- fates ---------------------------------------------------------------------------------------------------------
 
     def bury(self) -> None:
-        """End the groups that dead letters have ended."""
-        for group_id in list(self.join.dead):
-            del self.join.dead[group_id]
+        """End the groups that dead letters have ended. Raises RunFault once all of a whole epoch died: no other one would fare better."""
+        for group_id, error in list(self.join.dead.items()):
             group = self.join.groups.get(group_id)
+            if group is None or group.prompt.purpose == "train":
+                del self.join.dead[group_id]
             if group is not None and group.prompt.purpose == "train":
                 self._drop(group, "dead_letter")
+                self._buried += 1
+                if self._buried >= self._hopeless:
+                    raise RunFault(
+                        f"the last {self._buried} prompts all became dead letters, the newest because: {error}"
+                    )
+
+    def ask_again(self, now: float) -> list[str]:
+        """Ask for the samples again that are lost: the actors are done with the prompt, and they did not come. Returns the groups' ids."""
+        done = self.join.prompts_done()
+        lacking = [
+            g
+            for g in self.join.groups.values()
+            if not g.sampled and g.position.offset < done.get(g.position.partition, 0)
+        ]
+        self._taken = {g.id: self._taken.get(g.id, now) for g in lacking}
+        lost = [g for g in lacking if now - self._taken[g.id] > LOST_SECONDS]
+        if lost:
+            log.warning(
+                "asking again for %d groups, %s among them: their prompts are done, and samples are missing",
+                len(lost),
+                lost[0].id,
+            )
+            for partition, offset in self.feed.again(lost):
+                self._fed[partition] = max(self._fed.get(partition, 0), offset + 1)
+            self._taken.update((g.id, now + LOST_SECONDS) for g in lost)  # it takes a while until they come
+        return [g.id for g in lost]
 
     def expire(self, table: Training, now: float) -> None:
         """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, or the log came back."""
@@ -171,6 +208,7 @@ class Planner:
         )
         for group in self.training():
             if group.complete:
+                self._buried = 0
                 judged = group.judged()
                 reason = gate(group, judged, table, step)
                 if not reason:
@@ -225,6 +263,7 @@ class Planner:
             state=self.state(),
             metrics=summarise(self._seen, self._dropped, self._table),
             created=time.time(),
+            reward_rule=REWARD_RULE,
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]
@@ -248,56 +287,3 @@ class Planner:
             deadletters=deadletters,
             eras=dict(self.feed.eras),
         )
-
-
-def gate(group: Group, judged: list[Judged], table: Training, step: int) -> str:
-    """Why a complete group is not trained at ``step``; empty if it is."""
-    if len(judged) < 2:
-        return "unjudged"
-    if max(trajectory.staleness(step) for trajectory, _ in group.samples.values()) > table.max_lag:
-        return "stale"
-    if table.drop_zero_variance and is_flat(judged, table):
-        return "zero_variance"
-    return ""
-
-
-def summarise(
-    seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped], table: Training | None
-) -> dict[str, float]:
-    """Means over all groups that were judged since the manifest before, trained or not."""
-    metrics: dict[str, float] = {}
-    rewards = [j.reward for _, judged in seen for j in judged]
-    if rewards:
-        metrics["reward_mean"] = fmean(rewards)
-        metrics["response_length_mean"] = fmean(j.trajectory.response_tokens for _, judged in seen for j in judged)
-        metrics["groups_seen"] = float(len(seen))
-        if table is not None:
-            metrics["zero_variance_group_ratio"] = fmean(is_flat(judged, table) for _, judged in seen)
-        by_rewarder: dict[str, list[float]] = {}
-        for group, judged in seen:
-            for trajectory, *_ in judged:
-                for name, vote in group.votes_on(trajectory.index).items():
-                    if vote.value is not None:
-                        by_rewarder.setdefault(name, []).append(vote.value)
-        metrics.update((f"reward/{name}", fmean(values)) for name, values in by_rewarder.items())
-    for reason in {d.reason for d in dropped}:
-        metrics[f"dropped/{reason}"] = float(sum(d.reason == reason for d in dropped))
-    return metrics
-
-
-def recovered_numbers(
-    prompts: Mapping[str, Prompt], cursor: Mapping[str, int]
-) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest and its cursor."""
-    found: dict[str, set[int]] = {}
-    for prompt in prompts.values():
-        if prompt.purpose == "train":
-            found.setdefault(prompt.dataset, set()).add(prompt.number)
-    ends, missing = dict(cursor), {}
-    for name, numbers in found.items():
-        start = cursor.get(name, 0)
-        ends[name] = max(start, max(numbers) + 1)
-        gaps = [n for n in range(start, ends[name]) if n not in numbers]
-        if gaps:
-            missing[name] = gaps
-    return ends, missing

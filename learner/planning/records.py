@@ -28,11 +28,15 @@ class ManifestReader:
             judged = []
             for _ in group.samples:
                 ref, record = next(taken)
-                judged.append(self._judge(group.group_id, ref, record, [next(vote_records) for _ in ref.votes]))
+                judged.append(
+                    self._judge(
+                        group.group_id, ref, record, [next(vote_records) for _ in ref.votes], manifest.reward_rule
+                    )
+                )
             out.append(tuple(judged))
         return tuple(out)
 
-    def _judge(self, group_id: str, ref: SampleRef, record: Record, votes: list[Record]) -> Judged:
+    def _judge(self, group_id: str, ref: SampleRef, record: Record, votes: list[Record], rule: int) -> Judged:
         trajectory = decode(record.value)
         if not isinstance(trajectory, Trajectory) or (trajectory.group_id, trajectory.index) != (group_id, ref.sample):
             raise LogError(
@@ -51,7 +55,7 @@ class ManifestReader:
                 )
             cast[vote.rewarder] = vote
         mix = {name: weight for name, weight in trajectory.rewards.items() if name in cast}  # others were excused
-        judged = judge(trajectory, mix, cast)
+        judged = judge(trajectory, mix, cast, rule)
         if judged is None:
             raise LogError(f"sample {group_id}#{ref.sample} has no reward by its votes")
         return judged

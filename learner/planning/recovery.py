@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.errors import DecodeError, LogError
@@ -10,7 +11,6 @@ from broker.messages import Ending, Manifest, PlannerState, Prompt, decode
 from broker.topics import Topics
 from learner.planning.groups import Group
 from learner.planning.join import read_all
-from learner.planning.planner import recovered_numbers
 
 
 @dataclass(slots=True)
@@ -96,3 +96,21 @@ def _decode(record: Record) -> object:
         return decode(record.value)
     except DecodeError:
         return None  # written by another client; the audit names it
+
+
+def recovered_numbers(
+    prompts: Mapping[str, Prompt], cursor: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest and its cursor."""
+    found: dict[str, set[int]] = {}
+    for prompt in prompts.values():
+        if prompt.purpose == "train":
+            found.setdefault(prompt.dataset, set()).add(prompt.number)
+    ends, missing = dict(cursor), {}
+    for name, numbers in found.items():
+        start = cursor.get(name, 0)
+        ends[name] = max(start, max(numbers) + 1)
+        gaps = [n for n in range(start, ends[name]) if n not in numbers]
+        if gaps:
+            missing[name] = gaps
+    return ends, missing

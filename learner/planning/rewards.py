@@ -9,8 +9,7 @@ import numpy as np
 
 from broker.messages import FloatArray, Trajectory, Vote
 from broker.verdicts import ValueSpan
-from learner.losses.objectives import FLAT
-from learner.tables import Training
+from learner.tables import FLAT, Training
 
 NO_STEPS: Mapping[str, tuple[ValueSpan, ...]] = {}
 
@@ -27,29 +26,40 @@ class Judged(NamedTuple):
     teacher: FloatArray | None = None
 
 
-def reward_of(mix: Mapping[str, float], votes: Mapping[str, Vote]) -> float | None:
+REWARD_RULE = 2
+"""How votes become a reward now; a manifest says by which rule its own did. 1: who abstains counts as 0."""
+
+
+def reward_of(mix: Mapping[str, float], votes: Mapping[str, Vote], rule: int = REWARD_RULE) -> float | None:
     """Weighted sum over the rewarders of ``mix`` that gave a value, in the mix's order.
 
-    None where the sample cannot be judged: a rewarder of the mix has not voted or failed, or all of them abstained. A
+    The weights of those that abstained go to the others in proportion, so that an abstention neither rewards nor punishes. None where the sample cannot be judged: a rewarder of the mix has not voted or failed, or all of them abstained. A
     failure is never a reward of 0.
     """
-    total, values = 0.0, 0
+    total, values, heard, silent = 0.0, 0, 0.0, 0.0
     for name, weight in mix.items():
         vote = votes.get(name)
         if vote is None or vote.outcome == "error":
             return None
         if vote.value is not None:
             total += weight * vote.value
+            heard += abs(weight)
             values += 1
-    return total if values else None
+        else:
+            silent += abs(weight)
+    if not values:
+        return None
+    return total * (heard + silent) / heard if rule > 1 and silent and heard else total
 
 
-def judge(trajectory: Trajectory, mix: Mapping[str, float], votes: Mapping[str, Vote]) -> Judged | None:
+def judge(
+    trajectory: Trajectory, mix: Mapping[str, float], votes: Mapping[str, Vote], rule: int = REWARD_RULE
+) -> Judged | None:
     """``trajectory`` with its reward and what else the rewarders of ``mix`` said; None where it cannot be judged.
 
     That is also where values or log-probabilities do not fit the sample's tokens. Several teachers are averaged.
     """
-    reward = reward_of(mix, votes)
+    reward = reward_of(mix, votes, rule)
     if reward is None:
         return None
     said = {name: votes[name] for name in mix}

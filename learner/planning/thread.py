@@ -18,6 +18,7 @@ from learner.planning.planner import Planned, Planner, StagePlan
 
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
+LOST_LOOK_SECONDS = 5.0  # between two looks whether samples were lost
 GATHER_SECONDS = 0.01  # records that come one by one are taken together: the trainer's thread wants the interpreter too
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Planning:
         self._steps_ahead, self._resting, self._idle = ahead, resting, idle
         self._planned: queue.SimpleQueue[Planned] = queue.SimpleQueue()
         self._stage: StagePlan | None = None
-        self._last_round = time.time()
+        self._last_round = self._looked = time.time()
 
     # -- what stages ask for -------------------------------------------------------------------------------------------
 
@@ -127,6 +128,9 @@ class Planning:
         for ending in self._collections.settle(now):
             self._on_ending(ending)
         planner.bury()
+        if now - self._looked > LOST_LOOK_SECONDS:
+            self._looked = now
+            planner.ask_again(now)
         stage = self._stage
         if stage is not None:
             planner.expire(stage.training, now)

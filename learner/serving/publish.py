@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from broker import plugins
 from broker.control.server import ControlServer
 from broker.errors import DecodeError, RunFileError
 from broker.log import Log, Producer, Record
@@ -53,11 +55,17 @@ class Publishing:
             bucket_bytes=state.bucket_bytes,
             backend=backend_of(table, state.device),
             device=state.device,
-            road=table.road,  # type: ignore[arg-type]
+            road=self._road(table.road),
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
         )
         self._publisher.warm(state.specs())
+
+    def _road(self, name: str) -> Any:
+        """The road of that name, or one of the run file's own. Raises RunFileError."""
+        if ":" not in name:
+            return name
+        return plugins.build(name, {}, self._run.file.base, "[learner] road", control=self.control)
 
     def publish(self, version: int) -> None:
         """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""

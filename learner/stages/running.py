@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+
 from learner.learner import Learner
+
+log = logging.getLogger("learner")
+
+
+def first_stage(learner: Learner) -> int:
+    """The stage to go on with: the one under way; or the last one that was closed, where the run file now has more steps for it and nothing
+    was done behind it."""
+    done, stages = learner.progress, learner.config.stages
+    if not done.closed:
+        return done.stage
+    at_end = done.stage == len(stages) - 1 and learner.config.training(done.stage) is not None
+    return done.stage if at_end and stages[done.stage].total_steps() > done.stage_step else done.stage + 1
 
 
 def run_stages(learner: Learner) -> bool:
     """False if the learner is to stop before the last stage has ended."""
     done = learner.progress
-    first = done.stage + 1 if done.closed else done.stage
+    first = first_stage(learner)
+    if done.closed and first == done.stage:
+        stage = learner.config.stages[first]
+        log.info(
+            "stage %s goes on from step %d to %d; a falling rate is that of %d steps", stage.name, done.stage_step,
+            stage.total_steps(), stage.total_steps(),
+        )  # fmt: skip
     for index, stage in enumerate(learner.config.stages):
         if index < first:
             continue

@@ -67,5 +67,5 @@ class Stage(Table):
 def begin_with_model(learner: Learner, index: int, stage: Stage) -> None:
     """At the start of a stage that names a model of its own: its weights are the next policy version."""
     progress = learner.progress
-    if stage.model and not (progress.stage == index and not progress.closed):
+    if stage.model and progress.stage != index:
         learner.replace_weights(index, learner.model_named(stage.model))

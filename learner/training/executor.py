@@ -31,7 +31,9 @@ def execute(
             f"manifest {manifest.kind!r} of step {manifest.step} does not follow version {before.version}"
         )
     if manifest.kind == "step":
-        stage_step = before.stage_step if before.stage == manifest.stage and not before.closed else 0
+        stage_step = (
+            before.stage_step if before.stage == manifest.stage else 0
+        )  # also of one that goes on after its close
         result = None if set_aside else _step(state, manifest, groups, stage_step)
         state.progress = Progress(manifest.step, manifest.stage, stage_step + 1, False, offset)
         return result

@@ -1,12 +1,13 @@
 """Log-probabilities of chosen tokens without ever keeping the logits.
 
 The head runs on trained positions only, in row chunks, and again in the backward pass: memory is one chunk of logits
-instead of all. Log-sum-exp in float32.
+instead of all. Logits and log-sum-exp are in float32, also where what is multiplied is in bfloat16: rounded to bfloat16 the logits
+of a large vocabulary would be off by hundredths of a nat, more than a clip of 3e-4 over a sequence's mean can bear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ CACHED = 1 << 19  # logits that a processor's cache holds: on a CPU all that is 
 class _TokenLogprobs(torch.autograd.Function):
     """``hidden_MD``, ``weight_VD``, ``target_M`` -> log-probability, entropy and whether the target was the most likely, of each row.
 
-    ``scale_M`` multiplies the logits. The products are computed in ``kind``, all else in float32 (float64 if that is given).
+    ``scale_M`` multiplies the logits. What is multiplied is of type ``kind``, all sums are in float32 (float64 if that is given).
     """
 
     @staticmethod
@@ -36,14 +37,15 @@ class _TokenLogprobs(torch.autograd.Function):
         count, weight = hidden_MD.shape[0], weight_VD.to(kind)
         logprobs, entropy = (hidden_MD.new_empty(count, dtype=exact(kind)) for _ in range(2))
         correct = torch.empty(count, dtype=torch.bool, device=hidden_MD.device)
-        products = weight.new_empty(min(rows, count), len(weight))
+        products = weight.new_empty(min(rows, count), len(weight), dtype=exact(kind))
+        multiply = _multiplier(weight, exact(kind))
         keep = products.numel() <= SMALL and count <= rows and kind == exact(kind)
         for at in range(0, count, rows):
             hidden = hidden_MD[at : at + rows].to(kind)
-            product = torch.mm(hidden, weight.T, out=products[: len(hidden)])
+            product = multiply(hidden, products[: len(hidden)])
             for block in _blocks(product):
                 here = slice(at + block.start, at + block.stop)
-                logits = product[block].to(exact(kind)).mul_(scale_M[here, None])
+                logits = product[block].mul_(scale_M[here, None])
                 chosen, top = logits.gather(1, target_M[here, None]), logits.amax(-1, keepdim=True)
                 odds, total = _odds(logits, top)
                 log_total = total.log()
@@ -67,26 +69,28 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD, dtype=exact(ctx.kind)) if to_weight else None
         # rows that the loss leaves out are left out here too: it costs nothing, and what is not finite in them stays there
         heard = ((slope_M != 0) | (spread_M != 0)).nonzero()[:, 0]
-        products = weight.new_empty(min(ctx.rows, len(heard)), len(weight))
+        slopes = weight.new_empty(min(ctx.rows, len(heard)), len(weight))
+        products = slopes if ctx.kind == exact(ctx.kind) else torch.empty_like(slopes, dtype=exact(ctx.kind))
+        multiply = _multiplier(weight, exact(ctx.kind))
         for part in heard.split(ctx.rows):
             hidden = hidden_MD[part].to(ctx.kind)
-            product = products[: len(part)]
+            product, slope_of = products[: len(part)], slopes[: len(part)]
             if kept_MV is None:
-                torch.mm(hidden, weight.T, out=product)
+                multiply(hidden, product)
             for block in _blocks(product):
                 here = part[block]
                 if kept_MV is None:
-                    logits = product[block].to(exact(ctx.kind)).mul_(scale_M[here, None])
+                    logits = product[block].mul_(scale_M[here, None])
                 else:
                     logits = kept_MV[here]  # a copy, less each row's largest: what follows is the same
                 slope, spread = slope_M[here, None], spread_M[here, None] if grads[1] is not None else None
-                product[block] = _logits_slope(logits, target_M[here, None], slope, spread)
+                slope_of[block] = _logits_slope(logits, target_M[here, None], slope, spread)
             if grad_hidden is not None:
-                grad_hidden[part] = (product @ weight).to(grad_hidden.dtype)
+                grad_hidden[part] = (slope_of @ weight).to(grad_hidden.dtype)
             if grad_weight is not None and grad_weight.dtype == ctx.kind:
-                grad_weight.addmm_(product.T, hidden)
+                grad_weight.addmm_(slope_of.T, hidden)
             elif grad_weight is not None:
-                grad_weight += product.T @ hidden
+                grad_weight += slope_of.T @ hidden
         return (
             grad_hidden,
             grad_weight if grad_weight is None else grad_weight.to(weight_VD.dtype),
@@ -95,6 +99,16 @@ class _TokenLogprobs(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _multiplier(weight_VD: Tensor, wide: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    """``hidden [M, D], out [M, V]`` -> ``out``, the logits, summed and kept in type ``wide`` whatever the factors' type is."""
+    if weight_VD.dtype == wide:
+        return lambda hidden, out: torch.mm(hidden, weight_VD.T, out=out)
+    if weight_VD.device.type == "cuda":
+        return lambda hidden, out: torch.mm(hidden, weight_VD.T, wide, out=out)
+    exact_VD = weight_VD.to(wide)  # processors have no such product; those of the rounded factors are the same numbers
+    return lambda hidden, out: torch.mm(hidden.to(wide), exact_VD.T, out=out)
 
 
 def _blocks(logits_MV: Tensor) -> Iterator[slice]:

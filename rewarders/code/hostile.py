@@ -79,7 +79,7 @@ def solve(n):
 FILES = """
 import os
 def solve(n):
-    for top in ("/box", "/tmp", "/dev/shm", "/run", "/var", "/home", "/root", "/mnt"):
+    for top in ("/box", "/tmp", "/dev/shm", "/run", "/var", "/mnt"):
         for where, _, names in os.walk(top):
             for name in names:
                 try:

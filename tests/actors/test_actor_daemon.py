@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.__main__ import with_newest
+from actors.newest import NewestPolicy
 from actors.policy import PolicyFollower
 from broker.errors import WeightPushError
 from broker.log import Log
@@ -30,37 +30,37 @@ def publish(log: Log, version: int) -> PolicyVersion:
 def test_a_policy_that_is_removed_while_it_is_read_is_followed_by_a_newer_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.__main__.NEWER_SECONDS", 0.5)
+    monkeypatch.setattr("actors.newest.NEWER_SECONDS", 0.5)
     log = open_log(f"sqlite://{tmp_path}/log")
     log.create(TOPICS.specs())
-    newest = [publish(log, 1)]
+    newest = NewestPolicy(publish(log, 1))
     follower = PolicyFollower(log, TOPICS)
-    assert follower.poll(5.0) == newest[0]
+    assert follower.poll(5.0) == newest.get()
     tried: list[int] = []
 
     def use() -> str:
-        tried.append(newest[0].version)
-        if newest[0].version < 3:
-            publish(log, newest[0].version + 1)
+        tried.append(newest.get().version)
+        if newest.get().version < 3:
+            publish(log, newest.get().version + 1)
             raise WeightPushError("no weights there")
         return "loaded"
 
-    assert with_newest(follower, newest, use) == "loaded" and tried == [1, 2, 3]
+    assert newest.use(follower, use) == "loaded" and tried == [1, 2, 3]
 
     def fail() -> str:
         raise OSError("no such file")
 
     with pytest.raises(OSError, match="no such file"):
-        with_newest(follower, newest, fail)
+        newest.use(follower, fail)
 
-    newest[0] = replace(newest[0], path=str(tmp_path))
+    newest.set(replace(newest.get(), path=str(tmp_path)))
 
     def fail_though_the_files_are_there() -> str:
         publish(log, 9)
         return fail()
 
     with pytest.raises(OSError, match="no such file"):
-        with_newest(follower, newest, fail_though_the_files_are_there)
-    assert newest[0].version == 3
+        newest.use(follower, fail_though_the_files_are_there)
+    assert newest.get().version == 3
     follower.close()
     log.close()

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from actors.config import ActorsTable
 from actors.engine import Completion
+from actors.intake import Intake
 from actors.local.engine import LocalEngine
+from actors.rooms import Rooms
 from actors.worker import ActorWorker
 from broker.log import Log
 from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
@@ -45,7 +47,8 @@ def engine(tiny_model: Path) -> LocalEngine:
 def worker_of(log: Log, engine: LocalEngine, name: str = "actor-0", **table: Any) -> ActorWorker:
     registry = CollectorRegistry()
     metrics: tuple[Any, ...] = (ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"))
-    return ActorWorker(name, log, TOPICS, engine, engine.tokenizer, ActorsTable(slots=8, **table), *metrics)
+    rooms = Rooms({}, Path())
+    return ActorWorker(name, Intake(name, log, TOPICS), engine, rooms, ActorsTable(slots=8, **table), *metrics)
 
 
 def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
@@ -70,10 +73,10 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
     return prompts
 
 
-def turn_until(worker: ActorWorker, log: Log, committed: int) -> None:
+def work_until(worker: ActorWorker, log: Log, committed: int) -> None:
     deadline = time.monotonic() + 60
     while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < committed:
-        worker.turn()
+        worker.round()
         assert time.monotonic() < deadline
 
 
@@ -84,7 +87,7 @@ def samples(log: Log) -> list[Trajectory]:
 def test_every_sample_of_every_prompt_is_published_with_what_rewarders_need(log: Log, engine: LocalEngine) -> None:
     prompts = feed(log, 5)
     worker = worker_of(log, engine)
-    turn_until(worker, log, 5)
+    work_until(worker, log, 5)
     worker.close()
     found = samples(log)
     assert sorted(s.id for s in found) == sorted(f"{p.group_id}#{i}" for p in prompts for i in range(3))
@@ -97,11 +100,11 @@ def test_every_sample_of_every_prompt_is_published_with_what_rewarders_need(log:
 def test_what_an_actor_had_not_committed_is_sampled_again_by_the_next(log: Log, engine: LocalEngine) -> None:
     feed(log, 4)
     first = worker_of(log, engine)
-    first.turn()
+    first.round()
     for i in range(4):
         engine.cancel(f"d-{i}@0")
     second = worker_of(log, engine)  # the first one ends without a word
-    turn_until(second, log, 4)
+    work_until(second, log, 4)
     second.close()
     assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(4) for k in range(3)}
 
@@ -127,20 +130,20 @@ def test_an_actor_whose_engine_is_away_gives_its_prompts_back_and_comes_again(
     first, second = worker_of(log, sleeper, "first", give_back=0.2), worker_of(log, engine, "second")
     feed(log, 6)
     deadline = time.monotonic() + 60
-    while not (sleeper._live and engine._live) and not samples(log):
-        first.turn()
-        second.turn()
+    while not (sleeper._rows.live and engine._rows.live) and not samples(log):
+        first.round()
+        second.round()
         assert time.monotonic() < deadline
     sleeper.asleep = True
     while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < 6:
-        first.turn()
-        second.turn()
+        first.round()
+        second.round()
         assert time.monotonic() < deadline
     assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(6) for k in range(3)}
     sleeper.asleep = False
     second.close()
     feed(log, 2)
-    turn_until(first, log, 8)
+    work_until(first, log, 8)
     first.close()
 
 
@@ -154,7 +157,7 @@ def test_what_cannot_be_served_goes_to_the_dead_letters_and_the_rest_goes_on(log
     producer.flush()
     feed(log, 2)
     worker = worker_of(log, engine)
-    turn_until(worker, log, 5)
+    work_until(worker, log, 5)
     worker.close()
     letters = {m.group_id: m for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter)}
     assert letters.keys() == {"broken", "long-0@0", "greedy-0@0"}

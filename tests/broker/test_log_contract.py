@@ -1,4 +1,4 @@
-"""One contract for every log engine: what holds here holds on all of them."""
+"""One contract for every log engine: what holds here holds on all of them, and on one that is plugged in from a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ import pytest
 from broker.errors import HeldByAnother, LogError, OffsetExpired
 from broker.log import Consumer, Log, Record, TopicSpec, partition_of
 from broker.messages import Position
-from broker.open import open_log
+from broker.open import open_log as open_any
 from broker.watermark import Watermark
 
 SPAWN = multiprocessing.get_context("spawn")
+PLUGGED = Path(__file__).resolve().parent / "plugged"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def open_log(url: str) -> Log:
+    """The log at ``url``, as a run file beside ``folder_log.py`` would have it."""
+    return open_any(url, {"folder": "folder_log.py:FolderLog"}, PLUGGED)
+
+
+@pytest.fixture(params=["sqlite", "folder", pytest.param("kafka", marks=pytest.mark.kafka)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite://{tmp_path / 'log'}"
+    if request.param != "kafka":
+        return f"{request.param}://{tmp_path / 'log'}"
     server = request.getfixturevalue("kafka")
     return f"{server.url}?replication=1"
 
@@ -166,6 +172,40 @@ def test_what_is_not_committed_comes_again_and_what_is_does_not(log: Log) -> Non
     assert [r.offset for r in drain(again, 7)] == list(range(3, 10))
     again.close()
     assert log.groups() == {"g": ("one",)}
+
+
+def test_a_group_without_offsets_begins_at_the_first_record_that_matters(log: Log) -> None:
+    fill(log, "one", 10)
+    fill(log, "t", 3, partition=2)
+    consumer = log.consumer(["one", "t"], "g", "a", lambda topic: {0: 7} if topic == "one" else {})
+    got = drain(consumer, 6)
+    assert sorted((r.topic, r.offset) for r in got) == [("one", o) for o in (7, 8, 9)] + [("t", o) for o in (0, 1, 2)]
+    consumer.commit({("one", 0): 8})
+    consumer.close()
+    again = log.consumer(["one"], "g", "a", lambda topic: {0: 2})
+    assert [r.offset for r in drain(again, 2)] == [8, 9], "what was committed goes before"
+    again.close()
+
+
+def test_topics_and_groups_are_deleted_once_nobody_is_a_member(log: Log) -> None:
+    fill(log, "one", 3)
+    consumer = log.consumer(["one"], "g", "a")
+    drain(consumer, 3)
+    consumer.commit({("one", 0): 3})
+    with pytest.raises(LogError, match=r"group g has .*living member"):
+        log.delete(["one"], ["g", "nobody"])
+    consumer.close()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            log.delete(["one", "nothing"], ["g", "nobody"])
+            break
+        except LogError:  # the place of a member that has left is gone in a moment
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert set(log.topics()) == {"t", "newest"} and log.groups() == {}
+    log.create([TopicSpec("one", 1)])
+    assert log.ends("one") == {0: 0} and fill(log, "one", 1) == [Position(0, 0)]
 
 
 def test_groups_do_not_disturb_each_other(log: Log) -> None:

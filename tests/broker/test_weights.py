@@ -384,7 +384,7 @@ def test_nccl_is_refused_where_it_cannot_work_with_the_cure() -> None:
 def test_a_fault_of_the_road_is_told_by_the_next_publication(tmp_path: Path) -> None:
     """NCCL to a receiver on a CPU: the run ends with the cure, it does not try for ever."""
     learner = Learner(tmp_path)
-    learner.publisher._backend = "nccl"
+    learner.publisher._road.backend = "nccl"  # type: ignore[attr-defined]
     client = WeightClient("r0", DistributedReceiver(lambda version, tensors: None), lambda: {"gpu": ""})
     try:
         client.connect(learner.control.endpoint)

@@ -22,7 +22,7 @@ from ringtools import wait_for
 
 from broker.messages import StepResult
 from headrace.__main__ import main
-from headrace.running.redaction import tables_without_secrets
+from headrace.reading.redaction import tables_without_secrets
 
 Curve = dict[int, float]  # value by step
 Curves = dict[str, Curve]

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.errors import LogError, LogUnavailable, OffsetExpired, RunFileError
+from broker.errors import HeldByAnother, LogError, LogUnavailable, OffsetExpired, RunFileError
 from broker.kafka.server import KafkaServer, cluster
 from broker.kafka.settings import KafkaSettings
 from broker.log import Log, TopicSpec
+from broker.messages import Position
 from broker.open import open_log
 from monitoring.ports import free_ports
 
@@ -92,16 +93,67 @@ def test_a_topic_that_would_lose_records_is_refused(kafka: KafkaServer, log: Log
         "short": {"retention.ms": "60000"},
         "small": {"retention.ms": "-1", "max.message.bytes": "1000000"},
         "compact": {"cleanup.policy": "compact"},
+        "atonce": {"retention.ms": "0"},
+        "nothing": {"retention.ms": "-1", "retention.bytes": "0"},
+        "both": {"cleanup.policy": "compact,delete", "retention.ms": "-1"},
     }
     admin.create_topics(
         {f"refused.{n}": {"num_partitions": 2, "replication_factor": 1, "configs": c} for n, c in made.items()},
         wait_for_metadata=True,
     )
     admin.close()
-    for name, why in (("short", "retention.ms = 60000"), ("small", "max.message.bytes"), ("compact", "compacted")):
+    for name, why in (
+        ("short", "retention.ms = 60000.*set it to -1"),
+        ("small", "max.message.bytes"),
+        ("compact", "compacted.*cleanup.policy=delete"),
+        ("atonce", "retention.ms = 0.*set it to -1"),
+        ("nothing", "retention.bytes = 0"),
+    ):
         with pytest.raises(LogError, match=why):
             log.create([TopicSpec(f"refused.{name}", 2)])
+    with pytest.raises(LogError, match=r"removes records by age: set cleanup\.policy=compact"):
+        log.create([TopicSpec("refused.both", 2, compacted=True)])
+    with pytest.raises(LogError, match="raise it to at least 120000"):
+        log.create([TopicSpec("refused.short", 2, retention_seconds=120)])
+    assert log.topics()["refused.atonce"].retention_seconds > 0, "0 is not for ever on a cluster"
     log.create([TopicSpec("refused.short", 2, retention_seconds=60)])
+
+
+@pytest.mark.timeout(90)
+def test_two_members_of_one_name_cannot_both_have_its_place(log: Log) -> None:
+    """As two machines with the same ``--name``: the older one is told, and does not wait for ever."""
+    log.create([TopicSpec("named.t", 2)])
+    older = log.consumer(["named.t"], "named.g", "vowels-0")
+    newer = log.consumer(["named.t"], "named.g", "vowels-0")
+    with pytest.raises(HeldByAnother, match=r"place of vowels-0 in group named\.g.*newer process of that name.*--name"):
+        for _ in range(100):
+            older.poll(1, 0.5)
+    assert older.assignment() == frozenset()
+    fill(log, "named.t", 3)
+    got = 0
+    while got < 3:
+        got += len(newer.poll(3, 1.0))
+    older.close()
+    newer.close()
+
+
+def test_exact_positions_cost_little_more_than_their_records(kafka: KafkaServer, log: Log) -> None:
+    log.create([TopicSpec("exact.t", 1)])
+    producer = log.producer()
+    for i in range(2000):
+        producer.send("exact.t", b"k", f"{i:04}".encode() * 640, 0)
+        if i % 16 == 15:
+            producer.flush()
+    producer.flush()
+    producer.close()
+    reader = log.reader("exact.t")
+    wanted = [Position(0, 100 * i + j) for i in range(2, 18) for j in (0, 7)]
+    assert [r.value[:4] for r in reader.get(wanted)] == [f"{p.offset:04}".encode() for p in wanted]
+    sent = numbers(kafka)["kafka_topic_bytesout_total", "exact.t"]
+    assert sent < 3_500_000, (
+        "of 5 MB in the topic, for 32 records of 2.5 KB in 16 places, which lie in batches of 41 KB"
+    )
+    reader.close()
 
 
 @pytest.mark.timeout(90)
@@ -157,9 +209,10 @@ def test_compressed_records_and_the_largest_come_back_as_they_were(kafka: KafkaS
 @pytest.mark.timeout(180)
 def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
     servers = cluster(tmp_path)
-    log = open_log("kafka://" + ",".join(s.address for s in servers))
+    log = open_log(servers[0].url)  # the one that is lost
     try:
         log.create([TopicSpec("three.t", 3)])
+        only: Any = log.exclusive_producer("three.owner", "the learner")
         written = 0
         producer, consumer = log.producer(), log.consumer(["three.t"], "three.g", "a")
         got: list[bytes] = []
@@ -179,7 +232,9 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
         while len(set(got)) < written and time.monotonic() < deadline:
             got += [r.value for r in consumer.poll(64, 0.5)]
         assert len(set(got)) == written == 180
-        for thing in (producer, consumer):
+        only.send("three.t", b"k", b"of a learner", 0)
+        assert len(only.flush()) == 1, "the cluster is there, whatever became of the broker that the run file names"
+        for thing in (producer, consumer, only):
             thing.close()
     finally:
         log.close()
@@ -187,14 +242,19 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
             server.kill()
 
 
-def test_a_brokers_own_numbers_are_served_beside_ours(kafka: KafkaServer, log: Log) -> None:
-    log.create([TopicSpec("numbers")])
-    fill(log, "numbers", 7)
+def numbers(kafka: KafkaServer) -> dict[tuple[str, str | None], float]:
+    """What the broker counts, by name and topic."""
     with urllib.request.urlopen(f"http://{kafka.metrics}/metrics", timeout=10) as answer:
-        samples = {
+        return {
             (s.name, s.labels.get("topic")): s.value
             for family in text_string_to_metric_families(answer.read().decode())
             for s in family.samples
         }
+
+
+def test_a_brokers_own_numbers_are_served_beside_ours(kafka: KafkaServer, log: Log) -> None:
+    log.create([TopicSpec("numbers")])
+    fill(log, "numbers", 7)
+    samples = numbers(kafka)
     assert samples["kafka_topic_messagesin_total", "numbers"] == 7
     assert samples["kafka_log_logendoffset", "numbers"] == 7 and samples["kafka_log_size", "numbers"] > 0

@@ -210,3 +210,24 @@ def test_a_head_with_a_bias_is_refused(tiny_model: Path) -> None:
     (chunk,) = pack([Sequenced.supervised(tokens, tokens > 0, 0)], 16)
     with pytest.raises(EngineError, match="bias"):
         score(model, chunk)
+
+
+def test_under_bfloat16_the_logits_are_float32() -> None:
+    """The products are those of the rounded factors, and nothing is rounded behind them: a sequence's mean is exact to 1e-5."""
+    torch.manual_seed(3)
+    hidden, weight = torch.randn(64, 128) * 4, torch.randn(500, 128)
+    target = torch.randint(0, 500, (64,))
+    leaf_h, leaf_w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = token_logprobs(leaf_h, leaf_w, target, rows=16)
+    scores.logprobs_M.sum().backward()
+    wide_h, wide_w = (x.bfloat16().double().requires_grad_() for x in (hidden, weight))
+    everything = torch.log_softmax(wide_h @ wide_w.T, -1)
+    wanted = everything.gather(1, target[:, None])[:, 0]
+    wanted.sum().backward()
+    rounded = torch.log_softmax((hidden.bfloat16() @ weight.bfloat16().T).float(), -1).gather(1, target[:, None])[:, 0]
+    assert scores.logprobs_M.dtype == torch.float32
+    assert (scores.logprobs_M - wanted).abs().max() < 1e-4 < (rounded - wanted).abs().mean(), "what a bf16 output gives"
+    for found, right in ((leaf_h.grad, wide_h.grad), (leaf_w.grad, wide_w.grad)):
+        assert found is not None and right is not None
+        assert (found - right).norm() / right.norm() < 0.01

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.errors import DataError
+from broker.errors import DataError, RunFault
 from broker.log import Log
 from broker.messages import (
     ChatMessage,
@@ -39,6 +39,7 @@ from learner.planning.join import Join, read_all
 from learner.planning.planner import Planner, StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_outstanding, read_tail
+from learner.planning.rewards import reward_of
 from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score, wilson
 from learner.planning.thread import PlanningThread
 from learner.tables import Benchmark, LearnerTable
@@ -492,3 +493,61 @@ def test_deadlines_begin_anew_when_the_log_was_away(log: Log) -> None:
     assert not ring.planner._dropped and slow.group_id in ring.join.groups
     ring.planner.expire(ring.table, time.time() + 1)
     assert [d.reason for d in ring.planner._dropped] == ["incomplete"], "and then they hold"
+
+
+def test_samples_that_are_lost_are_asked_for_again_once_the_actors_are_done(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=0)
+    ring.planner.refill(ring.stage)
+    (prompt,) = ring.fed()
+    ring.sample(prompt, 0)
+    ring.out.flush()
+    ring.pump()
+    now = time.time()
+    assert ring.planner.ask_again(now) == [] and ring.planner.ask_again(now + 1000) == [], "an actor may be at it"
+    actor = log.consumer([TOPICS.prompts], TOPICS.group("actors"), "a")
+    while not (taken := actor.poll(16, 1.0)):
+        pass
+    actor.commit({(r.topic, r.partition): r.offset + 1 for r in taken})
+    assert ring.planner.ask_again(now) == [] and ring.planner.ask_again(now + 5) == [], "it may be on its way"
+    assert ring.planner.ask_again(now + 25) == [prompt.group_id]
+    assert ring.planner.ask_again(now + 30) == [], "not at once again"
+    (again,) = ring.fed()
+    assert again == prompt
+    ring.answer(prompt, [0, 1])
+    ring.pump()
+    ring.vote(prompt, 0, 0.0)
+    planned = ring.plan()
+    assert [j.reward for j in planned.groups[0]] == [0, 1]
+    assert verify(log, TOPICS).problems == []
+    ring.start()
+    assert not ring.join.groups, "a restart knows that the group has ended"
+    actor.close()
+
+
+def test_a_whole_epoch_of_dead_letters_ends_the_run_with_the_reason(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=1)
+    stage = stage_of(ring, Rows(5))
+    with pytest.raises(RunFault, match=r"the last 5 prompts all became dead letters, .* 300 tokens"):
+        for _ in range(6):
+            ring.planner.refill(stage)
+            for prompt in ring.fed():
+                letter = DeadLetter(
+                    TOPICS.prompts, 0, 0, b"", b"", "the prompt has 300 tokens", "actor", prompt.group_id
+                )
+                ring.out.send(TOPICS.deadletters, b"k", encode(letter))
+            ring.out.flush()
+            ring.pump()
+
+
+def test_who_abstains_neither_rewards_nor_punishes_and_old_manifests_keep_their_rule() -> None:
+    mix = {"accuracy": 1.0, "brevity": 0.25}
+    right, silent = Vote("g", 0, "accuracy", "value", 1.0), Vote("g", 0, "brevity", "abstain")
+    wrong = Vote("g", 0, "accuracy", "value", 0.0)
+    brief = Vote("g", 0, "brevity", "value", 1.0)
+    assert reward_of(mix, {"accuracy": right, "brevity": silent}) == reward_of(
+        mix, {"accuracy": right, "brevity": brief}
+    )
+    assert reward_of(mix, {"accuracy": wrong, "brevity": silent}) == 0.0
+    assert reward_of(mix, {"accuracy": right, "brevity": silent}, rule=1) == 1.0
+    gone = Vote("g", 0, "accuracy", "abstain")
+    assert reward_of(mix, {"accuracy": gone, "brevity": silent}) is None

@@ -77,6 +77,24 @@ def test_a_stop_is_resumed(tmp_path: Path) -> None:
         assert (audit.steps, audit.trained, audit.outstanding, audit.problems) == (8, 32, 0, [])
 
 
+def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
+    file = small_copy(tmp_path)
+    text = file.read_text()
+    file.write_text(text[: text.index('[[stage]]\nkind = "evaluate"')])
+    constant = "learner.optimizer.schedule=constant"
+    with ring(tmp_path / "run", *SHORT[:-1], constant, file=file) as made:
+        assert made.run() and made.run(), "there is nothing more to do"
+        assert len(made.steps()) == 8
+    with ring(
+        tmp_path / "run", "stage.0.steps=2", "stage.1.steps=11", "stage.1.eval_every=0", constant, file=file
+    ) as made:
+        assert made.run()
+        assert [r.stage_step for r in made.results() if r.stage == 1] == list(range(1, 12))
+        audit = made.verify()
+        assert (audit.steps, audit.trained, audit.outstanding, audit.problems) == (11, 44, 0, [])
+        assert replayed(made, tmp_path / "again") == made.newest_sha256()
+
+
 def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(tmp_path: Path) -> None:
     file = small_copy(tmp_path)
     (tmp_path / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
@@ -146,9 +164,10 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Pa
 
 
 def fill(made: Ring, topic: str) -> None:
-    with pytest.raises(LogFull):
-        while True:
-            made.send(topic, b"nobody", bytes(60_000))
+    for size in (60_000, 500):
+        with pytest.raises(LogFull):
+            while True:
+                made.send(topic, b"nobody", bytes(size))
 
 
 MEMORY = (

@@ -18,7 +18,7 @@ from test_planner import TOPICS, Ring
 
 from actors.engine import Completion, Request
 from actors.local.engine import LocalEngine
-from actors.opening import Opening
+from actors.shift import ShiftGate
 from broker.control.client import ControlClient
 from broker.control.server import ControlServer
 from broker.errors import RunFileError
@@ -71,8 +71,8 @@ class Actor:
 
     def tokens(self) -> int:
         """Drawn so far, those of unfinished samples included."""
-        live = (self.engine._length - self.engine._prompt)[: len(self.engine._live)]
-        return sum(len(c.tokens) for c in self.done) + int(live.sum())
+        live = sum(len(slot.response) for slot in list(self.engine._rows.live))
+        return sum(len(c.tokens) for c in self.done) + live
 
     def close(self) -> None:
         self.client.close()
@@ -229,15 +229,15 @@ def test_an_engine_is_not_opened_in_the_learners_turn_and_a_turn_waits_for_one_t
     bench: Bench,
 ) -> None:
     bench.shifts.begin()
-    opening = Opening("a", bench.control.endpoint)
+    gate = ShiftGate("a", bench.control.endpoint)
     opened = threading.Event()
-    waiting = threading.Thread(target=lambda: (opening.wait(Stop(), nullcontext()), opened.set()))
+    waiting = threading.Thread(target=lambda: (gate.wait(Stop(), nullcontext()), opened.set()))
     waiting.start()
     assert not opened.wait(1.0)
     bench.shifts.end()
     assert opened.wait(5.0)
     started = time.monotonic()
-    threading.Timer(1.0, opening.close).start()
+    threading.Timer(1.0, gate.close).start()
     bench.shifts.begin()
     assert 1.0 <= time.monotonic() - started < PATIENCE
     assert bench.number("headrace_broadcast_evictions_total", member="a.opening") == 0, "it left by itself"
@@ -246,13 +246,13 @@ def test_an_engine_is_not_opened_in_the_learners_turn_and_a_turn_waits_for_one_t
 
 
 def test_an_engine_is_opened_where_no_learner_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.opening.KNOWN_SECONDS", 0.3)
-    opening = Opening("a", "tcp://127.0.0.1:9")
+    monkeypatch.setattr("actors.shift.KNOWN_SECONDS", 0.3)
+    gate = ShiftGate("a", "tcp://127.0.0.1:9")
     started = time.monotonic()
-    opening.wait(Stop(), nullcontext())
+    gate.wait(Stop(), nullcontext())
     assert time.monotonic() - started < 5
-    opening.close()
-    opening.close()
+    gate.close()
+    gate.close()
 
 
 def test_a_turns_steps_are_planned_before_it_and_no_deadline_passes_in_it(bench: Bench, tmp_path: Path) -> None:

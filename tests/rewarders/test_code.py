@@ -119,6 +119,7 @@ def test_a_judge_that_rewards_a_cheat_refuses_to_judge(monkeypatch: pytest.Monke
         CodeTests()(sample(fenced(ADD), None, metadata={"tests": SUMS}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", [n for n, row in LANGUAGES.items() if row.control])
 def test_other_languages_compile_once_and_run_for_each_test(language: str) -> None:
     row = LANGUAGES[language]

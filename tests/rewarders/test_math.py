@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+import time
 
-import numpy as np
 import pytest
+from answercases import Case, math_cases, sample
 
-from broker.isolation import Failed
-from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
+from broker.errors import HeadraceError, RunFileError
+from rewarders.answers.warm import Ended, Warm
 from rewarders.format import Format
-from rewarders.math import MathAccuracy, normal, number
+from rewarders.math import MathAccuracy, UnreadableReference, normal, number
 from rewarders.text import after_thinking, answer_span, last_box
-
-
-def sample(text: str, answer: str | None = "5", finish: str = "stop", **fields: Any) -> Trajectory:
-    tokens = np.array([1, 2], np.int32)
-    spans = (Segment("prompt", 0, 1, False), Segment("assistant", 1, 2, True))
-    return Trajectory("g@0", 0, 1, (ChatMessage("user", "?"),), answer, "", fields.pop("metadata", {}), {"r": 1.0}, "train", text, tokens, np.zeros(2, np.float32), spans, (VersionSpan(0, 1),), finish, Sampling())  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +60,18 @@ def test_hostile_answers_get_nothing(judge: MathAccuracy, found: str) -> None:
     assert reward is not None and reward.value == 0.0
 
 
-def test_most_answers_need_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> bool:
-        raise AssertionError("a parser was asked")
-
-    monkeypatch.setattr(MathAccuracy, "_compare", never)
+def test_most_answers_need_no_symbolic_comparison() -> None:
     judge = MathAccuracy()
-    for found, reference in RIGHT[:31] + WRONG[:9]:
+    for found, reference in RIGHT + WRONG:
         judge.equal(found, reference)
+    assert not judge._symbolic
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
         ("\\boxed{5}", 1.0),
-        ("first \\boxed{4}, no: \\boxed{5}", 1.0),
+        ("first \\boxed{4}, no: \\boxed{5}", 0.0),
         ("<think>\\boxed{5}</think>", 0.0),
         ("<think>\\boxed{5}</think> \\boxed{6}", 0.0),
         ("<think>\\boxed{5}", 0.0),
@@ -101,12 +94,107 @@ def test_without_a_reference_it_abstains_and_without_a_box_it_may_read_the_tags(
     assert loose(sample("<think>x</think><answer>5</answer>")).value == 1.0  # type: ignore[union-attr]
 
 
-def test_a_comparison_that_does_not_end_is_an_error_and_no_zero() -> None:
-    judge = MathAccuracy(timeout=0.001)
-    judge.equal("1", "2")
-    with pytest.raises(Failed, match="timeout"):
-        for _ in range(20):
-            judge.equal("\\sqrt{x^{100}+\\sqrt{y^{99}+\\sqrt{z^{98}}}}", "\\sqrt{x^{100}+\\sqrt{y^{99}}}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        c
+        for c in [*math_cases(), *math_cases("math_cases_fresh.txt"), *math_cases("math_cases_second.txt")]
+        if c.kind != "hostile"
+    ],
+    ids=lambda c: f"{c.kind}: {c.reference[:20]}",
+)
+def test_the_mixed_set(judge: MathAccuracy, case: Case) -> None:
+    reward = judge(sample(case.response, case.reference))
+    assert reward is not None and (reward.value == 1.0) is case.right, reward
+
+
+def test_hostile_cases_of_the_mixed_set_are_quick(judge: MathAccuracy) -> None:
+    judge._warm().ask({"reference": "1"})
+    for case in math_cases():
+        if case.kind == "hostile":
+            started = time.process_time()
+            reward = judge(sample(case.response, case.reference))
+            assert reward is not None and reward.value == 0.0, case
+            assert time.process_time() - started < 1.0, case
+
+
+@pytest.mark.parametrize(
+    ("spellings", "canonical"),
+    [
+        (["\\frac{1}{2}", "0.5", "1/2", ".50", "50\\%", "x=\\frac12", "\\frac{2}{4}"], "1/2"),
+        (["(x+1)^2", "x^2+2x+1", "1+x(x+2)"], "x^2 + 2*x + 1"),
+        (["1,2", "2, 1", "\\{1,2\\}", "x=1 \\text{ or } x=2"], "{1, 2}"),
+        (["\\sqrt{8}", "2\\sqrt{2}", "2√2"], "2.8284271247462"),
+        (["(0,1]", "0<x\\le 1", "x\\in(0,1]"], "(0, 1]"),
+        (["\\text{Tuesday}", "tuesday", "Tuesday."], "tuesday"),
+        (["12\\text{ km}", "12", "12 apples"], "12"),
+        (["\\frac{1}{x}", "x^{-1}"], None),
+    ],
+)
+def test_equal_answers_have_one_canonical_text_right_or_wrong(
+    judge: MathAccuracy, spellings: list[str], canonical: str | None
+) -> None:
+    wrong = {judge(sample(f"\\boxed{{{s}}}", "77")).answer for s in spellings}  # type: ignore[union-attr]
+    assert len(wrong) == 1 and (canonical is None or wrong == {canonical})
+    right = {judge(sample(f"\\boxed{{{s}}}", spellings[0])).answer for s in spellings}  # type: ignore[union-attr]
+    assert len(right) == 1
+
+
+def test_percent_units_and_boxes_are_policies() -> None:
+    assert not MathAccuracy().equal("50\\%", "50") and MathAccuracy(percent="either").equal("50\\%", "50")
+    assert MathAccuracy().equal("12", "12\\text{ km}") and not MathAccuracy(units="required").equal(
+        "12", "12\\text{ km}"
+    )
+    assert not MathAccuracy(units="none").equal("12\\text{ km}", "12")
+    two = sample("\\boxed{4} \\boxed{5}")
+    verdicts = {policy: MathAccuracy(boxes=policy)(two).value for policy in ("agree", "first", "last")}  # type: ignore[union-attr]
+    assert verdicts == {"agree": 0.0, "first": 0.0, "last": 1.0}
+    assert MathAccuracy(tolerance=0.01).equal("3.14", "\\pi")
+    with pytest.raises(RunFileError, match="percent = 'maybe' must be one of"):
+        MathAccuracy(percent="maybe")
+
+
+@pytest.mark.parametrize("reference", ["", "  ", "\\frac{1}{", "5\x00", "((5", "\\", "x" * 9000])
+def test_a_reference_that_cannot_be_read_is_named_at_once(judge: MathAccuracy, reference: str) -> None:
+    with pytest.raises(UnreadableReference, match="cannot be read"):
+        judge(sample("\\boxed{5}", reference))
+    with pytest.raises(UnreadableReference):
+        judge(sample("no answer at all", reference))
+
+
+def test_what_a_comparison_dies_of_is_told_and_the_next_one_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    warm = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    assert warm.ask({"answer": "yes"}) is True and warm.ask({"answer": "no"}) is False
+    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+        with pytest.raises(Ended) as ended:
+            warm.ask({"answer": order})
+        assert ended.value.cause == cause, order
+        assert warm.ask({"answer": "yes"}) is True
+    assert warm.restarts == 4
+    warm.stop()
+
+
+def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> None:
+    assert judge.equal("\\frac{1}{3}", "\\int_0^1 x^2 dx") and not judge.equal("\\frac{1}{4}", "\\int_0^1 x^2 dx")
+
+
+def test_an_answer_that_kills_the_comparison_is_wrong_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    judge, integral = MathAccuracy(), "\\int_0^1 x^2 dx"
+    judge.reference(integral)
+    judge._symbolic[0].stop()
+    judge._symbolic[0] = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+        reward = judge(sample(f"\\boxed{{\\{order}}}", integral))
+        assert reward is not None and (reward.value, reward.cause) == (0.0, cause)
+
+
+def test_a_judge_that_does_not_start_is_an_error_and_no_zero() -> None:
+    judge = MathAccuracy()
+    judge._symbolic.append(Warm("nowhere:factory", cpu_seconds=1, timeout=1, memory_mb=1024))
+    with pytest.raises(HeadraceError, match=r"does not start|ended by itself"):
+        judge(sample("\\boxed{5}", "\\int_0^1 x^2 dx"))
 
 
 def test_scans_are_linear_on_long_text() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import struct
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_every_hostile_program_is_held() -> None:
     must_hold()
 
 
+@pytest.mark.slow
 def test_every_hostile_program_is_held_where_the_starter_is_nobody_special() -> None:
     if os.geteuid() != 0:
         assert not place().privileged, "the self-test above has been that one"
@@ -183,6 +185,7 @@ def test_outside_of_it_the_programs_do_get_through(source: str, tmp_path: Path) 
     ],
     ids=["memory", "memory of many", "disk", "inodes"],
 )
+@pytest.mark.slow
 def test_within_wide_bounds_the_programs_do_get_through(source: str, limits: Limits) -> None:
     result = Sandbox(limits).run([place().python, "-I", "-S", "a.py"], {"a.py": source.encode()})
     assert BREACH in result.stdout, result
@@ -281,3 +284,15 @@ def test_the_numbers_of_refused_calls_are_the_kernels() -> None:
         return  # the table was made from that header; where there is none there is nothing to compare it with
     numbers = {w[1].removeprefix("__NR_"): int(w[2]) for w in map(str.split, header.read_text().splitlines()) if len(w) == 3 and w[2].isdigit()}  # fmt: skip
     assert {name: pair[0] for name, pair in REFUSED.items()} == {name: numbers[name] for name in REFUSED}
+
+
+def test_the_pages_own_example_works() -> None:
+    page = (ROOT / "docs" / "sandbox.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, timeout=60)
+
+
+def test_what_fails_before_the_runner_is_ready_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Place, "fresh_uid", lambda self, start: 1 << 40)
+    with pytest.raises(SandboxError, match=r"OverflowError|too large"):
+        Sandbox().open()

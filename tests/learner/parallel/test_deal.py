@@ -84,3 +84,43 @@ def test_torchrun_says_which_rank_this_is() -> None:
     assert find_place({}) is None and find_place({"WORLD_SIZE": "1", "RANK": "0"}) is None
     with pytest.raises(RunFileError, match="MASTER_PORT"):
         find_place({name: value for name, value in environment.items() if name != "MASTER_PORT"})
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_minibatch_is_dealt_for_itself(world: int) -> None:
+    """The ranks' updates match: all have equally many chunks of each minibatch, in the same order."""
+    whole = share()
+    parts = [n % 3 for n in range(len(whole.chunks))]
+    split = Share.whole(whole.chunks, whole.batch, whole.marks, parts)
+    hands = [from_bytes(to_bytes(hand)) for hand in split.dealt(world)]
+    assert len({hand.parts for hand in hands}) == 1 and list(hands[0].parts) == sorted(hands[0].parts)
+    for part in range(3):
+        wanted = sorted(place.start for place, own in zip(split.places, split.parts, strict=True) if own == part)
+        found = sorted(
+            place.start
+            for hand in hands
+            for place, own in zip(hand.places, hand.parts, strict=True)
+            if own == part and place.stop > place.start
+        )
+        assert found == wanted
+    assert all(hand.parts == (0,) * len(hand.chunks) for hand in whole.dealt(world)), "one minibatch if nothing is said"
+
+
+def test_values_of_steps_and_a_teacher_travel_with_their_chunk() -> None:
+    (group,) = groups_of(1)
+    items = [
+        Sequenced.of(
+            s.trajectory,
+            row,
+            np.arange(len(s.trajectory.tokens), dtype=np.float32) if row % 2 else None,
+            s.trajectory.logprobs[s.trajectory.mask()] - 1 if row == 1 else None,
+        )
+        for row, s in enumerate(group)
+    ]
+    (chunk,) = from_bytes(to_bytes(Share.whole(pack(items, 4096)))).chunks
+    assert chunk.value_T is not None and chunk.teacher_T is not None
+    row = torch.tensor(chunk.rows_N)[chunk.sequence_T[chunk.mask_T]]
+    value, teacher, mu = (x[chunk.mask_T] for x in (chunk.value_T, chunk.teacher_T, chunk.behavior_T))
+    odd = row % 2 == 1
+    assert torch.equal(value[odd], chunk.positions_T[chunk.mask_T][odd] + 1.0) and not value[~odd].any()
+    assert torch.equal(teacher[row == 1], mu[row == 1] - 1) and teacher[row != 1].isnan().all()

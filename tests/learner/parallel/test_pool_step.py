@@ -24,6 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
     "entropy": {"objective": {"name": "grpo", "entropy_bonus": 0.01}},
     "checkpointing": {"gradient_checkpointing": True},
     "bfloat16": {"dtype": "bfloat16", "publish_dtype": "float32"},
+    "minibatches": {"objective": "decoupled", "minibatches": 2, "pack_tokens": 64},
+    "minibatches of m2po": {"objective": {"name": "m2po", "second_moment": 0.5}, "minibatches": 2},
     "few chunks": {"pack_tokens": 4096},
 }
 

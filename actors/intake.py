@@ -1,0 +1,102 @@
+"""An actor's side of the log: prompts come in, samples and dead letters go out, and a prompt is committed when all of its samples are
+durable. At least once: what was taken and not committed comes again, to this actor or another."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from broker.log import Consumer, Log, Producer, Record
+from broker.messages import DeadLetter, encode
+from broker.topics import Topics
+from broker.watermark import Watermark
+
+log_ = logging.getLogger("actor")
+GROUP = "actors"
+FLUSH_SECONDS = 0.05
+
+
+class Intake:
+    """Takes part in the consumer group of the actors from the start, until it has left."""
+
+    def __init__(self, name: str, log: Log, topics: Topics) -> None:
+        self._name, self._log, self._topics = name, log, topics
+        self._consumer: Consumer | None = self._open()
+        self._producer: Producer = log.producer()
+        self._mark = Watermark()
+        self._finished: list[Record] = []  # handled, but perhaps not durable yet
+        self._flushed = time.monotonic()
+
+    def _open(self) -> Consumer:
+        return self._log.consumer([self._topics.prompts], self._topics.group(GROUP), self._name)
+
+    @property
+    def joined(self) -> bool:
+        return self._consumer is not None
+
+    def join(self) -> None:
+        if self._consumer is None:
+            self._consumer = self._open()
+
+    def leave(self) -> None:
+        """Publish and commit what is finished, and leave the group: what is under way is for the others."""
+        self.flush(at_once=True)
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+        self._mark = Watermark()
+
+    def take(self, count: int) -> list[Record]:
+        """Up to ``count`` records; with 0 the membership alone is kept alive."""
+        assert self._consumer is not None
+        records = self._consumer.poll(count, 0.0)
+        for record in records:
+            self._mark.start(record)
+        return records
+
+    def publish(self, group_id: str, trajectory: bytes) -> None:
+        self._producer.send(self._topics.trajectories, group_id.encode(), trajectory)
+
+    def done(self, record: Record) -> None:
+        """All that a record asked for is published."""
+        self._finished.append(record)
+
+    def bury(self, record: Record, group_id: str, error: str) -> None:
+        """A record goes to the dead letters with the reason."""
+        letter = DeadLetter(
+            record.topic,
+            record.partition,
+            record.offset,
+            record.key,
+            record.value,
+            error,
+            self._name,
+            group_id,
+            created=time.time(),
+        )
+        self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
+        self._finished.append(record)
+        log_.warning("prompt %s: %s", group_id, error, extra={"group": group_id})
+
+    def flush(self, at_once: bool = False) -> None:
+        """Make durable what is published, then commit what is finished; not more often than pays."""
+        now = time.monotonic()
+        if now - self._flushed < FLUSH_SECONDS and not at_once:
+            return
+        self._flushed = now
+        self._producer.flush()
+        for record in self._finished:
+            self._mark.done(record)
+        if self._finished:
+            self._finished = []
+            if self._consumer is not None:
+                self._mark.keep(self._consumer.assignment())
+                self._consumer.commit(self._mark.offsets())
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._finished)
+
+    def close(self) -> None:
+        self.leave()
+        self._producer.close()

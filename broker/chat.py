@@ -1,0 +1,280 @@
+"""Conversations as tokens: the one place where messages, replies and documents meet a model's chat template.
+
+Text of messages never becomes control tokens; a reply is always written as it was given, whatever the template does to earlier ones; what
+the template adds is never trained. A template is a program of the model's author: what it refuses is said with its own words.
+
+Limits: where a model has no token of its own for a mark of its template (``[INST]`` of Llama 2), text cannot be told from the mark.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from broker.errors import ChatError
+from broker.prompts import ChatMessage
+
+MARKS = tuple(chr(0xFDD0 + i) for i in range(32))
+"""Characters that Unicode keeps for the inner use of programs: one that no message holds cuts the text of control tokens in two."""
+PROBE = "Wq7reply7qW"
+TAG = re.compile(r"<([A-Za-z_]+)>")
+ROLE = re.compile(r"[A-Za-z0-9_-]+")
+THOUGHTS = ("think", "thinking", "thought", "reasoning", "reason")
+
+
+class Rendered(NamedTuple):
+    """The token ids of a prompt, and the text that it ``opened`` for the reply: a ``<think>`` that belongs to what is judged."""
+
+    ids: list[int]
+    opened: str
+
+
+class Piece(NamedTuple):
+    """A part of a document: ``trained`` pieces are what the assistant says, with the token that ends its turn."""
+
+    ids: list[int]
+    trained: bool
+
+
+class Chat:
+    """A tokenizer's chat template with ``options`` for it (``enable_thinking``, ``tools``, ...).
+
+    ``tokenizer`` is one of transformers. Without a template it takes a single user's message as plain text. All methods raise ChatError.
+    """
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
+        self._tokenizer, self._options = tokenizer, dict(options or {})
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.encode: Callable[[str], list[int]] = (
+            (lambda text: list(backend.encode(text, add_special_tokens=False).ids))
+            if backend is not None
+            else (lambda text: list(tokenizer.encode(text, add_special_tokens=False)))
+        )
+
+    # -- prompts -------------------------------------------------------------------------------------------------------
+
+    def prompt(self, messages: Sequence[ChatMessage]) -> Rendered:
+        """The conversation up to where the assistant speaks."""
+        mark = self._mark(messages)
+        if not self._tokenizer.chat_template:
+            if len(messages) != 1:
+                raise ChatError(f"a conversation of {len(messages)} messages, but the tokenizer has no chat template")
+            return Rendered(self._ids(self._guard(messages[0], mark), mark), "")
+        text = self._render(messages, True, mark)
+        return Rendered(self._ids(text, mark), self._opened(text))
+
+    def continuation(self, messages: Sequence[ChatMessage], said: Sequence[ChatMessage], ended: bool) -> Rendered:
+        """What stands between a reply to ``messages`` and the next one, if ``said`` is said in between.
+
+        ``ended`` tells whether the reply already has the token that ends a turn. The reply itself is not needed: what was sampled is never
+        tokenised again.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatError("an episode of several turns needs a chat template, and the tokenizer has none")
+        mark = self._mark([*messages, *said])
+        text = self._render([*messages, ChatMessage("assistant", PROBE), *said], True, mark)
+        if PROBE not in text:
+            raise ChatError("the chat template drops the reply before another message; it cannot hold an episode")
+        between = text[text.rindex(PROBE) + len(PROBE) :]
+        if ended and between.startswith(self._end.text):
+            between = between[len(self._end.text) :]
+        return Rendered(self._ids(between, mark), self._opened(between))
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The token ids with which the template ends a reply; empty where it writes none."""
+        return frozenset(() if self._end.token is None else (self._end.token,))
+
+    # -- documents -----------------------------------------------------------------------------------------------------
+
+    def document(self, messages: Sequence[ChatMessage]) -> list[Piece]:
+        """A conversation whose assistant's replies are trained, each with its end token; the rest is not.
+
+        A reply is written as it is given. Refused is one that does not begin with what the prompt opens for it, and an earlier one that the
+        template writes otherwise once another message follows: it would be trained in a context that no prompt ever has.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatError("the tokenizer has no chat template; give documents as text")
+        mark = self._mark(messages)
+        pieces: list[tuple[str, bool]] = []
+        done, rest, before = "", "", None
+        for i, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            prompt = self._render(messages[:i], True, mark)
+            if not prompt.startswith(done):
+                raise ChatError(self._rewritten(before))
+            written = self._guard(message, mark)
+            whole = self._render(messages[: i + 1], False, mark)
+            tail = self._end.tail
+            if not whole.endswith(written + tail) and whole.endswith(written.strip() + tail):
+                written = written.strip()  # as the template has it
+            added = whole[len(prompt) : len(whole) - len(written + tail)] if whole.startswith(prompt) else ""
+            if not whole.endswith(written + tail):
+                added = ""
+            written = self._behind_opened(written, self._opened(prompt))
+            pieces += [(prompt[len(done) :] + added, False), (written + self._end.text, True)]
+            done, rest = prompt + added + written + self._end.text, tail[len(self._end.text) :]
+            before = message
+        pieces.append((rest, False))
+        return [Piece(self._ids(text, mark), trained) for text, trained in pieces if text]
+
+    def findings(self) -> list[str]:
+        """What a user should know of this template before a run: a sentence each."""
+        found = []
+        question, reply = ChatMessage("user", "Zq"), f"<think>\nW1\n</think>\n\n{PROBE}"
+        opened = self._opened(self._render([question], True))
+        if opened:
+            found.append(f"the template opens {opened.strip()!r}: replies are judged as beginning with it")
+        if reply not in self._render([question, ChatMessage("assistant", reply), question], True):
+            found.append(
+                "the template drops or changes thoughts of earlier replies: train documents with one reply each"
+            )
+        plain = self._render([question, ChatMessage("assistant", PROBE)], False)
+        if "</think>" in plain:
+            found.append("the template puts an empty thought before plain replies: it is not trained")
+        if self._end.token is None:
+            found.append("the template ends a reply with no token of its own")
+        elif self._end.token != getattr(self._tokenizer, "eos_token_id", None):
+            found.append(f"the template ends replies with {self._end.text!r}, which is not the tokenizer's eos token")
+        return found
+
+    def _rewritten(self, reply: ChatMessage | None) -> str:
+        start = "" if reply is None else reply.content[:40]
+        return (
+            f"the chat template rewrites earlier turns: it drops or changes the reply {start!r} once another message follows. "
+            "Make each reply the last one of a document of its own, or give it without what the template drops (a thought)"
+        )
+
+    @staticmethod
+    def _behind_opened(written: str, opened: str) -> str:
+        """A reply without what the prompt has opened for it already."""
+        if not opened or written.startswith(opened):
+            return written[len(opened) :]
+        if written.startswith(opened.strip()):
+            return written[len(opened.strip()) :].lstrip("\n")
+        raise ChatError(
+            f"the chat template opens {opened.strip()!r}, and the reply {written[:40]!r} does not begin with it: it would be trained as an "
+            "unfinished thought. Give replies with their thought, or switch it off (template = { enable_thinking = false }, if there is one)"
+        )
+
+    # -- the template --------------------------------------------------------------------------------------------------
+
+    def _render(self, messages: Sequence[ChatMessage], generation: bool, mark: str = MARKS[0]) -> str:
+        turns = [{"role": m.role, "content": self._guard(m, mark)} for m in messages]
+        return self._template(turns, generation)
+
+    def _template(self, turns: list[dict[str, str]], generation: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=generation, **self._options
+                )
+            )
+        except Exception as error:  # templates are programs of the model's author and raise what they like
+            raise ChatError(f"the chat template refuses roles {[t['role'] for t in turns]}: {error}") from error
+
+    def _opened(self, text: str) -> str:
+        """The end of a prompt from a tag on that is open in it, such as ``<think>``."""
+        at = text.rfind(PROBE) + 1
+        for tag in TAG.finditer(text, at):
+            name, closing = tag.group(1), f"</{tag.group(1)}>"
+            known = name in THOUGHTS or closing in self._added
+            behind = text[tag.end() :]
+            if known and tag.group() not in self._control["assistant"] and not behind.strip():
+                return text[tag.start() :]
+        return ""
+
+    @cached_property
+    def _end(self) -> End:
+        """What the template writes behind a reply."""
+        if not self._tokenizer.chat_template:
+            return End("", "", None)
+        text = self._render([ChatMessage("user", "Zq"), ChatMessage("assistant", PROBE)], False)
+        if PROBE not in text:
+            raise ChatError("the chat template drops the assistant's reply")
+        tail = text[text.rindex(PROBE) + len(PROBE) :]
+        places = [(tail.index(token), -len(token), token) for token in self._added if token in tail]
+        if not places:
+            return End(tail, tail, None)
+        at, _, token = min(places)
+        return End(tail[: at + len(token)], tail, self._added[token])
+
+    # -- control tokens ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        found = getattr(self._tokenizer, "added_tokens_decoder", {})
+        return {str(token): number for number, token in found.items()}
+
+    @cached_property
+    def _control(self) -> dict[str, frozenset[str]]:
+        """By role, the tokens that its text must not make. Special ones, and those that the template frames turns with; the assistant may
+        write markup (``<think>`` with its ``</think>``), special or not."""
+        decoder = getattr(self._tokenizer, "added_tokens_decoder", {})
+        named = set(getattr(self._tokenizer, "all_special_tokens", ()))
+        special = {str(t) for t in decoder.values() if getattr(t, "special", False)} | named
+        markup = {t for t in self._added if TAG.fullmatch(t) and f"</{t[1:]}" in self._added}
+        markup = {t for t in markup | {f"</{t[1:]}" for t in markup} if len(t) > 4} - named  # <s> and </s> are none
+        turns = [{"role": r, "content": "Zq"} for r in ("user", "assistant", "user")]
+        try:
+            frame = self._template(turns, False) if self._tokenizer.chat_template else ""
+        except ChatError:
+            frame = ""
+        framing = {t for t in self._added if t in frame} - markup
+        everyone = frozenset(t for t in special | framing if len(t) > 1)
+        return {"": everyone, "assistant": everyone - markup}
+
+    @cached_property
+    def _finders(self) -> dict[str, re.Pattern[str] | None]:
+        return {
+            role: re.compile(f"(?=({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))}))") if tokens else None
+            for role, tokens in self._control.items()
+        }  # fmt: skip
+
+    def _guard(self, message: ChatMessage, mark: str) -> str:
+        """The text of a message with a ``mark`` behind the first character of everything that reads as a control token."""
+        if not ROLE.fullmatch(message.role):
+            raise ChatError(f"role {message.role!r} is no name; use user, assistant, system or tool")
+        finder = self._finders["assistant" if message.role == "assistant" else ""]
+        text = message.content
+        if finder is None:
+            return text
+        for at in reversed([m.start() for m in finder.finditer(text)]):
+            text = text[: at + 1] + mark + text[at + 1 :]
+        return text
+
+    @staticmethod
+    def _mark(messages: Sequence[ChatMessage]) -> str:
+        for mark in MARKS:
+            if not any(mark in m.content for m in messages):
+                return mark
+        raise ChatError("the messages hold all of the characters that Unicode keeps for the inner use of programs")
+
+    def _ids(self, text: str, mark: str) -> list[int]:
+        return [number for part in text.split(mark) if part for number in self.encode(part)]
+
+
+class End(NamedTuple):
+    """``text`` ends a reply, ``tail`` is all that the template writes behind the last one, ``token`` the id of the end."""
+
+    text: str
+    tail: str
+    token: int | None
+
+
+class Chats:
+    """The ``Chat`` of one tokenizer for each set of options."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[str, Chat] = {}
+
+    def of(self, options: Mapping[str, Any] | None = None) -> Chat:
+        key = json.dumps(options or {}, sort_keys=True, default=str)
+        if key not in self._known:
+            self._known[key] = Chat(self.tokenizer, options)
+        return self._known[key]

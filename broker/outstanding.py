@@ -1,0 +1,57 @@
+"""Where a consumer group begins that has no offsets: not with the run's whole history, but with what is still needed.
+
+A new rewarder, and a group whose offsets the log has forgotten (Kafka keeps those of a group without members for a week), would otherwise
+sample and judge again what was trained long ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from broker.errors import DecodeError
+from broker.log import First, Log
+from broker.messages import Manifest, PlannerState, decode
+from broker.topics import Topics
+
+WINDOW = 64  # records of the steps topic that are looked at first, from its end
+
+
+def outstanding(log: Log, topics: Topics) -> First:
+    """By topic of the run, the offsets below which nothing is needed again, as the newest manifest says; none before the first."""
+
+    def first(topic: str) -> Mapping[int, int]:
+        state = newest_state(log, topics.steps)
+        kept = {topics.prompts: state.prompts, topics.trajectories: state.trajectories, topics.rewards: state.rewards}
+        return kept.get(topic, {})
+
+    return first
+
+
+def newest_state(log: Log, steps: str) -> PlannerState:
+    """What the planner knew at the newest manifest; an empty state where there is none. Reads the topic from its end."""
+    begin, end = log.begins(steps)[0], log.ends(steps)[0]
+    window, upper = WINDOW, end
+    while upper > begin:
+        lower = max(begin, upper - window)
+        state = _last_state(log, steps, lower, upper)
+        if state is not None:
+            return state
+        upper, window = lower, 2 * window
+    return PlannerState()
+
+
+def _last_state(log: Log, steps: str, lower: int, upper: int) -> PlannerState | None:
+    found = None
+    reader = log.reader(steps, {0: lower})
+    try:
+        while reader.offsets()[0] < upper:
+            for record in reader.poll(256, 1.0):
+                try:
+                    message = decode(record.value)
+                except DecodeError:
+                    continue
+                if isinstance(message, Manifest) and record.offset < upper:
+                    found = message.state
+    finally:
+        reader.close()
+    return found

@@ -1,0 +1,130 @@
+"""Removes what is below a partition's first offset, and gives its room back to the disk: in slices, between which others write.
+
+A record is gone once ``partitions.begin`` is above it. The row itself, and its pages, go later; a sweep that was killed is taken up by the
+next one, because what is left to remove stands in the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+
+from broker.sqlite.files import LockedFile
+
+log = logging.getLogger("log")
+SHIFT = 40  # a record's id is partition << 40 | offset: one clustered key, in order within a partition
+SLICE_SECONDS = 0.05  # that a slice should hold the lock
+FIRST_BYTES, LEAST_BYTES, MOST_BYTES = 1 << 20, 1 << 18, 1 << 26
+FIRST_PAGES, LEAST_PAGES, MOST_PAGES = 256, 16, 1 << 14
+PAUSE_SECONDS = 0.01  # at least between two slices: longer than the longest nap of those who wait for the lock
+TRUNCATE_SECONDS = 2.0  # that is waited for readers to leave the write-ahead file
+INCREMENTAL = 2  # of ``PRAGMA auto_vacuum``: such a file can give its free pages back
+
+
+def begin_at(db: sqlite3.Connection, partition: int, offset: int) -> None:
+    """Everything below ``offset`` is gone from now on."""
+    db.execute(
+        "UPDATE partitions SET begin = MIN(next, ?) WHERE number = ? AND begin < MIN(next, ?)",
+        (offset, partition, offset),
+    )
+
+
+def expired(db: sqlite3.Connection, before: float, limit: int, rows: int) -> bool:
+    """Move the first offsets over what is older than ``before`` (seconds since the epoch) or beyond ``limit`` bytes (0: no limit), by at
+    most ``rows`` records of a partition. Looks at those and one more; whether there may be more to move over."""
+    more = False
+    for partition, begin, end, size in db.execute("SELECT number, begin, next, bytes FROM partitions").fetchall():
+        low, over, to = partition << SHIFT, size - limit if limit else 0, begin
+        for row_id, at, length in db.execute(
+            "SELECT id, at, LENGTH(value) FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
+            (low + begin, low + end, rows + 1),
+        ):
+            if at >= before and over <= 0:
+                break
+            if row_id - low - begin >= rows:
+                more = True
+                break
+            to, over = row_id - low + 1, over - length
+        begin_at(db, partition, to)
+    return more
+
+
+def sweep(db: sqlite3.Connection, most: int) -> int:
+    """Remove rows below the first offsets, about ``most`` bytes of them; returns how many bytes it were, 0 once none are left."""
+    removed = 0
+    for partition, begin in db.execute("SELECT number, begin FROM partitions WHERE begin > 0").fetchall():
+        low, last, size = partition << SHIFT, -1, 0
+        for row_id, length in db.execute(
+            "SELECT id, LENGTH(key) + LENGTH(value) + 16 FROM records WHERE id >= ? AND id < ? ORDER BY id",
+            (low, low + begin),
+        ):
+            last, size = row_id, size + length
+            if removed + size >= most:
+                break
+        if last >= 0:
+            (values,) = db.execute(
+                "SELECT SUM(LENGTH(value)) FROM records WHERE id >= ? AND id <= ?", (low, last)
+            ).fetchone()
+            db.execute("DELETE FROM records WHERE id >= ? AND id <= ?", (low, last))
+            db.execute("UPDATE partitions SET bytes = bytes - ? WHERE number = ?", (values, partition))
+            removed += size
+        if removed >= most:
+            break
+    return removed
+
+
+def free_pages(file: LockedFile) -> tuple[int, int]:
+    """How many pages of the file are free, and how many it has."""
+    (free,), (all_,) = (file.db.execute(f"PRAGMA {what}").fetchone() for what in ("freelist_count", "page_count"))
+    return int(free), int(all_)
+
+
+def shrink(file: LockedFile, pages: int) -> int:
+    """Take up to so many free pages out of the file; how many it were."""
+    before, _ = free_pages(file)
+    if before:
+        file.script(f"PRAGMA incremental_vacuum({pages});")
+    return before - free_pages(file)[0]
+
+
+def sweep_all(file: LockedFile) -> None:
+    """Remove everything below the first offsets, slice by slice."""
+
+    def work(most: int) -> int:
+        with file.write() as db:
+            return sweep(db, most)
+
+    _in_slices(work, FIRST_BYTES, LEAST_BYTES, MOST_BYTES)
+
+
+def shrink_all(file: LockedFile) -> None:
+    """Give the free pages back to the disk, slice by slice. A file that was made by an older version cannot: that is said, with the cure."""
+    (kind,) = file.db.execute("PRAGMA auto_vacuum").fetchone()
+    if kind == INCREMENTAL:
+        _in_slices(lambda pages: shrink(file, pages), FIRST_PAGES, LEAST_PAGES, MOST_PAGES)
+    elif (free := free_pages(file)[0]) > FIRST_PAGES:
+        log.warning(
+            "%s has %d MB free inside, which new records fill before the file grows again; it was made by an older version, so the disk gets "
+            "them back only by `python -m broker.sqlite.vacuum %s` while the run is stopped",
+            file.path, free * 4096 >> 20, file.path.parent,
+        )  # fmt: skip
+    deadline = time.monotonic() + TRUNCATE_SECONDS
+    while not file.checkpoint() and time.monotonic() < deadline:
+        time.sleep(PAUSE_SECONDS)
+
+
+def _in_slices(work: Callable[[int], int], first: int, least: int, most: int) -> None:
+    """Call ``work``, which takes the lock for it, with an amount until it has done nothing."""
+    amount = first
+    while True:
+        started = time.monotonic()
+        if not work(amount):
+            return
+        took = time.monotonic() - started
+        if took > SLICE_SECONDS:
+            amount = max(least, amount // 2)
+        elif took < SLICE_SECONDS / 2:
+            amount = min(most, amount * 2)
+        time.sleep(max(PAUSE_SECONDS, took))

@@ -1,0 +1,133 @@
+"""The asking side of ``zygote``: one comparison at a time under a deadline, and what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from broker.errors import HeadraceError
+
+START_SECONDS = 60.0
+RESPAWN_SECONDS = 5.0
+TIMEOUT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
+
+
+class Ended(HeadraceError):
+    """The comparison came to no end of its own: ``cause`` is ``timeout`` or ``killed``."""
+
+    def __init__(self, cause: str, why: str) -> None:
+        super().__init__(why)
+        self.cause = cause
+
+
+class Warm:
+    """``factory`` (``module:function``) gives the handler of requests. ``cpu_seconds`` of processor time for one, ``timeout`` of the clock."""
+
+    def __init__(self, factory: str, *, cpu_seconds: float, timeout: float, memory_mb: int) -> None:
+        self._factory, self._cpu, self._timeout, self._memory = factory, cpu_seconds, timeout, memory_mb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._worker = 0
+        self._buffer = b""
+        self._number = 0
+        self._lock = threading.Lock()
+        self.restarts = 0
+
+    def ask(self, request: dict[str, Any], seconds: float | None = None) -> Any:
+        """The handler's result, None if it raised; ``seconds`` in place of both bounds of time. Raises Ended if the request was the end of the process, HeadraceError if the judge itself fails."""
+        with self._lock:
+            self.start()
+            self._number += 1
+            assert self._process is not None and self._process.stdin is not None
+            try:
+                cpu = self._cpu if seconds is None else seconds
+                order = {"id": self._number, "cpu": cpu, "request": request}
+                self._process.stdin.write(json.dumps(order).encode() + b"\n")
+                self._process.stdin.flush()
+            except OSError as error:
+                self.stop()
+                raise HeadraceError(f"the comparing process is gone: {error}") from error
+            return self._reply(self._timeout if seconds is None else seconds)
+
+    def _reply(self, timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
+        message = self._line(deadline, "id", "ended")
+        if message is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._worker, signal.SIGKILL)
+            self._respawned(self._line(time.monotonic() + RESPAWN_SECONDS, "ended"))
+            raise Ended("timeout", f"no end within {timeout:g} s")
+        if "ended" in message:
+            self._respawned(message)
+            if message["signal"] in TIMEOUT_SIGNALS:
+                raise Ended("timeout", f"no end within {self._cpu:g} s of processor time")
+            raise Ended("killed", f"more than {self._memory} MiB, or a crash (signal {message['signal']})")
+        return message.get("result")
+
+    def _respawned(self, ended: dict[str, Any] | None) -> None:
+        self.restarts += 1
+        if ended is None or self._ready(RESPAWN_SECONDS) is None:
+            self.stop()
+
+    def start(self) -> None:
+        """Have the process running and ready. Raises HeadraceError."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.stop()
+        command = [
+            sys.executable,
+            "-m",
+            "rewarders.answers.zygote",
+            str(os.getpid()),
+            self._factory,
+            str(self._memory),
+        ]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        if self._ready(START_SECONDS) is None:
+            self.stop()
+            raise HeadraceError(f"the comparing process ({self._factory}) does not start; its error is on stderr")
+
+    def _ready(self, seconds: float) -> dict[str, Any] | None:
+        message = self._line(time.monotonic() + seconds, "ready")
+        if message is not None:
+            self._worker = int(message["ready"])
+        return message
+
+    def _line(self, deadline: float, *keys: str) -> dict[str, Any] | None:
+        """The next message with one of ``keys`` that is about this request; None at the deadline. Raises HeadraceError at the end of the pipe."""
+        assert self._process is not None and self._process.stdout is not None
+        file = self._process.stdout.fileno()
+        while True:
+            while b"\n" in self._buffer:
+                line, _, self._buffer = self._buffer.partition(b"\n")
+                with contextlib.suppress(ValueError):  # half a line of a process that was killed
+                    message = json.loads(line)
+                    if any(key in message for key in keys) and message.get("id", self._number) == self._number:
+                        return dict(message)
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([file], [], [], left)[0]:
+                return None
+            piece = os.read(file, 1 << 16)
+            if not piece:
+                self.stop()
+                raise HeadraceError("the comparing process ended by itself")
+            self._buffer += piece
+
+    def stop(self) -> None:
+        """End the processes at once."""
+        if self._process is not None:
+            self._process.kill()  # its fork dies with it
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self._process = None
+        self._buffer = b""

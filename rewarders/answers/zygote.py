@@ -1,0 +1,84 @@
+"""A warm process that forks the one that compares: what a hostile answer kills is replaced in milliseconds, all libraries loaded.
+
+The fork works under a bound of processor time and of memory that the kernel keeps: it dies in the middle of whatever it does, which no
+alarm inside of Python would bring about. One request at a time, a line of JSON each, over the pipes that every fork inherits.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from monitoring.daemon import die_with_parent
+
+
+def main() -> None:
+    parent, factory, memory_mb = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    die_with_parent(parent)
+    out = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not come between the lines
+    module, _, name = factory.partition(":")
+    handler = getattr(importlib.import_module(module), name)()
+    gc.collect()
+    gc.freeze()  # the collector's marks would copy every page that is shared with the fork
+    me = os.getpid()
+    while True:
+        child = os.fork()
+        if child == 0:
+            die_with_parent(me)
+            bound_memory(memory_mb << 20)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            serve(handler, out)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # nobody asks any more
+            return
+        say(out, {"ended": child, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0})
+
+
+def bound_memory(size: int) -> None:
+    """Bound the address space, by what the process was given if that is less."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def serve(handler: Callable[[dict[str, Any]], Any], out: int) -> None:
+    """Answer requests until the pipe is closed."""
+    say(out, {"ready": os.getpid()})
+    buffer = b""
+    while True:
+        line, newline, rest = buffer.partition(b"\n")
+        if not newline:
+            piece = os.read(0, 1 << 16)
+            if not piece:
+                return
+            buffer += piece
+            continue
+        buffer = rest
+        order = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, order["cpu"])  # unhandled, SIGPROF ends the process
+        try:
+            reply = {"result": handler(order["request"])}
+        except MemoryError:
+            os._exit(77)
+        except Exception as error:  # the libraries may raise anything on what they cannot read
+            reply = {"error": f"{type(error).__name__}: {error}"[:300]}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        say(out, {"id": order["id"], **reply})
+
+
+def say(out: int, message: dict[str, Any]) -> None:
+    """One line, begun with a line break: what a killed process had half written ends there."""
+    os.write(out, b"\n" + json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

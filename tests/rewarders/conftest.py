@@ -1,0 +1,47 @@
+"""A judging server in a process of its own, started once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A running server: where it is, what it is to do wrong, and what it has seen."""
+
+    url: str
+
+    def faults(self, *faults: Any) -> None:
+        httpx.post(f"{self.url}/faults", json=list(faults), trust_env=False).raise_for_status()
+
+    def seen(self) -> list[dict[str, Any]]:
+        """The requests since the last look."""
+        found: list[dict[str, Any]] = httpx.get(f"{self.url}/seen", trust_env=False).json()
+        return found
+
+
+@pytest.fixture(scope="session")
+def judge_process() -> Iterator[Remote]:
+    script = Path(__file__).with_name("judge_server.py")
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    yield Remote(f"http://127.0.0.1:{port}")
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def remote(judge_process: Remote) -> Remote:
+    """The server, with nothing wrong and nothing seen."""
+    judge_process.faults()
+    judge_process.seen()
+    return judge_process
