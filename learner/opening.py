@@ -193,6 +193,7 @@ def _planning(
     idle: Callable[[], None] | None,
 ) -> Planning:
     telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
+    telemetry.metrics.duplicates.set_function(lambda: planner.join.duplicates)
     ahead = config.learner.shift_steps if shifts.colocated else 1
     how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way}
     if idle is not None:
