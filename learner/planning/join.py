@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from broker.errors import DecodeError
 from broker.log import Log, Producer, Reader, Record
-from broker.messages import DeadLetter, PlannerState, Position, Trajectory, Vote, decode, encode
+from broker.messages import DeadLetter, Outage, PlannerState, Position, Trajectory, Vote, decode, encode
 from broker.topics import Topics
 from learner.planning.groups import Group
+from learner.planning.outages import Outages
 
 Offsets = dict[int, int]
 ACTORS = "actors"  # the consumer group that samples
@@ -30,6 +31,7 @@ class Join:
         self.dead: dict[str, str] = {}
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
         self.duplicates = 0
+        self.outages = Outages()
         self._log, self._topics, self._vocabulary, self._worker = log, topics, vocabulary, worker
         self._trajectories = log.reader(topics.trajectories, state.trajectories)
         self._rewards = log.reader(topics.rewards, state.rewards)
@@ -93,6 +95,8 @@ class Join:
             message = decode(record.value)
         except DecodeError as error:
             return self._bury(record, error.reason)
+        if isinstance(message, Outage):
+            return self.outages.take(message, time.time())
         if not isinstance(message, Vote):
             return self._bury(record, f"a {message.TYPE} in the rewards topic")
         if message.shadow:

@@ -157,9 +157,12 @@ class Planner:
         return [g.id for g in lost]
 
     def expire(self, table: Training, now: float) -> None:
-        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, or the log came back."""
+        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, the log came back, or a
+        rewarder of its mix was in order again."""
+        self.join.outages.look(now)
         for group in self.training():
-            if not group.complete and now - max(group.fed, self._started) > table.deadline:
+            begun = max(group.fed, self._started, self.join.outages.over(group.prompt.rewards, now))
+            if not group.complete and now - begun > table.deadline:
                 self._drop(group, "incomplete")
 
     def release(self, rewarders: frozenset[str]) -> None:
