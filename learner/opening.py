@@ -25,6 +25,7 @@ from learner.learner import Learner
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
 from learner.planning.join import Join
+from learner.planning.outages import Outages
 from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
@@ -99,10 +100,11 @@ def open_learner(
     redone = recover(run, log, state, checkpoints, record)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
-    join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()))
+    outages = Outages(lambda rewarder, since: telemetry.metrics.away_since(rewarder).set(since))
+    join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()), outages)
     stack.callback(join.close)
     join.add(found.groups)
-    planner = _planner(run, join, found, steps, patient(log.producer()), state, lambda: publishing.published)
+    planner = _planner(run, join, found, steps, patient(log.producer()), state, publishing, telemetry)
     mixes = [run.table.rewards, *(t.rewards for t in config.data.values() if t.rewards is not None)]
     planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
     endings = Endings(run, telemetry, redone.tail.endings)
@@ -180,12 +182,16 @@ def _planner(
     steps: Producer,
     prompts: Producer,
     state: LearnerState,
-    published: Callable[[], int],
+    publishing: Road,
+    telemetry: Telemetry,
 ) -> Planner:
     topics = run.topics
     feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor, found.missing, topics.deadletters)
     feed.eras.update(found.state.eras)
-    return Planner(join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, published)
+    return Planner(
+        join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
+        lambda groups: telemetry.metrics.asked_again.inc(groups),
+    )  # fmt: skip
 
 
 def exclusive_steps(log: Log, run: Run, owner: str, stop: Stop) -> Producer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from broker.messages import Outage
@@ -24,9 +24,10 @@ class _Spoken:
 
 
 class Outages:
-    """The newest word of each worker of each rewarder."""
+    """The newest word of each worker of each rewarder. ``tell`` is called with a rewarder and the time since when it is out, 0 once it is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str, float], None] = lambda rewarder, since: None) -> None:
+        self._tell = tell
         self._spoken: dict[tuple[str, str], _Spoken] = {}
 
     def take(self, message: Outage, now: float) -> None:
@@ -44,9 +45,11 @@ class Outages:
                     "rewarder %s (%s) is out of order and holds %d samples; the deadlines of its groups do not run meanwhile: %s",
                     *key, message.held, message.error,
                 )  # fmt: skip
+                self._tell_of(message.rewarder, now)
         elif lasting and known is not None:
             self._spoken[key] = _Spoken(known.begun, now, False, "")
             log.info("rewarder %s (%s) is back after %.0f s", *key, now - known.begun)
+            self._tell_of(message.rewarder, now)
 
     def look(self, now: float) -> None:
         """Say which workers have fallen silent in an outage: they have ended, and their groups' deadlines run again."""
@@ -54,6 +57,11 @@ class Outages:
             if known.away and now > known.until:
                 known.away = False
                 log.warning("rewarder %s (%s) was out of order and says nothing any longer", *key)
+                self._tell_of(key[0], now)
+
+    def _tell_of(self, rewarder: str, now: float) -> None:
+        begun, _ = self.lasting(now).get(rewarder, (0.0, ""))
+        self._tell(rewarder, begun)
 
     def over(self, mix: Iterable[str], now: float) -> float:
         """When the last outage of any rewarder of ``mix`` was over; ``now`` while one lasts, 0 if there was none."""

@@ -59,9 +59,11 @@ class Planner:
         started: float,
         fed: dict[int, int],
         published: Callable[[], int] | None = None,
+        asked_again: Callable[[int], None] = lambda groups: None,
     ) -> None:
         self.join, self.feed = join, feed
         self.planned = self.executed = planned
+        self._asked_again = asked_again  # told how many groups' samples were lost
         self._published = published or (lambda: self.executed)
         self._steps, self._topic, self._started, self._fed = steps, topic, started, fed
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
@@ -153,6 +155,7 @@ class Planner:
             )
             for partition, offset in self.feed.again(lost):
                 self._fed[partition] = max(self._fed.get(partition, 0), offset + 1)
+            self._asked_again(len(lost))
             self._taken.update((g.id, now + LOST_SECONDS) for g in lost)  # it takes a while until they come
         return [g.id for g in lost]
 
@@ -264,7 +267,7 @@ class Planner:
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
-            metrics=summarise(self._seen, self._dropped, self._table),
+            metrics={**summarise(self._seen, self._dropped, self._table), **self.join.shadows.drain()},
             created=time.time(),
             reward_rule=REWARD_RULE,
         )
