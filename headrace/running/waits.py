@@ -21,7 +21,9 @@ _LABEL = re.compile(r"[{,](\w+)=([^,}]*)")
 
 def waits(daemons: Iterable[tuple[Registration, Mapping[str, float]]], now: float) -> list[str]:
     """A line for each wait above 30 s, from the daemons' own metrics (empty: it does not answer, which is another matter)."""
-    return [line for entry, metrics in daemons if metrics for line in _RULES.get(entry.role, _nothing)(entry, metrics, now)]
+    return [
+        line for entry, metrics in daemons if metrics for line in _RULES.get(entry.role, _nothing)(entry, metrics, now)
+    ]
 
 
 def _learner(entry: Registration, metrics: Mapping[str, float], now: float) -> Iterator[str]:
