@@ -14,6 +14,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
+from learner.planning.fates import fate_of
 from learner.planning.planner import Planned
 from learner.stages.stage import Stage
 from monitoring.hacking import Monitor
@@ -107,7 +108,7 @@ class Telemetry:
         mine.last_step.set_to_current_time()
         for name, value in metrics.items():
             if name.startswith("dropped/"):
-                mine.groups("dead_lettered" if name == "dropped/dead_letter" else "dropped").inc(value)
+                mine.groups(fate_of(name.removeprefix("dropped/"))).inc(value)
         if torch.cuda.is_available():
             mine.gpu_memory("allocated").set(torch.cuda.memory_allocated())
             mine.gpu_memory("reserved").set(torch.cuda.memory_reserved())
