@@ -6,6 +6,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from monitoring.dashboards.layout import Row, new
 from monitoring.dashboards.panels import Query, above, graph, heatmap, number, or_zero, quantiles
+from monitoring.metrics import LearnerMetrics as Learner
 from monitoring.metrics import RewarderMetrics as Rewarder
 
 MEAN = f"avg by (rewarder) ({Rewarder.mean})"
@@ -88,6 +89,22 @@ def _work() -> Row:
                     Query(f"sum by (rewarder) (increase({Rewarder.restarts}[]))", "{{rewarder}}"), limits=above(1, 10),
                 ),
                 graph(
+                    "Out of order", "none",
+                    "1 while what a rewarder asks is away and it holds its samples. No deadline of its groups runs meanwhile: bring "
+                    "the server back, and it goes on by itself.",
+                    Query(f"max by (rewarder) ({Rewarder.outage})", "{{rewarder}}"),
+                    limits=above(1), most=1.0,
+                ),
+                graph(
+                    "Judge failures, by cause", "suffix:/s",
+                    "Verdicts in a second behind a time-out, a kill, an error or an outage of the judge. Time-outs and kills that "
+                    "grow are answers that the judge does not survive: look whether the policy has found them.",
+                    Query(f"sum by (rewarder, cause) (rate({Rewarder.causes}[]))", "{{rewarder}}: {{cause}}"),
+                    stacked=True,
+                ),
+            ],
+            [
+                graph(
                     "Sandbox", "none",
                     "1 while the sandbox of a rewarder fails its self-test. It needs kernel features that containers "
                     "may forbid: the rewarder's log says which.",
@@ -122,6 +139,12 @@ def _values() -> Row:
                     "How many values fell where, over all rewarders, a row a bucket. If everything is in one row, "
                     "there is no difference to learn from.",
                     Rewarder.reward,
+                ),
+                graph(
+                    "Reward against accuracy", "none",
+                    "By how much a rewarder's mean has risen over the last evaluations while held-out accuracy or a shadow has "
+                    "fallen. Above zero the policy may be gaming it: read samples that it likes.",
+                    Query(f"max by (rewarder) ({Learner.reward_gap})", "{{rewarder}}"), limits=above(0.15, 0.5),
                 ),
                 graph(
                     "Agreement", "none",
