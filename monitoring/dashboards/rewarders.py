@@ -10,6 +10,7 @@ from monitoring.metrics import LearnerMetrics as Learner
 from monitoring.metrics import RewarderMetrics as Rewarder
 
 MEAN = f"avg by (rewarder) ({Rewarder.mean})"
+FAILURES = f"sum by (rewarder, cause) (rate({Rewarder.causes}[]))"
 ERRORS = f'sum(rate({Rewarder.results}{{outcome="error"}}[]))'
 
 
@@ -18,7 +19,7 @@ def dashboard() -> Dashboard:
         "headrace-rewarders",
         "Rewarders",
         "Speed, outcomes and values of each rewarder, and how far they are apart.",
-        [_glance(), _work(), _values()],
+        [_glance(), _work(), _failures(), _values()],
     )
 
 
@@ -81,6 +82,14 @@ def _work() -> Row:
                     stacked=True,
                 ),
             ],
+        ],
+    )  # fmt: skip
+
+
+def _failures() -> Row:
+    return Row(
+        "When judges fail",
+        [
             [
                 graph(
                     "Judging processes started again", "none",
@@ -99,7 +108,7 @@ def _work() -> Row:
                     "Judge failures, by cause", "suffix:/s",
                     "Verdicts in a second behind a time-out, a kill, an error or an outage of the judge. Time-outs and kills that "
                     "grow are answers that the judge does not survive: look whether the policy has found them.",
-                    Query(f"sum by (rewarder, cause) (rate({Rewarder.causes}[]))", "{{rewarder}}: {{cause}}"),
+                    Query(or_zero(FAILURES, "rewarder", "cause"), "{{rewarder}}: {{cause}}"),
                     stacked=True,
                 ),
             ],
@@ -144,7 +153,7 @@ def _values() -> Row:
                     "Reward against accuracy", "none",
                     "By how much a rewarder's mean has risen over the last evaluations while held-out accuracy or a shadow has "
                     "fallen. Above zero the policy may be gaming it: read samples that it likes.",
-                    Query(f"max by (rewarder) ({Learner.reward_gap})", "{{rewarder}}"), limits=above(0.15, 0.5),
+                    Query(or_zero(f"max by (rewarder) ({Learner.reward_gap})", "rewarder"), "{{rewarder}}"), limits=above(0.15, 0.5),
                 ),
                 graph(
                     "Agreement", "none",
