@@ -39,8 +39,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     run = reopen(options.run)
     if options.votes is not None:
+        left, right = map(Choice.of, options.votes)
         with closing(run.open_log()) as log:
-            found = compare(log, run.topics, *map(Choice.of, options.votes))
+            found = compare(log, run.topics, left, right)
         print(json.dumps(found.to_json(), indent=2) if options.json else clean_text("\n".join(lines(found)), SHOWN))
         return 0
     summary, _ = write_report(run, WallClock(options.run).seconds)
