@@ -84,7 +84,8 @@ def documents(subject: Subject) -> Iterator[Finding]:
         rows = subject.rows(use) if use.purpose == "documents" else None
         if rows is None:
             continue
-        words = DocumentTokenizer(subject.tokenizer, getattr(use.stage, "until_tag", ""))
+        options = subject.whole.learner.data[use.source].chat
+        words = DocumentTokenizer(subject.tokenizer, getattr(use.stage, "until_tag", ""), options)
         where, lengths, untrained = f"[data.{use.source}]", [0], 0
         refused: dict[int, str] = {}
         tagged = False
@@ -123,17 +124,17 @@ def templates(subject: Subject) -> Iterator[Finding]:
     if not subject.tokenizer.chat_template:
         yield note("[run] model", "the tokenizer has no chat template: a prompt is its plain text")
         return
-    told = set()
-    for use in subject.uses:
+    told: set[str] = set()
+    for source in dict.fromkeys(use.source for use in subject.uses):
         try:
-            found = subject.chat(use.source).findings()
+            found = subject.chat(source).findings()
         except ChatError as fault:
             found = []
-            if (use.source, str(fault)) not in told:
+            if str(fault) not in told:
                 yield error(
-                    f"[data.{use.source}]", str(fault), "take another template, or other options ([data.NAME] chat)"
+                    f"[data.{source}]", str(fault), "take another template, or other options ([data.NAME] chat)"
                 )
-                told.add((use.source, str(fault)))
+                told.add(str(fault))
         for sentence in found:
             if sentence not in told:
                 told.add(sentence)

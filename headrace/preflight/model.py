@@ -11,11 +11,10 @@ from broker.chat import Chat
 from broker.errors import ChatError
 from headrace.preflight.findings import Finding, error, warning
 from headrace.preflight.subject import Subject
+from learner.model.positions import stretched_from
 
 UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
 """Model types whose attention or positions cannot be computed packed: learner/model/load.py refuses them with the reason."""
-STRETCHED = ("dynamic", "longrope")
-"""Kinds of rotary positions whose frequencies follow from the longest sequence of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,9 @@ def limits(config: Any, trained: bool) -> Iterator[Limit]:
         return
     if trained and (window := _window(config)):
         yield Limit("model's sliding window", window, "packed training refuses it", error)
-    stretched = _stretched(config)
-    if trained and stretched:
-        kind, original = stretched
+    if trained and (original := stretched_from(config)) is not None:
         yield Limit(
-            f"original context of its {kind} positions", original,
+            "original context of its stretched positions", original,
             "beyond it, positions depend on what a sequence is packed with, and training refuses it", error,
         )  # fmt: skip
     most = getattr(config, "max_position_embeddings", None)
@@ -58,19 +55,6 @@ def _window(config: Any) -> int | None:
     if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
         return None
     return window if kinds is None or "sliding_attention" in kinds else None
-
-
-def _stretched(config: Any) -> tuple[str, int] | None:
-    """The kind of such positions, and the length from which on they differ."""
-    found = getattr(config, "rope_parameters", None) or {}
-    tables = [found, *(v for v in found.values() if isinstance(v, dict))]
-    for table in tables:
-        if (kind := table.get("rope_type")) in STRETCHED:
-            original = table.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            return str(kind), int(original or config.max_position_embeddings)
-    return None
 
 
 def files(subject: Subject) -> Iterator[Finding]:

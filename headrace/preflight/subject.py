@@ -168,7 +168,7 @@ def without_torch() -> Iterator[None]:
         yield
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)  # that it finds no torch is what is wanted
-    importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)  # type: ignore[assignment]
+    importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
     try:
         yield
     finally:
