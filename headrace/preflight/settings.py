@@ -17,9 +17,9 @@ def sampling(subject: Subject) -> Iterator[Finding]:
     seen = set()
     for use in subject.uses:
         s = use.sampling
-        if s is None or (use.where, s) in seen:
+        if s is None or (use.where, use.purpose == "train", s) in seen:
             continue
-        seen.add((use.where, s))
+        seen.add((use.where, use.purpose == "train", s))
         if s.max_new_tokens >= context:
             yield error(
                 use.where,

@@ -90,13 +90,17 @@ def _check(model: PreTrainedModel, path: str) -> None:
     to the length up to which they do not.
     """
     try:
+        if (stretch := stretched_from(model.config)) is not None:
+            far = _packed(model, LAID_TWICE, FAR * stretch)
         wanted = _alone(model)
         twice = _packed(model, LAID_TWICE)
         shared = _packed(model, SHARED)
-        if (stretch := stretched_from(model.config)) is not None:
-            far = _packed(model, LAID_TWICE, stretch)
-    except (EngineError, TypeError, AttributeError) as error:
+    except EngineError as error:
         raise RunFileError(f"[run] model = {path!r} cannot be trained packed: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise RunFileError(
+            f"[run] model = {path!r} cannot be trained packed: its layers do not take packed sequences ({error})"
+        ) from error
     what = "that would give other logits than its own"
     if not _close(wanted.repeat(2, 1), twice) or not _close(torch.cat((wanted, wanted[PREFIX:])), shared):
         raise RunFileError(f"[run] model = {path!r} cannot be trained packed: {what}")
@@ -104,7 +108,7 @@ def _check(model: PreTrainedModel, path: str) -> None:
         bind(model, stretch)
 
 
-TRIED, PREFIX = 4, 2
+TRIED, PREFIX, FAR = 4, 2, 8
 LAID_TWICE = ((TRIED, TRIED), None)
 SHARED = ((TRIED, TRIED - PREFIX), ((0, 0), (0, PREFIX)))
 
