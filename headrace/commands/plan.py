@@ -15,6 +15,8 @@ from headrace.preflight.ahead import PLAN_SECONDS, lines, look_ahead
 from headrace.preflight.findings import error
 from headrace.running.runfile import WholeRun, check
 
+BAD_INPUT, FAULT = 2, 3
+
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     run_file(sub)
@@ -22,7 +24,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """0, or 2 if something in the run file cannot work. Raises RunFileError if it cannot be read as one."""
+    """0; 2 if something in the run file cannot work; 3 if not all could be looked at. Raises RunFileError if it cannot be read as one."""
     try:
         whole = check(RunFile.read(options.file, options.overrides))
     except RunFileError as fault:
@@ -30,15 +32,16 @@ def main(options: argparse.Namespace) -> int:
             raise
         mistake = error(str(options.file), str(fault), "mend it, and look again")
         print(json.dumps({"ok": False, "plan": [], "checks": [], "findings": [asdict(mistake)]}, indent=2))
-        return 2
+        return BAD_INPUT
     planned = list(plan(whole, options.directory))
     if not options.json:
         print("\n".join(planned), flush=True)
     looked = look_ahead(whole.file, PLAN_SECONDS, thorough=True)
+    status = BAD_INPUT if looked.errors else FAULT if looked.broken else 0
     if options.json:
-        told = {"ok": not looked.errors, "plan": planned, "checks": looked.checks, "broken": looked.broken}
+        told = {"ok": status == 0, "plan": planned, "checks": looked.checks, "broken": looked.broken}
         print(json.dumps({**told, "findings": [asdict(f) for f in looked.of("error", "warning", "note")]}, indent=2))
-        return 2 if looked.errors else 0
+        return status
     for line in lines(looked.of("error", "warning", "note")):
         print(line)
     if looked.broken:
@@ -47,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
     print(
         f"  {len(looked.checks)} checks in {looked.seconds:.1f} s: {', '.join(counts) or 'nothing stands against it'}"
     )
-    return 2 if looked.errors else 0
+    return status
 
 
 def plan(whole: WholeRun, directory: Path | None) -> Iterator[str]:

@@ -112,15 +112,17 @@ def repeated(subject: Subject) -> Iterator[Finding]:
                 "remove them, or leave them where they are meant to count more",
             )
     for name, texts in asked.items():
-        for other, known in trained.items():
-            both = len(set(texts) & set(known))
-            if both and name != other:
-                yield warning(
-                    f"[data.{name}]",
-                    f"{share(both, len(set(texts)))} of its held-out questions are trained on in [data.{other}] "
-                    f"(compared with {len(known)} of its rows)",
-                    f"take them out of [data.{other}]; figures on them show memory",
-                )
+        known = {other: set(texts) & set(seen) for other, seen in trained.items() if other != name}
+        where = [other for other, both in known.items() if both]
+        if where:
+            places = ", ".join(f"[data.{other}]" for other in where)
+            both = set().union(*known.values())
+            yield warning(
+                f"[data.{name}]",
+                f"{share(len(both), len(set(texts)))} of its held-out questions are trained on in {places} "
+                f"(compared with {sum(len(trained[other]) for other in where)} questions there)",
+                "take them out of what is trained; what is measured on them is memory",
+            )
 
 
 def distinct(subject: Subject) -> Iterator[Use]:

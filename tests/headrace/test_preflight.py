@@ -206,6 +206,9 @@ def test_the_models_own_limits_of_length(tmp_path: Path) -> None:
     assert told and "longer than the model's positions of 64" in told[0]
     (context,) = found(model.context, SMALL, short)
     assert "context_length = 128 is longer than the model's 64 positions" in context.what
+    learned = at(tmp_path / "g", model_type="gpt2", n_positions=64)
+    told = [f.what for f in found(lengths.prompts, SMALL, learned, *wide) if f.level == "error"]
+    assert told and "longer than the model's positions of 64 tokens: it has no more" in told[0]
     fits = at(tmp_path / "f", rope_parameters=rope, max_position_embeddings=256)
     assert not found(lengths.prompts, SMALL, fits, *wide)
 
@@ -228,6 +231,13 @@ def test_documents_that_do_not_come_back_whole_or_are_too_long(tmp_path: Path) -
     assert tag.level == "error" and "until_tag = 'chian': no document" in tag.what
     table = [{"messages": [{"role": "user", "content": "nobody answers"}], "response": ""}]
     assert not found(lengths.documents, SMALL, *with_rows(tmp_path, table, "corpus")), "an empty reply trains its end"
+    file = small_copy(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from learner.data.source import Document, Span\nclass Read:\n    size = 2\n"
+        "    def document(self, number, level):\n        return Document(spans=(Span('text', False),))\n"
+    )
+    (untrained,) = found(lengths.documents, file, 'data.corpus={use="mine.py:Read"}')
+    assert untrained.level == "warning" and "2 of 2 (100%) of its documents train no token" in untrained.what
     window = at(tmp_path / "w", sliding_window=16, use_sliding_window=True, layer_types=["sliding_attention"] * 2)
     (long,) = found(lengths.documents, SMALL, window)
     assert long.level == "error" and "longer than the model's sliding window of 16" in long.what
@@ -337,3 +347,6 @@ def test_checks_that_hang_or_die_hold_up_no_run(tmp_path: Path, capsys: pytest.C
     assert "ended after 12 s" in hangs.broken and "settings.rewards" in hangs.checks and hangs.seconds < 20
     dies = RunFile.read(file, ['data.prompts={use="slow.py:Slow", die=true}'])
     assert looked_at(dies) and "ended with status 9" in capsys.readouterr().out
+    assert main(["plan", str(file), "--set", 'data.prompts={use="slow.py:Slow", die=true}']) == 3, (
+        "not all was looked at"
+    )
