@@ -206,7 +206,7 @@ def test_the_models_own_limits_of_length(tmp_path: Path) -> None:
     assert told and "longer than the model's positions of 64" in told[0]
     (context,) = found(model.context, SMALL, short)
     assert "context_length = 128 is longer than the model's 64 positions" in context.what
-    learned = at(tmp_path / "g", model_type="gpt2", n_positions=64)
+    learned = at(tmp_path / "g", model_type="gpt2", max_position_embeddings=64, rope_parameters=None)
     told = [f.what for f in found(lengths.prompts, SMALL, learned, *wide) if f.level == "error"]
     assert told and "longer than the model's positions of 64 tokens: it has no more" in told[0]
     fits = at(tmp_path / "f", rope_parameters=rope, max_position_embeddings=256)
