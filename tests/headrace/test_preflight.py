@@ -304,8 +304,10 @@ def test_plug_ins_are_made_where_there_is_time(tmp_path: Path) -> None:
         "from dataclasses import dataclass\n@dataclass\nclass Mute:\n    size: int = 1\n"
         "@dataclass\nclass Picky:\n    size: int = 1\n    def __post_init__(self):\n        raise ValueError('size must be 2')\n"
         "    def __call__(self, sample):\n        return 1.0\n"
+        "class Lent:\n    __call__ = Picky.__call__\n"
         "room = 3\n"
     )
+    assert not found(plugged.callables, file, "rewarders.vowels.use=odd.py:Lent")
     (mute,) = found(plugged.callables, file, "rewarders.vowels.use=odd.py:Mute")
     assert mute.level == "error" and "cannot be called with a sample" in mute.what
     (picky,) = found(plugged.made, file, "rewarders.vowels.use=odd.py:Picky")
