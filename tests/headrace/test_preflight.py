@@ -277,6 +277,9 @@ def test_a_model_without_files_weights_or_vocabulary_is_named(tmp_path: Path) ->
     assert "has no weights" in weights.what and "init = 'random'" in weights.cure
     small, _ = found(model.vocabulary, SMALL, at(tmp_path / "v", vocab_size=300))
     assert "token 306 is outside the model's vocabulary of 300" in small.what
+    added = at(tmp_path / "a", vocab_size=306, eos_token_id=302)
+    (unused,) = found(model.vocabulary, SMALL, added)
+    assert unused.level == "warning" and "1 such tokens are added ones" in unused.what
     (kind,) = found(model.files, SMALL, at(tmp_path / "j", model_type="gptj"))
     assert "gptj cannot be trained packed" in kind.what
     endless = templated(tmp_path / "e", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
@@ -293,6 +296,18 @@ def test_a_model_without_files_weights_or_vocabulary_is_named(tmp_path: Path) ->
     assert ends.level == "warning" and "ends replies with token [302], its files name [300]" in ends.what
     (beyond,) = found(model.vocabulary, SMALL, at(tmp_path / "x", eos_token_id=999))
     assert "end tokens [999] are outside the vocabulary" in beyond.what
+
+
+def test_a_stage_begins_from_what_there_is() -> None:
+    assert not found(model.beginnings, SMALL, "stage.1.model=base")
+    (later,) = found(model.beginnings, SMALL, "stage.1.model=bsae")
+    assert (
+        later.level == "warning"
+        and "no earlier stage and no directory" in later.what
+        and "did you mean 'base'" in later.what
+    )
+    (missing,) = found(model.beginnings, SMALL, "stage.1.model=./nowhere")
+    assert missing.level == "error" and "does not exist" in missing.what
 
 
 # -- plug-ins ----------------------------------------------------------------------------------------------------------
