@@ -29,10 +29,11 @@ from broker.topics import Topics
 from headrace.reading.audit import Audit
 from headrace.reading.history import History, whole
 from headrace.reading.records import read, records, scan
+from learner.planning.fates import Fate, Reason, fate_of
 
 SKEW_SECONDS = 60.0  # by how much the log's clocks may differ: a prompt is fed before its group ends
 SET_ASIDE_REACH = 8  # manifests whose groups are known, in case that one is set aside behind its successors
-FATES = {Manifest.TYPE: "trained", Evaluation.TYPE: "evaluated", Artefact.TYPE: "collected"}
+FATES = {Manifest.TYPE: Fate.TRAINED, Evaluation.TYPE: Fate.EVALUATED, Artefact.TYPE: Fate.COLLECTED}
 
 
 class End(NamedTuple):
@@ -171,7 +172,7 @@ class Fates:
         self._feed(manifest.state.fed)
         self._follows(manifest, where)
         ids = tuple(group.group_id for group in manifest.groups)
-        self._end_all(ids, "trained", where, at)
+        self._end_all(ids, Fate.TRAINED, where, at)
         self._drop(manifest.dropped, where, at)
         if manifest.kind == "step":
             self.audit.steps += 1
@@ -207,12 +208,12 @@ class Fates:
         self.audit.trained -= len(ids)
         self.audit.dropped += len(ids)
         reasons = self.audit.dropped_by_reason
-        reasons["set_aside"] = reasons.get("set_aside", 0) + len(ids)
+        reasons[Reason.SET_ASIDE.value] = reasons.get(Reason.SET_ASIDE.value, 0) + len(ids)
 
     def _drop(self, dropped: Iterable[Dropped], where: str, at: float) -> None:
         for group_id, reason, _ in dropped:
             self.audit.dropped_by_reason[reason] = self.audit.dropped_by_reason.get(reason, 0) + 1
-            self._end_all([group_id], "dead_lettered" if reason == "dead_letter" else "dropped", where, at)
+            self._end_all([group_id], fate_of(reason), where, at)
 
     def _end_all(self, ids: Iterable[str], fate: str, where: str, at: float) -> None:
         for group_id in ids:
@@ -322,7 +323,7 @@ class Elsewhere:
 
     def _note(self, ids: Iterable[str], dropped: Iterable[Dropped], fate: str, where: str) -> None:
         found = [End(group_id, fate, where) for group_id in ids]
-        found += [End(d.group_id, "dead_lettered" if d.reason == "dead_letter" else "dropped", where) for d in dropped]
+        found += [End(d.group_id, fate_of(d.reason), where) for d in dropped]
         for end in found:
             if end.group_id in self._ids:
                 self.ends[end.group_id].append(end)
