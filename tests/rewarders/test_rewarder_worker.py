@@ -15,8 +15,6 @@ from prometheus_client import CollectorRegistry
 from test_math import sample
 
 from broker.errors import HeadraceError, RunFault, RunFileError
-from broker.faults import Failed
-from broker.isolation import Isolated
 from broker.log import Log
 from broker.messages import Vote, encode
 from broker.open import open_log
@@ -203,13 +201,6 @@ def test_a_judge_that_cannot_be_made_says_why(log: Log, tmp_path: Path) -> None:
     publish(log, ["x"])
     with pytest.raises(HeadraceError, match="Missing"):
         turn_until(worker, log, 1)
-
-
-def test_isolation_goes_on_behind_a_failure() -> None:
-    isolated = Isolated("rewarders.answers.symbolic:factory", {}, timeout=0.0001)
-    (place, answer) = next(iter(isolated.call([b"\x92\xa11\xa12"])))
-    assert place == 0 and isinstance(answer, Failed) and answer.kind == "timeout"
-    isolated.stop()
 
 
 @pytest.mark.parametrize(
