@@ -256,7 +256,8 @@ class Learner:
         """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
         with self.shifts.shift():
             self.take(self.planning.close_stage(index))
-        wanted = any(stage.model == self.config.stages[index].name for stage in self.config.stages)
+        mine = self.config.stages[index]
+        wanted = mine.keep_model or any(stage.model == mine.name for stage in self.config.stages)
         if wanted and not (self.checkpoints.directory / self.kept_name(index)).exists():
             self.save(self.config.learner.keep_checkpoints, name=self.kept_name(index))
         self.save(self.config.learner.keep_checkpoints)

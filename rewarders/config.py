@@ -82,6 +82,23 @@ class RewarderTable(Table):
         return self.worker.workers
 
 
+RUN = "{run}/"
+"""What stands for the run's directory where an option begins with it."""
+
+
+def in_run(table: RewarderTable, directory: Path) -> RewarderTable:
+    """``table`` with ``{run}/`` at the beginning of an option's text replaced: what a stage leaves there is named so before it exists."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: placed(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [placed(inner) for inner in value]
+        return str(directory / value.removeprefix(RUN)) if isinstance(value, str) and value.startswith(RUN) else value
+
+    return table.model_copy(update=placed(table.options))
+
+
 def rewarder_tables(file: RunFile) -> dict[str, RewarderTable]:
     """All rewarders of the run file. Raises RunFileError."""
     raw = file.tables.get("rewarders", {})
