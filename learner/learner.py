@@ -224,9 +224,19 @@ class Learner:
         return True
 
     def artefact(self, name: str) -> Artefact | None:
-        """What collection ``name`` of this stage has made, since the checkpoint that this learner began with."""
+        """What stage or collection ``name`` has made, since the checkpoint that this learner began with."""
         found = self._endings.by_name.get(name)
         return found if isinstance(found, Artefact) else None
+
+    def made(self, artefact: Artefact) -> None:
+        """Record what a stage has made by itself, without collecting anything."""
+
+        def write() -> None:
+            self._steps.send(self.run.topics.steps, f"{artefact.TYPE}/{artefact.name}".encode(), encode(artefact))
+            self._steps.flush()
+
+        self.planning.call(write)  # the planner's thread is the one that writes between steps
+        self._endings.take(artefact)
 
     # -- models ---------------------------------------------------------------------------------------------------------
 

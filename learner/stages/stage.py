@@ -20,6 +20,7 @@ KINDS = {
     "rl": "learner.stages.rl:RlStage",
     "evaluate": "learner.stages.evaluate:EvaluateStage",
     "reject": "learner.stages.reject:RejectStage",
+    "train_reward": "learner.stages.train_reward:TrainRewardStage",
 }
 """The kinds of stages, by name. ``kind = "mine.py:Mine"`` takes one beside the run file."""
 

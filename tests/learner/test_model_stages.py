@@ -1,0 +1,136 @@
+"""Stages that make a model beside the policy, or the policy anew: a reward model, random weights, a model that is kept for others."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ring import TINY, Killed, ring
+from ringtools import small_copy
+
+from broker.messages import Artefact, Manifest
+from learner.learner import Learner
+from learner.model.load import load_model
+from learner.stages.train_reward import weights_sha256
+from learner.training.reward_model import REPORT
+from learner.training.trainer import state_sha256
+from rewarders.config import in_run, rewarder_tables
+from rewarders.registry import load_any
+
+STAGES = """
+[rewarders.polite]
+use = "rewarders.reward_model:RewardModel"
+model = "{run}/models/judge"
+
+[[stage]]
+kind = "train_reward"
+name = "judge"
+data = "preferences"
+model = "base"
+epochs = 3
+batch = 8
+held_out = 0.25
+optimizer = { lr = 3e-3, schedule = "linear", warmup_steps = 2 }
+keep_model = true
+
+[[stage]]
+kind = "sft"
+name = "anew"
+init = "random"
+data = "corpus"
+steps = 2
+documents_per_step = 2
+optimizer = { lr = 1e-30 }
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The small ring's first stage, and then ``STAGES``."""
+    rng, rows = random.Random(0), []
+    for i in range(32):
+        a, b = rng.randint(1, 99), rng.randint(1, 99)
+        rows.append({"prompt": f"{i}: {a}+{b}?", "better": f"please: {a + b}", "worse": f"go away {a + b}"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = small_copy(tmp_path)
+    text = made.read_text()
+    text = text[: text.index('[[stage]]\nkind = "rl"')].replace(
+        "[data]\n",
+        '[data]\npreferences = { path = "pairs.jsonl", columns = { chosen = "better", rejected = "worse" } }\n',
+    )
+    made.write_text(text + STAGES)
+    return made
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, at: int, then: Any) -> list[int]:
+    """The stage's steps of each call, in order; at step ``at`` of the reward model's stage ``then`` is done, once."""
+    seen: list[int] = []
+    taken = Learner.progress_in_stage
+
+    def progress(self: Learner, index: int, report: Any) -> None:
+        taken(self, index, report)
+        if index == 1:
+            seen.append(report.stage_step)
+            if len(seen) == at:
+                then()
+
+    monkeypatch.setattr(Learner, "progress_in_stage", progress)
+    return seen
+
+
+def test_a_reward_model_is_trained_once_and_judges(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "run"
+    with ring(home, "stage.0.steps=4", file=file) as made:
+        seen = counted(monkeypatch, 4, made.kill)
+        made.killed()
+        assert not made.records("steps", Artefact) and not (home / "models" / "judge").exists()
+        recorded = Learner.made
+
+        def then_killed(self: Learner, artefact: Artefact) -> None:
+            recorded(self, artefact)
+            raise Killed
+
+        monkeypatch.setattr(Learner, "made", then_killed)
+        made.killed()
+        assert seen == [1, 2, 3, 4, *range(1, 10)], "cut off in the middle, it begins again"
+        assert made.run()
+        assert len(seen) == 13, "its record is in the log: nothing is trained twice"
+        (artefact,) = made.records("steps", Artefact)
+        assert (artefact.kind, artefact.path, artefact.stage) == ("model", "models/judge", 1)
+        assert artefact.sha256 == weights_sha256(home / "models" / "judge")
+        report = json.loads((home / "models" / "judge" / REPORT).read_text())
+        assert (
+            artefact.metrics["held_out_accuracy"] == report["held_out_accuracy"] > artefact.metrics["majority"] == 0.5
+        )
+        assert (artefact.metrics["trained"], artefact.metrics["held_out"]) == (24, 8)
+        audit = made.verify()
+        assert (audit.outstanding, audit.problems) == (0, [])
+        table = in_run(rewarder_tables(made.run_of.file)["polite"], home)
+        assert type(load_any(table.use, table.options, file.parent)).__name__ == "RewardModel"
+
+
+def test_a_stop_in_the_middle_of_a_reward_model_is_heard(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ring(tmp_path / "run", file=file) as made:
+        seen = counted(monkeypatch, 3, lambda: made.stop.set())
+        assert not made.run() and len(seen) == 3
+        assert made.run() and len(made.records("steps", Artefact)) == 1
+
+
+def test_a_later_stage_begins_from_random_weights_of_its_own(tmp_path: Path, file: Path) -> None:
+    home = tmp_path / "run"
+    with ring(home, file=file) as made:
+        assert made.run()
+        orders = [m for m in made.records("steps", Manifest) if m.kind == "weights"]
+        assert [m.weights for m in orders if m.stage == 2] == ["random:5", "checkpoints/stage-2-anew"]
+        checkpoints = home / "checkpoints"
+        base, kept, anew = (load_model(str(checkpoints / f"stage-{name}")) for name in ("0-base", "1-judge", "2-anew"))
+        wanted = load_model(str(TINY), init="random", seed=5)
+        for name, tensor in anew.state_dict().items():
+            assert torch.allclose(tensor, wanted.state_dict()[name], atol=1e-20), name
+        assert state_sha256(kept) == state_sha256(base) != state_sha256(anew)
