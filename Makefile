@@ -58,6 +58,7 @@ watch: $(STAMP)
 
 dashboards: $(STAMP)
 	$(BIN)/python -m monitoring.dashboards
+	$(BIN)/python -m monitoring.catalogue
 
 # Kafka's client; the broker itself is fetched by Maven on its first start, into the same .venv.
 setup-kafka: $(KAFKA_STAMP)

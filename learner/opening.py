@@ -16,6 +16,7 @@ from broker.control.server import ControlServer
 from broker.errors import HeldByAnother
 from broker.log import Log, Producer
 from broker.messages import Manifest, StepResult, encode
+from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
@@ -79,6 +80,7 @@ def open_learner(
         stack.callback(found.close)
         return found
 
+    wait_for_log(lambda: refuse_records_of_another(run, log), stop)
     steps = patient(exclusive_steps(log, run, owner, stop))
     results = patient(log.producer())
     state = LearnerState(config, model_path(run), run.table.seed, run.directory, placement)
@@ -99,24 +101,12 @@ def open_learner(
     redone = recover(run, log, state, checkpoints, record)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
+    endings = Endings(run, telemetry, redone.tail.endings)
     join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()))
     stack.callback(join.close)
     join.add(found.groups)
-    planner = _planner(run, join, found, steps, patient(log.producer()), state, lambda: publishing.published)
-    mixes = [run.table.rewards, *(t.rewards for t in config.data.values() if t.rewards is not None)]
-    planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
-    endings = Endings(run, telemetry, redone.tail.endings)
-    parts = (planner, Collections(join, steps, run.topics.steps), endings.take)
-    how: dict[str, Any] = {
-        "ahead": config.learner.shift_steps if shifts.colocated else 1,
-        "resting": lambda: shifts.under_way,
-    }
-    planning: Planning = (
-        PlanningThread(*parts, log_away=telemetry.log_away, **how)
-        if idle is None
-        else Planning(*parts, idle=idle, **how)
-    )
-    telemetry.metrics.outstanding.set_function(lambda: len(join.groups))
+    planner = _planner(run, config, join, found, steps, patient(log.producer()), state, lambda: publishing.published)
+    planning = _planning(planner, Collections(join, steps, run.topics.steps), endings, shifts, config, telemetry, idle)
     planning.start()
     stack.callback(planning.stop)
     shifts.end()
@@ -175,6 +165,7 @@ def execute_again(
 
 def _planner(
     run: Run,
+    config: LearnerConfig,
     join: Join,
     found: Recovered,
     steps: Producer,
@@ -182,10 +173,32 @@ def _planner(
     state: LearnerState,
     published: Callable[[], int],
 ) -> Planner:
+    """The planner behind what recovery found; groups no longer wait for rewarders that have left the run file."""
     topics = run.topics
     feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor, found.missing, topics.deadletters)
     feed.eras.update(found.state.eras)
-    return Planner(join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, published)
+    planner = Planner(join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, published)
+    mixes = [run.table.rewards, *(t.rewards for t in config.data.values() if t.rewards is not None)]
+    planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
+    return planner
+
+
+def _planning(
+    planner: Planner,
+    collections: Collections,
+    endings: Endings,
+    shifts: Shifts,
+    config: LearnerConfig,
+    telemetry: Telemetry,
+    idle: Callable[[], None] | None,
+) -> Planning:
+    telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
+    telemetry.metrics.duplicates.set_function(lambda: planner.join.duplicates)
+    ahead = config.learner.shift_steps if shifts.colocated else 1
+    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way}
+    if idle is not None:
+        return Planning(planner, collections, endings.take, idle=idle, **how)
+    return PlanningThread(planner, collections, endings.take, log_away=telemetry.log_away, **how)
 
 
 def exclusive_steps(log: Log, run: Run, owner: str, stop: Stop) -> Producer:

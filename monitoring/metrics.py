@@ -162,6 +162,10 @@ class LearnerMetrics(StepMetrics):
     epochs = counter("membership_epochs", "Broadcast groups formed anew")
     receivers = gauge("weight_receivers", "Receivers of weights that are alive")
     outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
+    duplicates = gauge(
+        "duplicate_records", "Redelivered samples and votes that were left aside since the learner began",
+        may_be_zero="nothing is delivered twice while nobody dies",
+    )  # fmt: skip
     credits = gauge(
         "credits", "Groups that may be outstanding at once (0: no RL stage is under way)", may_be_zero=STAGE_OVER
     )

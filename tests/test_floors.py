@@ -156,3 +156,22 @@ def test_modules_are_one_thought_long() -> None:
         if (n := len(p.read_text().splitlines())) > 320
     }
     assert not long
+
+
+LONG = {
+    "open_learner": "it wires everything once, in the order in which it must happen",
+    "_sampling": "a row of panels, one call",
+    "_load": "a row of panels, one call",
+}
+"""Functions above fifty lines, and why."""
+
+
+def test_no_function_is_longer_than_a_screen_without_a_reason() -> None:
+    long = {}
+    for floor in ALLOWED:
+        for path in (ROOT / floor).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                lines = (node.end_lineno or 0) - node.lineno + 1 if isinstance(node, ast.FunctionDef) else 0
+                if lines > 50 and isinstance(node, ast.FunctionDef):
+                    long[node.name] = f"{path.relative_to(ROOT)}: {lines} lines"
+    assert long.keys() == LONG.keys(), long

@@ -1,7 +1,8 @@
 """The local engine: continuous batching on a static key-value cache; weights are swapped between two decode steps.
 
 A group's prompt is computed once and shared. Live samples are kept in the first rows, so a decode step costs what is live.
-One thread samples; weights come from another through ``sink`` and are taken over before the next step.
+A later turn of an episode is a request like any other: what was said before is computed again. One thread samples; weights come
+from another through ``sink`` and are taken over before the next step.
 """
 
 from __future__ import annotations

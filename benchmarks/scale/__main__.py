@@ -71,6 +71,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as home:
             run, maker = Path(home) / "run", Maker(Path(home) / "run", Shape(samples=options.samples))
             maker.steps(steps)
+            maker.checkpoint()
             for name, (command, stop_at) in commands(steps).items():
                 found.setdefault(name, []).append(measured(run, *command, stop_at=stop_at))
                 print(steps, name, *found[name][-1], file=sys.stderr, flush=True)

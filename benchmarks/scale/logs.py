@@ -85,6 +85,14 @@ class Maker:
             self._take(self._step + 1)
             self._step += 1
 
+    def checkpoint(self) -> None:
+        """One of the newest version, as far as its place in the run is concerned."""
+        from learner.training.checkpoint import Checkpoints, Progress
+
+        offset = self._log.ends(self._topics.steps)[0]
+        progress = Progress(self._step, 0, self._step - 1, False, offset)
+        Checkpoints(self.run.directory / "checkpoints").save(progress, {}, _empty, keep=2)
+
     def _feed(self, step: int) -> list[tuple[str, Position]]:
         ids = [f"prompts-{step}-{number}@0" for number in range(self._shape.groups)]
         for number, group_id in enumerate(ids):
@@ -142,6 +150,10 @@ class Maker:
     def close(self) -> None:
         self._producer.close()
         self._log.close()
+
+
+def _empty(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"")
 
 
 def _low(waiting: list[tuple[str, Position]]) -> dict[int, int]:

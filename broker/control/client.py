@@ -57,6 +57,9 @@ class ControlClient:
         self._wake = Wake()
         self._stop = threading.Event()
         self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._dealer: zmq.Socket[bytes] | None = None
+        self._sub: zmq.Socket[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -81,67 +84,78 @@ class ControlClient:
         self._context.destroy(linger=0)
 
     def _run(self) -> None:
-        dealer: zmq.Socket[bytes] | None = None
-        sub: zmq.Socket[bytes] | None = None
-        due = 0.0
-        poller = zmq.Poller()
-        poller.register(self._wake.fileno(), zmq.POLLIN)
-        turned = time.monotonic()
+        due, turned = 0.0, time.monotonic()
+        self._poller.register(self._wake.fileno(), zmq.POLLIN)
         while not self._stop.is_set():
             self._wake.clear()
             lapsed, turned = time.monotonic() - turned > LAPSE_SECONDS, time.monotonic()
-            if (
-                lapsed and dealer is not None and self.joined
-            ):  # it was stopped: what comes first may be meant for a member that it is no more
-                self._held = []
-                self._send(dealer, self._join())
+            if lapsed and self._dealer is not None and self.joined:
+                self._held = []  # it was stopped: what comes first may be meant for a member that it is no more
+                self._say(self._join())
             if self._wanted != self._endpoint:
-                for socket in (dealer, sub):
-                    self._drop(poller, socket)
-                self._endpoint, self.joined, sub = self._wanted, False, None
-                self._asked, self._held = time.monotonic(), None
-                dealer = self._socket(zmq.DEALER, self._endpoint, poller)
-                self._send(dealer, self._join())
-            if dealer is None:
-                poller.poll()
+                self._call()
+            if self._dealer is None:
+                self._poller.poll()
                 turned = time.monotonic()
                 continue
             self._say_if_unanswered()
             if time.monotonic() >= due:
                 due = time.monotonic() + BEAT_SECONDS
-                self._send(dealer, pack("beat", name=self._name, status=self._status()))
+                self._say(pack("beat", name=self._name, status=self._status()))
             while not self._out.empty():
-                self._send(dealer, self._out.get())
-            poller.poll(int(1000 * max(0.0, due - time.monotonic())) + 1)
-            while dealer.poll(0):
-                message = self._read(dealer)
-                if message["k"] == "welcome":
-                    self._drop(poller, sub)
-                    sub = self._socket(zmq.SUB, str(message.get("pub")), poller)
-                    sub.subscribe(b"")
-                    self.joined, self._taken_since = True, 0.0
-                    known = message.get("known") is True
-                    held, self._held = self._held or [], None
-                    self._handler({"k": "state", "joined": True, "known": known, **message.get("state", {})})
-                    for order in held if known else []:
-                        self._handler(order)
-                elif message["k"] == "rejoin":
-                    self._send(dealer, self._join())
-                elif message["k"] == "taken":
-                    self._taken(message)
-                elif message["k"] and self._held is not None:
-                    self._held.append(message)
-                elif message["k"]:
-                    self._handler(message)
-            while sub is not None and sub.poll(0):
-                message = self._read(sub)
-                if message["k"]:
-                    self._handler(message)
-        if dealer is not None:
-            self._send(dealer, pack("leave", name=self._name))
-            dealer.close(200)
-        if sub is not None:
-            sub.close(0)
+                self._say(self._out.get())
+            self._poller.poll(int(1000 * max(0.0, due - time.monotonic())) + 1)
+            self._listen()
+        self._leave()
+
+    def _call(self) -> None:
+        """Ask the learner at the endpoint that is wanted now to be let in."""
+        for socket in (self._dealer, self._sub):
+            self._drop(socket)
+        self._endpoint, self.joined, self._sub = self._wanted, False, None
+        self._asked, self._held = time.monotonic(), None
+        self._dealer = self._socket(zmq.DEALER, self._endpoint)
+        self._say(self._join())
+
+    def _listen(self) -> None:
+        """Take in all that has come."""
+        while self._dealer is not None and self._dealer.poll(0):
+            self._hear(self._read(self._dealer))
+        while self._sub is not None and self._sub.poll(0):
+            message = self._read(self._sub)
+            if message["k"]:
+                self._handler(message)
+
+    def _hear(self, message: Message) -> None:
+        kind = message["k"]
+        if kind == "welcome":
+            self._welcomed(message)
+        elif kind == "rejoin":
+            self._say(self._join())
+        elif kind == "taken":
+            self._taken(message)
+        elif kind and self._held is not None:
+            self._held.append(message)
+        elif kind:
+            self._handler(message)
+
+    def _welcomed(self, message: Message) -> None:
+        self._drop(self._sub)
+        self._sub = self._socket(zmq.SUB, str(message.get("pub")))
+        self._sub.subscribe(b"")
+        self.joined, self._taken_since = True, 0.0
+        known = message.get("known") is True
+        held, self._held = self._held or [], None
+        self._handler({"k": "state", "joined": True, "known": known, **message.get("state", {})})
+        for order in held if known else []:
+            self._handler(order)
+
+    def _leave(self) -> None:
+        if self._dealer is not None:
+            self._say(pack("leave", name=self._name))
+            self._dealer.close(200)
+        if self._sub is not None:
+            self._sub.close(0)
 
     def _say_if_unanswered(self) -> None:
         now = time.monotonic()
@@ -176,20 +190,21 @@ class ControlClient:
             "join", name=self._name, instance=self._instance, role=self._role, receiver=self._receiver, status=self._status()
         )  # fmt: skip
 
-    def _send(self, socket: zmq.Socket[bytes], data: bytes) -> None:
+    def _say(self, data: bytes) -> None:
+        assert self._dealer is not None
         with contextlib.suppress(zmq.Again):  # nobody listens: the next beat says it again
-            socket.send(data, zmq.NOBLOCK)
+            self._dealer.send(data, zmq.NOBLOCK)
 
-    def _drop(self, poller: zmq.Poller, socket: zmq.Socket[bytes] | None) -> None:
+    def _drop(self, socket: zmq.Socket[bytes] | None) -> None:
         if socket is not None:
-            poller.unregister(socket)
+            self._poller.unregister(socket)
             socket.close(0)
 
-    def _socket(self, kind: int, endpoint: str, poller: zmq.Poller) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.linger = 0
         if self._keys is not None:
             self._keys.call(socket)
         socket.connect(endpoint)
-        poller.register(socket, zmq.POLLIN)
+        self._poller.register(socket, zmq.POLLIN)
         return socket

@@ -39,6 +39,8 @@ class Groups(Protocol):
 
     def members(self, group: str) -> frozenset[str]: ...
 
+    def holder(self, group: str, instance: str) -> str: ...
+
     def leave(self, group: str, instance: str) -> None: ...
 
 
@@ -64,7 +66,7 @@ class LogConsumer:
         self._commit: dict[Part, int] | None = None
         self._failure: BaseException | None = None
         self._closing = self._fenced = self._joined = False
-        self._checked, self._missed = time.monotonic(), 0
+        self._checked, self._missed, self._taken = time.monotonic(), 0, 0
         self._consumer = self._open()
         self._thread = threading.Thread(target=self._run, name=f"member of {group}", daemon=True)
         self._thread.start()
@@ -168,7 +170,7 @@ class LogConsumer:
         except errors.OffsetOutOfRangeError:
             return self._expired()
         except errors.FencedInstanceIdError:
-            self._fenced = True
+            self._fence()
             return None
         except TOO_OLD:  # it joins again with the next poll
             return None
@@ -180,13 +182,25 @@ class LogConsumer:
             self._silence.check(self._consumer)
         return None
 
+    def _fence(self) -> None:
+        """A newer process has this member's name: nothing more is read, and the owner is told by its next poll."""
+        with self._changed:
+            self._fenced = True
+            self._changed.notify_all()
+
     def _check_place(self) -> None:
         """Join anew if the broker has not known this member twice in a row: what was read ahead is somebody else's work."""
         self._checked = time.monotonic()
         try:
-            listed = self._instance in self._groups.members(self._group)
+            holder = self._groups.holder(self._group, self._instance)
         except LogUnavailable:
             return  # a broker that cannot be asked says nothing of this member's place
+        listed = bool(holder)
+        mine = str(self._consumer.group_metadata().member_id)
+        self._taken = self._taken + 1 if listed and holder != mine else 0
+        if self._taken > 1:  # the client joins again and again under a name that is not its own any more
+            self._fence()
+            return
         self._missed = 0 if listed else self._missed + 1
         if self._missed > 1:
             log.warning("%s lost its place in group %s, and joins it again", self._instance, self._group)

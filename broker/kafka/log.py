@@ -15,6 +15,7 @@ from broker.kafka.causes import listen
 from broker.kafka.consumer import LogConsumer
 from broker.kafka.faults import away, patiently, translated
 from broker.kafka.owner import Ownership, members_of
+from broker.kafka.probe import refusal
 from broker.kafka.producer import ExclusiveProducer, LogProducer
 from broker.kafka.reader import LogReader, consumer_settings
 from broker.kafka.settings import KafkaSettings
@@ -33,9 +34,16 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         listen()
-        with translated(f"connecting to {', '.join(settings.servers)}"):
-            self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
-            self._asker = KafkaConsumer(**consumer_settings(settings))
+        what = f"connecting to {', '.join(settings.servers)}"
+        try:
+            with translated(what):
+                self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
+                self._asker = KafkaConsumer(**consumer_settings(settings))
+        except LogUnavailable:
+            for server in settings.servers:
+                if (refused := refusal(server, settings.security)) is not None:
+                    raise LogError(f"{what}: the broker was reached, but {refused.text}") from None
+            raise
         if why := away(settings.servers, self._admin):
             self.close()
             raise LogUnavailable(why)
@@ -88,6 +96,12 @@ class KafkaLog:
         with self._lock:
             found = members_of(self._admin, group)
         return frozenset(str(m["group_instance_id"]) for m in found if m.get("group_instance_id"))
+
+    def holder(self, group: str, instance: str) -> str:
+        """The member id that has this static name now; empty if none has."""
+        with self._lock:
+            found = members_of(self._admin, group)
+        return next((str(m["member_id"]) for m in found if m.get("group_instance_id") == instance), "")
 
     def leave(self, group: str, instance: str) -> None:
         """Take a static member out of its group at once."""

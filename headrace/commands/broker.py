@@ -71,7 +71,8 @@ def main(options: argparse.Namespace) -> int:
     if options.what == "init":
         run = Run.open(options.file, options.overrides)
     else:
-        run = find_run(options.run)
+        of_file = options.what == "delete" and options.run.is_file()  # the directory may be gone already
+        run = Run.open(options.run) if of_file else find_run(options.run)
     with closing(run.open_log()) as log:
         rows = COMMANDS[options.what](run, log, options)
     if options.json:

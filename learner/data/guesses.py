@@ -37,13 +37,13 @@ class Guesses:
 
 @dataclass(frozen=True)
 class GuessCorpus:
-    """Games of up to ``turns`` guesses. A share ``sensible`` of the players guesses where the number still may be; the others name one of
-    three favourites, whatever they hear."""
+    """Games of up to ``turns`` guesses. A share ``sensible`` of the players guesses where the number still may be; the others insist
+    on their first guess, whatever they hear."""
 
     low: int = 0
     high: int = 9
     turns: int = 5
-    sensible: float = 0.15
+    sensible: float = 0.3
     seed: int = 0
 
     @property
@@ -53,10 +53,10 @@ class GuessCorpus:
     def document(self, number: int, level: float) -> Document:
         rng = random.Random(f"guess-corpus/{self.seed}/{number}")
         secret, low, high = rng.randint(self.low, self.high), self.low, self.high
-        listens, favourites = rng.random() < self.sensible, rng.choices(range(self.low, self.high + 1), k=3)
+        listens, first = rng.random() < self.sensible, rng.randint(self.low, self.high)
         messages = [question(low, high)]
         for turn in range(self.turns):
-            guess = rng.randint(low, high) if listens else rng.choice(favourites)
+            guess = rng.randint(low, high) if listens else first
             messages.append(ChatMessage("assistant", str(guess)))
             if guess == secret or turn + 1 == self.turns:
                 break

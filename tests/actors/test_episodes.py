@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -348,3 +349,27 @@ def test_templates_that_cannot_hold_an_episode_are_refused_with_their_words(tiny
     episode = Episode.begin(prompt, 0, Rendered([1], ""))
     with pytest.raises(ChatError, match="no tools here"):
         between(Chats(tokenizer), episode, [ChatMessage("tool", "4")])
+
+
+def test_a_model_that_calls_tools_is_heard_by_them_in_their_own_process(tmp_path: Path) -> None:
+    """The interpreter's sandbox starts from a process whose memory is bound."""
+    tools = ["actors.tools:Calculator", "actors.python:PythonTool"]
+    rooms = Rooms({"desk": EnvironmentTable(use="actors.tools:Tools", timeout=60.0, tools=tools)}, tmp_path)  # type: ignore[call-arg]
+    ticket = rooms.open(Prompt("g@0", (ChatMessage("user", "q"),), 1, environment="desk"), 0)
+
+    def hear() -> Turn:
+        deadline = time.monotonic() + 90
+        while not (found := rooms.ready()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert found[0].turn is not None, found[0].why
+        return found[0].turn
+
+    assert [t["function"]["name"] for t in hear().tools] == ["calculator", "python_tool"]
+    calls = [("calculator", {"expression": "6*7"}), ("python_tool", {"code": "print(2**5)"})]
+    reply = "".join(f"<tool_call>{json.dumps({'name': n, 'arguments': a})}</tool_call>" for n, a in calls)
+    rooms.step(ticket, reply)
+    assert [tuple(m) for m in hear().messages] == [("tool", "42"), ("tool", "32")]
+    rooms.step(ticket, "Both are right.")
+    assert hear().over
+    rooms.close()

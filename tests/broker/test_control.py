@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from broker.control.keys import Keys
 from broker.control.server import ControlServer
 from broker.control.wire import Message
 from broker.errors import ControlError
+from broker.weights.client import WeightClient
+from broker.weights.sink import Lane, Push
+from monitoring.ports import free_ports
 
 
 def until(happened: Callable[[], object], seconds: float = 10.0) -> None:
@@ -132,3 +137,71 @@ def test_keys_let_in_only_those_who_have_them(tmp_path: Path) -> None:
     server.close()
     with pytest.raises(ControlError, match="no control keys"):
         Keys.read(tmp_path / "none.json")
+
+
+def test_a_learner_that_does_not_answer_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("broker.control.client.WELCOME_SECONDS", 0.2)
+    (port,) = free_ports(1)
+    client = ControlClient("a", "actor")
+    with caplog.at_level("WARNING", "control"):
+        client.connect(f"tcp://127.0.0.1:{port}")
+        until(lambda: caplog.records)
+    client.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and f"tcp://127.0.0.1:{port} does not answer" in said[0] and "[broker] control" in said[0]
+
+
+class Slow:
+    """An engine that is busy in the lane that it joins until it is let go."""
+
+    ranks = 1
+    ready = True
+
+    def __init__(self) -> None:
+        self.joined: list[int] = []
+        self.go = threading.Event()
+
+    def join(self, lane: Lane) -> None:
+        self.joined.append(lane.epoch)
+        self.go.wait(30)
+
+    def receive(self, push: Push) -> str:
+        return push.checksum
+
+    def load(self, path: Path, version: int) -> None:
+        """Nothing is published here."""
+
+    def leave(self) -> None:
+        """It holds no group."""
+
+    def rest(self) -> None:
+        """It is never asked to."""
+
+    def wake(self, version: int, patience: float) -> None:
+        """It never rests."""
+
+
+def test_orders_to_a_membership_that_has_ended_are_void() -> None:
+    """And no push is sent to a receiver before the order that it is busy with has ended."""
+    server, sink = ControlServer(), Slow()
+    client = WeightClient("a", sink)
+    client.connect(server.endpoint)
+    until(lambda: server.receivers())
+    (member,) = server.receivers()
+    for epoch in (1, 2):
+        server.tell(member, "lane", **asdict(Lane(epoch, "g", "127.0.0.1", 1, 1, 2, "gloo", 1.0)))
+    until(lambda: sink.joined == [1] and client._orders.qsize() == 1)
+    assert server.lives(member)
+    server.evict("a")
+    assert not server.lives(member)
+    until(lambda: server.members())
+    until(lambda: not server.members()[0].receives)
+    sink.go.set()
+    until(lambda: server.receivers())
+    server.tell(server.receivers()[0], "lane", **asdict(Lane(3, "g", "127.0.0.1", 1, 1, 2, "gloo", 1.0)))
+    until(lambda: sink.joined[-1] == 3)
+    assert sink.joined == [1, 3]
+    client.close()
+    server.close()

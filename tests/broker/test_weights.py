@@ -27,6 +27,7 @@ from broker.weights.devices import gpu_of, refuse_shared
 from broker.weights.group import serve_store
 from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
+from broker.weights.road import Direct, WeightRoad
 from broker.weights.sink import Lane, Push
 
 HERE = Path(__file__).resolve().parent
@@ -81,14 +82,17 @@ class Remote:
 class Learner:
     """Control, publisher and receivers of one test."""
 
-    def __init__(self, directory: Path, lane: int = 8, road: Literal["broadcast", "disk"] = "broadcast") -> None:
+    def __init__(
+        self, directory: Path, lane: int = 8, road: WeightRoad | Literal["broadcast", "disk"] = "broadcast",
+        timeout: float = TIMEOUT, lease: float = 10.0,
+    ) -> None:  # fmt: skip
         template = directory / "template"
         template.mkdir(parents=True)
         (template / "config.json").write_text("{}")
         self.published: list[int] = []
-        self.control = ControlServer(lease=10.0)
+        self.control = ControlServer(lease=lease)
         self.publisher = WeightPublisher(
-            self.control, directory / "weights", template=template, lane=lane, timeout=TIMEOUT, bucket_bytes=4096, road=road,
+            self.control, directory / "weights", template=template, lane=lane, timeout=timeout, bucket_bytes=4096, road=road,
             on_published=lambda version, path, checksum: self.published.append(version),
         )  # fmt: skip
         self.remotes: list[Remote] = []
@@ -294,6 +298,53 @@ def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_o
         bad.wait("took", "3")
         learner.push(4)
         assert float(bad.wait("took", "4")[2]) == 4 and float(good.wait("took", "4")[2]) == 4
+
+
+def test_who_is_not_heard_of_any_more_ends_the_push_at_once(tmp_path: Path) -> None:
+    """Stopped in the middle of a broadcast that may take a minute: its lease ends it, and the others have the version."""
+    learner = Learner(tmp_path, timeout=60.0, lease=3.0)
+    try:
+        good, bad = together(learner, "good", "stop")
+        learner.push(1)
+        bad.wait("took", "1")
+        started = time.monotonic()
+        learner.push(2)
+        good.wait("took", "2")
+        assert time.monotonic() - started < 40, "without the lease it would be a minute and more"
+        assert learner.publisher.stats.evictions == 1
+        os.kill(bad.process.pid, signal.SIGCONT)
+        learner.until(lambda: len(learner.control.receivers()) == 2)
+        learner.push(3)
+        assert float(bad.wait("took", "3")[2]) == 3
+    finally:
+        learner.close()
+
+
+@pytest.mark.parametrize("learner", [2], indirect=True)
+def test_who_joins_re_forms_the_one_lane_that_it_enters(learner: Learner) -> None:
+    remotes = together(learner, "good", "good", "good")
+    learner.push(1)
+    late = learner.receiver("r3")
+    learner.until(lambda: len(learner.control.receivers()) == 4)
+    learner.push(2)
+    for remote in [*remotes, late]:
+        assert float(remote.wait("took", "2")[2]) == 2
+    joins = [sum(words[0] == "joined" for words in remote.heard()) for remote in [*remotes, late]]
+    assert joins == [1, 1, 2, 1] and learner.publisher.stats.epochs == 2
+
+
+def test_in_one_process_the_weights_are_handed_over(tmp_path: Path) -> None:
+    took: list[tuple[int, float]] = []
+    learner = Learner(
+        tmp_path, road=Direct([lambda version, tensors: took.append((version, float(tensors["w"].mean())))])
+    )
+    try:
+        for version in (1, 2):
+            learner.push(version)
+        assert took == [(1, 1.0), (2, 2.0)]
+        assert float(load_file(tmp_path / "weights" / "v-00000002" / "model.safetensors")["w"].mean()) == 2
+    finally:
+        learner.close()
 
 
 def test_a_member_that_never_joins_a_lane_is_evicted(learner: Learner) -> None:

@@ -27,6 +27,7 @@ from broker.messages import (
     decode,
     encode,
 )
+from broker.verdicts import ValueSpan
 
 HERE = Path(__file__).resolve().parent
 PAGE = (HERE.parents[1] / "docs" / "protocol.md").read_text()
@@ -43,6 +44,21 @@ VECTORS: dict[str, Message] = {
     "vote-value": Vote("sums-7@0", 2, "length", "value", 0.25, "10 characters", 0.125, 1, 3.5),
     "vote-abstain": Vote("sums-7@0", 2, "length", "abstain"),
     "vote-error": Vote("sums-7@0", 2, "length", "error", None, "the sandbox is away", 1.0, 3, 3.5),
+    "vote-rich": Vote(
+        "sums-7@0", 2, "length", "value", 0.25, "10 characters", 0.125, 1, 3.5, answer="5", cause="timeout", version="ab12",
+        spans=(ValueSpan(2, 4, 0.5), ValueSpan(4, 5, 0.0)), logprobs=np.array([-0.5, -0.25, -2], np.float32).tobytes(),
+    ),
+    "vote-shadow": Vote("sums-7@0", 2, "style", "value", 1.0, shadow=True),
+    "prompt-rich": Prompt(
+        "sums-7@0", TURNS, 4, "5", "math", {}, {"accuracy": 1.0}, SAMPLING, number=7, created=1.5, environment="calculator",
+        collection="round-1", template={"enable_thinking": True},
+    ),
+    "trajectory-rich": Trajectory(
+        "sums-7@0", 2, 4, TURNS, "5", "math", {}, {"accuracy": 1.0}, "train", "It is 5. ∎",
+        np.array([3, 1, 4, 1, 5], np.int32), np.array([0, 0, -0.5, -0.25, -2], np.float32),
+        (Segment("prompt", 0, 2, False), Segment("assistant", 2, 5, True)), (VersionSpan(3, 2), VersionSpan(4, 4)), "stop",
+        SAMPLING, "local", "actor-0", 2.5, 2.0, "calculator", (ChatMessage("assistant", "It is 5. ∎"),), 1.0, "round-1",
+    ),
     "policy": PolicyVersion(4, "/runs/x/weights/v-00000004", "ab12", "tcp://127.0.0.1:5555", "learner-0", 4.5),
     "deadletter": DeadLetter("x.prompts", 1, 42, b"k", b"\xc1", "no message", "actor-0", "sums-7@0", 1, 5.5),
     "settled": Settled(3, "replayed", 6.5),
