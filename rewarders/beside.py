@@ -1,4 +1,4 @@
-"""Where ``file.py:Class`` is looked for when one rewarder's options name another: beside the run file, as everywhere in it."""
+"""Where what a rewarder's options name is looked for: ``file.py:Class`` and directories of models beside the run file, as everywhere in it."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ def beside(base: Path) -> Iterator[None]:
 def place() -> Path:
     """The run file's directory; for a rewarder that is made by hand, the current one."""
     return _PLACE.get()
+
+
+def located(model: str) -> str:
+    """A model's directory beside the run file where there is one of that name, else ``model`` as it is."""
+    beside = place() / model
+    return str(beside) if beside.is_dir() else model
+
+
+def is_made_later(model: str) -> bool:
+    """Whether ``model`` is a directory that is not there yet: a stage of the run leaves it before the first sample comes."""
+    return Path(model).is_absolute() and not Path(model).exists()

@@ -17,7 +17,7 @@ import numpy as np
 
 from broker.errors import MessageError, RunFileError
 from broker.messages import FloatArray, Trajectory
-from rewarders.beside import place
+from rewarders.beside import is_made_later, located
 from rewarders.calls import CallRefused, Server
 from rewarders.rewarder import GroupRewarder, Reward
 
@@ -51,8 +51,14 @@ class Teacher(GroupRewarder):
         import torch  # noqa: F401  (seconds that belong to the start, not to the first sample)
         import transformers  # noqa: F401
 
-        if Path(found(self.model)).exists() or not Path(self.model).is_absolute():
+        _ = self._places
+        if not is_made_later(self.model):
             _ = self._loaded
+
+    @cached_property
+    def _places(self) -> tuple[str, str]:
+        """Where the teacher and the student's tokenizer lie; only while the rewarder is made is it known for which run file."""
+        return located(self.model), located(self.student)
 
     @cached_property
     def _loaded(self) -> Any:
@@ -60,7 +66,7 @@ class Teacher(GroupRewarder):
         import torch
         from transformers import AutoModelForCausalLM
 
-        where = found(self.model)
+        where, student = self._places
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
             model, report = AutoModelForCausalLM.from_pretrained(where, dtype=self.dtype, output_loading_info=True)
@@ -70,7 +76,7 @@ class Teacher(GroupRewarder):
         if report["missing_keys"]:
             some = ", ".join(sorted(report["missing_keys"])[:3])
             raise RunFileError(f"model = {self.model!r} is no whole language model: it lacks {some}")
-        check_vocabulary(where, found(self.student))
+        check_vocabulary(where, student)
         self._check_head(model)
         return model
 
@@ -177,12 +183,6 @@ class TeacherServer(Server):
                 f"{self.url}/generate gives {len(rows)} log-probabilities of other tokens than the {len(ids)} sent"
             )
         return Reward.taught(values[sample.mask()], f"teacher at {self.url}")
-
-
-def found(model: str) -> str:
-    """``model`` beside the run file where there is such a directory, else as it is."""
-    beside = place() / model
-    return str(beside) if beside.is_dir() else model
 
 
 def check_vocabulary(teacher: str, student: str) -> None:

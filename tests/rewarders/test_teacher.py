@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from broker.errors import MessageError, RunFileError
 from broker.messages import Sampling, Segment, Trajectory, VersionSpan
 from learner.model.load import save_tokenizer
+from rewarders.beside import beside
 from rewarders.calls import CallRefused
 from rewarders.config import RewarderTable, in_run
 from rewarders.registry import checked
@@ -84,11 +85,12 @@ def test_a_batch_is_scored_as_each_sample_alone_at_its_own_temperature(model: st
 
 def test_a_model_that_a_stage_makes_later_is_loaded_for_the_first_sample(model: str, tmp_path: Path) -> None:
     table = RewarderTable.model_validate(
-        {"use": "rewarders.teacher:Teacher", "model": "{run}/checkpoints/x", "student": str(TINY), "device": "cpu"}
+        {"use": "rewarders.teacher:Teacher", "model": "{run}/checkpoints/x", "student": TINY.name, "device": "cpu"}
     )
     options = in_run(table, tmp_path).options
     assert options["model"] == str(tmp_path / "checkpoints" / "x")
-    teacher = Teacher(**options)
+    with beside(TINY.parent):
+        teacher = Teacher(**options)
     with pytest.raises(RunFileError, match="cannot be loaded"):
         teacher.judge([sample(3, 4)])
     (tmp_path / "checkpoints").mkdir()
