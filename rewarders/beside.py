@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+RUN_FILE = "run.toml"  # every run's directory holds its run file under this name
 _PLACE: ContextVar[Path] = ContextVar("place", default=Path())
 
 
@@ -32,5 +33,6 @@ def located(model: str) -> str:
 
 
 def is_made_later(model: str) -> bool:
-    """Whether ``model`` is a directory that is not there yet: a stage of the run leaves it before the first sample comes."""
-    return Path(model).is_absolute() and not Path(model).exists()
+    """Whether ``model`` is a place in a run's directory where nothing is yet: a stage leaves it before the first sample comes."""
+    path = Path(model)
+    return path.is_absolute() and not path.exists() and any((above / RUN_FILE).exists() for above in path.parents)

@@ -70,6 +70,7 @@ def test_a_batch_scores_as_each_conversation_alone(classifiers: dict[int, str]) 
 def test_a_model_that_a_stage_makes_later_is_loaded_for_the_first_sample(
     classifiers: dict[int, str], tmp_path: Path
 ) -> None:
+    (tmp_path / "run.toml").touch()
     model = RewardModel(model=str(tmp_path / "judge"), device="cpu")
     with pytest.raises(RunFileError, match="cannot be loaded"):
         model.judge(group(["yes"]))

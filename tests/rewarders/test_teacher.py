@@ -89,6 +89,7 @@ def test_a_model_that_a_stage_makes_later_is_loaded_for_the_first_sample(model: 
     )
     options = in_run(table, tmp_path).options
     assert options["model"] == str(tmp_path / "checkpoints" / "x")
+    (tmp_path / "run.toml").touch()
     with beside(TINY.parent):
         teacher = Teacher(**options)
     with pytest.raises(RunFileError, match="cannot be loaded"):
