@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "sft": "learner.stages.sft:SftStage",
+    "distill": "learner.stages.distill:DistillStage",
     "rl": "learner.stages.rl:RlStage",
     "evaluate": "learner.stages.evaluate:EvaluateStage",
     "reject": "learner.stages.reject:RejectStage",

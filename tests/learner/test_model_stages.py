@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from ring import TINY, Killed, ring
 from ringtools import small_copy
 
+from broker.errors import RunFileError
 from broker.messages import Artefact, Manifest
 from learner.learner import Learner
 from learner.model.load import load_model
+from learner.stages.distill import rate_of
 from learner.stages.train_reward import weights_sha256
 from learner.training.reward_model import REPORT
 from learner.training.trainer import state_sha256
@@ -134,3 +137,56 @@ def test_a_later_stage_begins_from_random_weights_of_its_own(tmp_path: Path, fil
         for name, tensor in anew.state_dict().items():
             assert torch.allclose(tensor, wanted.state_dict()[name], atol=1e-20), name
         assert state_sha256(kept) == state_sha256(base) != state_sha256(anew)
+
+
+DISTILLED = """
+[[stage]]
+kind = "distill"
+name = "student"
+data = "told"
+documents_per_step = 4
+epochs = 1.5
+
+[[stage]]
+kind = "distill"
+name = "other"
+model = "base"
+data = "told"
+documents_per_step = 4
+steps = 3
+optimizer = { lr = 1e-3 }
+"""
+
+
+def test_a_student_reads_what_a_teacher_wrote_at_the_rate_of_its_size(tmp_path: Path, file: Path) -> None:
+    told = [{"prompt": f"Compute {n}+1 mod 10.", "response": f"It is {(n + 1) % 10}."} for n in range(10)]
+    (tmp_path / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    text = file.read_text().replace("[data]\n", '[data]\ntold = "told.jsonl"\n')
+    file.write_text(text[: text.index("[rewarders.polite]")] + DISTILLED)
+    with ring(tmp_path / "run", file=file) as made:
+        kills = iter([True])
+
+        def killing(version: int) -> None:
+            if version == 2 and next(kills, False):
+                raise Killed
+
+        made.on_publish = killing
+        made.killed()
+        assert made.run()
+        last = {r.stage: r for r in made.results()}
+        cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * done)) for done in (3 / 4, 2 / 3)]
+        assert (last[1].stage_step, last[2].stage_step) == (4, 3), "15 documents are four steps"
+        assert last[1].metrics["lr"] == pytest.approx(1e-4 * cosine[0])
+        assert last[2].metrics["lr"] == pytest.approx(1e-3 * cosine[1])
+        assert made.verify().problems == []
+    assert [rate_of(n) for n in (10**6, 1_540_000_000, 7_600_000_000, 32_800_000_000, 70_600_000_000)] == [
+        1e-4, 1e-4, 8e-5, 6e-5, 2e-5,
+    ]  # fmt: skip
+
+
+def test_passes_over_data_without_end_are_refused(tmp_path: Path, file: Path) -> None:
+    text = file.read_text()
+    endless = DISTILLED.replace('"told"', '"corpus"')
+    file.write_text(text[: text.index("[rewarders.polite]")] + endless)
+    with ring(tmp_path / "run", file=file) as made, pytest.raises(RunFileError, match="has no end: set steps"):
+        made.run()
