@@ -27,7 +27,7 @@ from broker.manifests import (
 from broker.prompts import PURPOSES, ChatMessage, Prompt, Sampling
 from broker.seals import Seal
 from broker.trajectories import FINISH_REASONS, FloatArray, IntArray, Segment, Trajectory, VersionSpan, trajectory_id
-from broker.verdicts import OUTCOMES, DeadLetter, PolicyVersion, Settled, Trimmed, Vote
+from broker.verdicts import OUTCOMES, DeadLetter, Outage, PolicyVersion, Settled, Trimmed, Vote
 from broker.wire import Json, Position
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "IntArray",
     "Manifest",
     "Message",
+    "Outage",
     "PlannerState",
     "PolicyVersion",
     "Position",
@@ -72,6 +73,7 @@ Message = (
     Prompt
     | Trajectory
     | Vote
+    | Outage
     | Manifest
     | StepResult
     | Evaluation
@@ -86,6 +88,7 @@ _RECORDS = (
     Prompt,
     Trajectory,
     Vote,
+    Outage,
     Manifest,
     StepResult,
     Evaluation,

@@ -1,4 +1,4 @@
-"""The smaller records: a rewarder's vote, the newest policy version, a dead letter and what became of it."""
+"""The smaller records: a rewarder's vote and its outage, the newest policy version, a dead letter and what became of it."""
 
 from __future__ import annotations
 
@@ -112,6 +112,44 @@ _EXTRAS_OF_VOTE = {
     "answer": Extra("", text), "cause": Extra("", text), "shadow": Extra(False, flag), "version": Extra("", text),
     "spans": Extra((), _spans, lambda spans: [list(s) for s in spans]), "logprobs": Extra(b"", raw),
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """What a rewarder needs is away, and it holds its samples: said when this begins, about every ten seconds while it lasts, and, with
+    ``away`` false, when it is over. ``error`` is the last failure, ``held`` how many samples wait. No deadline runs meanwhile for groups that
+    this rewarder is to judge. Who says nothing any longer is not believed for more than half a minute.
+    """
+
+    TYPE: ClassVar[str] = "outage"
+    schema: ClassVar[int] = 2
+    rewarder: str
+    worker: str
+    away: bool
+    error: str = ""
+    held: int = 0
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.rewarder), "rewarder", self.rewarder, "a non-empty name")
+        require(self.held >= 0, "held", self.held, "at least 0")
+
+    def pack(self) -> dict[str, Json]:
+        return {
+            "rewarder": self.rewarder, "worker": self.worker, "away": self.away, "error": self.error, "held": self.held,
+            "created": self.created,
+        }  # fmt: skip
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> Outage:
+        return cls(
+            text(wire["rewarder"]),
+            text(wire.get("worker", "")),
+            flag(wire["away"]),
+            text(wire.get("error", "")),
+            integer(wire.get("held", 0)),
+            number(wire.get("created", 0.0)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from learner.learner import Learner
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
 from learner.planning.join import Join
+from learner.planning.outages import Outages
 from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
@@ -102,10 +103,11 @@ def open_learner(
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
     endings = Endings(run, telemetry, redone.tail.endings)
-    join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()))
+    outages = Outages(lambda rewarder, since: telemetry.metrics.away_since(rewarder).set(since))
+    join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()), outages)
     stack.callback(join.close)
     join.add(found.groups)
-    planner = _planner(run, config, join, found, steps, patient(log.producer()), state, lambda: publishing.published)
+    planner = _planner(run, config, join, found, steps, patient(log.producer()), state, publishing, telemetry)
     planning = _planning(planner, Collections(join, steps, run.topics.steps), endings, shifts, config, telemetry, idle)
     planning.start()
     stack.callback(planning.stop)
@@ -171,13 +173,17 @@ def _planner(
     steps: Producer,
     prompts: Producer,
     state: LearnerState,
-    published: Callable[[], int],
+    publishing: Road,
+    telemetry: Telemetry,
 ) -> Planner:
     """The planner behind what recovery found; groups no longer wait for rewarders that have left the run file."""
     topics = run.topics
     feed = Feed(prompts, topics.prompts, topics.partitions, found.cursor, found.missing, topics.deadletters)
     feed.eras.update(found.state.eras)
-    planner = Planner(join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, published)
+    planner = Planner(
+        join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
+        lambda groups: telemetry.metrics.asked_again.inc(groups),
+    )  # fmt: skip
     mixes = [run.table.rewards, *(t.rewards for t in config.data.values() if t.rewards is not None)]
     planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
     return planner

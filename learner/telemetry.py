@@ -14,8 +14,10 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
+from learner.planning.fates import fate_of
 from learner.planning.planner import Planned
 from learner.stages.stage import Stage
+from monitoring.hacking import Monitor
 from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
@@ -29,6 +31,7 @@ class Telemetry:
         self.metrics = LearnerMetrics(registry)
         self.system = SystemMetrics(registry, "learner")
         self.broker = BrokerMetrics(registry)
+        self._hacking = Monitor()
         self._phases: dict[str, float] = {}
         self._last = time.monotonic()
         self._times: deque[float] = deque(maxlen=USUAL_STEPS)
@@ -63,6 +66,7 @@ class Telemetry:
         self.metrics.usual_step.set(median(self._times))
         self._last, self._phases = now, {}
         self._export(result.step, metrics, phases)
+        self._hacking.step(result.metrics)
         return dataclasses.replace(result, metrics=metrics, phases=phases)
 
     def log_away(self, away: bool) -> None:
@@ -104,7 +108,7 @@ class Telemetry:
         mine.last_step.set_to_current_time()
         for name, value in metrics.items():
             if name.startswith("dropped/"):
-                mine.groups("dead_lettered" if name == "dropped/dead_letter" else "dropped").inc(value)
+                mine.groups(fate_of(name.removeprefix("dropped/"))).inc(value)
         if torch.cuda.is_available():
             mine.gpu_memory("allocated").set(torch.cuda.memory_allocated())
             mine.gpu_memory("reserved").set(torch.cuda.memory_reserved())
@@ -118,6 +122,7 @@ class Telemetry:
     def begin_stage(self, index: int, stage: Stage) -> None:
         self._last, self._phases = time.monotonic(), {}
         self._times.clear()
+        self._hacking.begin()
         self.metrics.usual_step.set(0)
         self.metrics.stage_begin.set_to_current_time()
         log_.info("stage %d: %s (%s)", index, stage.name, stage.kind)
@@ -127,6 +132,9 @@ class Telemetry:
         self.metrics.pass_at_1.set(result.pass_at_1)
         self.metrics.cons_at_k.set(result.cons_at_k)
         self.metrics.groups("evaluated").inc(result.questions)
+        benchmark = result.name.rpartition(":")[0] or result.name
+        for rewarder, gap in self._hacking.evaluation(benchmark, result.step, result.pass_at_1).items():
+            self.metrics.reward_gap(rewarder).set(gap)
         log_.info(
             "%s: pass@1 %.3f [%.3f, %.3f], cons@%d %.3f over %d questions",
             result.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from monitoring.view import RunView, clean_text, sparkline
 
 PLAIN_SECONDS = 10.0
+SECONDS = re.compile(r" \(\d+ s\)")
 STATES = {"running": "green", "restarting": "yellow", "gone": "red"}
 
 
@@ -43,10 +45,10 @@ class PlainView:
         if view.evaluations and len(view.evaluations) != (self._shown[1] if self._shown else 0):
             name, value, low, high = view.evaluations[-1]
             self.note(f"held-out {name}: pass@1 {value:.3f} [{low:.3f}, {high:.3f}]")
-        if view.notes != self._noted:
-            self._noted = list(view.notes)
-            for note in self._noted:
+        for note in view.notes:
+            if timeless(note) not in self._noted:
                 self.note(note)
+        self._noted = [timeless(note) for note in view.notes]
         self._shown, self._due = what, now + PLAIN_SECONDS
         self.note(one_line(view))
 
@@ -72,6 +74,11 @@ class RichView:
 
     def close(self) -> None:
         self._live.stop()
+
+
+def timeless(note: str) -> str:
+    """A note without the seconds that it has lasted: it is said once."""
+    return SECONDS.sub("", note)
 
 
 def open_view(plain: bool, console: Console | None = None) -> LiveView:

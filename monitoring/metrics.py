@@ -120,6 +120,10 @@ class StepMetrics(Metrics):
     )
     grad_norm = gauge("grad_norm", "Gradient norm before clipping", key="grad_norm")
     ess_ratio = gauge("ess_ratio", "Effective sample size over sample size", key="ess_ratio")
+    shadow_mean = gauges(
+        "shadow_reward_mean", "Mean value of a shadow, which is not trained on, since the step before", "rewarder", key="shadow/*",
+        may_be_zero="no rewarder is a shadow",
+    )  # fmt: skip
     zero_variance_group_ratio = gauge(
         "zero_variance_group_ratio", "Share of groups without a gradient", key="zero_variance_group_ratio",
         may_be_zero="rewards may differ in every group",
@@ -171,6 +175,21 @@ class LearnerMetrics(StepMetrics):
     )
     max_lag = gauge("max_lag_versions", "Largest staleness that is trained", may_be_zero=STAGE_OVER)
     groups = counters("groups", "Groups that ended", "fate")
+    asked_again = counter(
+        "groups_asked_again",
+        "Groups whose samples were lost, and that were asked for again",
+        may_be_zero="no sample is lost",
+    )
+    away_since = gauges(
+        "rewarder_away_since_timestamp_seconds",
+        "When a rewarder that holds its samples said so first, seconds since the epoch; 0 while it is in order", "rewarder",
+        may_be_zero="no judge is away",
+    )  # fmt: skip
+    reward_gap = gauges(
+        "reward_gap",
+        "By how much a rewarder's mean has risen over the last evaluations while held-out accuracy or a shadow has fallen, rise and fall added up",
+        "rewarder", may_be_zero="no rewarder is gamed",
+    )  # fmt: skip
     last_step = gauge("last_step_timestamp_seconds", "When the last step ended, seconds since the epoch")
     stage_begin = gauge("stage_begin_timestamp_seconds", "When the stage began, seconds since the epoch")
     usual_step = gauge(

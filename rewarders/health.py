@@ -23,6 +23,7 @@ SUSPECT_SECONDS = 2.0  # or one failure that nothing was judged after for so lon
 BACK_OFF = (0.5, 30.0)  # seconds before the first and at most before any further try
 OUTAGES = 6  # tries of one sample that end in an outage while others are judged: then it is the sample's own doing
 SAY_SECONDS = 20.0  # between two sentences about outages
+NEWS_SECONDS = 10.0  # between two records that tell the learner of an outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Health:
         self._out = False
         self._since = self._due = 0.0
         self._said = clock() - SAY_SECONDS
+        self._told, self._told_at = False, 0.0  # what the learner was told last, and when
         self._tries = 0
         self._successes = 0
         self.error = ""
@@ -66,6 +68,14 @@ class Health:
             "rewarder": self._name, "state": state, "seconds": seconds, "error": self.error, "held": self.holding,
             "next_try": round(max(0.0, self._due - now), 1) if self._out else 0.0,
         }  # fmt: skip
+
+    def news(self) -> bool | None:
+        """Whether there is an outage, if the learner is to be told now: one begins, one lasts, or one is over."""
+        now = self._clock()
+        if self._out == self._told and not (self._out and now - self._told_at >= NEWS_SECONDS):
+            return None
+        self._told, self._told_at = self._out, now
+        return self._out
 
     @property
     def holding(self) -> int:

@@ -30,7 +30,7 @@ MAX_KNOWN = 4096
 
 @dataclass(frozen=True)
 class MathAccuracy:
-    r"""1 if the final answer equals ``sample.answer``, else 0; abstains without a reference.
+    r"""1 if the final answer equals ``sample.answer`` or another of ``sample.metadata["answers"]``, else 0; abstains without a reference.
 
     ``boxed``: only a ``\boxed{}`` counts; otherwise a short text in answer tags, behind ``####``, or the whole short response does too.
     ``boxes``: several that differ are no answer (``agree``), unless together they are the list that the reference is; or the ``last``, the
@@ -63,7 +63,16 @@ class MathAccuracy:
     def __call__(self, sample: Trajectory) -> Reward | None:
         if sample.answer is None:
             return None
-        reference = self.reference(sample.answer)
+        first = self._against(sample, sample.answer)
+        if first.value != 1.0:
+            others = sample.metadata.get("answers", ())
+            for other in others[1:] if isinstance(others, list) else ():
+                if (verdict := self._against(sample, str(other))).value == 1.0:
+                    return verdict
+        return first
+
+    def _against(self, sample: Trajectory, answer: str) -> Reward:
+        reference = self.reference(answer)
         found = final_answers(sample.text, self.boxed, self.boxes == "agree")
         if not found:
             return Reward(0.0, "no final answer")
@@ -72,9 +81,7 @@ class MathAccuracy:
             together = self._read(", ".join(found))
             if self._verdict(together, reference).value != 1.0 or len(found) < 2:
                 return Reward(0.0, f"{len(found)} boxes that differ: {', '.join(found)[:60]!r}")
-            return Reward(
-                1.0, f"{', '.join(found)[:60]!r} together are {sample.answer[:60]!r}", canonical_text(reference)
-            )
+            return Reward(1.0, f"{', '.join(found)[:60]!r} together are {answer[:60]!r}", canonical_text(reference))
         return self._verdict(answers[0 if self.boxes == "first" else -1], reference)
 
     def extract(self, text: str) -> str | None:

@@ -15,7 +15,7 @@ from broker.daemon import keep_turning
 from broker.errors import DecodeError, HeadraceError, RunFault
 from broker.faults import Failed
 from broker.log import Log, Record
-from broker.messages import Trajectory, Vote, decode, encode
+from broker.messages import Outage, Trajectory, Vote, decode, encode
 from broker.topics import Topics
 from broker.watermark import Watermark
 from monitoring.daemon import Stop
@@ -50,7 +50,7 @@ class RewarderWorker:
         health: Health | None = None, group: str = "", voted: Collection[tuple[str, int]] | None = None,
         pace: float = PACE_SECONDS,
     ) -> None:  # fmt: skip
-        self._rewarder, self._topics, self._log, self._table = rewarder, topics, log, table
+        self._name, self._rewarder, self._topics, self._log, self._table = name, rewarder, topics, log, table
         self._group = topics.group(group or f"rewarder.{rewarder}")
         self._voted, self._pace = voted, pace
         self._consumer = log.consumer([topics.trajectories], self._group, name)
@@ -77,6 +77,7 @@ class RewarderWorker:
     def turn(self) -> None:
         """One round: take samples, publish verdicts, commit."""
         if not self._ready():
+            self._tell()
             self._consumer.poll(0)  # keeps the membership
             return
         started = time.monotonic()
@@ -99,6 +100,7 @@ class RewarderWorker:
         for settled in self._health.unproven():
             self._settle(settled)
         self._metrics.outage.set(self._health.out)
+        self._tell()
         self._give_up()
         self._write()
 
@@ -214,6 +216,16 @@ class RewarderWorker:
             names = sorted({sample.group_id for sample in late})
             log_.warning("%d groups never came whole and get no vote, the first is %s", len(names), names[0])
             self._finished.extend(sample.record for sample in late)
+
+    def _tell(self) -> None:
+        """Let the learner know of an outage, so that it waits; nobody waits for a shadow or for what is judged again."""
+        away = self._health.news()
+        if away is None or self._table.shadow or self._voted is not None:
+            return
+        error = self._health.error if away else ""
+        news = Outage(self._rewarder, self._name, away, error, self._health.holding, time.time())
+        self._producer.send(self._topics.rewards, self._rewarder.encode(), encode(news))
+        self._producer.flush()
 
     # -- the log -------------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ class Ring:
         self.watch: Callable[[], None] = lambda: None
         self.on_publish: Callable[[int], None] = lambda version: None
         self.learner: Learner | None = None
+        self.rounds = 0
         self._engine: LocalEngine | None = None
         self._workers: dict[str, Any] = {}
         self._open = ExitStack()  # what outlives a learner: the log of the others, their workers
@@ -123,6 +124,7 @@ class Ring:
 
     def round(self) -> None:
         """Everybody but the learner does a little."""
+        self.rounds += 1
         for worker in list(self._workers.values()):
             worker.round() if isinstance(worker, ActorWorker) else worker.turn()
         self.watch()

@@ -1,4 +1,7 @@
-"""``headrace report``: summary.json, report.html and plots of a run, from its log; also what a run ends with."""
+"""``headrace report``: summary.json, report.html and plots of a run, from its log; also what a run ends with.
+
+With ``--votes A B`` nothing is written: two rewarders (``NAME`` or ``NAME@VERSION``) are compared on the samples that both have judged.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,41 @@ from contextlib import closing
 from typing import Any
 
 from broker.run import Run
-from headrace.commands.arguments import run_directory
+from headrace.commands.arguments import as_json, run_directory
 from headrace.reading.audit import Audit
 from headrace.reading.report import report_of
 from headrace.reading.summary import WallClock, summarise
 from headrace.reading.verify import verify
+from headrace.reading.votes import Choice, compare, lines
 from headrace.running.rundir import reopen
 from monitoring.files import replace
+from monitoring.view import clean_text
 
+SHOWN = 20_000  # characters: a rewarder's reasons may be long
 LOOKED_INTO = 64  # manifests whose samples are audited at the end of a run; `headrace verify` reads them all
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     run_directory(sub)
+    sub.add_argument(
+        "--votes",
+        nargs=2,
+        metavar=("A", "B"),
+        help="compare two rewarders, NAME or NAME@VERSION, on what both have judged",
+    )
+    as_json(sub)
 
 
 def main(options: argparse.Namespace) -> int:
-    write_report(reopen(options.run), WallClock(options.run).seconds)
-    print(options.run / "report.html")
+    run = reopen(options.run)
+    if options.votes is not None:
+        left, right = map(Choice.of, options.votes)
+        with closing(run.open_log()) as log:
+            found = compare(log, run.topics, left, right)
+        print(json.dumps(found.to_json(), indent=2) if options.json else clean_text("\n".join(lines(found)), SHOWN))
+        return 0
+    summary, _ = write_report(run, WallClock(options.run).seconds)
+    print(json.dumps(summary, indent=2) if options.json else options.run / "report.html")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from broker.messages import Manifest, Seal, StepResult
 from broker.run import Run
 from broker.runfile import RunFile
 from headrace.commands.arguments import run_file
+from headrace.preflight.ahead import RUN_SECONDS, lines, look_ahead
 from headrace.reading.records import newest
 from headrace.running.run_edits import Edits, commands
 from headrace.running.rundir import record
@@ -21,6 +23,7 @@ from headrace.running.runfile import WholeRun, check
 from headrace.running.supervisor import Supervisor, sole_supervisor
 from monitoring.daemon import Stop
 from monitoring.live import LiveView, open_view
+from monitoring.view import clean_text
 
 if TYPE_CHECKING:
     from headrace.reading.summary import WallClock
@@ -39,6 +42,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     whole = check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
+    if not looked_at(whole.file):
+        return BAD_INPUT
     if not options.kafka:
         return run_all(Run.open(options.file, options.overrides, options.directory), options.plain)
     from broker.kafka.server import KafkaServer
@@ -48,6 +53,18 @@ def main(options: argparse.Namespace) -> int:
         url = f"broker.url={server.url}?replication=1"
         scrape = f'monitoring.targets.kafka="{server.metrics}"'
         return run_all(Run.open(options.file, [*options.overrides, url, scrape], options.directory), options.plain)
+
+
+def looked_at(file: RunFile) -> bool:
+    """Say what stands against the run, or should be known of it; False if it cannot work."""
+    looked = look_ahead(file, RUN_SECONDS)
+    for line in lines(looked.of("warning")):
+        print(line, flush=True)
+    if looked.broken:
+        print(f"headrace: not all was looked at before the start: {looked.broken}", flush=True)
+    for finding in looked.errors:
+        print(f"headrace: {clean_text(str(finding), 600)}", file=sys.stderr, flush=True)
+    return not looked.errors
 
 
 def run_all(run: Run, plain: bool) -> int:

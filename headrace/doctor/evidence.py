@@ -5,6 +5,7 @@ Reading disturbs nobody: it joins no consumer group and writes nothing.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import urllib.error
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from broker.errors import HeadraceError
 from broker.log import Log
@@ -83,6 +85,10 @@ class Evidence:
     disk_total: int = 1
     words: dict[str, str] = field(default_factory=dict)
     """The last fault that each daemon of the run has told."""
+    pages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each rewarder's daemon says of itself on its page."""
+    aside: dict[int, str] = field(default_factory=dict)
+    """Of the newest steps those that could not be executed, with the reason."""
     now: float = 0.0
 
     def of(self, role: str) -> list[Daemon]:
@@ -114,6 +120,7 @@ def gather(run: Run, whole: WholeRun) -> Evidence:
         evidence.log_error = str(error)
     time.sleep(BETWEEN_SECONDS)
     evidence.daemons = [_daemon(d, before[d.name]) for d in living]
+    evidence.pages = {d.name: _page(d) for d in living if d.role == "rewarder"}
     if log is not None:
         with closing(log):
             try:
@@ -131,6 +138,7 @@ def _read(evidence: Evidence, log: Log) -> None:
     topics = evidence.run.topics
     evidence.lags = _lags(log)
     history = History.recent(log, topics, RECENT)
+    evidence.aside = dict(history.aside)
     evidence.steps = [done.result for done in history.executions()]
     evidence.letters = [m for _, m in newest(log, topics.deadletters, LETTERS) if isinstance(m, DeadLetter)]
     evidence.waiting = waiting_groups(log, topics, history)
@@ -157,6 +165,16 @@ def _daemon(entry: Registration, before: Mapping[str, float]) -> Daemon:
     clock = told - answered if told > answered else min(0.0, told - asked)
     healthy = entry.role != "sglang" or _healthy(entry.metrics)
     return Daemon(entry, before, now, state_of(entry.pid), clock, healthy)
+
+
+def _page(entry: Registration) -> dict[str, Any]:
+    """A rewarder's page; empty where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://{entry.metrics}/rewarder", timeout=SCRAPE_SECONDS) as answer:
+            found = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _healthy(url: str) -> bool:

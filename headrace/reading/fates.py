@@ -6,6 +6,7 @@ the log about suspects is looked up when all has been read: a sound log has none
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,10 +29,11 @@ from broker.topics import Topics
 from headrace.reading.audit import Audit
 from headrace.reading.history import History, whole
 from headrace.reading.records import read, records, scan
+from learner.planning.fates import Fate, Reason, fate_of
 
 SKEW_SECONDS = 60.0  # by how much the log's clocks may differ: a prompt is fed before its group ends
 SET_ASIDE_REACH = 8  # manifests whose groups are known, in case that one is set aside behind its successors
-FATES = {Manifest.TYPE: "trained", Evaluation.TYPE: "evaluated", Artefact.TYPE: "collected"}
+FATES = {Manifest.TYPE: Fate.TRAINED, Evaluation.TYPE: Fate.EVALUATED, Artefact.TYPE: Fate.COLLECTED}
 
 
 class End(NamedTuple):
@@ -40,6 +42,47 @@ class End(NamedTuple):
     group_id: str
     fate: str
     where: str
+
+
+Found = tuple[Position, float, Message | DecodeError]
+
+
+class Prompts:
+    """The prompts of all partitions by the time at which the log took them, however the reader interleaves partitions.
+
+    What is read of a partition beyond the time that was asked for is kept, and no partition is read on while such a record of it is there
+    and the others have theirs: what is held is bounded by how far the reader runs ahead in one partition.
+    """
+
+    def __init__(self, found: Iterator[Found], begins: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        self._found, self._read, self._ends = found, dict(begins), dict(ends)
+        self._held: list[tuple[float, int, Found]] = []
+        self._holding: Counter[int] = Counter()
+        self._newest: dict[int, float] = {}
+        self._count = 0
+
+    def next(self, until: float) -> Found | None:
+        """The oldest prompt that was not given yet; None if there is none up to ``until``."""
+        while not self._is_complete():
+            found = next(self._found, None)
+            if found is None:
+                break
+            position, at, _ = found
+            self._read[position.partition] = position.offset + 1
+            at = max(at, self._newest.get(position.partition, at))  # a clock that was set back changes no order
+            self._newest[position.partition] = at
+            self._count += 1
+            heapq.heappush(self._held, (at, self._count, found))
+            self._holding[position.partition] += 1
+        if not self._held or self._held[0][0] > until:
+            return None
+        _, _, found = heapq.heappop(self._held)
+        self._holding[found[0].partition] -= 1
+        return found
+
+    def _is_complete(self) -> bool:
+        """Whether nothing older than what is held can come any more: each partition has a record here, or is at its end."""
+        return all(self._holding[p] > 0 or self._read.get(p, 0) >= end for p, end in self._ends.items())
 
 
 @dataclass(slots=True)
@@ -60,8 +103,7 @@ class Fates:
     _whole: bool = True
     _fed: dict[int, int] = field(default_factory=dict)
     _sealed: dict[int, int] = field(default_factory=dict)
-    _prompts: Iterator[tuple[Position, float, Message | DecodeError]] = field(default_factory=lambda: iter(()))
-    _ahead: tuple[Position, float, Message | DecodeError] | None = None
+    _prompts: Prompts = field(default_factory=lambda: Prompts(iter(()), {}, {}))
 
     def begin(self, seal: Seal | None = None) -> Fates:
         """Begin with the first record, or behind ``seal``. Prompts that come while the audit goes on are not part of it."""
@@ -74,7 +116,8 @@ class Fates:
             self.open = dict.fromkeys(seal.outstanding)
             self._fed |= seal.prompts
             self._sealed = dict(seal.prompts)
-        self._prompts = ((r.position, r.timestamp, read(r)) for r in records(self.log, topic, self._fed))
+        found = ((r.position, r.timestamp, read(r)) for r in records(self.log, topic, self._fed))
+        self._prompts = Prompts(found, dict(self._fed), self.log.ends(topic))
         return self
 
     # -- prompts -------------------------------------------------------------------------------------------------------
@@ -93,11 +136,9 @@ class Fates:
 
     def _next(self, until: float = float("inf")) -> bool:
         """Take one more prompt; False if there is none that was fed before ``until``."""
-        found = self._ahead or next(self._prompts, None)
-        self._ahead = found
-        if found is None or found[1] > until:
+        found = self._prompts.next(until)
+        if found is None:
             return False
-        self._ahead = None
         position, _, message = found
         self._fed[position.partition] = position.offset + 1
         if isinstance(message, Prompt):  # what is no prompt is another client's: the actors dead-letter it
@@ -131,7 +172,7 @@ class Fates:
         self._feed(manifest.state.fed)
         self._follows(manifest, where)
         ids = tuple(group.group_id for group in manifest.groups)
-        self._end_all(ids, "trained", where, at)
+        self._end_all(ids, Fate.TRAINED, where, at)
         self._drop(manifest.dropped, where, at)
         if manifest.kind == "step":
             self.audit.steps += 1
@@ -167,12 +208,12 @@ class Fates:
         self.audit.trained -= len(ids)
         self.audit.dropped += len(ids)
         reasons = self.audit.dropped_by_reason
-        reasons["set_aside"] = reasons.get("set_aside", 0) + len(ids)
+        reasons[Reason.SET_ASIDE.value] = reasons.get(Reason.SET_ASIDE.value, 0) + len(ids)
 
     def _drop(self, dropped: Iterable[Dropped], where: str, at: float) -> None:
         for group_id, reason, _ in dropped:
             self.audit.dropped_by_reason[reason] = self.audit.dropped_by_reason.get(reason, 0) + 1
-            self._end_all([group_id], "dead_lettered" if reason == "dead_letter" else "dropped", where, at)
+            self._end_all([group_id], fate_of(reason), where, at)
 
     def _end_all(self, ids: Iterable[str], fate: str, where: str, at: float) -> None:
         for group_id in ids:
@@ -282,7 +323,7 @@ class Elsewhere:
 
     def _note(self, ids: Iterable[str], dropped: Iterable[Dropped], fate: str, where: str) -> None:
         found = [End(group_id, fate, where) for group_id in ids]
-        found += [End(d.group_id, "dead_lettered" if d.reason == "dead_letter" else "dropped", where) for d in dropped]
+        found += [End(d.group_id, fate_of(d.reason), where) for d in dropped]
         for end in found:
             if end.group_id in self._ids:
                 self.ends[end.group_id].append(end)

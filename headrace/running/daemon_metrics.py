@@ -43,6 +43,8 @@ class Pulse:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._looks: dict[tuple[str, int], deque[Look]] = {}
+        self.scraped: list[tuple[Registration, dict[str, float]]] = []
+        """What was scraped last."""
 
     def take(self, daemons: list[DaemonView], everyone: bool) -> list[DaemonView]:
         """Bring ``daemons`` up to date, and add those that their supervisor knows to be down.
@@ -51,12 +53,14 @@ class Pulse:
         """
         known = {d.name: d for d in daemons}
         began = time.monotonic()
+        self.scraped = []
         for found in registrations(self._directory):
             if found.role not in ASKED or (found.role == "rewarder" and not everyone):
                 continue
             if time.monotonic() - began > SCRAPE_SECONDS:
                 break  # daemons that do not answer must not hold up the one that looks after them
             metrics = scrape(found.metrics, ANSWER_SECONDS)
+            self.scraped.append((found, metrics))
             if found.role == "supervisor":
                 _supervised(metrics, known)
             elif found.name in known and metrics:

@@ -13,6 +13,7 @@ from headrace.reading.heads import Head
 from headrace.reading.history import History, whole
 from headrace.running.daemon_metrics import Pulse
 from headrace.running.view_details import Details
+from headrace.running.waits import waits
 from learner.config import LearnerConfig
 from monitoring.view import DaemonView, RunView, StepView
 
@@ -58,6 +59,7 @@ class Progress:
             view.notes = [f"waiting for the log: {error}"]
         view.elapsed = time.monotonic() - self._started
         view.daemons = self._pulse.take(self._daemons(), everyone="daemons" in shown)
+        view.notes += waits(self._pulse.scraped, time.time())
         rates = {role: sum(d.rate or 0.0 for d in view.daemons if d.role == role) for role in ("actor", "learner")}
         view.generated_per_second, view.trained_per_second = rates["actor"], rates["learner"]
         return view

@@ -1,7 +1,9 @@
 """Rows of JSON lines, Parquet, or a Hugging Face data set as prompts or documents. Columns may have other names.
 
-``prompt`` is text (one user turn) or ``messages`` a list of {role, content}; ``answer``, ``kind`` and ``metadata`` are optional.
-``system`` puts a system turn before each prompt; ``template`` wraps its text (``{prompt}`` stands for it).
+``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
+``answer``, ``kind`` and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
+``answer``, and all of them are ``metadata["answers"]``. ``system`` puts a system turn before each prompt; ``template`` wraps its text
+(``{prompt}`` stands for it).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
 FILES = (".jsonl", ".json", ".parquet")
+ROLES = {"human": "user", "gpt": "assistant"}
+"""Other names of roles, as the shape {from, value} has them."""
 COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
 
 
@@ -125,21 +129,48 @@ class _Table:
 
     def _messages(self, row: Mapping[str, Any], number: int) -> tuple[ChatMessage, ...]:
         turns = self._cell(row, number, "messages", list)
+        column = self.columns.get("messages", "messages")
         if turns is None:
-            text = self._cell(row, number, "prompt", str, needed=True)
-            messages = [ChatMessage("user", self.template.replace("{prompt}", text))]
+            turns, column = self._cell(row, number, "prompt", (str, list), True), self.columns.get("prompt", "prompt")
+        if isinstance(turns, str):
+            messages = [ChatMessage("user", self.template.replace("{prompt}", turns))]
+        elif turns:
+            messages = [self._turn(turn, number, column) for turn in turns]
         else:
-            messages = [self._turn(turn, number) for turn in turns]
+            raise DataError(f"{self.where} row {number} column {column!r} is empty")
         return (ChatMessage("system", self.system), *messages) if self.system else tuple(messages)
 
-    def _turn(self, turn: Any, number: int) -> ChatMessage:
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("role"), str)
-            or not isinstance(turn.get("content"), str)
-        ):
-            raise DataError(f"{self.where} row {number}: a message must be {{role, content}}, not {str(turn)[:80]!r}")
-        return ChatMessage(turn["role"], turn["content"])
+    def _turn(self, turn: Any, number: int, column: str) -> ChatMessage:
+        """One message of a list, as {role, content} or {from, value}."""
+        if isinstance(turn, dict):
+            role, content = turn.get("role", turn.get("from")), _text(turn.get("content", turn.get("value")))
+            if isinstance(role, str) and content is not None:
+                return ChatMessage(ROLES.get(role, role), content)
+        raise DataError(
+            f"{self.where} row {number} column {column!r}: a message must be {{role, content}}, not {str(turn)[:80]!r}"
+        )
+
+    def _answers(self, row: Mapping[str, Any], number: int) -> list[str]:
+        """The answers that are right; none where there is no such column."""
+        value = self._cell(row, number, "answer", (str, int, float, list))
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        for one in found:
+            if not isinstance(one, str | int | float):
+                column = self.columns.get("answer", "answer")
+                raise DataError(
+                    f"{self.where} row {number} column {column!r} holds a {type(one).__name__}: {str(one)[:80]!r}; "
+                    "an answer is text or a number, or a list of them"
+                )
+        return [str(one) for one in found]
+
+
+def _text(content: Any) -> str | None:
+    """The text of a message: as it is, or of its parts where all of them are text; else None."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "".join(p["text"] for p in content)
+    return None
 
 
 @dataclass(frozen=True)
@@ -148,13 +179,14 @@ class TablePrompts(_Table):
 
     def row(self, number: int) -> PromptRow:
         row = self.rows[number]
-        answer = self._cell(row, number, "answer", (str, int, float))
+        answers = self._answers(row, number)
         metadata = self._cell(row, number, "metadata", dict) or {}
+        metadata = {key: value for key, value in metadata.items() if value is not None}
         return PromptRow(
             self._messages(row, number),
-            None if answer is None else str(answer),
+            answers[0] if answers else None,
             self._cell(row, number, "kind", str) or "",
-            {key: value for key, value in metadata.items() if value is not None},
+            {**metadata, "answers": answers} if len(answers) > 1 else metadata,
         )
 
 

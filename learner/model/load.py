@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from broker.errors import CheckpointError, EngineError, RunFileError
 from learner.model import attention, lora
 from learner.model.policy import PolicyWeights
+from learner.model.positions import stretched_from
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -39,6 +40,12 @@ def load_model(
             model = AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=dtype)
         else:
             model = _pretrained(path, name, dtype)
+    except KeyError as error:  # an older family looks its attention up in a table of its own
+        if name not in str(error):
+            raise
+        raise RunFileError(
+            f"[run] model = {path!r} cannot be trained packed: its attention is its own, and cannot be exchanged"
+        ) from error
     except (OSError, ValueError) as error:
         if Path(path).is_dir() and init != "random" and not any(Path(path).glob("*.safetensors")):
             raise CheckpointError(
@@ -77,28 +84,75 @@ def _reason(path: str, error: Exception) -> str:
 def _check(model: PreTrainedModel, path: str) -> None:
     """Refuse a model that packed training would compute wrongly, by trying it on one sequence laid twice end to end.
 
-    Both copies must give what transformers' own attention and head give for the sequence alone. Layers with a state of their
-    own, attention with caps, sinks or biases, and heads that scale or cap their logits do not.
+    Both copies must give what transformers' own attention and head give for the sequence alone, the second one also behind a prefix that it
+    shares with the first. Layers with a state of their own, attention with caps, sinks or biases, and heads that scale or cap their logits do
+    not. Positions that change with the longest sequence of a batch (dynamic RoPE, longrope) are tried far out: a model that has them is bound
+    to the length up to which they do not.
     """
-    once = torch.arange(1, 5, device=model.device) % model.config.vocab_size
-    places = torch.arange(4, device=model.device)
     try:
-        hidden = model.base_model(
-            input_ids=once.repeat(2)[None],
-            position_ids=places.repeat(2)[None],
-            attention_mask=None,
-            use_cache=False,
-            segments=attention.plan_segments((4, 4), model.device),
-        ).last_hidden_state[0]
-        model.set_attn_implementation("eager")
-        wanted = model(input_ids=once[None], position_ids=places[None], use_cache=False).logits[0]
-        model.set_attn_implementation(attention.NAME)
-    except (EngineError, TypeError, AttributeError) as error:
+        if (stretch := stretched_from(model.config)) is not None:
+            far = _packed(model, LAID_TWICE, FAR * stretch)
+        wanted = _alone(model)
+        twice = _packed(model, LAID_TWICE)
+        shared = _packed(model, SHARED)
+    except EngineError as error:
         raise RunFileError(f"[run] model = {path!r} cannot be trained packed: {error}") from error
-    if not _close(wanted.repeat(2, 1), hidden @ model.get_output_embeddings().weight.T):
+    except (TypeError, AttributeError) as error:
         raise RunFileError(
-            f"[run] model = {path!r} cannot be trained packed: that would give other logits than its own"
-        )
+            f"[run] model = {path!r} cannot be trained packed: its layers do not take packed sequences ({error})"
+        ) from error
+    what = "that would give other logits than its own"
+    if not _close(wanted.repeat(2, 1), twice) or not _close(torch.cat((wanted, wanted[PREFIX:])), shared):
+        raise RunFileError(f"[run] model = {path!r} cannot be trained packed: {what}")
+    if stretch is not None and not _close(wanted, far[: len(wanted)]):
+        bind(model, stretch)
+
+
+TRIED, PREFIX, FAR = 4, 2, 8
+LAID_TWICE = ((TRIED, TRIED), None)
+SHARED = ((TRIED, TRIED - PREFIX), ((0, 0), (0, PREFIX)))
+
+
+def _alone(model: PreTrainedModel) -> torch.Tensor:
+    once, places = _tried(model)
+    model.set_attn_implementation("eager")
+    try:
+        return model(input_ids=once[None], position_ids=places[None], use_cache=False).logits[0]
+    finally:
+        model.set_attn_implementation(attention.NAME)
+
+
+def _packed(model: PreTrainedModel, plan: Any, far: int = 0) -> torch.Tensor:
+    """Logits of the sequence laid as ``plan`` says (lengths, prefixes); the second one ``far`` places on."""
+    once, places = _tried(model)
+    (_, second), prefixes = plan
+    hidden = model.base_model(
+        input_ids=torch.cat((once, once[-second:]))[None],
+        position_ids=torch.cat((places, far + places[-second:]))[None],
+        attention_mask=None,
+        use_cache=False,
+        segments=attention.plan_segments(plan[0], model.device, prefixes),
+    ).last_hidden_state[0]
+    return hidden @ model.get_output_embeddings().weight.T
+
+
+def _tried(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    places = torch.arange(TRIED, device=model.device)
+    return (places + 1) % model.config.vocab_size, places
+
+
+def bind(model: PreTrainedModel, longest: int) -> None:
+    """Have the model refuse chunks with a sequence of more than ``longest`` tokens (EngineError), whose positions would follow from the chunk."""
+
+    def refuse(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
+        segments = named.get("segments")
+        if segments is not None and segments.longest > longest:
+            raise EngineError(
+                f"a sequence of {segments.longest} tokens is longer than {longest}, up to which the positions of this model do not depend "
+                "on what a sequence is packed with; lower sampling.max_new_tokens or [actors] context_length"
+            )
+
+    model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

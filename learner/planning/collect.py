@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from broker.log import Producer
 from broker.messages import Dropped, Ending, encode
+from learner.planning.fates import Reason
 from learner.planning.groups import Group
 from learner.planning.join import Join
 
@@ -64,14 +65,18 @@ class Collections:
         """Whether the group ends here without an answer: dead-lettered, or past the deadline."""
         if group.id in self._join.dead:
             del self._join.dead[group.id]
-            reason = "dead_letter"
-        elif not group.complete and now - max(collection.asked, self._restarted) > collection.deadline:
-            reason = "incomplete"
+            reason = Reason.DEAD_LETTER
+        elif not group.complete and now - self._begun(group, collection, now) > collection.deadline:
+            reason = Reason.INCOMPLETE
         else:
             return False
         self._join.remove(group.id)
-        self._lost.setdefault(collection.name, []).append(Dropped(group.id, reason, group.tokens))
+        self._lost.setdefault(collection.name, []).append(Dropped(group.id, reason.value, group.tokens))
         return True
+
+    def _begun(self, group: Group, collection: Collection, now: float) -> float:
+        """From when the deadline of a group counts: no time runs while a rewarder of its mix is out of order."""
+        return max(collection.asked, self._restarted, self._join.outages.over(group.prompt.rewards, now))
 
     def _finish(self, collection: Collection, finish: Finish, groups: list[Group]) -> Ending:
         record = finish(collection, groups, self._lost.pop(collection.name, []))

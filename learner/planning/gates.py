@@ -5,20 +5,21 @@ from __future__ import annotations
 from statistics import fmean
 
 from broker.messages import Dropped
+from learner.planning.fates import Reason
 from learner.planning.groups import Group
 from learner.planning.rewards import Judged, is_flat
 from learner.tables import Training
 
 
-def gate(group: Group, judged: list[Judged], table: Training, step: int) -> str:
-    """Why a complete group is not trained at ``step``; empty if it is."""
+def gate(group: Group, judged: list[Judged], table: Training, step: int) -> Reason | None:
+    """Why a complete group is not trained at ``step``; None if it is."""
     if len(judged) < min(2, table.group_size):
-        return "unjudged"
+        return Reason.UNJUDGED
     if max(trajectory.staleness(step) for trajectory, _ in group.samples.values()) > table.max_lag:
-        return "stale"
+        return Reason.STALE
     if table.drop_zero_variance and is_flat(judged, table):
-        return "zero_variance"
-    return ""
+        return Reason.ZERO_VARIANCE
+    return None
 
 
 def summarise(

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 
 from broker.errors import DecodeError
 from broker.log import Log, Producer, Reader, Record
-from broker.messages import DeadLetter, PlannerState, Position, Trajectory, Vote, decode, encode
+from broker.messages import DeadLetter, Outage, PlannerState, Position, Trajectory, Vote, decode, encode
 from broker.topics import Topics
 from learner.planning.groups import Group
+from learner.planning.outages import Outages
+from learner.planning.shadows import Shadows
 
 Offsets = dict[int, int]
 ACTORS = "actors"  # the consumer group that samples
@@ -24,12 +26,14 @@ class Join:
 
     def __init__(
         self, log: Log, topics: Topics, vocabulary: int, state: PlannerState, worker: str,
-        letters: Producer | None = None,
+        letters: Producer | None = None, outages: Outages | None = None,
     ) -> None:  # fmt: skip
         self.groups: dict[str, Group] = {}
         self.dead: dict[str, str] = {}
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
         self.duplicates = 0
+        self.outages = outages or Outages()
+        self.shadows = Shadows()
         self._log, self._topics, self._vocabulary, self._worker = log, topics, vocabulary, worker
         self._trajectories = log.reader(topics.trajectories, state.trajectories)
         self._rewards = log.reader(topics.rewards, state.rewards)
@@ -41,6 +45,7 @@ class Join:
         self.groups.update((g.id, g) for g in groups)
 
     def remove(self, group_id: str) -> Group:
+        self.shadows.ended(group_id)
         return self.groups.pop(group_id)
 
     def pump(self, timeout: float) -> int:
@@ -93,10 +98,12 @@ class Join:
             message = decode(record.value)
         except DecodeError as error:
             return self._bury(record, error.reason)
+        if isinstance(message, Outage):
+            return self.outages.take(message, time.time())
         if not isinstance(message, Vote):
             return self._bury(record, f"a {message.TYPE} in the rewards topic")
         if message.shadow:
-            return None  # recorded for people, never trained on
+            return self.shadows.take(message, message.group_id in self.groups)  # for people, never trained on
         group = self.groups.get(message.group_id)
         if (
             group is None

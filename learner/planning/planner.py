@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from broker.errors import RunFault
 from broker.log import Producer
 from broker.messages import Dropped, Manifest, PlannerState, encode
+from learner.planning.fates import Reason
 from learner.planning.feed import Feed, Feeding, Question
 from learner.planning.gates import gate, summarise
 from learner.planning.groups import Group
@@ -59,9 +60,11 @@ class Planner:
         started: float,
         fed: dict[int, int],
         published: Callable[[], int] | None = None,
+        asked_again: Callable[[int], None] = lambda groups: None,
     ) -> None:
         self.join, self.feed = join, feed
         self.planned = self.executed = planned
+        self._asked_again = asked_again  # told how many groups' samples were lost
         self._published = published or (lambda: self.executed)
         self._steps, self._topic, self._started, self._fed = steps, topic, started, fed
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
@@ -128,7 +131,7 @@ class Planner:
             if group is None or group.prompt.purpose == "train":
                 del self.join.dead[group_id]
             if group is not None and group.prompt.purpose == "train":
-                self._drop(group, "dead_letter")
+                self._drop(group, Reason.DEAD_LETTER)
                 self._buried += 1
                 if self._buried >= self._hopeless:
                     raise RunFault(
@@ -153,14 +156,18 @@ class Planner:
             )
             for partition, offset in self.feed.again(lost):
                 self._fed[partition] = max(self._fed.get(partition, 0), offset + 1)
+            self._asked_again(len(lost))
             self._taken.update((g.id, now + LOST_SECONDS) for g in lost)  # it takes a while until they come
         return [g.id for g in lost]
 
     def expire(self, table: Training, now: float) -> None:
-        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, or the log came back."""
+        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, the log came back, or a
+        rewarder of its mix was in order again."""
+        self.join.outages.look(now)
         for group in self.training():
-            if not group.complete and now - max(group.fed, self._started) > table.deadline:
-                self._drop(group, "incomplete")
+            begun = max(group.fed, self._started, self.join.outages.over(group.prompt.rewards, now))
+            if not group.complete and now - begun > table.deadline:
+                self._drop(group, Reason.INCOMPLETE)
 
     def release(self, rewarders: frozenset[str]) -> None:
         """Wait no longer for the votes of these: what the others said decides."""
@@ -172,9 +179,9 @@ class Planner:
         """Nobody could answer while the log was away: all deadlines are counted anew from ``now``."""
         self._started = now
 
-    def _drop(self, group: Group, reason: str) -> None:
+    def _drop(self, group: Group, reason: Reason) -> None:
         self.join.remove(group.id)
-        self._dropped.append(Dropped(group.id, reason, group.tokens))
+        self._dropped.append(Dropped(group.id, reason.value, group.tokens))
 
     # -- plans ---------------------------------------------------------------------------------------------------------
 
@@ -190,7 +197,7 @@ class Planner:
         if late and table.late == "wait":
             return None
         for group in late:
-            self._drop(group, "stale")
+            self._drop(group, Reason.STALE)
         for group, _ in ready:
             self.join.remove(group.id)
         self._seen.extend(ready)
@@ -204,7 +211,7 @@ class Planner:
         """
         ready, flat = [], []
         may_drop = table.max_resampling * table.groups_per_step - sum(
-            d.reason == "zero_variance" for d in self._dropped
+            d.reason == Reason.ZERO_VARIANCE for d in self._dropped
         )
         for group in self.training():
             if group.complete:
@@ -213,10 +220,10 @@ class Planner:
                 reason = gate(group, judged, table, step)
                 if not reason:
                     ready.append((group, judged))
-                elif reason == "zero_variance" and may_drop < 1:
+                elif reason is Reason.ZERO_VARIANCE and may_drop < 1:
                     flat.append((group, judged))
                 else:
-                    may_drop -= reason == "zero_variance"
+                    may_drop -= reason is Reason.ZERO_VARIANCE
                     self._drop(group, reason)
                     self._seen.append((group, judged))
         ready += flat[: max(0, table.groups_per_step - len(ready))]
@@ -238,7 +245,7 @@ class Planner:
     def close(self, stage: int) -> Planned:
         """End a stage: training groups that are left over are dropped, and the next stage begins behind this manifest."""
         for group in self.training():
-            self._drop(group, "stage_end")
+            self._drop(group, Reason.STAGE_END)
         return self._write(self.planned, stage, "close")
 
     def weights(self, stage: int, directory: str) -> Planned:
@@ -261,7 +268,7 @@ class Planner:
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
-            metrics=summarise(self._seen, self._dropped, self._table),
+            metrics={**summarise(self._seen, self._dropped, self._table), **self.join.shadows.drain()},
             created=time.time(),
             reward_rule=REWARD_RULE,
         )

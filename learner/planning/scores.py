@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from broker.messages import Dropped, Evaluation
+from learner.planning.fates import Reason
 from learner.planning.groups import Group
 from learner.tables import Benchmark
 
@@ -103,7 +104,7 @@ def score(
     for group in groups:
         answers = answers_of(group, asked.rewarder)
         if answers is None:
-            dropped.append(Dropped(group.id, "unjudged", group.tokens))
+            dropped.append(Dropped(group.id, Reason.UNJUDGED.value, group.tokens))
             continue
         judged.append(answers)
         for trajectory, _ in group.samples.values():

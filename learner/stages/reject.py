@@ -21,6 +21,7 @@ from pydantic import Field
 
 from broker.messages import Artefact, Dropped, Ending, Trajectory
 from learner.planning.collect import Collection
+from learner.planning.fates import Reason
 from learner.planning.groups import Group, Judged
 from learner.stages.stage import Stage, begin_with_model
 from learner.tables import SamplingTable
@@ -86,11 +87,8 @@ class RejectStage(Stage):
                 kept.append(group.ref([Judged(sample, 1.0) for sample in chosen]))
                 documents += [_document(sample, group) for sample in chosen]
             else:
-                dropped.append(
-                    Dropped(
-                        group.id, f"rejected: {reasons.most_common(1)[0][0] if reasons else 'no answer'}", group.tokens
-                    )
-                )
+                why = reasons.most_common(1)[0][0] if reasons else "no answer"
+                dropped.append(Dropped(group.id, f"{Reason.REJECTED}: {why}", group.tokens))
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
         replace(path, text)

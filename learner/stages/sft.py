@@ -53,6 +53,7 @@ class SftStage(Stage, SupervisedTable):
             self.trains_by(learner),
             learner.run.table.seed,
             state.placement,
+            table.chat if (table := learner.config.data.get(self.data)) is not None else None,
         )
         if resumed and learner.extra:
             trainer.load_state_dict(learner.extra)

@@ -73,7 +73,10 @@ class Curriculum:
 
 
 class SftTrainer:
-    """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number."""
+    """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number.
+
+    ``template`` holds options of the chat template.
+    """
 
     def __init__(
         self,
@@ -83,9 +86,10 @@ class SftTrainer:
         stage: SupervisedTable,
         seed: int,
         placement: Placement = ALONE,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         self._model, self._source, self._stage, self._seed, self._placement = model, source, stage, seed, placement
-        self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag)
+        self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag, template)
         table = stage.model_dump(include=set(SupervisedTable.model_fields))
         with placement.ordering("begin_sft", stage=table):
             if stage.lora is not None and not lora.is_adapted(model):

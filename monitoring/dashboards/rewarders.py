@@ -6,9 +6,11 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from monitoring.dashboards.layout import Row, new
 from monitoring.dashboards.panels import Query, above, graph, heatmap, number, or_zero, quantiles
+from monitoring.metrics import LearnerMetrics as Learner
 from monitoring.metrics import RewarderMetrics as Rewarder
 
 MEAN = f"avg by (rewarder) ({Rewarder.mean})"
+FAILURES = f"sum by (rewarder, cause) (rate({Rewarder.causes}[]))"
 ERRORS = f'sum(rate({Rewarder.results}{{outcome="error"}}[]))'
 
 
@@ -17,7 +19,7 @@ def dashboard() -> Dashboard:
         "headrace-rewarders",
         "Rewarders",
         "Speed, outcomes and values of each rewarder, and how far they are apart.",
-        [_glance(), _work(), _values()],
+        [_glance(), _work(), _failures(), _values()],
     )
 
 
@@ -80,6 +82,14 @@ def _work() -> Row:
                     stacked=True,
                 ),
             ],
+        ],
+    )  # fmt: skip
+
+
+def _failures() -> Row:
+    return Row(
+        "When judges fail",
+        [
             [
                 graph(
                     "Judging processes started again", "none",
@@ -87,6 +97,22 @@ def _work() -> Row:
                     "it repeats, some answers break the rewarder: raise its limits or mend it.",
                     Query(f"sum by (rewarder) (increase({Rewarder.restarts}[]))", "{{rewarder}}"), limits=above(1, 10),
                 ),
+                graph(
+                    "Out of order", "none",
+                    "1 while what a rewarder asks is away and it holds its samples. No deadline of its groups runs meanwhile: bring "
+                    "the server back, and it goes on by itself.",
+                    Query(f"max by (rewarder) ({Rewarder.outage})", "{{rewarder}}"),
+                    limits=above(1), most=1.0,
+                ),
+                graph(
+                    "Judge failures, by cause", "suffix:/s",
+                    "Verdicts in a second behind a time-out, a kill, an error or an outage of the judge. Time-outs and kills that "
+                    "grow are answers that the judge does not survive: look whether the policy has found them.",
+                    Query(or_zero(FAILURES, "rewarder", "cause"), "{{rewarder}}: {{cause}}"),
+                    stacked=True,
+                ),
+            ],
+            [
                 graph(
                     "Sandbox", "none",
                     "1 while the sandbox of a rewarder fails its self-test. It needs kernel features that containers "
@@ -122,6 +148,12 @@ def _values() -> Row:
                     "How many values fell where, over all rewarders, a row a bucket. If everything is in one row, "
                     "there is no difference to learn from.",
                     Rewarder.reward,
+                ),
+                graph(
+                    "Reward against accuracy", "none",
+                    "By how much a rewarder's mean has risen over the last evaluations while held-out accuracy or a shadow has "
+                    "fallen. Above zero the policy may be gaming it: read samples that it likes.",
+                    Query(or_zero(f"max by (rewarder) ({Learner.reward_gap})", "rewarder"), "{{rewarder}}"), limits=above(0.15, 0.5),
                 ),
                 graph(
                     "Agreement", "none",

@@ -30,13 +30,34 @@ def curves(report: RunReport) -> list[str]:
     voted = sorted(name for name in report.series if name.startswith("reward/"))
     rewards = [("reward_mean", "all judged"), ("trained_reward_mean", "trained")]
     rewards += [(name, name.removeprefix("reward/")) for name in voted]
-    charts = [_chart(report, "Reward", "", rewards), _held_out(report)]
+    charts = [_chart(report, "Reward", "", rewards), _held_out(report), _against(report)]
     return charts + [_chart(report, title, unit, names) for title, unit, names in GROUPS]
 
 
 def _chart(report: RunReport, title: str, unit: str, names: Sequence[tuple[str, str]]) -> str:
     lines = [Line(label, report.series[name]) for name, label in names if name in report.series]
     return line_chart(title, report.steps, lines, unit, fixed=title in SHARES, log=title in LOGARITHMIC)
+
+
+def _against(report: RunReport) -> str:
+    """Each rewarder, and each shadow, against held-out accuracy, as in DeepSeek-R1 (arXiv 2501.12948), Figure 6: where the one rises and the other
+    falls, the rewarder is gamed."""
+    values: dict[str, dict[float, float]] = {}
+    for step, name, value, _, _ in report.evaluations:
+        values.setdefault(name.rpartition(":")[0], {})[step] = value
+    nan = float("nan")
+    lines = [
+        Line(" ".join(filter(None, ("pass@1", benchmark))), [found.get(step, nan) for step in report.steps])
+        for benchmark, found in values.items()
+    ]
+    lines = [line for line in lines if any(value == value for value in line.values)]
+    given = [
+        Line(name if prefix == "shadow/" else name.removeprefix(prefix), report.series[name])
+        for prefix in ("reward/", "shadow/")
+        for name in sorted(report.series)
+        if name.startswith(prefix)
+    ]
+    return line_chart("Rewarders against held-out accuracy", report.steps, [*lines, *given]) if lines and given else ""
 
 
 def _held_out(report: RunReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,20 +11,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.exposition import generate_latest
+from rich.console import Console
 from ringtools import SMALL, end_run, freeze, headrace, stopped_in_an_append, wait_for
 from runlog import scraped
 
+from broker.messages import DeadLetter, Manifest, encode
 from broker.run import Run
 from headrace.running.rundir import reopen
-from monitoring.daemon import own_version, registered
+from headrace.running.waits import waits
+from monitoring.daemon import Registration, own_version, registered
 from monitoring.exporter import Exporter
-from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RunMetrics
+from monitoring.live import PlainView
+from monitoring.metrics import ActorMetrics, BrokerMetrics, LearnerMetrics, RewarderMetrics, RunMetrics, SystemMetrics
+from monitoring.scrape import samples
+from monitoring.view import RunView
 
 NAMED_SECONDS = 30.0
 MOODS = """
@@ -277,3 +285,90 @@ def test_one_slow_partition_is_told_from_a_slow_rewarder(quiet: Path) -> None:
     assert f"partition 3 of {topic} is slow for {group}" in found
     for part in (consumer, producer, log):
         part.close()
+
+
+@contextmanager
+def told(quiet: Path, **daemons: Callable[[CollectorRegistry], object]) -> Iterator[None]:
+    """Daemons by ``role`` that export what ``fill`` sets; a rewarder's page is what ``fill`` returns, if that is a dictionary."""
+    with ExitStack() as stack:
+        for role, fill in daemons.items():
+            registry = CollectorRegistry()
+            page = fill(registry)
+            exporter = Exporter(registry, pages={"/rewarder": lambda page=page: json.dumps(page)})  # type: ignore[misc]
+            stack.callback(exporter.close)
+            stack.enter_context(registered(quiet, f"{role}-0", role, exporter.address))
+        yield
+
+
+def test_rewarders_that_are_out_of_order_or_gamed_are_named(quiet: Path) -> None:
+    page = {"rewarder": "vowels", "state": "outage", "seconds": 75, "error": "no server", "held": 12, "next_try": 8.0}
+
+    def rewarder(registry: CollectorRegistry) -> object:
+        metrics = RewarderMetrics(registry, "vowels")
+        metrics.outage.set(1)
+        metrics.degraded.set(1)
+        return page
+
+    def learner(registry: CollectorRegistry) -> None:
+        metrics = LearnerMetrics(registry)
+        metrics.away_since("vowels").set(time.time() - 75)
+        metrics.reward_gap("vowels").set(0.4)
+        metrics.asked_again.inc(3)
+
+    with told(quiet, rewarder=rewarder, learner=learner):
+        findings = diagnosis(quiet)["findings"]
+        seen = headrace("top", str(quiet), "--once").stdout
+    found = {f["what"]: f for f in findings}
+    outage = found["rewarder 'vowels' is out of order, and rewarder-0 holds its samples"]
+    assert "75 s, 12 samples, tried again in 8 s; the last error: no server" in outage["evidence"] and outage["holds"]
+    assert any(what.startswith("the sandbox of rewarder 'vowels' fails its self-test") for what in found)
+    assert not found["rewarder 'vowels' may be gamed: it gives more, and others do not agree"]["holds"]
+    assert "samples of 3 groups were lost and are asked for again" in found
+    (wait,) = (what for what in found if what.startswith("waiting for rewarder vowels since "))
+    assert wait.rpartition(" (")[0] in seen, "top says the same"
+
+
+def test_a_row_that_cannot_be_asked_and_a_step_set_aside_are_told(quiet: Path) -> None:
+    run = reopen(quiet)
+    with closing(run.open_log()) as log:
+        producer = log.producer()
+        letter = DeadLetter("data.prompts", 0, 17, b"3", b"", "no question", "learner", created=time.time())
+        producer.send(run.topics.deadletters, b"prompts", encode(letter))
+        producer.send(run.topics.steps, b"set_aside/4", encode(Manifest(4, 1, "set_aside", why="ValueError: too long")))
+        producer.flush()
+    found = {f["what"]: f["evidence"] for f in diagnosis(quiet)["findings"]}
+    assert found["1 rows of [data.prompts] cannot be asked"] == "row 17: no question"
+    assert found["step 4 could not be executed and is set aside: its groups train nothing"] == "ValueError: too long"
+
+
+def test_long_waits_are_one_line_each() -> None:
+    now = 10_000.0
+
+    def entry(name: str, role: str, age: float = 75.0) -> Registration:
+        return Registration(name, role, 1, "127.0.0.1:9", now - age, "here", "1")
+
+    def exported(*fill: Callable[[CollectorRegistry], object]) -> dict[str, float]:
+        registry = CollectorRegistry()
+        for one in fill:
+            one(registry)
+        return samples(generate_latest(registry).decode())
+
+    loading = exported(lambda r: ActorMetrics(r), lambda r: SystemMetrics(r, "actor"))
+    sampling = exported(lambda r: ActorMetrics(r).generated_tokens.inc(5))
+    waiting = exported(lambda r: LearnerMetrics(r).phase_since("wait_data").set(now - 45), lambda r: None)
+    assert waits([(entry("actor-0", "actor"), loading)], now) == ["actor-0 loads its engine (75 s)"]
+    assert waits([(entry("actor-0", "actor"), sampling)], now) == []
+    assert waits([(entry("actor-0", "actor", 20.0), loading)], now) == [], "not yet worth a word"
+    assert "learner-0 waits for judged groups (45 s)" in waits([(entry("learner-0", "learner"), waiting)], now)
+    assert waits([(entry("learner-0", "learner"), {})], now) == [], "who does not answer is another matter"
+    assert waits([(entry("mine", "of tomorrow"), {"up": 1.0})], now) == []
+
+
+def test_a_wait_is_said_once_on_a_plain_terminal() -> None:
+    out = io.StringIO()
+    view = PlainView(Console(file=out, width=200))
+    for seconds in (31, 32, 33):
+        view.update(RunView("r", notes=[f"actor-0 loads its engine ({seconds} s)"]))
+    view.update(RunView("r"))
+    view.update(RunView("r", notes=["actor-0 loads its engine (31 s)"]))
+    assert out.getvalue().count("loads its engine") == 2

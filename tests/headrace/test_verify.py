@@ -16,7 +16,7 @@ from ringtools import headrace
 
 from broker.messages import Artefact, Dropped, GroupRef, Position, VoteRef
 from headrace.reading.audit import SHOWN, Audit
-from headrace.reading.fates import Fates
+from headrace.reading.fates import Fates, Prompts
 from headrace.reading.verify import verify, verify_on
 
 
@@ -358,3 +358,19 @@ def test_it_holds_only_what_has_no_end_yet(made: Handmade, monkeypatch: pytest.M
     monkeypatch.setattr("headrace.reading.records.BATCH", 8)
     assert verify(made.log, made.topics).problems == []
     assert max(held) < 40
+
+
+def test_prompts_come_by_time_however_partitions_are_read() -> None:
+    """A partition whose next prompt was fed much later hides none of the others."""
+    found = [(Position(p, n), 100.0 * n + p, f"{p}/{n}") for p in range(3) for n in range(4)]
+    prompts = Prompts(iter(found), {}, {0: 4, 1: 4, 2: 4})  # type: ignore[arg-type]
+    given = [prompts.next(50.0) for _ in range(3)]
+    assert [g and g[2] for g in given] == ["0/0", "1/0", "2/0"] and prompts.next(50.0) is None
+    rest = [prompts.next(float("inf")) for _ in range(10)]
+    assert [g and g[2] for g in rest[:3]] == ["0/1", "1/1", "2/1"] and rest[-1] is None
+
+
+def test_a_clock_that_was_set_back_changes_no_order_within_a_partition() -> None:
+    found = [(Position(0, n), at, n) for n, at in enumerate((10.0, 5.0, 20.0))]
+    prompts = Prompts(iter(found), {}, {0: 3})  # type: ignore[arg-type]
+    assert [prompts.next(12.0)[2] for _ in range(2)] == [0, 1] and prompts.next(12.0) is None  # type: ignore[index]

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ringtools import SMALL
 
 from broker.errors import RunFileError
 from broker.log import Log
 from broker.messages import Vote, encode
 from broker.open import open_log
+from broker.run import Run
 from broker.topics import Topics
+from headrace.__main__ import main
 from headrace.reading.votes import Choice, Comparison, compare, lines
+from headrace.running.rundir import record
 
 TOPICS = Topics("t", partitions=2)
 
@@ -85,3 +90,21 @@ def test_who_has_no_vote_is_named_with_those_who_have(log: Log) -> None:
     cast(log, "accuracy", {("g", 0): 1.0}, version="1f")
     with pytest.raises(RunFileError, match=r"no vote of acuracy.*accuracy@1f"):
         compared(log, "accuracy", "acuracy")
+
+
+def test_the_report_command_compares_as_text_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.open(SMALL, [], tmp_path)
+    record(run)
+    with closing(run.open_log()) as log:
+        for name, value in (("vowels", 1.0), ("other", 0.5)):
+            vote = Vote("g", 0, name, "value", value, "because")
+            producer = log.producer()
+            producer.send(run.topics.rewards, b"g", encode(vote))
+            producer.flush()
+    assert main(["report", str(tmp_path), "--votes", "vowels", "other"]) == 0
+    assert "judged by both: 1 samples" in capsys.readouterr().out and not (tmp_path / "report.html").exists()
+    assert main(["report", str(tmp_path), "--votes", "vowels", "other", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["both"] == 1 and found["most_different"][0]["left"] == 1.0
+    assert main(["report", str(tmp_path), "--votes", "vowels", "nobody"]) == 2
+    assert "there are votes of other, vowels" in capsys.readouterr().err

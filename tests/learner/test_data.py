@@ -106,6 +106,47 @@ def test_wrong_rows_are_named(tmp_path: Path, path: str, options: dict[str, Any]
         source_of(path, tmp_path, **options).row(0)
 
 
+SHAPES = [
+    ({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]}, [("system", "s"), ("user", "q")]),
+    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}, [("user", "ab")]),
+    ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]}, [("user", "q"), ("assistant", "r")]),
+    ({"messages": None, "prompt": "q"}, [("user", "q")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "said"), SHAPES, ids=["list", "parts", "from", "none"])
+def test_common_shapes_of_conversations(tmp_path: Path, row: dict[str, Any], said: list[tuple[str, str]]) -> None:
+    save("jsonl", tmp_path, [row])
+    assert [tuple(m) for m in source_of("rows.jsonl", tmp_path).row(0).messages] == said
+
+
+def test_an_answer_is_text_a_number_or_all_that_are_right(tmp_path: Path) -> None:
+    save("jsonl", tmp_path, [{"prompt": "q", "answer": a} for a in (4, 0.5, ["1/2", 0.5], ["7"], [], None)])
+    rows = [source_of("rows.jsonl", tmp_path).row(n) for n in range(6)]
+    assert [row.answer for row in rows] == ["4", "0.5", "1/2", "7", None, None]
+    assert [row.metadata.get("answers") for row in rows] == [None, None, ["1/2", "0.5"], None, None, None]
+
+
+ODD = [
+    ({"prompt": 3}, "rows.jsonl row 0 column 'prompt' is a int"),
+    ({"prompt": []}, "rows.jsonl row 0 column 'prompt' is empty"),
+    ({"prompt": ["hi"]}, r"rows.jsonl row 0 column 'prompt': a message must be \{role, content\}"),
+    ({"messages": [{"role": "user", "content": None}]}, "column 'messages': a message must be"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "column 'messages': a message must be"),
+    ({"prompt": "q", "answer": {"x": 1}}, "rows.jsonl row 0 column 'answer' is a dict"),
+    ({"prompt": "q", "answer": [["a"]]}, "rows.jsonl row 0 column 'answer' holds a list"),
+    ({"prompt": "q", "kind": 3}, "rows.jsonl row 0 column 'kind' is a int"),
+    ({"prompt": "q", "metadata": "m"}, "rows.jsonl row 0 column 'metadata' is a str"),
+]
+
+
+@pytest.mark.parametrize(("row", "told"), ODD, ids=[t[:50] for _, t in ODD])
+def test_odd_rows_name_file_row_and_column(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+    save("jsonl", tmp_path, [row])
+    with pytest.raises(DataError, match=told):
+        source_of("rows.jsonl", tmp_path).row(0)
+
+
 def test_wrong_tables_are_named(tmp_path: Path) -> None:
     save("jsonl", tmp_path, ROWS)
     with pytest.raises(

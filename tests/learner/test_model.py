@@ -9,9 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, MambaConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    MambaConfig,
+    Phi3Config,
+    Qwen3MoeConfig,
+)
 
-from broker.errors import CheckpointError, RunFileError
+from broker.errors import CheckpointError, EngineError, RunFileError
+from learner.model.attention import plan_segments
 from learner.model.load import load_model, load_tokenizer, save_model
 from learner.training.trainer import state_sha256
 
@@ -89,6 +102,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         (MambaConfig(vocab_size=90, hidden_size=32, num_hidden_layers=2), "other logits"),
         (CohereConfig(**SHAPE, intermediate_size=48, num_key_value_heads=2), "other logits"),
         (Gemma2Config(**SHAPE, intermediate_size=48, num_key_value_heads=2, head_dim=8), "softcap"),
+        (BloomConfig(vocab_size=90, hidden_size=32, n_layer=2, n_head=4), "other logits"),
+        (GPTJConfig(vocab_size=90, n_embd=32, n_layer=2, n_head=4, rotary_dim=8), "its attention is its own"),
+        (FalconConfig(**SHAPE), "its attention is its own"),
     ],
     ids=lambda c: getattr(c, "model_type", ""),
 )
@@ -116,3 +132,36 @@ def test_other_families_load_and_nothing_is_dropped_at_random(tmp_path: Path, co
     model = load_model(str(tmp_path), init="random")
     model.set_attn_implementation("eager")
     assert torch.equal(*(model(torch.arange(5)[None], use_cache=False).logits for _ in range(2)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(
+            **SHAPE, intermediate_size=48, max_position_embeddings=16,
+            rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        ),
+        Phi3Config(
+            **SHAPE, intermediate_size=48, bos_token_id=1, eos_token_id=2, max_position_embeddings=64,
+            original_max_position_embeddings=16,
+            rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+        ),
+    ],
+    ids=lambda c: c.model_type,
+)  # fmt: skip
+@torch.no_grad()
+def test_positions_that_depend_on_the_packing_bind_a_model_to_its_original_context(
+    tmp_path: Path, config: object
+) -> None:
+    config.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    model = load_model(str(tmp_path), init="random").eval()
+
+    def packed(*lengths: int) -> torch.Tensor:
+        ids, places = (torch.cat([torch.arange(n) + k for n in lengths]) for k in (1, 0))
+        return model.base_model(  # type: ignore[no-any-return]
+            input_ids=ids[None], position_ids=places[None], attention_mask=None, use_cache=False, segments=plan_segments(lengths)
+        ).last_hidden_state[0]  # fmt: skip
+
+    assert torch.allclose(packed(16, 8)[16:], packed(8), atol=1e-5), "within it, a sequence is what it is alone"
+    with pytest.raises(EngineError, match="a sequence of 17 tokens is longer than 16"):
+        packed(17, 8)

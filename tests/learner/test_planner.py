@@ -19,6 +19,7 @@ from broker.messages import (
     ChatMessage,
     DeadLetter,
     Era,
+    Outage,
     Prompt,
     Sampling,
     Segment,
@@ -238,6 +239,69 @@ def test_what_is_incomplete_at_its_deadline_is_dropped(log: Log) -> None:
     assert len(ring.join.groups) == 1
     ring.planner.expire(ring.table, time.time() + 6)
     assert not ring.join.groups and ring.planner.refill(ring.stage) == 1
+
+
+def test_no_deadline_runs_while_a_rewarder_of_the_mix_is_out_of_order(
+    log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=0, deadline=5.0)
+    ring.planner.refill(ring.stage)
+    (prompt,) = ring.fed()
+
+    def say(rewarder: str, away: bool, created: float = 0.0, worker: str = "r-0") -> float:
+        news = Outage(rewarder, worker, away, "no server", 3, created or time.time())
+        ring.out.send(TOPICS.rewards, rewarder.encode(), encode(news))
+        ring.out.flush()
+        ring.pump()
+        return time.time()
+
+    now = say("other", True)
+    say("r", True, now - 3600)  # what a restart reads once more
+    assert ring.join.outages.lasting(now).keys() == {"other"} and ring.join.outages.over(["r"], now) == 0
+    begun = say("r", True)
+    say("r", True)
+    assert caplog.text.count("rewarder r (r-0) is out of order") == 1, "it is said when it begins"
+    ring.planner.expire(ring.table, begun + 20)
+    assert ring.join.groups.keys() == {prompt.group_id} and ring.join.outages.lasting(begun)["r"][1] == "no server"
+    with caplog.at_level("INFO", "learner"):
+        ended = say("r", False)
+    assert "rewarder r (r-0) is back after 0 s" in caplog.text and "r" not in ring.join.outages.lasting(ended)
+    ring.planner.expire(ring.table, ended + 4)
+    assert ring.join.groups, "the deadline counts from the end of the outage"
+    ring.planner.expire(ring.table, ended + 6)
+    assert [d.reason for d in ring.planner._dropped] == ["incomplete"] and not ring.join.dead
+
+
+def test_a_worker_that_falls_silent_in_an_outage_is_not_waited_for_forever(
+    log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=0, deadline=5.0)
+    ring.planner.refill(ring.stage)
+    ring.out.send(TOPICS.rewards, b"r", encode(Outage("r", "r-0", True, "no server", 3, time.time())))
+    ring.out.flush()
+    ring.pump()
+    assert "rewarder r (r-0) is out of order and holds 3 samples" in caplog.text and "no server" in caplog.text
+    ring.planner.expire(ring.table, time.time() + 34)
+    assert ring.join.groups and "says nothing any longer" in caplog.text
+    ring.planner.expire(ring.table, time.time() + 36)
+    assert not ring.join.groups
+
+
+def test_a_collection_loses_no_group_to_an_outage(log: Log) -> None:
+    ring = Ring(log)
+    schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
+    ring.planner.ask_collection(Feeding(schedule, Ask(2, {"r": 1.0}, Sampling(), "eval", "held")), 1, 0)
+    asked = time.time()
+    ring.collections.expect(
+        Collection("held", 0, 0, 5.0, asked),
+        lambda c, groups, lost: score(Benchmark(k=2, rewarder="r"), c.name, c.step, c.stage, groups, lost, time.time()),
+    )
+    ring.out.send(TOPICS.rewards, b"r", encode(Outage("r", "r-0", True, "no server", 3, asked)))
+    ring.out.flush()
+    ring.pump()
+    assert not ring.collections.settle(asked + 20) and ring.join.groups
+    (ending,) = ring.collections.settle(time.time() + 36)
+    assert [d.reason for d in ending.dropped] == ["incomplete"]
 
 
 def test_under_heavy_tails_nothing_is_dropped_and_long_groups_are_trained(log: Log) -> None:

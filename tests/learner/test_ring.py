@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,23 @@ from ring import Killed, Ring, ring
 from ringtools import small_copy
 
 from broker.errors import LogFull, RunFault
-from broker.messages import Artefact, Manifest, Prompt, encode
+from broker.messages import Artefact, Manifest, Outage, Prompt, encode
 from headrace.running.rundir import reopen
 from learner.planning.requests import Asked, leave
 from learner.replay import replay
 
 SHORT = ("stage.0.steps=2", "stage.1.steps=8", "stage.1.eval_every=0", "stage.2.questions=4")
+
+ASKS = """
+import os
+from rewarders.rewarder import Outage
+
+class Vowels:
+    def __call__(self, sample):
+        if os.path.exists({down!r}):
+            raise Outage("nobody answers")
+        return sum(c in "aeiou" for c in sample.text) / max(1, len(sample.text))
+"""
 
 
 def kill_at(made: Ring, version: int) -> None:
@@ -135,6 +147,41 @@ def test_a_rewarder_is_plugged_in_and_taken_out_by_editing_the_run_file(tmp_path
         first, last = mixes.index(both), len(mixes) - mixes[::-1].index(both)
         assert 8 <= first < last < len(mixes)
         assert set(mixes[:first]) == set(mixes[last:]) == {one} and set(mixes[first:last]) == {both}
+
+
+def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, down = small_copy(tmp_path), tmp_path / "down"
+    (tmp_path / "vowels.py").write_text(ASKS.format(down=str(down)))
+    with ring(tmp_path / "run", *SHORT, "learner.deadline=60", file=file) as made:
+
+        def age() -> None:
+            """As if the outage had lasted for long already; the rewarder has told of it."""
+            planner = made.learner.planning._planner if made.learner else None
+            assert planner is not None and planner.join.outages.lasting(time.time()).keys() == {"vowels"}
+            assert planner.training()
+            planner._started -= 1000
+            for group in planner.training():
+                group.fed -= 1000
+            rounds = made.rounds
+            made.when(lambda: made.rounds > rounds + 20, down.unlink)
+
+        def told() -> bool:
+            learner = made.learner
+            return learner is not None and bool(learner.planning._planner.join.outages.lasting(time.time()))
+
+        def begin() -> None:
+            down.touch()
+            made.when(told, age)
+
+        made.when(lambda: len(made.steps()) >= 2, begin)
+        assert made.run()
+        audit = made.verify()
+        assert (audit.trained, audit.outstanding, audit.dropped, audit.problems) == (32, 0, 0, [])
+        said = [outage.away for outage in made.records("rewards", Outage)]
+        assert said[0] and not said[-1]
+    assert "rewarder vowels (vowels-0) is out of order" in caplog.text and "nobody answers" in caplog.text
 
 
 def test_an_evaluation_is_asked_for_while_the_run_goes_on_and_outlives_its_learner(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from broker.messages import (
     ChatMessage,
     DeadLetter,
     Message,
+    Outage,
     PolicyVersion,
     Prompt,
     Sampling,
@@ -44,6 +45,7 @@ VECTORS: dict[str, Message] = {
     "vote-value": Vote("sums-7@0", 2, "length", "value", 0.25, "10 characters", 0.125, 1, 3.5),
     "vote-abstain": Vote("sums-7@0", 2, "length", "abstain"),
     "vote-error": Vote("sums-7@0", 2, "length", "error", None, "the sandbox is away", 1.0, 3, 3.5),
+    "outage": Outage("judge", "judge-0", True, "nobody answers", 17, 3.75),
     "vote-rich": Vote(
         "sums-7@0", 2, "length", "value", 0.25, "10 characters", 0.125, 1, 3.5, answer="5", cause="timeout", version="ab12",
         spans=(ValueSpan(2, 4, 0.5), ValueSpan(4, 5, 0.0)), logprobs=np.array([-0.5, -0.25, -2], np.float32).tobytes(),

@@ -30,6 +30,17 @@ RIGHT = [
     ("x=5", "5"), ("2\\times 10^3", "2000"), ("\\left(1,2\\right)", "(1,2)"), ("e^{2}", "e^2"), ("\\frac{x}{2}", "0.5x"), ("3\\sqrt{2}", "\\sqrt{18}"),
     ("\\boxed{5}", "\\boxed{5}"), ("\\log 2", "\\log(2)"), ("2^{10}", "1024"), ("(x-1)(x+1)", "x^2-1"), ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt{3}}"),
 ]  # fmt: skip
+
+
+def test_any_of_several_accepted_answers_is_right(judge: MathAccuracy) -> None:
+    accepted = {"answers": ["\\pi/2", "90"]}
+    for said, value in (("90", 1.0), ("\\frac{\\pi}{2}", 1.0), ("45", 0.0)):
+        reward = judge(sample(f"\\boxed{{{said}}}", "\\pi/2", metadata=accepted))
+        assert reward is not None and reward.value == value, said
+    unlisted = judge(sample("\\boxed{90}", "\\pi/2", metadata={"answers": "90"}))
+    assert unlisted is not None and unlisted.value == 0.0, "a text is no list of answers"
+
+
 WRONG = [
     ("6", "5"), ("5.1", "5"), ("-5", "5"), ("1/3", "0.333333"), ("0.3333", "1/3"), ("", "5"), ("A", "B"), ("no", "yes"), ("abc", "cab"),
     ("3.14159", "\\pi"), ("1000000.4", "1000000"), ("1e-9", "0"), ("x^2", "x^3"), ("\\sqrt{2}", "1.41"), ("(1,2)", "(2,1)"), ("5,5", "5"),

@@ -13,7 +13,7 @@ from test_rewarder_worker import TOPICS, publish, turn_until, votes, worker_of
 
 from broker.errors import HeadraceError, RunFileError
 from broker.log import Log
-from broker.messages import Vote, encode
+from broker.messages import Outage, Vote, encode
 from broker.open import open_log
 from broker.runfile import RunFile
 from headrace.reading.records import scan
@@ -141,6 +141,9 @@ def test_an_outage_holds_its_samples_and_heals_by_itself(
     found = votes(log)
     assert len(found) == 70 and {v.outcome for v in found.values()} == {"value"}
     assert worker._metrics.outage._value.get() == 0
+    began, *_, ended = [m for _, m in scan(log, TOPICS.rewards) if isinstance(m, Outage)]
+    assert began.away and began.rewarder == "r" and "nobody answers" in began.error and began.held > 0
+    assert not ended.away and ended.worker == began.worker and not ended.error
 
 
 def test_a_worker_that_ends_in_an_outage_leaves_its_samples_to_the_next(log: Log, tmp_path: Path) -> None:

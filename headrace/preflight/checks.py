@@ -1,0 +1,37 @@
+"""The list of all checks, the cheap ones first: what a limit in time cuts off is the end. One more is a function and its line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from headrace.preflight import lengths, model, plugged, rows, settings
+from headrace.preflight.findings import Finding
+from headrace.preflight.subject import Subject
+
+Check = Callable[[Subject], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (
+    settings.sampling,
+    settings.stages,
+    settings.trainings,
+    settings.rewards,
+    settings.numbers,
+    settings.held_out,
+    plugged.callables,
+    rows.readable,
+    settings.questions,
+    rows.answers,
+    model.files,
+    model.vocabulary,
+    model.context,
+    lengths.templates,
+    lengths.prompts,
+    lengths.documents,
+    rows.control_tokens,
+    rows.repeated,
+    plugged.made,
+)
+
+
+def name_of(check: Check) -> str:
+    """``lengths.prompts``."""
+    return f"{check.__module__.rpartition('.')[2]}.{check.__name__}"

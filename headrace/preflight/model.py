@@ -1,0 +1,142 @@
+"""The model, by its files alone: its vocabulary, its ends, how long a sequence it holds, and whether packing changes what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.chat import Chat
+from broker.errors import ChatError
+from headrace.preflight.findings import Finding, error, warning
+from headrace.preflight.subject import Subject
+from learner.model.positions import stretched_from
+
+UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
+"""Model types whose attention or positions cannot be computed packed: learner/model/load.py refuses them with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most ``tokens`` of a sequence, for one reason."""
+
+    name: str
+    tokens: int
+    why: str
+    finding: Callable[[str, str, str], Finding]
+
+
+def limits(config: Any, trained: bool) -> Iterator[Limit]:
+    """How long a sequence may be; training knows narrower limits than sampling."""
+    if config is None:
+        return
+    if trained and (window := _window(config)):
+        yield Limit("model's sliding window", window, "packed training refuses it", error)
+    if trained and (original := stretched_from(config)) is not None:
+        yield Limit(
+            "original context of its stretched positions", original,
+            "beyond it, positions depend on what a sequence is packed with, and training refuses it", error,
+        )  # fmt: skip
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(most, int) and most > 0:
+        rotary = bool(getattr(config, "rope_parameters", None))
+        yield (
+            Limit("model's positions", most, "it was made for no more", warning)
+            if rotary
+            else Limit("model's positions", most, "it has no more", error)
+        )
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window of those layers that have one."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
+        return None
+    return window if kinds is None or "sliding_attention" in kinds else None
+
+
+def files(subject: Subject) -> Iterator[Finding]:
+    """Whether there is a model: its configuration, its tokenizer, its weights where they are needed."""
+    where = f"[run] model = {subject.whole.run.model!r}"
+    config = subject.config
+    if config is None:
+        yield error(
+            where, f"has no configuration: {subject.refused_config}", "name a directory or an id of Hugging Face"
+        )
+    if subject.tokenizer is None:
+        yield error(
+            where, f"has no tokenizer: {subject.refused_tokenizer}", "put the tokenizer's files beside the model"
+        )
+    if config is None:
+        return
+    if config.model_type in UNPACKED:
+        yield error(
+            where,
+            f"{config.model_type} cannot be trained packed: its attention or its positions are its own",
+            "take another model",
+        )
+    stages, place = subject.whole.learner.stages, Path(subject.model)
+    begins = stages[0].initial()
+    if begins == "pretrained" and place.is_dir() and not any(place.glob("*.safetensors")):
+        yield error(
+            where, "has no weights (*.safetensors)", "begin with a stage of init = 'random', or bring the weights"
+        )
+
+
+def vocabulary(subject: Subject) -> Iterator[Finding]:
+    """Tokens that the model does not have, and answers that nothing ends."""
+    config, tokenizer = subject.config, subject.tokenizer
+    if config is None or tokenizer is None:
+        return
+    where = f"[run] model = {subject.whole.run.model!r}"
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= config.vocab_size:
+        yield error(
+            where,
+            f"the tokenizer's token {highest} is outside the model's vocabulary of {config.vocab_size}",
+            "take the tokenizer that belongs to the model, or resize its embeddings",
+        )
+    try:
+        ends = set(Chat(tokenizer).ends)
+    except ChatError:  # the template's own check says it
+        ends = set()
+    named = _ids(getattr(config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id) | _generation(subject.model)
+    if not ends | named:
+        yield error(where, "names no end token", "set eos_token_id in its generation_config.json")
+    elif outside := {e for e in ends | named if e >= config.vocab_size}:
+        yield error(
+            where,
+            f"end tokens {sorted(outside)} are outside the vocabulary of {config.vocab_size}",
+            "mend eos_token_id",
+        )
+    elif ends and named and not ends & named:
+        yield warning(
+            where,
+            f"its template ends replies with token {sorted(ends)}, its files name {sorted(named)}: both end an answer here, elsewhere only the latter",
+            "add the template's end to eos_token_id in generation_config.json",
+        )
+
+
+def context(subject: Subject) -> Iterator[Finding]:
+    """An engine's context that is longer than the model's positions."""
+    most, given = getattr(subject.config, "max_position_embeddings", None), subject.whole.actors.context_length
+    if isinstance(most, int) and 0 < most < given:
+        yield warning(
+            "[actors]",
+            f"context_length = {given} is longer than the model's {most} positions",
+            f"lower context_length to {most}",
+        )
+
+
+def _generation(model: str) -> set[int]:
+    from transformers import GenerationConfig
+
+    if not (Path(model) / "generation_config.json").exists():
+        return set()
+    return _ids(GenerationConfig.from_pretrained(model).eos_token_id)
+
+
+def _ids(value: Any) -> set[int]:
+    return {value} if isinstance(value, int) else set(value or ())

@@ -1,0 +1,56 @@
+"""What the run file plugs in. ``check`` of the run file has looked at names and options without running anything; here they are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from broker import plugins
+from broker.errors import HeadraceError
+from headrace.preflight.findings import Finding, error
+from headrace.preflight.subject import Subject
+
+SECONDS = 10.0
+"""After which nothing further is made: the daemons have longer for each."""
+
+
+def callables(subject: Subject) -> Iterator[Finding]:
+    """Rewarders that nothing can be asked of, seen in their source."""
+    base = subject.whole.file.base
+    for name, table in subject.whole.rewarders.items():
+        if table.external:
+            continue
+        if not any(plugins.may_have(table.use, base, method) for method in ("__call__", "judge")):
+            yield error(
+                f"[rewarders.{name}]",
+                f"use = {table.use!r} cannot be called with a sample",
+                "give the class __call__(self, sample) -> Reward, or judge(self, samples) and per_group = True",
+            )
+
+
+def made(subject: Subject) -> Iterator[Finding]:
+    """Make each with its options: the class's own word on their values."""
+    if not subject.thorough:
+        return
+    from actors.config import environment_tables
+    from rewarders.registry import load_any
+
+    whole, until = subject.whole, time.monotonic() + SECONDS
+    base = whole.file.base
+    for name, table in whole.rewarders.items():
+        if table.external or time.monotonic() > until:
+            continue
+        try:
+            load_any(table.use, table.options, base, table.flat)
+        except HeadraceError as fault:
+            yield error(f"[rewarders.{name}]", str(fault), "mend the class or its options")
+    for name, environment in environment_tables(whole.file).items():
+        where = f"[environments.{name}]"
+        if time.monotonic() > until:
+            continue
+        try:
+            found = plugins.load(environment.use, base, where)
+            if not callable(found):
+                yield error(where, f"use = {environment.use!r} is no class", "name the class")
+        except HeadraceError as fault:
+            yield error(where, str(fault).removeprefix(where).strip(), "mend the file")

@@ -1,0 +1,154 @@
+"""Rows of the data: readable, with a question and an answer, asked once, and not among the held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from headrace.preflight.findings import Finding, error, note, share, warning
+from headrace.preflight.subject import Subject, Use, read
+from learner.data.source import Document, PromptRow
+
+MOST = 20_000
+"""Rows of a source that are compared with others."""
+ENDLESS = 2_000
+"""The same of one without end."""
+SECONDS = 4.0
+"""That the comparison of one source may take."""
+SHOWN = 120
+
+
+def readable(subject: Subject) -> Iterator[Finding]:
+    """Sources that cannot be opened, rows that cannot be read."""
+    for use in distinct(subject):
+        where = f"[data.{use.source}]"
+        rows = subject.rows(use)
+        if rows is None:
+            yield error(where, subject.refused[use.source].removeprefix(where).strip(), "mend it, or its table")
+        elif rows.size == 0:
+            yield error(where, "has no rows", "name a source that has some")
+        elif rows.odd:
+            number, why = next(iter(rows.odd.items()))
+            what = f"{share(len(rows.odd), rows.count)} of the rows that were looked at cannot be read, row {number} first: {why}"
+            if not rows.good or use.purpose == "documents":  # supervised training stops at such a row
+                yield error(where, what, "mend the rows, or name their columns: columns = { prompt = ... }")
+            else:
+                yield warning(where, what, "mend them; each becomes a dead letter, and the others are asked")
+
+
+def answers(subject: Subject) -> Iterator[Finding]:
+    """Rows without what a rewarder compares with, and without a question."""
+    for use in distinct(subject):
+        rows = subject.rows(use)
+        if rows is None or use.purpose == "documents" or not rows.good:
+            continue
+        where = f"[data.{use.source}]"
+        without = [n for n, row in rows.good.items() if not (row.answer or "").strip()]
+        if without:
+            yield warning(
+                where,
+                f"{share(len(without), len(rows.good))} of the rows have no answer, row {without[0]} first",
+                "name the column (columns = { answer = ... }), or leave it where no rewarder compares",
+            )
+        empty = [n for n, row in rows.good.items() if not any(m.content.strip() for m in row.messages)]
+        if empty:
+            yield warning(
+                where,
+                f"{share(len(empty), len(rows.good))} of the rows ask nothing, row {empty[0]} first",
+                "remove them",
+            )
+
+
+def control_tokens(subject: Subject) -> Iterator[Finding]:
+    """Text of the data that reads as a control token of the tokenizer."""
+    tokenizer = subject.tokenizer
+    if tokenizer is None:
+        return
+    special = [t for t in map(str, tokenizer.all_special_tokens) if len(t) > 2]
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = sorted({*special, *(str(t) for t in added.values() if getattr(t, "special", False) and len(str(t)) > 2)})
+    for use in distinct(subject):
+        rows = subject.rows(use)
+        if rows is None:
+            continue
+        hits = {
+            n: found for n, row in rows.good.items() if (found := _first(special, [m.content for m in row.messages]))
+        }
+        where = f"[data.{use.source}]"
+        if hits:
+            number, token = next(iter(hits.items()))
+            yield note(
+                where,
+                f"{share(len(hits), len(rows.good))} of the rows hold control tokens in their text, row {number} first ({token}): they are "
+                "written as text, and open or end no turn",
+            )
+        spans = {n: found for n, row in rows.good.items() if (found := _first(special, _raw(row)))}
+        if spans:
+            number, token = next(iter(spans.items()))
+            yield note(
+                where,
+                f"{share(len(spans), len(rows.good))} of the raw documents hold control tokens, row {number} first ({token}): they are "
+                "trained as such",
+            )
+
+
+def repeated(subject: Subject) -> Iterator[Finding]:
+    """Questions that stand in a source twice, and held-out questions that are trained on."""
+    asked: dict[str, list[str]] = {}
+    trained: dict[str, list[str]] = {}
+    for use in distinct(subject):
+        source = subject.source(use.source, use.purpose == "documents")
+        if source is None or source.size == 0:
+            continue
+        most = min(MOST, source.size if source.size is not None else ENDLESS, use.asked or MOST)
+        rows = read(source, range(most), use.purpose == "documents", SECONDS)
+        texts = [text for row in rows.good.values() for text in _questions(row)]
+        (asked if use.purpose == "held out" else trained)[use.source] = texts
+        twice = len(texts) - len(set(texts))
+        if twice and source.size is not None and use.purpose != "documents":
+            yield warning(
+                f"[data.{use.source}]",
+                f"{share(twice, len(texts))} of its questions stand in it before",
+                "remove them, or leave them where they are meant to count more",
+            )
+    for name, texts in asked.items():
+        known = {other: set(texts) & set(seen) for other, seen in trained.items() if other != name}
+        where = [other for other, both in known.items() if both]
+        if where:
+            places = ", ".join(f"[data.{other}]" for other in where)
+            both = set().union(*known.values())
+            yield warning(
+                f"[data.{name}]",
+                f"{share(len(both), len(set(texts)))} of its held-out questions are trained on in {places} "
+                f"(compared with {sum(len(trained[other]) for other in where)} questions there)",
+                "take them out of what is trained; what is measured on them is memory",
+            )
+
+
+def distinct(subject: Subject) -> Iterator[Use]:
+    """Each source once for each kind of rows that is read from it."""
+    seen = set()
+    for use in subject.uses:
+        key = (use.source, use.purpose)
+        if key not in seen:
+            seen.add(key)
+            yield use
+
+
+def _questions(row: PromptRow | Document) -> list[str]:
+    """What is asked in a row, its spelling and spacing made one."""
+    if isinstance(row, Document) and not row.messages:
+        texts = [span.text for span in row.spans if not span.trained]
+    elif isinstance(row, Document):
+        texts = [m.content for m in row.messages if m.role == "user"]
+    else:
+        texts = ["\n".join(m.content for m in row.messages if m.role != "system")]
+    return [" ".join(text.casefold().split()) for text in texts]
+
+
+def _raw(row: Any) -> list[str]:
+    return [span.text for span in row.spans] if isinstance(row, Document) else []
+
+
+def _first(tokens: list[str], texts: list[str]) -> str:
+    return next((token for token in tokens if any(token in text for text in texts)), "")

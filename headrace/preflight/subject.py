@@ -1,0 +1,209 @@
+"""What the checks look at, opened when the first of them asks for it: the run file, rows of its sources, the tokenizer, the configuration.
+
+Imports no torch: tokenizers and configurations do not need it, and it takes longer to load than everything that is looked at here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from broker.chat import Chat, Chats
+from broker.errors import DataError, HeadraceError
+from headrace.running.runfile import WholeRun
+from learner.data.registry import open_documents, open_prompts
+from learner.data.source import Document, PromptRow
+from learner.stages.stage import Stage
+from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
+
+ROWS = 64
+"""Rows of each source that are looked at in full, spread evenly over it."""
+ROW_SECONDS = 3.0
+"""That the rows of one source may take; what they have given until then is what is judged."""
+Purpose = Literal["train", "held out", "collected", "documents"]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One source as one stage reads it. ``asked``: how many of its first rows (None: all); ``samples`` of each."""
+
+    source: str
+    stage: Stage
+    purpose: Purpose
+    where: str
+    sampling: SamplingTable | None = None
+    asked: int | None = None
+    samples: int = 1
+    training: Training | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """``good`` rows by number, and ``odd`` ones with the reason. ``size`` of the whole source; None: it has no end."""
+
+    size: int | None
+    good: Mapping[int, Any]
+    odd: Mapping[int, str]
+
+    @property
+    def count(self) -> int:
+        return len(self.good) + len(self.odd)
+
+
+class Subject:
+    """One run, looked at. ``thorough``: there is time to load what only a daemon would load."""
+
+    def __init__(self, whole: WholeRun, thorough: bool = True) -> None:
+        self.whole, self.thorough = whole, thorough
+        self.uses = tuple(_uses(whole))
+        self.refused: dict[str, str] = {}
+        """Sources that could not be opened, and why."""
+        self._opened: dict[tuple[str, bool], Any] = {}
+        self._rows: dict[tuple[str, bool, int | None], Rows] = {}
+
+    # -- sources -------------------------------------------------------------------------------------------------------
+
+    def source(self, name: str, documents: bool) -> Any:
+        """The source of that name; None where it cannot be opened (``refused`` says why)."""
+        key = (name, documents)
+        if key not in self._opened:
+            opening = open_documents if documents else open_prompts
+            try:
+                found: Any = opening(name, self.whole.learner.data[name], self.whole.file)
+                _ = found.size
+            except HeadraceError as fault:
+                found, self.refused[name] = None, str(fault)
+            except Exception as fault:  # the plug-in boundary: a source is anybody's code
+                found, self.refused[name] = None, f"{type(fault).__name__}: {fault}"
+            self._opened[key] = found
+        return self._opened[key]
+
+    def rows(self, use: Use) -> Rows | None:
+        """Up to ``ROWS`` of the rows that ``use`` reads; None where the source cannot be opened."""
+        documents = use.purpose == "documents"
+        key = (use.source, documents, use.asked)
+        if key not in self._rows:
+            source = self.source(use.source, documents)
+            if source is None:
+                return None
+            size = source.size
+            most = size if use.asked is None or size is None else min(size, use.asked)
+            numbers = range(ROWS) if most is None else _spread(most, ROWS)
+            self._rows[key] = read(source, numbers, documents, ROW_SECONDS)
+        return self._rows[key]
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """The model as transformers finds it: a path, or an id."""
+        named = self.whole.run.model
+        beside = self.whole.file.resolve(named)
+        return str(beside) if beside.exists() else named
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """None where there is none (``refused_tokenizer`` says why)."""
+        try:
+            with without_torch():
+                from transformers import AutoTokenizer
+            return AutoTokenizer.from_pretrained(self.model)
+        except (OSError, ValueError) as fault:
+            self.refused_tokenizer = str(fault).splitlines()[0]
+            return None
+
+    refused_tokenizer = ""
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration of the text model; None where there is none (``refused_config`` says why)."""
+        try:
+            with without_torch():
+                from transformers import AutoConfig
+            return AutoConfig.from_pretrained(self.model).get_text_config()
+        except (OSError, ValueError) as fault:
+            self.refused_config = str(fault).splitlines()[0]
+            return None
+
+    refused_config = ""
+
+    @cached_property
+    def _chats(self) -> Chats:
+        return Chats(self.tokenizer)
+
+    def chat(self, source: str) -> Chat:
+        """The chat template with the options of a source."""
+        return self._chats.of(self.whole.learner.data[source].chat)
+
+
+def read(source: Any, numbers: range | list[int], documents: bool, seconds: float) -> Rows:
+    """The rows of these ``numbers``, as many as come in time."""
+    good: dict[int, PromptRow | Document] = {}
+    odd: dict[int, str] = {}
+    until = time.monotonic() + seconds
+    for number in numbers:
+        try:
+            good[number] = source.document(number, 1.0) if documents else source.row(number)
+        except DataError as fault:
+            odd[number] = str(fault)
+        except Exception as fault:  # the plug-in boundary: a source is anybody's code
+            odd[number] = f"{type(fault).__name__}: {fault}"
+        if time.monotonic() > until:
+            break
+    return Rows(source.size, good, odd)
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Import transformers as where torch is not installed, unless it is loaded anyway."""
+    found = importlib.util.find_spec
+    if "torch" in sys.modules or "transformers" in sys.modules:
+        yield
+        return
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # that it finds no torch is what is wanted
+    importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
+    try:
+        yield
+    finally:
+        importlib.util.find_spec = found
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """At most ``count`` numbers below ``size``, evenly apart, the first and the last among them."""
+    count = min(size, count)
+    return sorted({i * (size - 1) // max(1, count - 1) for i in range(count)})
+
+
+def _uses(whole: WholeRun) -> Iterator[Use]:
+    config = whole.learner
+    for index, stage in enumerate(config.stages):
+        training = config.training(index)
+        where = f"[[stage]] {stage.name}"
+        asked: Mapping[str, Benchmark] = getattr(stage, "asked", dict)()
+        usual = (training or config.learner).sampling
+        for benchmark in asked.values():
+            if benchmark.data in config.data:
+                yield Use(
+                    benchmark.data, stage, "held out", where, benchmark.sampling or usual, benchmark.questions, benchmark.k
+                )  # fmt: skip
+        held_out = {b.data for b in asked.values()}
+        read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - held_out
+        for name in sorted(read & config.data.keys()):
+            if isinstance(stage, SupervisedTable):
+                yield Use(name, stage, "documents", where)
+            elif training is not None:
+                yield Use(
+                    name, stage, "train", where, training.sampling, samples=training.group_size, training=training
+                )  # fmt: skip
+            else:
+                yield Use(
+                    name, stage, "collected", where, getattr(stage, "sampling", None) or usual,
+                    getattr(stage, "questions", None), getattr(stage, "samples", 1),
+                )  # fmt: skip
