@@ -8,13 +8,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ring import TINY, Killed, ring
 from ringtools import small_copy
 
 from broker.errors import RunFileError
-from broker.messages import Artefact, Manifest
+from broker.messages import Artefact, Manifest, Trajectory, Vote
 from learner.learner import Learner
 from learner.model.load import load_model
 from learner.stages.distill import rate_of
@@ -190,3 +191,43 @@ def test_passes_over_data_without_end_are_refused(tmp_path: Path, file: Path) ->
     file.write_text(text[: text.index("[rewarders.polite]")] + endless)
     with ring(tmp_path / "run", file=file) as made, pytest.raises(RunFileError, match="has no end: set steps"):
         made.run()
+
+
+TAUGHT = f"""
+[rewarders.teacher]
+use = "rewarders.teacher:Teacher"
+model = "{{run}}/checkpoints/stage-0-base"
+student = "{TINY}"
+device = "cpu"
+
+[rewarders.teacher.worker]
+memory_mb = 8192
+spares = 0
+
+[[stage]]
+kind = "rl"
+name = "taught"
+data = "lessons"
+steps = 3
+learner = {{ objective = "distill", max_lag = 0, drop_zero_variance = true, optimizer = {{ lr = 1e-3 }} }}
+"""
+
+
+def test_a_policy_is_taught_by_what_an_earlier_stage_left(tmp_path: Path, file: Path) -> None:
+    lessons = 'lessons = { use = "learner.data.sums:SignedSums", rewards = { teacher = 0.0 } }\n'
+    text = file.read_text().replace("[data]\n", f"[data]\n{lessons}")
+    file.write_text(text[: text.index("[rewarders.polite]")] + TAUGHT)
+    with ring(tmp_path / "run", "stage.0.steps=10", file=file) as made:
+        assert made.run()
+        first, *later = (r.metrics["kl_teacher"] for r in made.results() if r.stage == 1)
+        assert abs(first) < 1e-5 and len(later) == 2, "the first step is taken on the teacher's own tokens"
+        votes = {(v.group_id, v.index): v for v in made.records("rewards", Vote)}
+        fresh = [t for t in made.records("trajectories", Trajectory) if t.newest_version == 1]
+        assert len(fresh) == 16
+        for sample in fresh:
+            said = np.frombuffer(votes[sample.group_id, sample.index].logprobs, "<f4")
+            assert said == pytest.approx(sample.logprobs[sample.mask()], abs=1e-4)
+        audit = made.verify()
+        assert (audit.trained, audit.dropped, audit.problems) == (12, 0, []), (
+            "no group is flat where a teacher has spoken"
+        )
