@@ -18,7 +18,7 @@ from actors.intake import Intake
 from actors.prompting import render
 from actors.rooms import Rooms, Said
 from broker.chat import Chats
-from broker.daemon import keep_turning
+from broker.daemon import keep_going
 from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
 from broker.log import Record
 from broker.messages import Prompt, decode, encode
@@ -64,7 +64,7 @@ class ActorWorker:
 
     def run(self, stop: Stop) -> None:
         """Sample until ``stop``; what is running then is left to the redelivery of its prompt."""
-        keep_turning(self.round, stop, self._broker.unavailable)
+        keep_going(self.round, stop, self._broker.unavailable)
 
     def round(self) -> None:
         """Take prompts, sample a while, hear environments, publish what is finished, commit."""

@@ -44,14 +44,14 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
         return 3
 
 
-def keep_turning(
-    turn: Callable[[], None], stop: Stop, unavailable: Flag, over: Callable[[], bool] = lambda: False
+def keep_going(
+    round_: Callable[[], None], stop: Stop, unavailable: Flag, over: Callable[[], bool] = lambda: False
 ) -> None:
-    """Call ``turn`` until ``stop``, or until it is ``over``; while the log cannot be reached, say so and try again."""
+    """Call ``round_`` until ``stop``, or until it is ``over``; while the log cannot be reached, say so and try again."""
     log = logging.getLogger("log")
     while not stop:
         try:
-            turn()
+            round_()
             unavailable.set(0)
             if over():
                 return

@@ -63,9 +63,19 @@ def may_have(use: str, base: Path, method: str) -> bool:
     found = (
         None if tree is None else next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     )
-    if found is None or found.bases:
+    if found is None or found.bases or not all("dataclass" in ast.unparse(d) for d in found.decorator_list):
         return True
-    return any(isinstance(item, ast.FunctionDef) and item.name == method for item in found.body)
+    return any(_named(item, method) for item in found.body)
+
+
+def _named(item: ast.stmt, name: str) -> bool:
+    """Whether a line of a class may give it something of that name."""
+    match item:
+        case ast.FunctionDef(name=own) | ast.AsyncFunctionDef(name=own) | ast.AnnAssign(target=ast.Name(id=own)):
+            return own == name
+        case ast.Assign(targets=targets):
+            return any(isinstance(t, ast.Name) and t.id == name for t in targets)
+    return isinstance(item, ast.If | ast.Try)
 
 
 def fields_of(use: str, base: Path) -> list[str] | None:

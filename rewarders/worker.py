@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from broker.daemon import keep_turning
+from broker.daemon import keep_going
 from broker.errors import DecodeError, HeadraceError, RunFault
 from broker.faults import Failed
 from broker.log import Log, Record
@@ -72,9 +72,9 @@ class RewarderWorker:
     def run(self, stop: Stop, ends: Mapping[int, int] | None = None) -> None:
         """Judge until ``stop``, or until all below ``ends`` (offsets by partition) is judged by this group."""
         over = (lambda: False) if ends is None else (lambda: self._past(ends))
-        keep_turning(self.turn, stop, self._broker.unavailable, over)
+        keep_going(self.round, stop, self._broker.unavailable, over)
 
-    def turn(self) -> None:
+    def round(self) -> None:
         """One round: take samples, publish verdicts, commit."""
         if not self._ready():
             self._tell()

@@ -126,7 +126,7 @@ class Ring:
         """Everybody but the learner does a little."""
         self.rounds += 1
         for worker in list(self._workers.values()):
-            worker.round() if isinstance(worker, ActorWorker) else worker.turn()
+            worker.round()
         self.watch()
 
     # -- the learner ---------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_data_source_and_a_stage_kind(tmp_path: Path) -> None:
         assert set(said) == {f"letters-{n}@survey" for n in range(3)}
         (artefact,) = made.records("steps", Artefact)
         assert artefact.name == "survey" and len(artefact.group_ids) == 3
-        prompts = made.records("prompts", Prompt)
+        prompts = sorted(made.records("prompts", Prompt), key=lambda p: p.number)
         assert [p.messages[0].content for p in prompts][:1] == ["How many letters has b?"]
         assert made.verify().problems == []
 

@@ -21,6 +21,7 @@ CHECKS: tuple[Check, ...] = (
     settings.questions,
     rows.answers,
     model.files,
+    model.beginnings,
     model.vocabulary,
     model.context,
     lengths.templates,

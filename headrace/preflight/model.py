@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from broker.chat import Chat
-from broker.errors import ChatError
+from broker.errors import ChatError, RunFileError
+from broker.messages import ChatMessage
+from broker.spelling import nearest
 from headrace.preflight.findings import Finding, error, warning
 from headrace.preflight.subject import Subject
+from headrace.running.runfile import check_path
 from learner.model.positions import stretched_from
 
 UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
@@ -91,13 +94,7 @@ def vocabulary(subject: Subject) -> Iterator[Finding]:
     if config is None or tokenizer is None:
         return
     where = f"[run] model = {subject.whole.run.model!r}"
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= config.vocab_size:
-        yield error(
-            where,
-            f"the tokenizer's token {highest} is outside the model's vocabulary of {config.vocab_size}",
-            "take the tokenizer that belongs to the model, or resize its embeddings",
-        )
+    yield from _outside(tokenizer, config.vocab_size, where)
     try:
         ends = set(Chat(tokenizer).ends)
     except ChatError:  # the template's own check says it
@@ -117,6 +114,45 @@ def vocabulary(subject: Subject) -> Iterator[Finding]:
             f"its template ends replies with token {sorted(ends)}, its files name {sorted(named)}: both end an answer here, elsewhere only the latter",
             "add the template's end to eos_token_id in generation_config.json",
         )
+
+
+def _outside(tokenizer: Any, size: int, where: str) -> Iterator[Finding]:
+    """Tokens that the model does not have. Some models come with a few that are added and never used (a picture's place, say)."""
+    outside = {number for number in tokenizer.get_vocab().values() if number >= size}
+    if not outside:
+        return
+    what = f"the tokenizer's token {max(outside)} is outside the model's vocabulary of {size}"
+    cure = "take the tokenizer that belongs to the model, or resize its embeddings"
+    try:
+        framing = set(Chat(tokenizer).prompt([ChatMessage("user", "Zq")]).ids)
+    except ChatError:
+        framing = set()
+    if outside <= set(tokenizer.added_tokens_decoder) - framing:
+        yield warning(where, f"{what}; {len(outside)} such tokens are added ones, which text does not make", cure)
+    else:
+        yield error(where, what, cure)
+
+
+def beginnings(subject: Subject) -> Iterator[Finding]:
+    """Models that stages begin from: an earlier stage, a directory, or an id."""
+    file, stages = subject.whole.file, subject.whole.learner.stages
+    for index, stage in enumerate(stages):
+        earlier = [s.name for s in stages[:index]]
+        if not stage.model or stage.model in earlier:
+            continue
+        where = f"[[stage]] {stage.name}"
+        try:
+            check_path(stage.model, where, "model", file)
+        except RunFileError as fault:
+            yield error(where, str(fault).removeprefix(where).strip(), "name an earlier stage, a directory, or an id")
+            continue
+        if "/" not in stage.model and not Path(stage.model).exists() and not file.resolve(stage.model).exists():
+            yield warning(
+                where,
+                f"model = {stage.model!r} is no earlier stage and no directory: it is taken for an id of Hugging Face"
+                f"{nearest(stage.model, earlier)}",
+                "name an earlier stage, or a directory",
+            )
 
 
 def context(subject: Subject) -> Iterator[Finding]:

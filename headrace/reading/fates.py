@@ -6,20 +6,16 @@ the log about suspects is looked up when all has been read: a sound log has none
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
-from broker.errors import DecodeError
 from broker.log import Log
 from broker.messages import (
     Artefact,
     Dropped,
     Evaluation,
     Manifest,
-    Message,
     PlannerState,
     Position,
     Prompt,
@@ -27,62 +23,14 @@ from broker.messages import (
 )
 from broker.topics import Topics
 from headrace.reading.audit import Audit
+from headrace.reading.elsewhere import FATES, Elsewhere, End
 from headrace.reading.history import History, whole
-from headrace.reading.records import read, records, scan
+from headrace.reading.prompts import Prompts
+from headrace.reading.records import read, records
 from learner.planning.fates import Fate, Reason, fate_of
 
 SKEW_SECONDS = 60.0  # by how much the log's clocks may differ: a prompt is fed before its group ends
 SET_ASIDE_REACH = 8  # manifests whose groups are known, in case that one is set aside behind its successors
-FATES = {Manifest.TYPE: Fate.TRAINED, Evaluation.TYPE: Fate.EVALUATED, Artefact.TYPE: Fate.COLLECTED}
-
-
-class End(NamedTuple):
-    """A group ends: its fate, and the record that says so."""
-
-    group_id: str
-    fate: str
-    where: str
-
-
-Found = tuple[Position, float, Message | DecodeError]
-
-
-class Prompts:
-    """The prompts of all partitions by the time at which the log took them, however the reader interleaves partitions.
-
-    What is read of a partition beyond the time that was asked for is kept, and no partition is read on while such a record of it is there
-    and the others have theirs: what is held is bounded by how far the reader runs ahead in one partition.
-    """
-
-    def __init__(self, found: Iterator[Found], begins: Mapping[int, int], ends: Mapping[int, int]) -> None:
-        self._found, self._read, self._ends = found, dict(begins), dict(ends)
-        self._held: list[tuple[float, int, Found]] = []
-        self._holding: Counter[int] = Counter()
-        self._newest: dict[int, float] = {}
-        self._count = 0
-
-    def next(self, until: float) -> Found | None:
-        """The oldest prompt that was not given yet; None if there is none up to ``until``."""
-        while not self._is_complete():
-            found = next(self._found, None)
-            if found is None:
-                break
-            position, at, _ = found
-            self._read[position.partition] = position.offset + 1
-            at = max(at, self._newest.get(position.partition, at))  # a clock that was set back changes no order
-            self._newest[position.partition] = at
-            self._count += 1
-            heapq.heappush(self._held, (at, self._count, found))
-            self._holding[position.partition] += 1
-        if not self._held or self._held[0][0] > until:
-            return None
-        _, _, found = heapq.heappop(self._held)
-        self._holding[found[0].partition] -= 1
-        return found
-
-    def _is_complete(self) -> bool:
-        """Whether nothing older than what is held can come any more: each partition has a record here, or is at its end."""
-        return all(self._holding[p] > 0 or self._read.get(p, 0) >= end for p, end in self._ends.items())
 
 
 @dataclass(slots=True)
@@ -292,47 +240,6 @@ class Fates:
     def fed(self) -> dict[int, int]:
         """The offset of the first prompt of each partition that was not taken."""
         return dict(self._fed)
-
-
-class Elsewhere:
-    """All that the steps topic says of some groups and of some steps, read once more from the beginning."""
-
-    def __init__(self, ids: set[str], steps: set[int]) -> None:
-        self._ids, self._steps = ids, steps
-        self.ends: dict[str, list[End]] = defaultdict(list)
-        self.samples: Counter[tuple[str, int]] = Counter()
-        self.manifests: dict[int, list[Manifest]] = defaultdict(list)
-
-    def look(self, log: Log, topics: Topics) -> None:
-        for _, message in scan(log, topics.steps):
-            if isinstance(message, Manifest):
-                self._manifest(message)
-            elif isinstance(message, Evaluation | Artefact):
-                where = f"{message.TYPE} {message.name}"
-                self._note(message.group_ids, message.dropped, FATES[message.TYPE], where)
-
-    def _manifest(self, manifest: Manifest) -> None:
-        where = f"manifest {manifest.kind} {manifest.step}"
-        if manifest.kind not in ("close", "set_aside") and manifest.step in self._steps:
-            self.manifests[manifest.step].append(replace(manifest, created=0.0))
-        trained = manifest.groups if manifest.kind == "step" else ()
-        self._note((group.group_id for group in trained), manifest.dropped, "trained", where)
-        for group in trained:
-            if group.group_id in self._ids:
-                self.samples.update((group.group_id, index) for index in {s.sample for s in group.samples})
-
-    def _note(self, ids: Iterable[str], dropped: Iterable[Dropped], fate: str, where: str) -> None:
-        found = [End(group_id, fate, where) for group_id in ids]
-        found += [End(d.group_id, fate_of(d.reason), where) for d in dropped]
-        for end in found:
-            if end.group_id in self._ids:
-                self.ends[end.group_id].append(end)
-
-    def prompts(self, log: Log, topics: Topics, group_id: str) -> Iterator[Prompt]:
-        """Everything that was fed under this name."""
-        for _, message in scan(log, topics.prompts):
-            if isinstance(message, Prompt) and message.group_id == group_id:
-                yield message
 
 
 def asked(prompt: Prompt) -> Prompt:

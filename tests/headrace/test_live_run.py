@@ -147,7 +147,7 @@ def test_a_second_learner_is_refused_and_told_by_whom(tmp_path: Path, monkeypatc
 
 def test_a_crash_loop_stops_the_run_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
-        "class Bad:\n    def __init__(self):\n        raise RuntimeError('no licence')\n    __call__ = None\n"
+        "class Bad:\n    def __init__(self):\n        raise RuntimeError('no licence')\n    def __call__(self, sample): ...\n"
     )
     file = small_copy(tmp_path)
     file.write_text(file.read_text().replace("vowels.py:Vowels", "bad.py:Bad"))

@@ -206,7 +206,7 @@ def test_the_models_own_limits_of_length(tmp_path: Path) -> None:
     assert told and "longer than the model's positions of 64" in told[0]
     (context,) = found(model.context, SMALL, short)
     assert "context_length = 128 is longer than the model's 64 positions" in context.what
-    learned = at(tmp_path / "g", model_type="gpt2", n_positions=64)
+    learned = at(tmp_path / "g", model_type="gpt2", max_position_embeddings=64, rope_parameters=None)
     told = [f.what for f in found(lengths.prompts, SMALL, learned, *wide) if f.level == "error"]
     assert told and "longer than the model's positions of 64 tokens: it has no more" in told[0]
     fits = at(tmp_path / "f", rope_parameters=rope, max_position_embeddings=256)
@@ -277,6 +277,9 @@ def test_a_model_without_files_weights_or_vocabulary_is_named(tmp_path: Path) ->
     assert "has no weights" in weights.what and "init = 'random'" in weights.cure
     small, _ = found(model.vocabulary, SMALL, at(tmp_path / "v", vocab_size=300))
     assert "token 306 is outside the model's vocabulary of 300" in small.what
+    added = at(tmp_path / "a", vocab_size=306, eos_token_id=302)
+    (unused,) = found(model.vocabulary, SMALL, added)
+    assert unused.level == "warning" and "1 such tokens are added ones" in unused.what
     (kind,) = found(model.files, SMALL, at(tmp_path / "j", model_type="gptj"))
     assert "gptj cannot be trained packed" in kind.what
     endless = templated(tmp_path / "e", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
@@ -295,6 +298,18 @@ def test_a_model_without_files_weights_or_vocabulary_is_named(tmp_path: Path) ->
     assert "end tokens [999] are outside the vocabulary" in beyond.what
 
 
+def test_a_stage_begins_from_what_there_is() -> None:
+    assert not found(model.beginnings, SMALL, "stage.1.model=base")
+    (later,) = found(model.beginnings, SMALL, "stage.1.model=bsae")
+    assert (
+        later.level == "warning"
+        and "no earlier stage and no directory" in later.what
+        and "did you mean 'base'" in later.what
+    )
+    (missing,) = found(model.beginnings, SMALL, "stage.1.model=./nowhere")
+    assert missing.level == "error" and "does not exist" in missing.what
+
+
 # -- plug-ins ----------------------------------------------------------------------------------------------------------
 
 
@@ -304,8 +319,10 @@ def test_plug_ins_are_made_where_there_is_time(tmp_path: Path) -> None:
         "from dataclasses import dataclass\n@dataclass\nclass Mute:\n    size: int = 1\n"
         "@dataclass\nclass Picky:\n    size: int = 1\n    def __post_init__(self):\n        raise ValueError('size must be 2')\n"
         "    def __call__(self, sample):\n        return 1.0\n"
+        "class Lent:\n    __call__ = Picky.__call__\n"
         "room = 3\n"
     )
+    assert not found(plugged.callables, file, "rewarders.vowels.use=odd.py:Lent")
     (mute,) = found(plugged.callables, file, "rewarders.vowels.use=odd.py:Mute")
     assert mute.level == "error" and "cannot be called with a sample" in mute.what
     (picky,) = found(plugged.made, file, "rewarders.vowels.use=odd.py:Picky")

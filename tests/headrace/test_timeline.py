@@ -38,6 +38,9 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    def monotonic(self) -> float:
+        return self.now
+
 
 class Timed(Handmade):
     """Writes records at chosen times, in seconds since the start."""

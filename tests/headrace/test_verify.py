@@ -16,7 +16,8 @@ from ringtools import headrace
 
 from broker.messages import Artefact, Dropped, GroupRef, Position, VoteRef
 from headrace.reading.audit import SHOWN, Audit
-from headrace.reading.fates import Fates, Prompts
+from headrace.reading.fates import Fates
+from headrace.reading.prompts import Prompts
 from headrace.reading.verify import verify, verify_on
 
 

@@ -99,7 +99,7 @@ def test_a_slow_sample_does_not_hold_up_those_behind_it(kafka: KafkaServer, tmp_
     deadline = time.monotonic() + 120
     while sum(isinstance(m, Vote) for _, m in scan(log, topics.rewards)) < 40:
         for _ in range(50):
-            worker.turn()
+            worker.round()
         assert time.monotonic() < deadline
     assert worker._in_flight == 1, "all but the slow one are judged"
     assert log.committed(topics.group("rewarder.r"), topics.trajectories).get(0, 0) == 0, (
@@ -107,7 +107,7 @@ def test_a_slow_sample_does_not_hold_up_those_behind_it(kafka: KafkaServer, tmp_
     )
     (tmp_path / "go").touch()
     while worker._in_flight:
-        worker.turn()
+        worker.round()
     worker.close()
     assert log.lag(topics.group("rewarder.r"), topics.trajectories) == 0
     for thing in (producer, log):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace.reading.audit import Audit
-from headrace.reading.fates import FATES
+from headrace.reading.elsewhere import FATES
 from learner.planning.fates import Fate, Reason, fate_of, reason_of
 
 ROOT = Path(__file__).resolve().parents[2]

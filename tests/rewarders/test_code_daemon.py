@@ -58,7 +58,7 @@ def test_votes_tell_wrong_answers_bounds_and_faults_of_the_judge_apart(tmp_path:
     worker = RewarderWorker("code-0", "code", log, topics, table, tmp_path, *metrics)
 
     def judged() -> bool:
-        worker.turn()
+        worker.round()
         return sum(log.committed(topics.group("rewarder.code"), topics.trajectories).values()) == len(TAKEN)
 
     wait_for("all verdicts", judged, 100)

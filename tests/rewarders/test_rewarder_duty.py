@@ -115,7 +115,7 @@ def all_votes(log: Log) -> list[Vote]:
 def until(worker: RewarderWorker, done: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not done():
-        worker.turn()
+        worker.round()
         assert time.monotonic() < deadline
 
 

@@ -93,7 +93,7 @@ def publish(log: Log, texts: list[str], first: int = 0, mix: str = "r") -> None:
 def turn_until(worker: RewarderWorker, log: Log, committed: int, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < committed:
-        worker.turn()
+        worker.round()
         assert time.monotonic() < deadline
 
 
@@ -139,7 +139,7 @@ def test_a_slow_sample_holds_nobody_up(log: Log, tmp_path: Path, monkeypatch: py
     worker = worker_of(log, tmp_path, processes=2, timeout=100.0)
     deadline = time.monotonic() + 60
     while len(votes(log)) < 50:
-        worker.turn()
+        worker.round()
         assert time.monotonic() < deadline
     assert "g-0@0" not in votes(log)
     (tmp_path / "go").touch()
@@ -186,8 +186,8 @@ def test_two_workers_share_and_one_that_vanishes_leaves_its_samples_to_the_other
         sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < 40
         or len(one._consumer.assignment()) > 1
     ):
-        one.turn()
-        two.turn()
+        one.round()
+        two.round()
         assert time.monotonic() < deadline
     assert len(votes(log, moved=True)) == 40
     assert len(one._consumer.assignment()) == len(two._consumer.assignment()) == 1
@@ -206,7 +206,7 @@ def test_a_judge_that_cannot_be_made_says_why(log: Log, tmp_path: Path) -> None:
 
 
 def test_isolation_goes_on_behind_a_failure() -> None:
-    isolated = Isolated("rewarders.symbolic:factory", {}, timeout=0.0001)
+    isolated = Isolated("rewarders.answers.symbolic:factory", {}, timeout=0.0001)
     (place, answer) = next(iter(isolated.call([b"\x92\xa11\xa12"])))
     assert place == 0 and isinstance(answer, Failed) and answer.kind == "timeout"
     isolated.stop()

@@ -51,7 +51,7 @@ def votes(log: Log) -> dict[str, list[float | None]]:
 def judged(log: Log, worker: RewarderWorker, many: int, seconds: float = 90.0) -> dict[str, list[float | None]]:
     deadline = time.monotonic() + seconds
     while sum(map(len, votes(log).values())) < many:
-        worker.turn()
+        worker.round()
         assert time.monotonic() < deadline
     worker.close()
     return votes(log)
@@ -108,7 +108,7 @@ def test_a_judge_that_is_away_holds_the_samples_until_it_is_there(log: Log, tmp_
     publish(log, [["5"], ["55"], ["555"], ["<think>never"]])
     deadline = time.monotonic() + 60
     while not worker._health.out:
-        worker.turn()
+        worker.round()
         assert time.monotonic() < deadline
     assert set(votes(log)) <= {"g-3@0"}, "what needs no judge may be judged; nothing else is voted on"
     server = subprocess.Popen(
