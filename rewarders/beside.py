@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+RUN = "{run}/"  # stands for the run's directory where an option begins with it
 RUN_FILE = "run.toml"  # every run's directory holds its run file under this name
 _PLACE: ContextVar[Path] = ContextVar("place", default=Path())
 
@@ -35,4 +36,6 @@ def located(model: str) -> str:
 def is_made_later(model: str) -> bool:
     """Whether ``model`` is a place in a run's directory where nothing is yet: a stage leaves it before the first sample comes."""
     path = Path(model)
+    if model.startswith(RUN):  # the run file is only looked at: there is no run yet
+        return True
     return path.is_absolute() and not path.exists() and any((above / RUN_FILE).exists() for above in path.parents)

@@ -11,6 +11,7 @@ from broker import plugins
 from broker.errors import RunFileError
 from broker.runfile import RunFile, Table, parse
 from broker.spelling import nearest
+from rewarders.beside import RUN
 from rewarders.registry import clash
 
 
@@ -80,10 +81,6 @@ class RewarderTable(Table):
     @property
     def workers(self) -> int:
         return self.worker.workers
-
-
-RUN = "{run}/"
-"""What stands for the run's directory where an option begins with it."""
 
 
 def in_run(table: RewarderTable, directory: Path) -> RewarderTable:
