@@ -224,9 +224,19 @@ class Learner:
         return True
 
     def artefact(self, name: str) -> Artefact | None:
-        """What collection ``name`` of this stage has made, since the checkpoint that this learner began with."""
+        """What stage or collection ``name`` has made, since the checkpoint that this learner began with."""
         found = self._endings.by_name.get(name)
         return found if isinstance(found, Artefact) else None
+
+    def made(self, artefact: Artefact) -> None:
+        """Record what a stage has made by itself, without collecting anything."""
+
+        def write() -> None:
+            self._steps.send(self.run.topics.steps, f"{artefact.TYPE}/{artefact.name}".encode(), encode(artefact))
+            self._steps.flush()
+
+        self.planning.call(write)  # the planner's thread is the one that writes between steps
+        self._endings.take(artefact)
 
     # -- models ---------------------------------------------------------------------------------------------------------
 
@@ -256,7 +266,8 @@ class Learner:
         """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
         with self.shifts.shift():
             self.take(self.planning.close_stage(index))
-        wanted = any(stage.model == self.config.stages[index].name for stage in self.config.stages)
+        mine = self.config.stages[index]
+        wanted = mine.keep_model or any(stage.model == mine.name for stage in self.config.stages)
         if wanted and not (self.checkpoints.directory / self.kept_name(index)).exists():
             self.save(self.config.learner.keep_checkpoints, name=self.kept_name(index))
         self.save(self.config.learner.keep_checkpoints)

@@ -9,8 +9,9 @@ from broker.messages import Era, Sampling
 from broker.run import Run
 from broker.spelling import nearest
 from learner.config import LearnerConfig
-from learner.data.registry import open_documents, open_prompts
+from learner.data.registry import open_documents, open_prompts, open_rows
 from learner.data.source import DocumentSource
+from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
 
@@ -55,10 +56,17 @@ class Sources:
 
     def documents(self, name: str) -> DocumentSource:
         """Source ``name`` of ``[data]``, or what an earlier stage of that name collected. Raises RunFileError."""
+        return open_documents(name, self._made(name) or self._table(name), self._run.file)
+
+    def rows(self, name: str) -> Rows:
+        """The same as rows with all their columns. Raises RunFileError."""
+        return open_rows(name, self._made(name) or self._table(name), self._run.file)
+
+    def _made(self, name: str) -> SourceTable | None:
+        """What a stage of that name has collected; None where it is no stage's name, or nothing is there."""
         made = self._run.directory / "artefacts" / f"{name}.jsonl"
-        if name not in self._config.data and name in {stage.name for stage in self._config.stages} and made.exists():
-            return open_documents(name, SourceTable(path=str(made)), self._run.file)
-        return open_documents(name, self._table(name), self._run.file)
+        is_stage = name not in self._config.data and name in {stage.name for stage in self._config.stages}
+        return SourceTable(path=str(made)) if is_stage and made.exists() else None
 
     def _table(self, name: str) -> SourceTable:
         table = self._config.data.get(name)

@@ -16,6 +16,8 @@ FLAT = 1e-6  # rewards of a group that differ by less, relative to the largest, 
 
 
 ROADS = ("broadcast", "disk")
+RANDOM = "random:"
+"""Before a seed: what a manifest of weights names where they are random ones of the run file's model."""
 
 
 class SourceTable(Table):

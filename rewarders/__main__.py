@@ -17,7 +17,7 @@ from broker.daemon import run_daemon
 from broker.errors import HeadraceError, RunFileError
 from broker.run import Run, announced, arguments
 from monitoring.daemon import Stop
-from rewarders.config import RewarderTable, rewarder_table
+from rewarders.config import RewarderTable, in_run, rewarder_table
 
 log_ = logging.getLogger("rewarder")
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = rewarder_table(run.file, options.rewarder)
         if table.external:
             raise RunFileError(f"[rewarders.{options.rewarder}] is external: it is served by a program of yours")
-        serve(run, options.rewarder, table, stop, name, span)
+        serve(run, options.rewarder, in_run(table, run.directory), stop, name, span)
         return 0
 
     return run_daemon("rewarder", work)

@@ -11,6 +11,7 @@ from broker import plugins
 from broker.errors import RunFileError
 from broker.runfile import RunFile, Table, parse
 from broker.spelling import nearest
+from rewarders.beside import RUN
 from rewarders.registry import clash
 
 
@@ -80,6 +81,19 @@ class RewarderTable(Table):
     @property
     def workers(self) -> int:
         return self.worker.workers
+
+
+def in_run(table: RewarderTable, directory: Path) -> RewarderTable:
+    """``table`` with ``{run}/`` at the beginning of an option's text replaced: what a stage leaves there is named so before it exists."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: placed(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [placed(inner) for inner in value]
+        return str(directory / value.removeprefix(RUN)) if isinstance(value, str) and value.startswith(RUN) else value
+
+    return table.model_copy(update=placed(table.options))
 
 
 def rewarder_tables(file: RunFile) -> dict[str, RewarderTable]:

@@ -16,6 +16,7 @@ from broker.conversations import conversation, conversation_tokens
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
 from broker.spelling import nearest
+from rewarders.beside import is_made_later, located
 from rewarders.calls import CallRefused, Server, sayable
 from rewarders.parts import part
 from rewarders.rewarder import GroupRewarder, Reward
@@ -58,7 +59,8 @@ class RewardModel(GroupRewarder):
     A model of one label gives a score, in (0, 1) by ``squash``; of several, the probability of ``label``. ``sees`` is ``summary``, ``thought``
     or ``response``; a response without it (an unfinished thought has no summary) gets ``unfinished``. ``device`` is ``auto``, ``cpu`` or a
     device of torch; ``dtype`` a type of torch. Conversations are cut to ``max_tokens`` at their beginning, ``batch`` of them are computed at
-    a time. The model is loaded where the rewarder is made; the worker's ``memory_mb`` must leave room for it.
+    a time. The model is loaded where the rewarder is made, or for the first sample where a stage makes it later
+    (``{run}/models/NAME``); the worker's ``memory_mb`` must leave room for it.
 
     Raises RunFileError if there is no such model.
     """
@@ -77,7 +79,14 @@ class RewardModel(GroupRewarder):
         part(self.sees)
         if self.max_tokens < 1 or self.batch < 1:
             raise MessageError(f"max_tokens = {self.max_tokens}, batch = {self.batch}; both must be at least 1")
-        _ = self._loaded
+        _ = self._place
+        if not is_made_later(self.model):
+            _ = self._loaded
+
+    @cached_property
+    def _place(self) -> str:
+        """Where the model lies; only while the rewarder is made is it known for which run file."""
+        return located(self.model)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -87,9 +96,9 @@ class RewardModel(GroupRewarder):
 
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            tokenizer = AutoTokenizer.from_pretrained(self._place)
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype=self.dtype, output_loading_info=True
+                self._place, dtype=self.dtype, output_loading_info=True
             )
             model = model.to(device).eval()
         except (OSError, ValueError, RuntimeError) as error:

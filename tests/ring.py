@@ -36,7 +36,7 @@ from learner.training.state import LearnerState
 from learner.training.trainer import state_sha256
 from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, RewarderMetrics, SystemMetrics
-from rewarders.config import rewarder_tables
+from rewarders.config import in_run, rewarder_tables
 from rewarders.worker import RewarderWorker
 
 TINY = SMALL.parents[2] / "recipes" / "tiny_model"
@@ -115,7 +115,7 @@ class Ring:
 
     def start_rewarder(self, name: str) -> None:
         """Begin to serve ``[rewarders.NAME]`` of the run file as it is now."""
-        table, registry = rewarder_tables(self.run_of.file)[name], CollectorRegistry()
+        table, registry = in_run(rewarder_tables(self.run_of.file)[name], self.directory), CollectorRegistry()
         self._workers[name] = RewarderWorker(
             f"{name}-0", name, self._log, self.run_of.topics, table, self.run_of.file.base,
             RewarderMetrics(registry, name), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"), pace=0.002,

@@ -8,7 +8,7 @@ from broker import plugins
 from broker.errors import RunFileError
 from broker.runfile import RunFile
 from learner.data.source import DocumentSource, PromptSource
-from learner.data.tables import TableDocuments, TablePrompts, read_table
+from learner.data.tables import Rows, TableDocuments, TablePrompts, TableRows, read_table
 from learner.tables import SourceTable
 
 
@@ -26,6 +26,17 @@ def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSour
     if not hasattr(source, "document"):
         raise RunFileError(f"[data.{name}] gives prompts, not documents for supervised training")
     return source
+
+
+def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
+    """Rows as they are, by number. Raises as ``open_prompts``."""
+    source = _open(name, table, file, TableRows)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise RunFileError(
+            f"[data.{name}] gives no rows by number: name a table (path = ...), or a class with __len__ and __getitem__"
+        )
+    rows: Rows = source
+    return rows
 
 
 def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:

@@ -204,3 +204,22 @@ class TableDocuments(_Table):
             response = self._cell(row, number, "response", str, needed=True)
             messages = (*messages, ChatMessage("assistant", response))
         return Document(messages=messages)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows themselves, for a stage that reads columns of its own; ``columns`` renames as it does for prompts."""
+
+    rows: Rows
+    where: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int, /) -> Mapping[str, Any]:
+        row = self.rows[number]
+        missing = [column for column in self.columns.values() if column not in row]
+        if missing:
+            raise DataError(f"{self.where} row {number} has no column {missing[0]!r}; it has {', '.join(row)}")
+        return {**row, **{name: row[column] for name, column in self.columns.items()}}

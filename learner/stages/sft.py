@@ -31,6 +31,10 @@ class SftStage(Stage, SupervisedTable):
     def total_steps(self) -> int:
         return self.steps
 
+    def trains_by(self, learner: Learner) -> SupervisedTable:
+        """The table that the trainer follows: this one, unless a kind leaves something open until the data and the model are there."""
+        return self
+
     def run(self, learner: Learner, index: int) -> bool:
         with learner.shifts.shift():
             return self._train(learner, index)
@@ -46,7 +50,7 @@ class SftStage(Stage, SupervisedTable):
             state.model,
             state.tokenizer(),
             learner.sources.documents(self.data),
-            self,
+            self.trains_by(learner),
             learner.run.table.seed,
             state.placement,
             table.chat if (table := learner.config.data.get(self.data)) is not None else None,

@@ -10,26 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 from broker.runfile import Table
 from learner.model.loraconfig import LoraTable
-from learner.tables import Training
+from learner.tables import RANDOM, Training
 
 if TYPE_CHECKING:
     from learner.learner import Learner
 
 KINDS = {
     "sft": "learner.stages.sft:SftStage",
+    "distill": "learner.stages.distill:DistillStage",
     "rl": "learner.stages.rl:RlStage",
     "evaluate": "learner.stages.evaluate:EvaluateStage",
     "reject": "learner.stages.reject:RejectStage",
+    "train_reward": "learner.stages.train_reward:TrainRewardStage",
 }
 """The kinds of stages, by name. ``kind = "mine.py:Mine"`` takes one beside the run file."""
 
 
 class Stage(Table):
-    """Base of every stage. ``model``: begin from this directory or id, or from what an earlier stage of this name left."""
+    """Base of every stage. ``model``: begin from this directory or id, or from what an earlier stage of this name left.
+
+    ``keep_model``: leave the model in ``RUN/checkpoints/stage-INDEX-NAME`` for good, as supervised stages and those that a later stage begins
+    from always do (for a teacher, say).
+    """
 
     kind: str = ""
     name: str = ""
     model: str = ""
+    keep_model: bool = False
 
     def sources(self) -> Mapping[str, str]:
         """The data that it reads: a source of ``[data]`` or an earlier stage's artefact, by the key that names it."""
@@ -52,7 +59,8 @@ class Stage(Table):
         return {}
 
     def initial(self) -> str:
-        """How the model of the run file is loaded where this is the first stage: ``pretrained``, or ``random`` weights of its shape."""
+        """``random``: without a ``model``, the stage begins from random weights of the run file's model, other ones in each stage. Else the
+        first stage begins from that model, and a later one from what the stage before it left."""
         return "pretrained"
 
     def total_steps(self) -> int:
@@ -65,7 +73,15 @@ class Stage(Table):
 
 
 def begin_with_model(learner: Learner, index: int, stage: Stage) -> None:
-    """At the start of a stage that names a model of its own: its weights are the next policy version."""
-    progress = learner.progress
-    if stage.model and progress.stage != index:
+    """At the start of a stage that names a model of its own, or begins anew from random weights: they are the next policy version."""
+    if learner.progress.stage == index:
+        return
+    if stage.model:
         learner.replace_weights(index, learner.model_named(stage.model))
+    elif index and stage.initial() == "random":
+        learner.replace_weights(index, random_weights(learner.run.table.seed + index))
+
+
+def random_weights(seed: int) -> str:
+    """How a manifest orders random weights of the run file's model (see ``LearnerState.replace``)."""
+    return f"{RANDOM}{seed}"

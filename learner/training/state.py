@@ -18,7 +18,7 @@ from learner.model import lora
 from learner.model.adapters import AdapterFiles
 from learner.model.load import load_model, load_tokenizer, set_gradient_checkpointing
 from learner.model.loraconfig import LoraTable
-from learner.tables import LearnerTable, Training
+from learner.tables import RANDOM, LearnerTable, Training
 from learner.training.checkpoint import Checkpoints, Progress, open_state, read_progress, resolved
 from learner.training.optimizer import build_optimizer
 from learner.training.placement import ALONE, Placement
@@ -106,11 +106,15 @@ class LearnerState:
             lora.merge(self.model)
 
     def replace(self, where: str) -> None:
-        """The model is from now on what lies in a directory (of the run), or under its Hugging Face id."""
+        """The model is from now on what lies in a directory (of the run), or under its Hugging Face id; ``random:SEED`` are random weights
+        of the run file's model."""
         with self.placement.ordering("replace", where=where):
             self.train = None
             inside = self.directory / where
-            self.model = self._model(str(inside) if inside.is_dir() else where)
+            if where.startswith(RANDOM):
+                self.model = self._model(self.model_path, init="random", seed=int(where.removeprefix(RANDOM)))
+            else:
+                self.model = self._model(str(inside) if inside.is_dir() else where)
 
     def reconfigure(self, config: LearnerConfig, stage: int) -> None:
         """Go on in ``stage`` by other options. Raises RunFileError if they ask for other adapters in the middle of it."""

@@ -1,4 +1,4 @@
-"""A judging server in a process of its own: chat completions and classifiers, with the faults that a test asks for.
+"""A judging server in a process of its own: chat completions, classifiers and log-probabilities, with the faults that a test asks for.
 
 ``python judge_server.py [PORT]``: writes its port. It answers by rule: a chat scores the length of what it is shown between marks; a classifier scores the
 number of the letter e. ``POST /faults`` takes a list of what the next requests get instead: a status, ``"hang"``, ``"garbage"``, ``"drop"``, or
@@ -77,6 +77,15 @@ class JudgeServer:
             {"data": [{"index": i, "data": [[9.0], [t.count("e") - 5.0]]} for i, t in enumerate(texts)]}
         )
 
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Log-probabilities of the input, as SGLang gives them: minus a thousandth of the token's id, and none of the first one."""
+        fault = await self.fault(request)
+        if isinstance(fault, web.StreamResponse):
+            return fault
+        ids = (await request.json())["input_ids"]
+        rows = [[None if place == 0 else -token / 1000, token, None] for place, token in enumerate(ids)]
+        return web.json_response({"text": "", "meta_info": {"input_token_logprobs": rows[1:] if fault else rows}})
+
     async def set_faults(self, request: web.Request) -> web.StreamResponse:
         self.faults = await request.json()
         return web.json_response(None)
@@ -90,7 +99,7 @@ async def serve() -> None:
     server, app = JudgeServer(), web.Application(client_max_size=64 << 20)
     app.add_routes([
         web.post("/v1/chat/completions", server.chat), web.post("/classify", server.classify), web.post("/v1/classify", server.classify),
-        web.post("/pooling", server.pooling), web.post("/faults", server.set_faults), web.get("/seen", server.list_seen),
+        web.post("/pooling", server.pooling), web.post("/generate", server.generate), web.post("/faults", server.set_faults), web.get("/seen", server.list_seen),
     ])  # fmt: skip
     runner = web.AppRunner(app)
     await runner.setup()

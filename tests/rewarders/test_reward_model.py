@@ -67,6 +67,17 @@ def test_a_batch_scores_as_each_conversation_alone(classifiers: dict[int, str]) 
     assert values == pytest.approx(wanted, abs=1e-4) and len(set(values)) == 5
 
 
+def test_a_model_that_a_stage_makes_later_is_loaded_for_the_first_sample(
+    classifiers: dict[int, str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").touch()
+    model = RewardModel(model=str(tmp_path / "judge"), device="cpu")
+    with pytest.raises(RunFileError, match="cannot be loaded"):
+        model.judge(group(["yes"]))
+    (tmp_path / "judge").symlink_to(classifiers[1])
+    assert model.judge(group(["yes"])) == RewardModel(model=classifiers[1], device="cpu").judge(group(["yes"]))
+
+
 def test_several_labels_give_the_probability_of_one(classifiers: dict[int, str]) -> None:
     import torch
 

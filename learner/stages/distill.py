@@ -1,0 +1,53 @@
+"""``kind = "distill"``: supervised training of a student on what a teacher has written: what an earlier stage collected, or a source of documents.
+
+The published settings are the defaults (DeepSeek-R1, arXiv 2501.12948, section 2.4 and its supplement): two passes, 64 documents a step, and
+a rate by the size of the student that falls to a tenth of itself along a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from broker.errors import RunFileError
+from learner.stages.sft import SftStage
+from learner.tables import OptimizerTable, SupervisedTable
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+
+RATES = ((1.5e9, 1e-4), (7e9, 8e-5), (14e9, 7e-5), (32e9, 6e-5), (70e9, 2e-5))
+"""Parameters of a student, and its learning rate. The published 8B student, of another family, was trained at 5e-5."""
+
+
+class DistillStage(SftStage):
+    """As ``sft``, but without ``steps`` it makes ``epochs`` passes over ``data``, and without ``optimizer.lr`` the rate goes by the size of
+    the model (``rate_of``)."""
+
+    epochs: float = Field(default=2.0, gt=0)
+    documents_per_step: int = Field(default=64, ge=1)
+    optimizer: OptimizerTable = OptimizerTable(schedule="cosine", final_lr=0.1)
+
+    def total_steps(self) -> int:
+        return self.steps if "steps" in self.model_fields_set else 0
+
+    def trains_by(self, learner: Learner) -> SupervisedTable:
+        """Steps and rate, where the run file leaves them open. Raises RunFileError for passes over data without end."""
+        steps, optimizer = self.total_steps(), self.optimizer
+        if not steps:
+            size = learner.sources.documents(self.data).size
+            if size is None:
+                raise RunFileError(
+                    f"[[stage]] {self.name} data = {self.data!r} has no end: set steps in place of epochs"
+                )
+            steps = max(1, math.ceil(self.epochs * size / self.documents_per_step))
+        given = {"schedule": "cosine", **optimizer.model_dump(exclude_unset=True)}
+        given.setdefault("lr", rate_of(learner.state.model.num_parameters()))
+        return self.model_copy(update={"steps": steps, "optimizer": OptimizerTable(**given)})
+
+
+def rate_of(parameters: int) -> float:
+    """The learning rate of the published student whose size is nearest, by ratio."""
+    return min(RATES, key=lambda known: abs(math.log(known[0] / max(1, parameters))))[1]

@@ -1,0 +1,119 @@
+"""``kind = "train_reward"``: trains a model that judges replies, on pairs or on labelled replies; the policy stays as it is.
+
+The result is an artefact of the stage's name: ``RUN/models/NAME``, which ``rewarders.reward_model:RewardModel`` loads
+(``model = "{run}/models/NAME"``), and a record in the log with its accuracies. DeepSeek-R1 (arXiv 2501.12948), section 2.3.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from broker.messages import Artefact
+from learner.stages.stage import Stage
+from learner.tables import OptimizerTable
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+    from learner.training.reward_model import RewardModelReport
+
+
+class TrainRewardStage(Stage):
+    """Trains on the rows of ``data`` (see ``learner.training.reward_model``) from ``model``: a directory or id, or what an earlier stage of this
+    name left; the run file's model without one. ``batch`` rows are a step; the share ``held_out`` of the prompts is not trained on.
+
+    A stage that is cut off begins again; once its record is in the log, nothing is trained twice. In a pool the first rank trains it alone.
+    """
+
+    data: str = "preferences"
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    centering: float = Field(default=0.01, ge=0)
+    optimizer: OptimizerTable = OptimizerTable(lr=1e-5, schedule="linear", warmup_steps=10)
+    threads: int = Field(default=1, ge=1)
+
+    def sources(self) -> Mapping[str, str]:
+        return {"data": self.data}
+
+    def run(self, learner: Learner, index: int) -> bool:
+        if learner.artefact(self.name) is not None:
+            return True
+        out = learner.run.directory / "models" / self.name
+        out.parent.mkdir(exist_ok=True)
+        try:
+            with learner.shifts.shift():
+                report = self._train(learner, index, out)
+        except _Stopped:
+            return False
+        learner.made(self.record(learner, index, out, report))
+        return True
+
+    def _train(self, learner: Learner, index: int, out: Path) -> RewardModelReport:
+        import torch
+
+        from learner.training.reward_model import Settings, train_reward_model
+        from learner.training.sft import SftReport
+
+        rows = learner.sources.rows(self.data)
+        settings = Settings(
+            self.epochs, self.batch, self.max_tokens, self.held_out, self.centering, learner.run.table.seed,
+            str(learner.state.device), self.optimizer,
+        )  # fmt: skip
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            learner.progress_in_stage(index, SftReport(step, {"loss": loss}, {}, step == steps))
+            if learner.stop:
+                raise _Stopped
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            found = [rows[number] for number in range(len(rows))]
+            return train_reward_model(self.begins_with(learner), found, out, settings, on_step=on_step)
+        finally:
+            torch.set_num_threads(threads)
+
+    def begins_with(self, learner: Learner) -> str:
+        """The directory or id that the training begins with."""
+        if not self.model:
+            return learner.state.model_path
+        named = learner.model_named(self.model)
+        inside = learner.run.directory / named
+        return str(inside) if inside.is_dir() else named
+
+    def record(self, learner: Learner, index: int, out: Path, report: RewardModelReport) -> Artefact:
+        """What the log says of it."""
+        figures = {
+            "accuracy": report.accuracy, "held_out_accuracy": report.held_out_accuracy, "majority": report.majority,
+            "loss": report.losses[-1], "trained": report.trained, "held_out": report.held_out, "steps": report.steps,
+        }  # fmt: skip
+        return Artefact(
+            name=self.name,
+            stage=index,
+            step=learner.progress.version,
+            kind="model",
+            path=str(out.relative_to(learner.run.directory)),
+            sha256=weights_sha256(out),
+            metrics={name: float(value) for name, value in figures.items() if value is not None},
+            about={"rows": report.kind, "labels": report.labels, "data": self.data},
+            created=time.time(),
+        )
+
+
+class _Stopped(Exception):
+    """The learner is to stop in the middle of it."""
+
+
+def weights_sha256(directory: Path) -> str:
+    """Of the weights' files of a model directory, in order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
