@@ -13,7 +13,7 @@ HERE := not kafka and not sglang and not gpu and not watch
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch run run-sglang test quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch run run-sglang test test-slow quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -36,7 +36,11 @@ run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
 test: $(STAMP) setup-sandbox
-	$(BIN)/python -m pytest tests -m "$(HERE)" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 2 --dist loadgroup
+
+# Pools of learners, shared devices, the doctor's stalls, SIGKILL of anything: trees of processes that take their time, one at a time.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest tests -m "$(HERE) and slow"
 
 # What a developer runs after every change: no tree of processes, nothing slow.
 quick: $(STAMP) setup-sandbox

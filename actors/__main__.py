@@ -102,7 +102,7 @@ def wait_for_shift(
     """On devices that are shared with the learner: return while it is not its shift, and hold the next one up until the gate is closed."""
     gate = ShiftGate(name, policy.control, run.control_keys())
     stack.callback(gate.close)
-    gate.wait(stop, system.idle("turn"))
+    gate.wait(stop, system.idle("shift"))
     return gate
 
 

@@ -75,7 +75,7 @@ class ActorWorker:
         started, rested = time.monotonic(), self._engine.resting
         done = self._engine.poll(ROOMS_SECONDS if self._rooms.waiting else POLL_SECONDS)
         if rested or not self._work:
-            self._system.waited("turn" if rested else "no_prompts", time.monotonic() - started)
+            self._system.waited("shift" if rested else "no_prompts", time.monotonic() - started)
         for completion in done:
             self._hear(completion)
         self._say(self._rooms.ready())

@@ -199,7 +199,8 @@ class Isolated:
 
     def _fill(self, timeout: float) -> bool:
         """Read what the child says within ``timeout`` seconds; whether it says anything. Raises Failed where it has ended."""
-        assert self._process is not None and self._process.stdout is not None
+        if self._process is None or self._process.stdout is None:
+            raise Failed("killed", "it was stopped meanwhile")
         file = self._process.stdout.fileno()
         if not select.select([file], [], [], max(0.0, timeout))[0]:
             return False

@@ -39,6 +39,7 @@ EVENTS: dict[str, Callable[[Path], object]] = {
 """What a kill follows: as soon as the value is another."""
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(120 + 25 * KILLS)
 def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from broker.control.client import ControlClient
 from broker.control.wire import Message
 from broker.messages import PolicyVersion, Trajectory
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 LONG = (
     "learner.groups_per_step=12", "learner.group_size=8", "learner.sampling.max_new_tokens=100", "actors.slots=32",
     "stage.0.steps=1", "stage.1.eval_every=0",

@@ -137,6 +137,7 @@ def ring(tmp_path: Path) -> Iterator[Ring]:
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_ring_by_hand_is_short_of_one_thing_after_the_other(ring: Ring) -> None:
     ring.start("learner", "learner-0")

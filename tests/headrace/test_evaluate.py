@@ -16,6 +16,7 @@ from learner.planning.requests import Asked, find, leave
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_newest_checkpoint_of_a_run_that_is_over_is_evaluated(tmp_path: Path) -> None:
     """Also of a run of an older version: its daemons, on a log of the evaluation's own."""

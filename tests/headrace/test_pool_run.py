@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from learner.training.checkpoint import Checkpoints
 from monitoring.ports import free_ports
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 STEPS = 16
 
 

@@ -18,6 +18,8 @@ from broker.errors import CheckpointError
 from learner.training.checkpoint import Checkpoints, Progress, read_progress, read_state
 from learner.training.placement import ALONE
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 FILE = "headrace-00002-of-00002.safetensors"
 SETTINGS = {"objective": {"name": "grpo", "kl": 0.1}, "optimizer": {"lr": 1e-3, "muon": 5.0}}
 """All that a state can have: a reference, and both optimizers."""

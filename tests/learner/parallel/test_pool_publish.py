@@ -19,6 +19,8 @@ from learner.model.load import save_shape
 from learner.parallel.gather import buckets, owners
 from learner.training.checkpoint import Checkpoints
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 
 def main(pool: Any, model: str, home: str) -> dict[str, Any]:
     """Publish the weights behind two steps, and save them; tells the most bytes that were gathered at once."""

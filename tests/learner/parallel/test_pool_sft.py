@@ -16,6 +16,8 @@ from learner.training.checkpoint import Checkpoints, read_state
 from learner.training.placement import ALONE
 from learner.training.sft import SftTrainer
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 STAGE = {
     "kind": "sft", "steps": 8, "documents_per_step": 6, "pack_tokens": 64, "until_tag": "chain",
     "optimizer": {"lr": 1e-3, "muon": 5.0, "warmup_steps": 2},

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from learner.training.placement import ALONE
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 CASES: dict[str, dict[str, Any]] = {
     "async": {},
     "kl": {"objective": {"name": "grpo", "kl": 0.1, "ref_refresh": 4}},

@@ -13,6 +13,8 @@ from pooltools import Ranks, executor, steps
 from broker.daemon import AWAY
 from learner.parallel.launch import status_of, told
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 SECONDS = 30.0  # far below any time-out of a collective of these pools
 
 
