@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kafka import KafkaConsumer, TopicPartition, errors
 from kafka.admin import KafkaAdminClient, MemberToRemove
 
 from broker.errors import LogError, LogUnavailable
 from broker.kafka import topics as clustered
-from broker.kafka.causes import listen
+from broker.kafka.causes import brokers_of, listen
 from broker.kafka.consumer import LogConsumer
 from broker.kafka.faults import away, patiently, translated
 from broker.kafka.owner import Ownership, members_of
@@ -47,6 +48,9 @@ class KafkaLog:
         if why := away(settings.servers, self._admin):
             self.close()
             raise LogUnavailable(why)
+        # a client that is opened later, such as that of a member which comes again, must not depend on the brokers of the URL alone
+        told = (server for server in brokers_of(self._admin) if server not in settings.servers)
+        self._settings = replace(settings, servers=(*settings.servers, *told))
 
     @classmethod
     def from_url(cls, url: str) -> KafkaLog:
