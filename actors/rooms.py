@@ -65,7 +65,7 @@ class _Room(threading.Thread):
     def end(self) -> None:
         """Let the thread end; a call that is under way ends with its child."""
         self._calls.put(None)
-        self._child.stop()
+        self._child.close()
 
     def run(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import IO, Any
@@ -25,7 +26,7 @@ import msgpack
 from broker.errors import HeadraceError
 from broker.faults import Failed, dumped, kind_of, place, told
 from broker.frames import framed, read_frame, write_frame
-from broker.processtree import end, keep
+from broker.processtree import close_pipes, halt, keep
 
 Handler = Callable[[Any], Any]
 Relieve = Callable[[range, float], bool]
@@ -34,6 +35,7 @@ PATIENCE_SECONDS = 0.25  # a payload that takes longer does not keep those behin
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 DUMP_SECONDS = 0.2
+STOPPED = "it was stopped meanwhile"
 
 
 class Isolated:
@@ -54,6 +56,7 @@ class Isolated:
         self._dump = -1  # a file in memory that the child writes its stack to when it is asked
         self._pid = 0
         self._closed = False
+        self._using = threading.RLock()  # held while the pipes and the file in memory are read, written or closed
         self.about: Mapping[str, Any] = {}
         self.restarts = -1  # the first start is none
 
@@ -120,13 +123,19 @@ class Isolated:
             self.stop()
 
     def stop(self) -> None:
-        """End the child and all its children."""
-        if self._process is not None:
-            end(self._process)
+        """End the child and all its children. Safe from another thread: one that waits for the child's answer sees its end."""
+        process = self._process
+        if process is not None:
+            halt(process)
+        with self._using:
+            if self._process is not process:
+                return  # another thread has put this one away
             self._process = None
-        if self._dump >= 0:
-            os.close(self._dump)
-            self._dump = -1
+            if process is not None:
+                close_pipes(process)
+            if self._dump >= 0:
+                os.close(self._dump)
+                self._dump = -1
 
     def close(self) -> None:
         """``stop``, and never start again. Safe from another thread."""
@@ -141,13 +150,16 @@ class Isolated:
 
     def _start(self) -> None:
         self.restarts += 1
-        self._buffer, self._dump = b"", os.memfd_create("stack")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "broker.isolation", str(self._dump)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True, pass_fds=[self._dump],
-        )  # fmt: skip
-        assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
+        with self._using:
+            self._buffer, self._dump = b"", os.memfd_create("stack")
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "broker.isolation", str(self._dump)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True, pass_fds=[self._dump],
+            )  # fmt: skip
+            assert self._process.stdin is not None
+            os.set_blocking(self._process.stdin.fileno(), False)
+        if self._closed:  # meanwhile
+            raise Failed("killed", "closed")
         self._write({"factory": self._factory, "options": self._options, "memory_mb": self._memory})
         self._pid = int(self._read(self._start_timeout, "no sign of life").get("pid", 0))
         answer = self._read(self._start_timeout, "not ready")
@@ -199,32 +211,35 @@ class Isolated:
 
     def _fill(self, timeout: float) -> bool:
         """Read what the child says within ``timeout`` seconds; whether it says anything. Raises Failed where it has ended."""
-        if self._process is None or self._process.stdout is None:
-            raise Failed("killed", "it was stopped meanwhile")
-        file = self._process.stdout.fileno()
-        if not select.select([file], [], [], max(0.0, timeout))[0]:
-            return False
-        chunk = os.read(file, 1 << 16)
-        if not chunk:
-            raise Failed("killed", self._ending())
+        with self._using:
+            if self._process is None or self._process.stdout is None:
+                raise Failed("killed", STOPPED)
+            file = self._process.stdout.fileno()
+            if not select.select([file], [], [], max(0.0, timeout))[0]:
+                return False
+            chunk = os.read(file, 1 << 16)
+            if not chunk:
+                raise Failed("killed", self._ending(self._process))
         self._buffer += chunk
         return True
 
     def _write(self, message: Any) -> None:
         """Raises Failed, OSError; a child that takes nothing must not hold up its parent."""
-        assert self._process is not None and self._process.stdin is not None
-        file, data = self._process.stdin.fileno(), memoryview(framed(message))
-        deadline = time.monotonic() + self._timeout
-        while data:
-            if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
-                raise Failed("timeout", f"took no sample within {self._timeout:g} s")
-            with contextlib.suppress(BlockingIOError):
-                data = data[os.write(file, data) :]
+        data, deadline = memoryview(framed(message)), time.monotonic() + self._timeout
+        with self._using:
+            if self._process is None or self._process.stdin is None:
+                raise Failed("killed", STOPPED)
+            file = self._process.stdin.fileno()
+            while data:
+                if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
+                    raise Failed("timeout", f"took no sample within {self._timeout:g} s")
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(file, data) :]
 
-    def _ending(self) -> str:
-        assert self._process is not None
+    @staticmethod
+    def _ending(process: subprocess.Popen[bytes]) -> str:
         try:
-            status = self._process.wait(5)
+            status = process.wait(5)
         except subprocess.TimeoutExpired:
             return "the judging process has closed its end"
         if status > 128:
@@ -234,16 +249,17 @@ class Isolated:
 
     def _where(self) -> str:
         """Where the child is at this moment, as `` (file:line in name)``; empty if it does not say."""
-        if self._dump < 0 or not self._pid:
-            return ""
-        with contextlib.suppress(OSError):
-            os.kill(self._pid, signal.SIGUSR1)
-        deadline = time.monotonic() + DUMP_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(0.01)
-            text = os.pread(self._dump, 1 << 16, 0).decode("utf-8", "replace")
-            if text.endswith("\n"):
-                return place(dumped(text))
+        with self._using:
+            if self._dump < 0 or not self._pid:
+                return ""
+            with contextlib.suppress(OSError):
+                os.kill(self._pid, signal.SIGUSR1)
+            deadline = time.monotonic() + DUMP_SECONDS
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+                text = os.pread(self._dump, 1 << 16, 0).decode("utf-8", "replace")
+                if text.endswith("\n"):
+                    return place(dumped(text))
         return ""
 
 

@@ -107,6 +107,12 @@ def kill_descendants(pid: int) -> None:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a kept child with all that lives below it, and close its pipes."""
+    halt(process)
+    close_pipes(process)
+
+
+def halt(process: subprocess.Popen[bytes]) -> None:
+    """End a kept child with all that lives below it; its pipes stay open, for a thread that still reads them."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -114,6 +120,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
         kill_descendants(process.pid)
         process.kill()
         process.wait()
+
+
+def close_pipes(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):

@@ -130,6 +130,19 @@ def test_a_whole_floor_starts_without_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
+EXTRAS = {"kafka", "sglang", "lz4", "zstandard", "snappy"}
+"""Packages that `make setup` does not install: the suites that need them install them."""
+
+
+def test_no_test_needs_an_extra_to_be_collected() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
+            wrong = [name for name in names if name.partition(".")[0] in EXTRAS]
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong} when it is collected"
+
+
 def test_a_floor_that_is_not_listed_is_not_ours() -> None:
     """Every folder with code stands on a floor, or beside the house."""
     beside = {"tests", "benchmarks", "recipes", "docs", "build", "dist", "runs"}

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -221,6 +222,30 @@ def test_a_closed_judge_is_not_started_again(plug: Callable[..., Isolated]) -> N
     isolated.close()
     (answer,) = answers(isolated, ["echo", 2])
     assert isinstance(answer, Failed)
+
+
+def open_stacks() -> int:
+    """How many files in memory, as a child writes its stack to, this process holds open."""
+    named = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("stack" in name for name in named)
+
+
+@pytest.mark.parametrize("closers", [1, 3])
+def test_a_child_may_be_closed_while_another_thread_waits_for_its_answer(
+    plug: Callable[..., Isolated], closers: int
+) -> None:
+    before, isolated, found = open_stacks(), plug(timeout=60.0), list[Any]()
+    isolated.start()
+    assert open_stacks() == before + 1
+    asking = threading.Thread(target=lambda: found.extend(answers(isolated, ["spin"], ["echo", 1])))
+    ending = [threading.Thread(target=isolated.close) for _ in range(closers)]
+    for thread in (asking, *ending):
+        thread.start()
+    for thread in (asking, *ending):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(found) == 2 and all(isinstance(answer, Failed) for answer in found)
+    assert open_stacks() == before
 
 
 def test_a_caller_that_wants_no_more_leaves_the_child_ready_for_others(plug: Callable[..., Isolated]) -> None:

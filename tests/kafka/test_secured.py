@@ -8,15 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from kafka.admin import (
-    ACL,
-    ACLOperation,
-    ACLPermissionType,
-    ACLResourcePatternType,
-    KafkaAdminClient,
-    ResourcePattern,
-    ResourceType,
-)
 from secured import ADMIN, SecuredServer
 
 from broker.errors import LogError, LogUnavailable, RunFileError
@@ -95,6 +86,16 @@ def test_environment_variables_are_checked_before_anything_connects(tmp_path: Pa
 
 def grant_the_page(server: SecuredServer, run: str) -> None:
     """Give each role exactly what the table of docs/kafka.md says."""
+    from kafka.admin import (
+        ACL,
+        ACLOperation,
+        ACLPermissionType,
+        ACLResourcePatternType,
+        KafkaAdminClient,
+        ResourcePattern,
+        ResourceType,
+    )
+
     rows = re.findall(r"^\| (\w+) \| ([\w ]+) \| (\w+) \| `(\S+)` \| ([A-Z_ ]+) \|$", PAGE.read_text(), re.M)
     assert {row[0] for row in rows} == {"learner", "actor", "rewarder"} and len(rows) > 10
     acls = [
