@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,11 @@ def test_any_text_gets_a_verdict_within_its_bounds(name: str, judge_of: Callable
     patience = WorkerTable().timeout
 
     @settings(
-        max_examples=case.examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=case.examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @given(texts=st.lists(TEXTS.filter(_sayable), min_size=1, max_size=4))
     def any_text(texts: list[str]) -> None:

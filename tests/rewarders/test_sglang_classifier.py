@@ -74,7 +74,11 @@ def test_votes_of_a_worker_that_asks_the_server(served: Callable[[int], tuple[Pa
     log = open_log(f"sqlite://{tmp_path}/log")
     log.create(TOPICS.specs())
     publish(log, [TEXTS, ["6", "<think>never"]])
-    options = {"url": server.url, "tokenizer": str(path), "worker": {"start_timeout": 110.0, "timeout": 60.0, "memory_mb": 0}}
+    options = {
+        "url": server.url,
+        "tokenizer": str(path),
+        "worker": {"start_timeout": 110.0, "timeout": 60.0, "memory_mb": 0},
+    }
     found = judged(log, worker_of(log, tmp_path, use="rewarders.reward_model:RewardServer", **options), 7)
     model = RewardModel(model=str(path), device="cpu")
     assert found["g-0@0"] == pytest.approx([r.value for r in model.judge(group(TEXTS))], abs=1e-3)
