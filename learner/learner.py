@@ -55,7 +55,7 @@ class Learner:
         shifts: Shifts,
         road: Road,
         steps: Producer,
-        results: Producer,
+        record: Callable[[StepResult], None],
         endings: Endings,
         unfinished: set[str],
         sources: Sources,
@@ -66,7 +66,8 @@ class Learner:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
-        self._road, self._steps, self._results, self._endings = road, steps, results, endings
+        self._road, self._steps, self._endings = road, steps, endings
+        self._record = record
         self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
         self._file = run.file
@@ -153,7 +154,7 @@ class Learner:
         if result is not None:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
-            self.record(result)
+            self._record(result)
         return result
 
     def _put_aside(self, manifest: Manifest, error: Exception) -> None:
@@ -183,7 +184,7 @@ class Learner:
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)
         if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
-            self.record(result)
+            self._record(result)
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 
@@ -252,11 +253,6 @@ class Learner:
         return f"stage-{index}-{self.config.stages[index].name}"
 
     # -- ends ----------------------------------------------------------------------------------------------------------
-
-    def record(self, result: StepResult) -> None:
-        """Write what a step gave. Metrics may be written twice after a redo; the last holds."""
-        self._results.send(self.run.topics.steps, f"result/{result.step}".encode(), encode(result))
-        self._results.flush()
 
     def save(self, keep: int, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
         with self.telemetry.phase("checkpoint"):
