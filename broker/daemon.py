@@ -12,7 +12,7 @@ from broker.errors import HeadraceError, LogUnavailable, RunFileError
 from monitoring.daemon import Stop, die_with_parent
 
 RETRY_SECONDS = 1.0
-AWAY = 75  # exit status where the log went away at a moment that cannot wait for it: start again later (EX_TEMPFAIL)
+AWAY = 75  # exit status (EX_TEMPFAIL) for a log that went away when nobody could wait for it: start again later
 
 
 class Flag(Protocol):

@@ -31,7 +31,7 @@ from broker.processtree import close_pipes, halt, keep
 Handler = Callable[[Any], Any]
 Relieve = Callable[[range, float], bool]
 START_SECONDS = 60.0
-PATIENCE_SECONDS = 0.25  # a payload that takes longer does not keep those behind it in its child
+PATIENCE_SECONDS = 0.25  # a payload that takes longer no longer holds up those queued behind it in its child
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 DUMP_SECONDS = 0.2

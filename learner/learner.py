@@ -34,9 +34,9 @@ from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")
-SFT_RECORD_EVERY = 10  # steps of supervised training between two records in the log
-READY_SECONDS = 0.02  # between two looks whether a shift's steps are planned
-HOPELESS_STEPS = 3  # manifests one after the other that cannot be executed end the run
+SFT_RECORD_EVERY = 10  # supervised steps between two records in the log
+READY_SECONDS = 0.02  # interval at which to check whether the steps of a shift are planned
+HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
 
 
 class Learner:

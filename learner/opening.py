@@ -44,7 +44,7 @@ from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")
 SETTLE_SECONDS = 3.0  # time for the previous learner's actors to find this one, before it takes the shared devices
-TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's steps for this long
+TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's steps topic for this long
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from broker.control.wire import Message, pack, unpack
 
 log = logging.getLogger("control")
 BEAT_SECONDS = 0.5
-LAPSE_SECONDS = 2.0  # without a turn, after which this process must have been stopped
+LAPSE_SECONDS = 2.0  # a gap this long between two rounds of the loop means that the process was stopped
 WELCOME_SECONDS, SAY_SECONDS = 10.0, 60.0  # that a welcome may take before it is missed aloud, and between two times
 TAKEN_SECONDS = (
     15.0  # a killed daemon's name is free again after its lease; a name that is not by then has a living owner

@@ -22,7 +22,7 @@ from broker.kafka.reader import consumer_settings
 from broker.kafka.settings import KafkaSettings
 
 MARGIN_SECONDS = 3.0
-REBALANCE_SECONDS = 12.0  # that the broker waits for a member that went away while it joined
+REBALANCE_SECONDS = 12.0  # how long the broker waits for a member that vanished while it joined
 JOIN_SECONDS = 2 * REBALANCE_SECONDS
 
 

@@ -8,7 +8,7 @@ from broker.errors import OffsetExpired
 from broker.log import Record
 from broker.sqlite.topic import TopicFile
 
-POLL_BYTES = 32 << 20  # that one poll brings at most, and one record more
+POLL_BYTES = 32 << 20  # one poll returns at most this much, plus one record
 
 
 class Cursor:

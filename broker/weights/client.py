@@ -21,7 +21,7 @@ log = logging.getLogger("weights")
 ALONE_SECONDS = (
     30.0  # without a word of the learner after which a sink that rests is woken: it may have died in its turn
 )
-LOOK_SECONDS = 0.5  # between two looks whether the learner is still there
+LOOK_SECONDS = 0.5  # interval at which to check that the learner is still alive
 
 
 class WeightClient:

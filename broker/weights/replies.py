@@ -12,8 +12,8 @@ from broker.control.wire import Message
 from broker.errors import WeightPushError
 from broker.weights.sink import Push
 
-LOOK_SECONDS = 0.25  # of silence, after which who is waited for is looked at
-WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
+LOOK_SECONDS = 0.25  # after this much silence, check whether the awaited members are still alive
+WORD_SECONDS = 3.0  # how long the survivors of a broken epoch have to say that they are alive
 
 
 class Words:

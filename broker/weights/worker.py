@@ -13,9 +13,9 @@ from typing import Any
 from broker.errors import WeightPushError
 from broker.frames import kill, read_frame, write_frame
 
-START_SECONDS = 60.0  # a publisher process imports torch first
-AWAY_SECONDS = 0.05  # between two looks whether a member has said that it is away
-TOGETHER = ("join", "push")  # orders that the process carries out together with members
+START_SECONDS = 60.0  # the publisher process has to import torch first
+AWAY_SECONDS = 0.05  # interval at which to check whether a member has said that it is away
+TOGETHER = ("join", "push")  # orders that the publisher process carries out together with the members
 
 
 class PublisherProcess:

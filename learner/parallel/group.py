@@ -17,7 +17,7 @@ from learner.parallel.place import Place
 from learner.parallel.pool import Pool
 from learner.parallel.watch import Watch
 
-START_SECONDS = 600.0  # for all ranks to load torch and meet
+START_SECONDS = 600.0  # time for all ranks to load torch and meet
 # An order may be long in coming: who gives it waits for samples; to be given takes no time.
 FOREVER = timedelta(days=3650)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -15,7 +15,7 @@ from torch import Tensor
 from learner.training.batch import PackedChunk
 from learner.training.deal import PADDING, deal
 
-PADDED = 2  # tokens of a padding chunk
+PADDED = 2  # number of tokens of a padding chunk
 
 
 @dataclass(frozen=True, slots=True)
