@@ -24,7 +24,9 @@ log = logging.getLogger("sglang")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
 ORDER_SECONDS = 30.0
 LOAD_SECONDS = 600.0
-PUSH_SECONDS = 5.0  # a version whose push broke is sent again within this time; if not, sampling goes on with older weights
+PUSH_SECONDS = (
+    5.0  # a version whose push broke is sent again within this time; if not, sampling goes on with older weights
+)
 MARGIN_SECONDS = 5.0
 RELEASED = " released"  # suffix of the version while the memory of its weights is released: what an actor that comes later finds there
 

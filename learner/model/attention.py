@@ -24,7 +24,11 @@ from learner.model import varlen
 from learner.model.varlen import Ragged
 
 NAME = "headrace_segments"
-FOREIGN = ("softcap", "s_aux", "position_bias")  # options of other attentions of transformers that this one does not support
+FOREIGN = (
+    "softcap",
+    "s_aux",
+    "position_bias",
+)  # options of other attentions of transformers that this one does not support
 SPREAD = 1.25  # largest ratio of the longest to the shortest segment of one padded batch
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from broker.messages import Outage
 
 log = logging.getLogger("learner")
-BELIEVED_SECONDS = 30.0  # an outage counts as over if it is not reported again within this time (three times the usual interval)
+BELIEVED_SECONDS = (
+    30.0  # an outage counts as over if it is not reported again within this time (three times the usual interval)
+)
 OLD_SECONDS = 60.0  # a record older than this is history, which a restart reads once more
 
 

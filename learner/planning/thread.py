@@ -19,7 +19,9 @@ from learner.planning.planner import Planned, Planner, StagePlan
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
 LOST_LOOK_SECONDS = 5.0  # interval at which to check for lost samples
-GATHER_SECONDS = 0.01  # records that come one by one are handled in batches, because the trainer's thread needs the interpreter too
+GATHER_SECONDS = (
+    0.01  # records that come one by one are handled in batches, because the trainer's thread needs the interpreter too
+)
 T = TypeVar("T")
 
 

@@ -21,7 +21,9 @@ from learner.training.batch import PackedChunk, TokenScores
 SCORE = "packed_scores"  # the method of a sharded model that first gathers its weights
 SMALL = 1 << 22  # up to this many logits are one chunk whatever the vocabulary; if they are all there is, they are kept
 LOWEST = -1e30  # replaces a logit that has overflowed to minus infinity: 0 times it is 0, not NaN
-CACHED = 1 << 19  # logits that fit a processor's cache: on a CPU, everything but the matrix product works on blocks of this size
+CACHED = (
+    1 << 19
+)  # logits that fit a processor's cache: on a CPU, everything but the matrix product works on blocks of this size
 
 
 class _TokenLogprobs(torch.autograd.Function):
