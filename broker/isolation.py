@@ -113,7 +113,7 @@ class Isolated:
                 self._leave(first - begun, told=stop < len(payloads))
 
     def _leave(self, wanted: int, told: bool) -> None:
-        """Have the child leave its batch, and read up to its word that it has: it may have begun on the next payload."""
+        """Have the child leave its batch, and read until it confirms: it may have begun the next payload."""
         try:
             if not told:
                 self._write(wanted)

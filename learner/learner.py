@@ -141,7 +141,7 @@ class Learner:
             raise
         except (
             Exception
-        ) as error:  # a loss of one's own, a model's limit, memory: whatever it is, it must not end the run
+        ) as error:  # a user's loss, a limit of the model, memory: whatever it is, it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
             self._put_aside(manifest, error)
@@ -158,7 +158,7 @@ class Learner:
         return result
 
     def _put_aside(self, manifest: Manifest, error: Exception) -> None:
-        """Say in the log that the step trains nothing, and bring the state there: whatever the failure has left of it is given up."""
+        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded."""
         step, why = manifest.step, f"{type(error).__name__}: {error}"[:1000]
         log_.error("step %d cannot be executed and is set aside: %s", step, why, exc_info=error)
         mark = Manifest(step, manifest.stage, "set_aside", why=why, created=time.time())
@@ -298,7 +298,7 @@ class Learner:
             self.planning.release(frozenset(old) - frozenset(mix))
 
     def _follow_asked(self) -> None:
-        """Begin the evaluations that somebody has asked for meanwhile."""
+        """Begin the evaluations that were requested in the meantime."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
             if (

@@ -70,7 +70,7 @@ def open_learner(
     """The learner of ``run``, recovered; what it opens is closed with ``stack``.
 
     ``road`` makes the near end of the weight road. With ``idle`` everything is done on the caller's thread: it is called whenever the
-    learner waits, and turns the others. Raises HeldByAnother if the run has a learner that lives.
+    learner waits, and runs a round of the others. Raises HeldByAnother if the run has a learner that lives.
     """
     owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
     log = run.open_log(stop, telemetry.broker)

@@ -1,4 +1,4 @@
-"""What the learner tells while it works: phases, metrics for Prometheus, log lines."""
+"""What the learner reports while it works: phases, metrics for Prometheus, log lines."""
 
 from __future__ import annotations
 
