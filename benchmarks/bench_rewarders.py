@@ -22,9 +22,8 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "tests" / "rewarders"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "rewarders"))
 
 from answercases import Case, math_cases, sample
 from everyone import CASES, HERE, Needs
@@ -35,7 +34,7 @@ from rewarders.config import RewarderTable
 from rewarders.judges import isolated
 from rewarders.registry import judge_factory
 
-PAGE = ROOT / "benchmarks" / "rewarders.md"
+PAGE = Path(__file__).parent / "rewarders.md"
 MARK = "<!-- what follows is written by bench_rewarders.py -->\n"
 SIZE = 16  # samples of a group
 MATH = RewarderTable.model_validate({"use": "rewarders.math:MathAccuracy", "worker": {}})
