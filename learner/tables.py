@@ -3,7 +3,7 @@ how weights leave it. The stages' own tables are in ``learner.stages``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -45,7 +45,7 @@ class SamplingTable(Table):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     max_turns: int = Field(default=1, ge=1)
     """Replies of an episode in an environment."""
     max_total: int = Field(default=0, ge=0)
