@@ -20,11 +20,18 @@ RANDOM = "random:"
 """Before a seed: what a manifest of weights names where they are random ones of the run file's model."""
 
 
+class Decontamination(Table):
+    """``decontaminate = { against = ["heldout"], words = 13 }``: rows that share so many words in a row with a question of these sources are left out."""
+
+    against: tuple[str, ...] = Field(min_length=1)
+    words: int = Field(default=13, ge=1)
+
+
 class SourceTable(Table):
     """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options.
 
     ``rewards`` is the reward mix of its prompts (default: that of ``[run]``), ``environment`` the one that they are episodes in, ``chat``
-    holds options of the chat template (``enable_thinking``).
+    holds options of the chat template (``enable_thinking``), ``decontaminate`` leaves out what held-out sources ask.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -33,6 +40,7 @@ class SourceTable(Table):
     rewards: dict[str, float] | None = None
     environment: str = ""
     chat: dict[str, Any] = Field(default_factory=dict)
+    decontaminate: Decontamination | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     lengths.prompts,
     lengths.documents,
     rows.control_tokens,
+    rows.decontaminated,
     rows.repeated,
     plugged.made,
 )

@@ -92,6 +92,18 @@ def control_tokens(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def decontaminated(subject: Subject) -> Iterator[Finding]:
+    """How many rows share words with held-out questions, and are left out."""
+    for use in distinct(subject):
+        source = subject.source(use.source, use.purpose == "documents")
+        if out := getattr(source, "left_out", 0):
+            yield note(
+                f"[data.{use.source}]",
+                f"{share(out, out + source.size)} of its rows share {source.words} words in a row with questions of "
+                f"{', '.join(f'[data.{name}]' for name in source.against)}, and are left out",
+            )
+
+
 def repeated(subject: Subject) -> Iterator[Finding]:
     """Questions that stand in a source twice, and held-out questions that are trained on."""
     asked: dict[str, list[str]] = {}

@@ -6,7 +6,9 @@ from typing import Any
 
 from broker import plugins
 from broker.errors import RunFileError
-from broker.runfile import RunFile
+from broker.runfile import RunFile, parse
+from broker.spelling import nearest
+from learner.data.clean import Clean
 from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows, TableDocuments, TablePrompts, TableRows, read_table
 from learner.tables import SourceTable
@@ -17,7 +19,7 @@ def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
     source = _open(name, table, file, TablePrompts)
     if not hasattr(source, "row"):
         raise RunFileError(f"[data.{name}] gives documents for supervised training, not prompts")
-    return source
+    return _clean(name, table, file, source, documents=False)
 
 
 def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSource:
@@ -25,7 +27,7 @@ def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSour
     source = _open(name, table, file, TableDocuments)
     if not hasattr(source, "document"):
         raise RunFileError(f"[data.{name}] gives prompts, not documents for supervised training")
-    return source
+    return _clean(name, table, file, source, documents=True)
 
 
 def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
@@ -37,6 +39,22 @@ def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
         )
     rows: Rows = source
     return rows
+
+
+def _clean(name: str, table: SourceTable, file: RunFile, source: Any, documents: bool) -> Any:
+    """``source`` without what its table wants left out."""
+    if table.decontaminate is None:
+        return source
+    tables, where = file.tables.get("data", {}), f"[data.{name}] decontaminate"
+    against = {}
+    for other in table.decontaminate.against:
+        if other not in tables or other == name:
+            raise RunFileError(
+                f"{where}.against names {other!r}, which is no other source{nearest(other, [n for n in tables if n != name])}"
+            )
+        theirs = parse(tables[other], SourceTable, f"[data.{other}]").model_copy(update={"decontaminate": None})
+        against[other] = open_prompts(other, theirs, file)
+    return Clean(source, against, table.decontaminate.words, documents)
 
 
 def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
