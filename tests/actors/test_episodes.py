@@ -280,7 +280,9 @@ def test_a_slow_environment_does_not_hold_up_sampling(
     assert len(samples(log)) == 14
 
 
-def test_threads_answer_slow_steps_side_by_side(log: Log, worker_of: Callable[..., ActorWorker], tmp_path: Path) -> None:
+def test_threads_answer_slow_steps_side_by_side(
+    log: Log, worker_of: Callable[..., ActorWorker], tmp_path: Path
+) -> None:
     """Each step waits until all eight of one process are under way."""
     ask(log, "d-1", "d-2", size=4, max_new_tokens=100, stop=SOON)
     worker = worker_of("games.py:Meeting", processes=1, threads=8, timeout=60.0, folder=str(tmp_path), all=8)
