@@ -78,7 +78,8 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
     out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
     if not isinstance(sample, Trajectory):
         return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
-    told = {"environment": sample.environment, "turns": [s.plain() for s in spoken(sample)], "ending": ending(sample)}
+    turns = [turn.plain() for turn in spoken(sample)]
+    episode = {"environment": sample.environment, "turns": turns, "ending": ending(sample)} if turns else {}
     return out | {
         "reward": reward_of(sample.rewards, {v.rewarder: v for v in cast if isinstance(v, Vote)}),
         "versions": [list(v) for v in sample.versions],
@@ -88,7 +89,7 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
         "actor": sample.actor,
         "engine": sample.engine,
         "text": sample.text,
-        **(told if sample.environment else {}),
+        **episode,
     }
 
 
