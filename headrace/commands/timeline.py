@@ -23,7 +23,7 @@ LEARNER, QUEUE, JOIN = "learner", "prompts waiting for an actor", "samples waiti
 ENDED_HERE = ("trained", "dropped")
 TURN_CHARACTERS = 200
 SKEW = 1e-3  # seconds by which times that were taken one after the other may seem to overlap
-LASTING = 2e-6  # seconds; what is shorter than the trace can tell is left out
+LASTING = 2e-6  # seconds; anything shorter is left out, since the trace cannot show it
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:

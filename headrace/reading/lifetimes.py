@@ -34,8 +34,8 @@ from headrace.reading.turns import Spoken, spoken
 from headrace.reading.turns import ending as ending_of
 from learner.planning.rewards import reward_of
 
-BELIEVED_SECONDS = 86400.0  # how far a time in a record may be from the time at which the log took it
-SKEW_SECONDS = 60.0  # the log's times may be those of different machines' clocks
+BELIEVED_SECONDS = 86400.0  # allowed difference between the time in a record and the time at which the log took it
+SKEW_SECONDS = 60.0  # allowed difference between the clocks of several machines
 ORDER = ("checkpoint", "wait_data", "", "pack", "forward_backward", "optimizer", "publish", "other")
 """The course of a step; a phase of another name lies in the place of ``""``."""
 
