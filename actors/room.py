@@ -23,7 +23,7 @@ from broker.errors import HeadraceError
 from broker.isolation import Failed, Isolated
 
 LOST = "lost"
-BATCH = 32  # calls that a child is given at once
+BATCH = 32  # calls that a child is given at a time
 COLLECT_SECONDS = 0.05  # that a child of a wide room waits for an answer before it says that there is none
 
 
