@@ -196,8 +196,9 @@ class ActorWorker:
                 if said.turn is None:
                     self._fail(work, index, said)
                 elif episode is None:
-                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn))
+                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn, said.seconds))
                 else:
+                    episode.answered(said.turn, said.seconds)
                     self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
                 self._give_up(work, index, str(error))
@@ -208,20 +209,18 @@ class ActorWorker:
                 except EngineError as error:
                     self._give_up(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: _Work, index: int, turn: Turn) -> Episode:
+    def _opened(self, work: _Work, index: int, turn: Turn, seconds: float) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
-        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
+        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
-        if turn.outcome is not None:
-            episode.outcome = turn.outcome
         limit = self._rooms.limit(work.prompt.environment)
         late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
-        if not turn.over and (late or episode.replies >= work.prompt.sampling.max_turns):
+        if not turn.over and (late or len(episode.replies) >= work.prompt.sampling.max_turns):
             episode.finish_reason = "turns"
         elif not turn.over:
             if not turn.messages:

@@ -11,6 +11,7 @@ from broker.messages import GroupRef, Manifest, Message, Position, Prompt, Sampl
 from broker.topics import Topics
 from headrace.reading.history import History, whole
 from headrace.reading.records import read
+from headrace.reading.turns import ending, spoken
 from learner.planning.rewards import reward_of
 
 
@@ -77,6 +78,8 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
     out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
     if not isinstance(sample, Trajectory):
         return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
+    turns = [turn.plain() for turn in spoken(sample)]
+    episode = {"environment": sample.environment, "turns": turns, "ending": ending(sample)} if turns else {}
     return out | {
         "reward": reward_of(sample.rewards, {v.rewarder: v for v in cast if isinstance(v, Vote)}),
         "versions": [list(v) for v in sample.versions],
@@ -86,6 +89,7 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
         "actor": sample.actor,
         "engine": sample.engine,
         "text": sample.text,
+        **episode,
     }
 
 
