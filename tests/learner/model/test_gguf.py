@@ -16,7 +16,7 @@ from headrace.__main__ import main
 from learner.model import gguf
 from learner.model.load import load_model
 
-TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny_model"
+TINY = Path(__file__).resolve().parents[3] / "recipes" / "tiny_model"
 LLAMA = LlamaConfig(
     vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=256, eos_token_id=302, pad_token_id=300, tie_word_embeddings=True,
