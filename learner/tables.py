@@ -21,7 +21,8 @@ RANDOM = "random:"
 
 
 class SourceTable(Table):
-    """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options.
+    """``[data.NAME]``: a file, a Hugging Face data set, a class, or a class that reads such a table (``use`` and ``path``); further keys are
+    that class's options.
 
     ``rewards`` is the reward mix of its prompts (default: that of ``[run]``), ``environment`` the one that they are episodes in, ``chat``
     holds options of the chat template (``enable_thinking``).

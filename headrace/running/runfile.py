@@ -14,7 +14,9 @@ from broker.spelling import nearest
 from learner.config import LearnerConfig
 from rewarders.config import RewarderTable, rewarder_tables
 
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+OF_TABLES = {"split", "config"}
+"""Options of a source's ``path``, which the class that reads it does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,14 @@ def check(file: RunFile) -> WholeRun:
 def _sources(learner: LearnerConfig, file: RunFile) -> None:
     for name, source in learner.data.items():
         where = f"[data.{name}]"
-        if bool(source.use) == bool(source.path):
+        if not (source.use or source.path):
             raise RunFileError(
-                f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'"
+                f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
             )
         if source.use:
-            plugins.check(source.use, source.options, file.base, where)
-        else:
+            options = source.options.keys() - (OF_TABLES if source.path else set())
+            plugins.check(source.use, options, file.base, where, hidden=("rows", "where") if source.path else ())
+        if source.path:
             check_path(source.path, where, "path", file)
 
 
