@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def check(file: RunFile) -> WholeRun:
             plugins.check(table.use, table.options, file.base, f"[rewarders.{name}]")
     _sources(learner, file)
     _environments(learner, file)
-    _stages(learner, run)
+    _stages(learner, run, rewarders)
     return WholeRun(file, run, broker, actors, rewarders, learner)
 
 
@@ -83,7 +84,7 @@ def _environments(learner: LearnerConfig, file: RunFile) -> None:
             )
 
 
-def _stages(learner: LearnerConfig, run: RunTable) -> None:
+def _stages(learner: LearnerConfig, run: RunTable, rewarders: Mapping[str, RewarderTable]) -> None:
     """Names of stages, of what they read, and of who judges."""
     names = [stage.name for stage in learner.stages]
     for index, stage in enumerate(learner.stages):
@@ -94,8 +95,14 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
             training.objective.check(f"[[stage]] {stage.name} learner.objective")
             if not run.rewards:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+        asked = {benchmark.rewarder for benchmark in getattr(stage, "asked", dict)().values()}
         for key, judge in stage.judges().items():
-            if judge not in run.rewards:
+            if judge in asked and judge not in rewarders:
+                raise RunFileError(
+                    f"[[stage]] {stage.name} {key} = {judge!r}, but there is no [rewarders.{judge}]"
+                    f"{nearest(judge, list(rewarders))}"
+                )
+            if judge not in run.rewards and judge not in asked:
                 hint = nearest(judge, list(run.rewards))
                 raise RunFileError(
                     f"[[stage]] {stage.name} {key} = {judge!r} is not in [run] rewards, and so judges nothing{hint}"

@@ -87,10 +87,10 @@ def test_the_thought_does_not_count_and_an_unfinished_one_is_no_answer() -> None
     ("asked", "told"),
     [
         (("punctuation:no_coma", {}), "did you mean 'punctuation:no_comma'"),
-        (("keywords:existence", {"keywords": "river"}), "keywords = river; it must be a list of texts"),
-        (("length_constraints:number_words", {"num_words": 3, "relation": "about"}), "relation = about"),
-        (("length_constraints:number_words", {"num_words": "x", "relation": LEAST}), "num_words = x"),
-        (("length_constraints:number_words", {"num_words": float("inf"), "relation": LEAST}), "num_words = inf"),
+        (("keywords:existence", {"keywords": "river"}), "keywords = 'river'; it must be a list of texts"),
+        (("length_constraints:number_words", {"num_words": 3, "relation": "about"}), "relation = 'about'"),
+        (("length_constraints:number_words", {"num_words": "x", "relation": LEAST}), "num_words = 'x'"),
+        (("length_constraints:number_words", {"num_words": float("inf"), "relation": LEAST}), "num_words = 'inf'"),
         (("language:response_language", {"language": "klingon"}), "klingon"),
     ],
 )

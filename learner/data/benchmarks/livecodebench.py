@@ -94,16 +94,16 @@ def _tests(packed: Any, place: str, column: str) -> list[dict[str, str]]:
     return [{"testtype": "stdin", **test} for test in found]
 
 
-def unpacked(text: str, where: str) -> str:
+def unpacked(text: str, where: str, most: int = MOST_BYTES) -> str:
     """The text in base64 of zlib of a pickled text, or of zlib of the plain text. Raises DataError, which begins with ``where``."""
     try:
         squeezed = base64.b64decode(text, validate=True)
         reader = zlib.decompressobj()
-        raw = reader.decompress(squeezed, MOST_BYTES + 1)
+        raw = reader.decompress(squeezed, most + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
         raise DataError(f"{where} is neither JSON nor base64 of zlib: {error}") from error
-    if len(raw) > MOST_BYTES:
-        raise DataError(f"{where} unpacks to more than {MOST_BYTES >> 20} MiB")
+    if len(raw) > most:
+        raise DataError(f"{where} unpacks to more than {most:,} bytes")
     if not reader.eof:
         raise DataError(f"{where} is cut off")
     try:

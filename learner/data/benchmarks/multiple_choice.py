@@ -67,16 +67,13 @@ class Mmlu(_Lettered):
 def _letter(cells: Cells, options: Sequence[str]) -> str:
     """The letter of the right option, which is given as a place or as a letter."""
     told = cells.text("answer").strip()
-    place = (
-        int(told)
-        if told.isascii() and told.isdecimal() and len(told) < 3
-        else ascii_uppercase.find(told.upper() or "?")
-    )
-    if len(told) > 2 or not 0 <= place < len(options):
+    letters = ascii_uppercase[: len(options)]
+    known = {str(place): letter for place, letter in enumerate(letters)} | {letter: letter for letter in letters}
+    if told.upper() not in known:
         raise DataError(
             f"{cells.place} column 'answer' is {told[:40]!r}; it must name one of {len(options)} options, as 0 to {len(options) - 1} or by letter"
         )
-    return ascii_uppercase[place]
+    return known[told.upper()]
 
 
 def listed(question: str, options: Sequence[str]) -> str:
