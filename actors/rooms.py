@@ -24,7 +24,7 @@ from broker.isolation import Failed, Isolated
 from broker.messages import Prompt, decode, encode
 
 LOST = "lost"
-BATCH = 32  # calls that a child is given at once
+BATCH = 32  # calls that a child is given at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
 log_ = logging.getLogger("actor")
-ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for, or whose environment failed
-ABORTS = 3  # of a turn by new weights, after which it is kept: else updates that come often starve long answers
+ATTEMPTS = 3  # attempts at a sample for which the engine returned impossible numbers, or whose environment failed
+ABORTS = 3  # a turn that new weights have aborted this often is kept from then on: frequent updates would starve long answers
 POLL_SECONDS = 0.05
-ROOMS_SECONDS = 0.01  # between two looks at what environments have said
+ROOMS_SECONDS = 0.01  # interval at which to check what environments have said
 
 
 @dataclass(slots=True)

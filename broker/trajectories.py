@@ -212,7 +212,9 @@ _EXTRAS = {
 }  # fmt: skip
 _DEFAULTS = {name: extra.default for name, extra in _EXTRAS.items()}
 _FIELDS = itemgetter(*_NAMES)
-_TYPES = frozenset(product(*_KINDS.values()))  # looked up in one go: a call a field would cost more than the decoding
+_TYPES = frozenset(
+    product(*_KINDS.values())
+)  # looked up at once: one call for each field would cost more than the decoding
 
 
 def _checked(fields: tuple[Json, ...]) -> tuple[Json, ...]:

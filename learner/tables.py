@@ -12,7 +12,7 @@ from broker.spelling import nearest
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
-FLAT = 1e-6  # rewards of a group that differ by less, relative to the largest, are equal: the rest is rounding
+FLAT = 1e-6  # rewards of a group that differ by less than this, relative to the largest, are equal: the difference is rounding
 
 
 ROADS = ("broadcast", "disk")

@@ -28,7 +28,7 @@ from broker.messages import Sampling
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.sink import WeightSink
 
-PREFILL_TOKENS = 4096  # of one prefill batch
+PREFILL_TOKENS = 4096  # size of one prefill batch
 
 
 @dataclass(slots=True)

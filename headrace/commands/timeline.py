@@ -21,7 +21,7 @@ from monitoring.view import clean_text
 
 LEARNER, QUEUE, JOIN = "learner", "prompts waiting for an actor", "samples waiting for the learner"
 ENDED_HERE = ("trained", "dropped")
-LASTING = 2e-6  # seconds; what is shorter than the trace can tell is left out
+LASTING = 2e-6  # seconds; anything shorter is left out, since the trace cannot show it
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:

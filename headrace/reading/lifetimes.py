@@ -32,8 +32,8 @@ from headrace.reading.records import scan
 from headrace.reading.trace import known_steps
 from learner.planning.rewards import reward_of
 
-BELIEVED_SECONDS = 86400.0  # how far a time in a record may be from the time at which the log took it
-SKEW_SECONDS = 60.0  # the log's times may be those of different machines' clocks
+BELIEVED_SECONDS = 86400.0  # allowed difference between the time in a record and the time at which the log took it
+SKEW_SECONDS = 60.0  # allowed difference between the clocks of several machines
 ORDER = ("checkpoint", "wait_data", "", "pack", "forward_backward", "optimizer", "publish", "other")
 """The course of a step; a phase of another name lies in the place of ``""``."""
 

@@ -11,8 +11,8 @@ from broker.topics import Topics
 from headrace.reading.trace import groups_of
 from monitoring.report import Sample
 
-STEPS = 2  # at either end of the run
-GROUPS = 32  # of a step that are looked at
+STEPS = 2  # number of steps at either end of the run
+GROUPS = 32  # number of groups of a step to look at
 EACH = 2
 
 

@@ -19,7 +19,9 @@ from learner.training.residence import synchronise, to_device, to_host
 from learner.training.shards import is_sharded, whole
 
 MUON_MOMENTUM = 0.95
-STREAMED = 1 << 28  # bytes of parameters whose offloaded state is on the device at once (their state is twice that)
+STREAMED = (
+    1 << 28
+)  # bytes of parameters whose offloaded state is on the device at the same time (the state is twice as large)
 
 
 class Optimizers:

@@ -20,7 +20,7 @@ from learner.model.load import load_tokenizer
 from learner.planning.feed import Schedule
 from learner.tables import SourceTable
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "recipes" / "tiny_model"
 CARD = """---
 configs:
