@@ -195,8 +195,10 @@ class Learner:
     def evaluate(self, index: int, name: str, step: int, asked: Benchmark) -> None:
         """Begin evaluation ``name`` of version ``step``, unless it has been made; what is already under way of it goes on."""
         training = self.config.training(index) or self.config.learner
-        sampling = asked.sampling or training.sampling
-        feeding = self.sources.feeding(asked.data, asked.k, sampling, purpose="eval", collection=name)
+        sampling = asked.sampled(training.sampling)
+        feeding = self.sources.feeding(
+            asked.data, asked.k, sampling, purpose="eval", collection=name, judge=asked.rewarder
+        )
 
         def finish(c: Collection, groups: Any, lost: Any) -> Ending:
             return score(asked, c.name, c.step, c.stage, groups, lost, time.time())

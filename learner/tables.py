@@ -21,7 +21,8 @@ RANDOM = "random:"
 
 
 class SourceTable(Table):
-    """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options.
+    """``[data.NAME]``: a file, a Hugging Face data set, a class, or a class that reads such a table (``use`` and ``path``); further keys are
+    that class's options.
 
     ``rewards`` is the reward mix of its prompts (default: that of ``[run]``), ``environment`` the one that they are episodes in, ``chat``
     holds options of the chat template (``enable_thinking``).
@@ -231,7 +232,8 @@ class SupervisedTable(Table):
 class Benchmark(Table):
     """Held-out questions and how they are asked: ``k`` samples of each of the first ``questions`` rows of ``data``.
 
-    Correct is what ``rewarder`` gives at least 1.
+    Correct is what ``rewarder`` gives at least 1. ``sampling`` replaces single keys of the stage's; the paper's evaluations are
+    ``{ temperature = 0.6, top_p = 0.95 }`` with ``k`` from 4 to 64 (arXiv 2501.12948, section 3).
     """
 
     name: str = ""
@@ -240,6 +242,13 @@ class Benchmark(Table):
     k: int = Field(default=1, ge=1)
     rewarder: str = "accuracy"
     sampling: SamplingTable | None = None
+
+    def sampled(self, usual: SamplingTable) -> SamplingTable:
+        """How the questions are sampled: as ``usual``, with the keys that ``sampling`` sets in place."""
+        own = self.sampling
+        return (
+            usual if own is None else usual.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+        )
 
 
 RENAMED = {"weights": "road", "turn_steps": "shift_steps"}

@@ -174,7 +174,7 @@ def rewards(subject: Subject) -> Iterator[Finding]:
             yield error(
                 where, f"every weight is 0 ({shown}): every reward is 0, and no group can be trained", "raise one"
             )
-    everyone = {name for mix in mixes.values() for name in mix}
+    everyone = {name for mix in mixes.values() for name in mix} | {use.judge for use in subject.uses}
     for name, table in whole.rewarders.items():
         if name in everyone and not table.external and not table.workers:
             yield note(
@@ -185,7 +185,7 @@ def rewards(subject: Subject) -> Iterator[Finding]:
             yield warning(
                 f"[rewarders.{name}]",
                 "no mix names it: it is started, and judges nothing",
-                f"add it to [run] rewards ({name} = 1.0), or set shadow = true",
+                f"add it to [run] rewards ({name} = 1.0), name it as a benchmark's rewarder, or set shadow = true",
             )
 
 
