@@ -19,7 +19,7 @@ from broker.chat import Chat, Chats
 from broker.errors import DataError, HeadraceError
 from headrace.running.runfile import WholeRun
 from learner.data.registry import open_documents, open_prompts
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, row_of
 from learner.stages.stage import Stage
 from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
 
@@ -152,7 +152,7 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
     until = time.monotonic() + seconds
     for number in numbers:
         try:
-            good[number] = source.document(number, 1.0) if documents else source.row(number)
+            good[number] = source.document(number, 1.0) if documents else row_of(source, number)
         except DataError as fault:
             odd[number] = str(fault)
         except Exception as fault:  # the plug-in boundary: a source is anybody's code

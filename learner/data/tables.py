@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ class JsonLines:
             row = json.loads(raw)
         except ValueError as error:
             raise DataError(f"{self._path} line {line} is no JSON: {error}") from error
+        except RecursionError:
+            raise DataError(f"{self._path} line {line} is nested too deep") from None
         if not isinstance(row, dict):
             raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
         return row
@@ -143,7 +146,9 @@ class _Table:
     ) -> Any:
         column = self.columns.get(name, name)
         value = row.get(column)
-        if value is None:
+        if value is None or (
+            isinstance(value, float) and math.isnan(value)
+        ):  # columns of numbers say so that there is none
             if needed:
                 raise DataError(f"{self.where} row {number} has no column {column!r}; it has {', '.join(row)}")
             return None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from broker.errors import DataError
 from broker.log import Producer
 from broker.messages import DeadLetter, Era, Position, Prompt, Sampling, encode
-from learner.data.source import PromptRow, PromptSource
+from learner.data.source import PromptRow, PromptSource, row_of
 from learner.planning.groups import Group
 
 log = logging.getLogger("learner")
@@ -89,7 +89,7 @@ def fingerprint(source: PromptSource) -> str:
     digest = hashlib.sha256(str(size).encode())
     for number in sorted({i * (size - 1) // max(1, PROBES - 1) for i in range(min(PROBES, size))}):
         try:
-            digest.update(content_of(source.row(number)).encode())
+            digest.update(content_of(row_of(source, number)).encode())
         except DataError:
             digest.update(b"odd")
     return digest.hexdigest()[:16]
@@ -192,7 +192,7 @@ class Feed:
         self.eras[schedule.name] = schedule.eras
         row, issue = schedule.row(question.number)
         try:
-            prompt = _prompt(question, row, issue, schedule.source.row(row), version, now)
+            prompt = _prompt(question, row, issue, row_of(schedule.source, row), version, now)
         except DataError as error:
             self._bury(schedule, row, question.number, error)
             return None

@@ -382,6 +382,17 @@ def test_a_row_that_cannot_be_asked_is_a_dead_letter_and_the_others_go_on(log: L
     assert not verify(log, TOPICS).problems
 
 
+def test_a_row_that_the_log_cannot_hold_is_one_too(log: Log) -> None:
+    ring, source = Ring(log, groups_per_step=4), Rows(8)
+    whole = source.row
+    half = PromptRow((ChatMessage("user", "half a pair: \ud800"),), "1")
+    source.row = lambda number: half if number == 5 else whole(number)  # type: ignore[method-assign]
+    assert ring.planner.refill(stage_of(ring, source)) == 8
+    assert len(ring.fed()) == 7
+    (letter,) = [decode(r.value) for r in read_all(log.reader(TOPICS.deadletters), log.ends(TOPICS.deadletters))]
+    assert isinstance(letter, DeadLetter) and letter.offset == 5 and "surrogates not allowed" in letter.error
+
+
 def test_a_source_of_which_no_row_can_be_asked_ends_the_run(log: Log) -> None:
     ring = Ring(log, groups_per_step=4)
     with pytest.raises(DataError, match=r"\[data.rows\] no row can be asked; the last one: rows.jsonl row"):
