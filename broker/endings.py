@@ -81,7 +81,7 @@ _EXTRAS = {"data": Extra("", text), "rewarder": Extra("", text), "marks": Extra(
 class Artefact:
     """Something that a stage has made and later stages name: a data set or a model; it ends the groups that it was made of.
 
-    ``kind`` is ``documents`` or ``model``; ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
+    ``kind`` is ``documents``, ``model``, or ``rows`` (which rows of a source a stage asks, by a curriculum); ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
     ``kept`` are the groups and samples that went into it, by their places in the log; ``dropped`` those that did not, and why.
     """
 
@@ -133,6 +133,6 @@ class Artefact:
         )
 
 
-ARTEFACT_KINDS = ("documents", "model")
+ARTEFACT_KINDS = ("documents", "model", "rows")
 Ending = Evaluation | Artefact
 """The records that end the groups of a collection: ``group_ids`` and ``dropped`` are all of them."""

@@ -44,6 +44,9 @@ COMMANDS = {
     "eval": Command(
         "headrace.commands.evaluate", "pass@1 and cons@k of a run's policy, while it goes on or afterwards"
     ),
+    "contamination": Command(
+        "headrace.commands.contamination", "what of a run file's training data stands in its benchmarks, row by row"
+    ),
     "compare": Command(
         "headrace.commands.compare", "two checkpoints on the same questions: difference, interval, test, what flipped"
     ),

@@ -86,7 +86,11 @@ def answered(log: Log, topics: Topics, evaluation: Evaluation, rewarder: str = "
     for message in _of(log, topics.trajectories, ids):
         if isinstance(message, Trajectory):
             found.samples.setdefault(keys[message.group_id], {}).setdefault(message.index, message)
-    marks = evaluation.marks or _marks(log, topics, evaluation, keys, found.samples, rewarder)
+    marks = (
+        evaluation.marks
+        if evaluation.marks or not ids
+        else _marks(log, topics, evaluation, keys, found.samples, rewarder)
+    )
     found.marks = {keys[i]: mark for i, mark in zip(evaluation.group_ids, marks, strict=True)}
     found.questions = {keys[i]: p.messages[-1].content for i, p in prompts.items()}
     return found
