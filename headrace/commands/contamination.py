@@ -44,7 +44,7 @@ def looked(whole: WholeRun, ngram: int | None = None) -> Iterator[Contamination]
     """Each source that a stage trains on, or collects from; of one without end the first ``ENDLESS`` rows."""
     config = whole.learner
     against: dict[int, Benchmarked] = {}
-    done = set()
+    done: set[str] = set()
     for stage in config.stages:
         asked = {benchmark.data for benchmark in getattr(stage, "asked", dict)().values()}
         read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - asked
