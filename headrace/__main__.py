@@ -45,6 +45,12 @@ COMMANDS = {
     "eval": Command(
         "headrace.commands.evaluate", "pass@1 and cons@k of a run's policy, while it goes on or afterwards"
     ),
+    "contamination": Command(
+        "headrace.commands.contamination", "what of a run file's training data stands in its benchmarks, row by row"
+    ),
+    "compare": Command(
+        "headrace.commands.compare", "two checkpoints on the same questions: difference, interval, test, what flipped"
+    ),
     "keys": Command("headrace.commands.keys", "make the keys of a control road that leaves this machine"),
     "doctor": Command(
         "headrace.doctor.command", "what a run waits for and why; without RUN: whether this machine can run headrace"

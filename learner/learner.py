@@ -85,6 +85,7 @@ class Learner:
         training = self.state.training(index)
         self.telemetry.limits(training.max_lag, training.credits)
         begun = self.progress.stage_step if self.progress.stage == index else 0
+        self.sources.begin_stage(index, self.config.stages[index].name, weights, self.progress.version, self.made)
         feedings = tuple(
             self.sources.feeding(name, training.group_size, training.sampling, weight)
             for name, weight in weights.items()

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
 from broker.spelling import nearest
+from learner.data.selection import SelectTable
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
@@ -34,6 +35,8 @@ class SourceTable(Table):
     rewards: dict[str, float] | None = None
     environment: str = ""
     chat: dict[str, Any] = Field(default_factory=dict)
+    select: SelectTable = SelectTable()
+    """Which of its rows are used."""
 
     @property
     def options(self) -> dict[str, Any]:

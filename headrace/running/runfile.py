@@ -54,18 +54,24 @@ def check(file: RunFile) -> WholeRun:
     for name, table in rewarders.items():
         if not table.external:
             plugins.check(table.use, table.options, file.base, f"[rewarders.{name}]")
-    _sources(learner, file)
+    _sources(learner, file, rewarders)
     _environments(learner, file)
     _stages(learner, run, rewarders)
     return WholeRun(file, run, broker, actors, rewarders, learner)
 
 
-def _sources(learner: LearnerConfig, file: RunFile) -> None:
+def _sources(learner: LearnerConfig, file: RunFile, rewarders: Mapping[str, RewarderTable]) -> None:
     for name, source in learner.data.items():
         where = f"[data.{name}]"
         if not (source.use or source.path):
             raise RunFileError(
                 f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
+            )
+        rule = source.select.curriculum
+        if rule is not None and rule.rewarder not in rewarders:
+            raise RunFileError(
+                f"{where} select.curriculum.rewarder = {rule.rewarder!r}, but there is no [rewarders.{rule.rewarder}]"
+                f"{nearest(rule.rewarder, list(rewarders))}"
             )
         if source.use:
             options = source.options.keys() - (OF_TABLES if source.path else set())

@@ -10,6 +10,9 @@ from broker.errors import DataError, MessageError
 from broker.messages import ChatMessage, Prompt, encode
 from broker.wire import Json
 
+STALE_ROW = "before_cutoff"
+"""The metadata of a row that was published before the model's cut-off, where such rows are marked (``[data.NAME] fresh = "mark"``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:

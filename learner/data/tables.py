@@ -1,7 +1,7 @@
 """Rows of JSON lines, Parquet, CSV, or a Hugging Face data set as prompts or documents. Columns may have other names.
 
 ``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
-``answer``, ``kind`` and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
+``answer``, ``kind``, ``date`` (``YYYY-MM-DD``, kept in the metadata) and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
 ``answer``, and all of them are ``metadata["answers"]``. ``system`` puts a system turn before each prompt; ``template`` wraps its text
 (``{prompt}`` stands for it).
 """
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import math
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ CELL = 1 << 24  # characters of a cell of CSV at most
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of roles, as the shape {from, value} has them."""
-COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
+COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date")
 
 
 class Rows(Protocol):
@@ -213,6 +214,8 @@ class TablePrompts(_Table):
         answers = self._answers(row, number)
         metadata = self._cell(row, number, "metadata", dict) or {}
         metadata = {key: value for key, value in metadata.items() if value is not None}
+        if (date := self._cell(row, number, "date", (str, int, datetime.date))) is not None:
+            metadata["date"] = str(date)[:10]
         return PromptRow(
             self._messages(row, number),
             answers[0] if answers else None,

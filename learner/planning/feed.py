@@ -86,7 +86,7 @@ class Schedule:
 def fingerprint(source: PromptSource) -> str:
     """Tells whether a source is the same as before, by rows spread over all of it; one that cannot be read counts as itself."""
     size = source.size or 0
-    digest = hashlib.sha256(str(size).encode())
+    digest = hashlib.sha256(f"{size}{getattr(source, 'selection', '')}".encode())
     for number in sorted({i * (size - 1) // max(1, PROBES - 1) for i in range(min(PROBES, size))}):
         try:
             digest.update(content_of(row_of(source, number)).encode())

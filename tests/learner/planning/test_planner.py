@@ -32,11 +32,12 @@ from learner.data.source import PromptRow
 from learner.data.sums import SignedSums
 from learner.planning.collect import Collection
 from learner.planning.feed import Ask, Feeding, Schedule
+from learner.planning.intervals import wilson
 from learner.planning.join import read_all
 from learner.planning.planner import StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.rewards import reward_of
-from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score, wilson
+from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score
 from learner.planning.thread import PlanningThread
 from learner.tables import Benchmark
 
@@ -472,10 +473,13 @@ def test_an_evaluation_counts_its_answers_and_ends_its_groups(log: Log) -> None:
 def test_statistics_of_evaluations() -> None:
     ones = [Answers((True,), ("1",))] * 9 + [Answers((False,), ("2",))]
     value, (low, high) = pass_at_1(ones)
-    assert value == 0.9 and (low, high) == wilson(0.9, 10) and 0.59 < low < 0.6 and 0.98 < high < 0.99
+    assert value == 0.9 and (low, high) == (0.7, 1.0), "of ten, resampled"
+    assert pass_at_1(ones[:9]) == (1.0, wilson(1.0, 9)), "no resample differs"
+    assert pass_at_1(ones[9:]) == (0.0, wilson(0.0, 1)) and pass_at_1([]) == (0.0, (0.0, 1.0))
     tied = Answers((False, True, True), ("2", "7", "7"))
     assert cons_at_k([tied, Answers((False, False), ("2", "3"))])[0] == 0.5
-    assert pass_at_k([tied], 1) == pytest.approx(2 / 3) and pass_at_k([tied, ones[-1]], 3) == 0.5
+    assert pass_at_k([tied], 1)[0] == pytest.approx(2 / 3) and pass_at_k([tied, ones[-1]], 3)[0] == 0.5
+    assert pass_at_k([], 1) == (0.0, (0.0, 1.0)) == cons_at_k([])
 
 
 def test_deadlines_begin_anew_when_the_log_was_away(log: Log) -> None:
