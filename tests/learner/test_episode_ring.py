@@ -129,6 +129,7 @@ def test_votes_are_of_whole_episodes_and_of_their_turns(tmp_path: Path) -> None:
         assert all(name in ("outcome", "longest") for m in made.steps() for g in m.groups for s in g.samples for name in [v.rewarder for v in s.votes])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_storm_of_kills_leaves_a_sound_log_and_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL for environments and judges, a learner and an actor that are gone from one moment to the next."""
     rng, kills = random.Random(3), {"process": 0, "actor": 0, "learner": 0}
