@@ -133,7 +133,7 @@ class Question(NamedTuple):
 
 class Feed:
     """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source; ``missing`` are numbers below it that a
-    crash kept from the log: they are fed first."""
+    crash kept from the log, or that a fork asks anew: they are fed first."""
 
     def __init__(
         self,

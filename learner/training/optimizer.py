@@ -64,16 +64,14 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer, _ in self._parts]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Take up what ``state_dict`` gave. Offloaded state goes past the device."""
+        """Take up what ``state_dict`` gave. Offloaded state goes past the device. The options stay as they are: they are no state."""
         for (optimizer, _), part in zip(self._parts, state, strict=True):
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(part if not self.offload else {**part, "state": {}})
+            for group, options in zip(optimizer.param_groups, own, strict=True):
+                group.update(options)
             if not self.offload:
-                own = [group.get("foreach") for group in optimizer.param_groups]  # how it is computed is no state
-                optimizer.load_state_dict(part)
-                for group, together in zip(optimizer.param_groups, own, strict=True):
-                    if "foreach" in group:
-                        group["foreach"] = together
                 continue
-            optimizer.load_state_dict({**part, "state": {}})
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             for number, parameter in enumerate(parameters):
                 for name, value in part["state"].get(number, {}).items():
