@@ -57,7 +57,10 @@ class EnvironmentTable(Table):
     """Seconds that it has to open an episode or to answer a reply."""
     memory_mb: int = Field(default=1024, ge=64)
     processes: int = Field(default=2, ge=1)
-    """Of each actor; episodes that share one wait for each other's steps, so a slow environment wants many."""
+    """Of each actor."""
+    threads: int = Field(default=1, ge=1)
+    """Calls that a process answers at the same time. With 1, episodes that share a process wait for each other's steps; an environment that waits
+    for something (a tool, a service) wants many, and must then keep nothing outside of its instance that is not safe for threads."""
     seconds: float = Field(default=0.0, ge=0)
     """That an episode may take from its opening; 0: as long as it likes."""
 

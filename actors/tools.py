@@ -25,7 +25,7 @@ from broker.errors import EnvironmentFault, HeadraceError
 from broker.messages import ChatMessage, Prompt
 from broker.spelling import nearest
 
-MAX_RESULT = 4000  # characters of a result that the model hears
+MAX_RESULT = 4000  # characters of a tool's result that are shown to the model
 HERMES = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 

@@ -27,10 +27,10 @@ from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
 log_ = logging.getLogger("actor")
-ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for, or whose environment failed
-ABORTS = 3  # of a turn by new weights, after which it is kept: else updates that come often starve long answers
+ATTEMPTS = 3  # attempts at a sample for which the engine returned impossible numbers, or whose environment failed
+ABORTS = 3  # a turn that new weights have aborted this often is kept from then on: frequent updates would starve long answers
 POLL_SECONDS = 0.05
-ROOMS_SECONDS = 0.01  # between two looks at what environments have said
+ROOMS_SECONDS = 0.01  # interval at which to check what environments have said
 
 
 @dataclass(slots=True)
@@ -200,8 +200,9 @@ class ActorWorker:
                 if said.turn is None:
                     self._fail(work, index, said)
                 elif episode is None:
-                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn))
+                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn, said.seconds))
                 else:
+                    episode.answered(said.turn, said.seconds)
                     self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
                 self._give_up(work, index, str(error))
@@ -212,20 +213,18 @@ class ActorWorker:
                 except EngineError as error:
                     self._give_up(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: _Work, index: int, turn: Turn) -> Episode:
+    def _opened(self, work: _Work, index: int, turn: Turn, seconds: float) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
-        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
+        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
-        if turn.outcome is not None:
-            episode.outcome = turn.outcome
         limit = self._rooms.limit(work.prompt.environment)
         late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
-        if not turn.over and (late or episode.replies >= work.prompt.sampling.max_turns):
+        if not turn.over and (late or len(episode.replies) >= work.prompt.sampling.max_turns):
             episode.finish_reason = "turns"
         elif not turn.over:
             if not turn.messages:

@@ -96,7 +96,7 @@ class Artefact:
 
     @property
     def group_ids(self) -> tuple[str, ...]:
-        """The groups that end here with something kept of them."""
+        """The groups that end here and of which something was kept."""
         return tuple(ref.group_id for ref in self.kept)
 
     def pack(self) -> dict[str, Json]:

@@ -31,7 +31,7 @@ from broker.processtree import close_pipes, halt, keep
 Handler = Callable[[Any], Any]
 Relieve = Callable[[range, float], bool]
 START_SECONDS = 60.0
-PATIENCE_SECONDS = 0.25  # a payload that takes longer does not keep those behind it in its child
+PATIENCE_SECONDS = 0.25  # a payload that takes longer no longer holds up those queued behind it in its child
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 DUMP_SECONDS = 0.2
@@ -113,7 +113,7 @@ class Isolated:
                 self._leave(first - begun, told=stop < len(payloads))
 
     def _leave(self, wanted: int, told: bool) -> None:
-        """Have the child leave its batch, and read up to its word that it has: it may have begun on the next payload."""
+        """Have the child leave its batch, and read until it confirms: it may have begun the next payload."""
         try:
             if not told:
                 self._write(wanted)

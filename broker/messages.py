@@ -27,7 +27,16 @@ from broker.manifests import (
 )
 from broker.prompts import PURPOSES, ChatMessage, Prompt, Sampling
 from broker.seals import Seal
-from broker.trajectories import FINISH_REASONS, FloatArray, IntArray, Segment, Trajectory, VersionSpan, trajectory_id
+from broker.trajectories import (
+    FINISH_REASONS,
+    FloatArray,
+    IntArray,
+    Reply,
+    Segment,
+    Trajectory,
+    VersionSpan,
+    trajectory_id,
+)
 from broker.verdicts import OUTCOMES, DeadLetter, Outage, PolicyVersion, Settled, Trimmed, Vote
 from broker.wire import Json, Position
 
@@ -53,6 +62,7 @@ __all__ = [
     "PolicyVersion",
     "Position",
     "Prompt",
+    "Reply",
     "SampleRef",
     "Sampling",
     "Seal",

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("headrace.commands.run", "everything on this machine, with a live view"),
     "plan": Command("headrace.commands.plan", "check a run file and say what would run"),
+    "import": Command("headrace.commands.import_model", "make a model's directory from a GGUF file"),
     "learner": Command("learner.__main__", "one learner daemon by hand"),
     "actor": Command("actors.__main__", "one actor daemon by hand"),
     "rewarder": Command("rewarders.__main__", "one rewarder daemon by hand"),

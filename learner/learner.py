@@ -34,9 +34,9 @@ from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")
-SFT_RECORD_EVERY = 10  # steps of supervised training between two records in the log
-READY_SECONDS = 0.02  # between two looks whether a shift's steps are planned
-HOPELESS_STEPS = 3  # manifests one after the other that cannot be executed end the run
+SFT_RECORD_EVERY = 10  # supervised steps between two records in the log
+READY_SECONDS = 0.02  # interval at which to check whether the steps of a shift are planned
+HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
 
 
 class Learner:
@@ -55,7 +55,7 @@ class Learner:
         shifts: Shifts,
         road: Road,
         steps: Producer,
-        results: Producer,
+        record: Callable[[StepResult], None],
         endings: Endings,
         unfinished: set[str],
         sources: Sources,
@@ -66,7 +66,8 @@ class Learner:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
-        self._road, self._steps, self._results, self._endings = road, steps, results, endings
+        self._road, self._steps, self._endings = road, steps, endings
+        self._record = record
         self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
         self._file = run.file
@@ -141,7 +142,7 @@ class Learner:
             raise
         except (
             Exception
-        ) as error:  # a loss of one's own, a model's limit, memory: whatever it is, it must not end the run
+        ) as error:  # a user's loss, a limit of the model, memory: whatever it is, it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
             self._put_aside(manifest, error)
@@ -154,11 +155,11 @@ class Learner:
         if result is not None:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
-            self.record(result)
+            self._record(result)
         return result
 
     def _put_aside(self, manifest: Manifest, error: Exception) -> None:
-        """Say in the log that the step trains nothing, and bring the state there: whatever the failure has left of it is given up."""
+        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded."""
         step, why = manifest.step, f"{type(error).__name__}: {error}"[:1000]
         log_.error("step %d cannot be executed and is set aside: %s", step, why, exc_info=error)
         mark = Manifest(step, manifest.stage, "set_aside", why=why, created=time.time())
@@ -185,7 +186,7 @@ class Learner:
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)
         if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
-            self.record(result)
+            self._record(result)
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 
@@ -196,8 +197,10 @@ class Learner:
     def evaluate(self, index: int, name: str, step: int, asked: Benchmark) -> None:
         """Begin evaluation ``name`` of version ``step``, unless it has been made; what is already under way of it goes on."""
         training = self.config.training(index) or self.config.learner
-        sampling = asked.sampling or training.sampling
-        feeding = self.sources.feeding(asked.data, asked.k, sampling, purpose="eval", collection=name)
+        sampling = asked.sampled(training.sampling)
+        feeding = self.sources.feeding(
+            asked.data, asked.k, sampling, purpose="eval", collection=name, judge=asked.rewarder
+        )
 
         def finish(c: Collection, groups: Any, lost: Any) -> Ending:
             return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
@@ -255,11 +258,6 @@ class Learner:
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
-    def record(self, result: StepResult) -> None:
-        """Write what a step gave. Metrics may be written twice after a redo; the last holds."""
-        self._results.send(self.run.topics.steps, f"result/{result.step}".encode(), encode(result))
-        self._results.flush()
-
     def save(self, keep: int, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
         with self.telemetry.phase("checkpoint"):
             return self.state.save(self.checkpoints, keep, name, extra)
@@ -304,7 +302,7 @@ class Learner:
             self.planning.release(frozenset(old) - frozenset(mix))
 
     def _follow_asked(self) -> None:
-        """Begin the evaluations that somebody has asked for meanwhile."""
+        """Begin the evaluations that were requested in the meantime."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
             if (

@@ -47,10 +47,16 @@ class Sources:
         weight: float = 1.0,
         purpose: str = "train",
         collection: str = "",
+        judge: str = "",
     ) -> Feeding:
-        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows."""
+        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows.
+
+        A ``judge`` that is not in the mix judges alone: the others of the run may know nothing of these questions.
+        """
         table = self._table(name)
         mix = self.mix if table.rewards is None else table.rewards
+        if judge and judge not in mix:
+            mix = {judge: 1.0} if table.rewards is None else {**mix, judge: 1.0}
         ask = Ask(size, mix, sampling_of(sampling), purpose, collection, table.environment, table.chat)
         return Feeding(self.schedule(name, purpose == "train"), ask, weight)
 

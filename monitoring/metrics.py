@@ -44,7 +44,7 @@ class ActorMetrics(Metrics):
     prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished samples")
     cached_prompt_tokens = counter(
         "cached_prompt_tokens", "Prompt tokens that an engine took from its prefix cache",
-        may_be_zero="the local engine has no prefix cache",
+        may_be_zero="groups of one sample share nothing",
     )  # fmt: skip
     aborted = counters(
         "aborted", "Samples that did not end by themselves", "reason",

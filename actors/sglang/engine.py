@@ -31,9 +31,9 @@ from broker.messages import Sampling, VersionSpan
 from broker.weights.sink import WeightSink
 
 log = logging.getLogger("sglang")
-SAMPLE_SECONDS = 3600.0  # that one request may take: a server that says nothing at all is noticed by its connection
+SAMPLE_SECONDS = 3600.0  # limit of one request: a server that says nothing at all is noticed by its connection
 BACK_OFF = (0.2, 0.5, 1.0, 2.0, 5.0)
-WAIT_SECONDS = 0.02  # between two looks for a server that may be asked
+WAIT_SECONDS = 0.02  # interval at which to look for a server that takes requests
 CHECK_SECONDS = 60.0
 
 

@@ -21,7 +21,7 @@ from monitoring.ports import free_ports
 
 log = logging.getLogger("sglang")
 START_SECONDS = 600.0
-END_SECONDS = 5.0  # nothing of what it does then is needed
+END_SECONDS = 5.0  # after this it is killed: nothing that it does while it ends is needed
 SAY_SECONDS = 15.0
 CPU_ARGUMENTS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend", "none",

@@ -27,7 +27,7 @@ from broker.weights.snapshot import Snapshots
 from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")
-ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
+ATTEMPTS = 5  # number of epochs in which one version is tried before it is left to the next one
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from contextlib import closing
 
 from headrace.commands.arguments import as_json, run_directory
 from headrace.reading.trace import trace
-from headrace.reading.tracetext import one_line, sample_line
+from headrace.reading.tracetext import one_line, sample_line, turn_lines
 from headrace.running.rundir import reopen
 from monitoring.view import clean_text
 
@@ -38,6 +38,8 @@ def main(options: argparse.Namespace) -> int:
         print(f"\n{group['group_id']}  prompts[{partition}] {offset}  {one_line(group['question'], 100)}")
         for sample in group["samples"]:
             print(f"  {sample_line(sample)}")
+            for line in turn_lines(sample):
+                print(f"       {line}")
     for drop in lineage["dropped"]:
         print(f"dropped {drop['group_id']}: {drop['reason']}")
     return 0

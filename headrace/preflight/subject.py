@@ -42,6 +42,8 @@ class Use:
     asked: int | None = None
     samples: int = 1
     training: Training | None = None
+    judge: str = ""
+    """The rewarder that says which answers are correct, of held-out questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,8 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
         for benchmark in asked.values():
             if benchmark.data in config.data:
                 yield Use(
-                    benchmark.data, stage, "held out", where, benchmark.sampling or usual, benchmark.questions, benchmark.k
+                    benchmark.data, stage, "held out", where, benchmark.sampled(usual), benchmark.questions, benchmark.k,
+                    judge=benchmark.rewarder,
                 )  # fmt: skip
         held_out = {b.data for b in asked.values()}
         read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - held_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SHOWN = 50  # problems that are spelled out; all are counted
+SHOWN = 50  # number of problems that are spelled out; all are counted
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from broker.topics import Topics
 from headrace.reading.history import History, whole
 from headrace.reading.origin import origin_of, told
 from headrace.reading.records import read
+from headrace.reading.turns import ending, spoken
 from learner.planning.rewards import reward_of
 
 
@@ -82,6 +83,8 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
     out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
     if not isinstance(sample, Trajectory):
         return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
+    turns = [turn.plain() for turn in spoken(sample)]
+    episode = {"environment": sample.environment, "turns": turns, "ending": ending(sample)} if turns else {}
     return out | {
         "reward": reward_of(sample.rewards, {v.rewarder: v for v in cast if isinstance(v, Vote)}),
         "versions": [list(v) for v in sample.versions],
@@ -91,6 +94,7 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
         "actor": sample.actor,
         "engine": sample.engine,
         "text": sample.text,
+        **episode,
     }
 
 

@@ -12,9 +12,9 @@ from monitoring.metrics import ActorMetrics, LearnerMetrics, RewarderMetrics, Ru
 from monitoring.scrape import scrape
 from monitoring.view import DaemonView
 
-SCRAPE_SECONDS = 1.0  # for all daemons together
+SCRAPE_SECONDS = 1.0  # time-out for scraping all daemons together
 ANSWER_SECONDS = 0.3
-WINDOW_SECONDS = 5.0  # over which rates are taken
+WINDOW_SECONDS = 5.0  # window over which rates are computed
 WORK = {
     "actor": (str(ActorMetrics.generated_tokens), "tok/s"),
     "learner": (str(LearnerMetrics.tokens), "tok/s"),

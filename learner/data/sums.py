@@ -14,7 +14,7 @@ from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 from learner.data.split import is_held_out
 
-ATTEMPTS = 10_000  # draws before a side of the split counts as empty
+ATTEMPTS = 10_000  # draws after which a side of the split counts as empty
 Sum = tuple[int, tuple[tuple[str, int], ...]]  # first term, then sign and term
 
 

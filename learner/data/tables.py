@@ -1,4 +1,4 @@
-"""Rows of JSON lines, Parquet, or a Hugging Face data set as prompts or documents. Columns may have other names.
+"""Rows of JSON lines, Parquet, CSV, or a Hugging Face data set as prompts or documents. Columns may have other names.
 
 ``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
 ``answer``, ``kind`` and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from broker.errors import DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
-FILES = (".jsonl", ".json", ".parquet")
+CELL = 1 << 24  # characters of a cell of CSV at most
+FILES = (".jsonl", ".json", ".parquet", ".csv")
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of roles, as the shape {from, value} has them."""
 COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
@@ -62,8 +64,30 @@ class JsonLines:
         return row
 
 
+class CommaSeparated:
+    """Rows of a CSV file; all of it is held, every cell is text. Raises DataError for a row with more cells than the first line has names."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                csv.field_size_limit(CELL)
+                reader = csv.DictReader(file)
+                self._rows = list(reader)
+        except (csv.Error, UnicodeError) as error:
+            raise DataError(f"{path} is no CSV: {error}") from error
+        for number, row in enumerate(self._rows):
+            if None in row:
+                raise DataError(f"{path} row {number} has more cells than the first line has names")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return self._rows[number]
+
+
 def read_table(path: str, split: str = "train", config: str | None = None) -> Rows:
-    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, a directory of a saved data set, or a Hugging Face id.
+    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, ``*.csv`` with its columns' names in the first line, a directory of a saved data set, or a Hugging Face id.
 
     ``config`` is the configuration of a Hugging Face data set that has several (``main`` of ``openai/gsm8k``). Raises DataError.
     """
@@ -72,6 +96,8 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
         raise DataError(f"data {path!r} does not exist; relative paths start from the run file's directory")
     if place.suffix in (".jsonl", ".json") and place.is_file():
         return JsonLines(place)
+    if place.suffix == ".csv" and place.is_file():
+        return CommaSeparated(place)
     import datasets
 
     try:

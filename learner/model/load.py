@@ -61,7 +61,7 @@ def load_model(
 
 
 def _pretrained(path: str, attention_name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights and all: what transformers would make up with a warning is an error here."""
+    """Weights and all: weights that transformers would make up with a warning are an error here."""
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attention_name, dtype=dtype, output_loading_info=True

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from learner.training.state import LearnerState
 
 log_ = logging.getLogger("learner")
-OTHER = 10_000  # a failure to write that is no error of the operating system
+OTHER = 10_000  # status of a failed write that is not an error of the operating system
 INDEX = "model.safetensors.index.json"
 
 

@@ -24,7 +24,7 @@ from learner.data.source import PromptRow, PromptSource
 from learner.planning.groups import Group
 
 log = logging.getLogger("learner")
-PROBES = 64  # rows that a source's fingerprint is made of
+PROBES = 64  # number of rows that go into a source's fingerprint
 
 
 class Schedule:

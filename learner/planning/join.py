@@ -18,7 +18,7 @@ from learner.planning.outages import Outages
 from learner.planning.shadows import Shadows
 
 Offsets = dict[int, int]
-ACTORS = "actors"  # the consumer group that samples
+ACTORS = "actors"  # the consumer group of the actors
 
 
 class Join:

@@ -23,8 +23,8 @@ from learner.planning.rewards import REWARD_RULE, Judged
 from learner.tables import Training
 
 log = logging.getLogger("learner")
-HOPELESS_GROUPS = 256  # dead letters one after the other that end a run whose sources have no end
-LOST_SECONDS = 20.0  # after which samples that actors are done with, and that did not come, are asked for again
+HOPELESS_GROUPS = 256  # so many dead letters in a row end a run whose sources are endless
+LOST_SECONDS = 20.0  # a sample that its actor has finished with and that has not arrived by then is asked for again
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,10 @@ from learner.planning.planner import Planned, Planner, StagePlan
 
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
-LOST_LOOK_SECONDS = 5.0  # between two looks whether samples were lost
-GATHER_SECONDS = 0.01  # records that come one by one are taken together: the trainer's thread wants the interpreter too
+LOST_LOOK_SECONDS = 5.0  # interval at which to check for lost samples
+GATHER_SECONDS = (
+    0.01  # records that come one by one are handled in batches, because the trainer's thread needs the interpreter too
+)
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ class Planning:
     """What the learner asks of its planner. Here all of it is done on the caller's thread, a round whenever somebody waits.
 
     ``ahead`` is how many steps are planned before they are taken; ``resting`` tells whether the engines rest, so that nobody can answer;
-    ``idle`` is called while there is nothing to do, and turns whoever else works on this thread.
+    ``idle`` is called while there is nothing to do, and runs a round of whatever else works on this thread.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Planning:
         return self._planned.qsize() >= (1 if at_end else self._steps_ahead)
 
     def call(self, action: Callable[[], T]) -> T:
-        """Run ``action`` where the planner lives, and return what it returns (or raise what it raises)."""
+        """Run ``action`` on the planner's thread, and return what it returns (or raise what it raises)."""
         return action()
 
     def wait(self, seconds: float) -> None:

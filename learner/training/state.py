@@ -127,7 +127,7 @@ class LearnerState:
     def save(self, checkpoints: Checkpoints, keep: int, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
         """Write all that ``load`` takes up; ``extra`` is a supervised stage's own state.
 
-        It may be written in the background, unless the checkpoint has a ``name``: that it has failed is raised by the next call.
+        It may be written in the background, unless the checkpoint has a ``name``: a failure is raised by the next call.
         """
         return self._saver.save(self, checkpoints, keep, name, extra or {})
 

@@ -9,7 +9,7 @@ from monitoring.report.data import RunReport, waiting_share
 from monitoring.report.scale import figure
 from monitoring.report.svg import esc
 
-ENDS = 0.1  # the share of the steps at either end that a change is measured over
+ENDS = 0.1  # share of the steps at either end between which a change is measured
 
 
 def headline(report: RunReport) -> str:

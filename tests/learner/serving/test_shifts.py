@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plannertools import TOPICS, Ring
 from prometheus_client import CollectorRegistry
-from test_planner import TOPICS, Ring
 
 from actors.engine import Completion, Request
 from actors.local.engine import LocalEngine
@@ -37,7 +37,7 @@ from learner.telemetry import Telemetry
 from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
-SMALL = Path(__file__).resolve().parents[1] / "chaos" / "run.toml"
+SMALL = Path(__file__).resolve().parents[2] / "chaos" / "run.toml"
 PATIENCE = 3.0
 
 

@@ -17,7 +17,7 @@ from learner.training.checkpoint import Checkpoints, Progress, read_state
 from learner.training.sft import Curriculum, SftTrainer
 from learner.training.trainer import state_sha256
 
-TINY = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny_model")
+TINY = str(Path(__file__).resolve().parents[3] / "recipes" / "tiny_model")
 
 
 def stage(**changes: Any) -> SftStage:

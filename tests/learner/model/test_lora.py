@@ -29,7 +29,7 @@ from learner.training.executor import execute
 from learner.training.sft import SftTrainer
 from learner.training.trainer import state_sha256
 
-TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny_model"
+TINY = Path(__file__).resolve().parents[3] / "recipes" / "tiny_model"
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 FAMILIES = [
     LlamaConfig(**SHAPE, intermediate_size=48, num_key_value_heads=2),

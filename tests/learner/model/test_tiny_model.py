@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from learner.model.load import load_model, load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "recipes" / "tiny_model"
 REPLY = "<think>3+7=0,0-2=8</think><answer>\\boxed{8}</answer>"
 

@@ -143,7 +143,7 @@ def test_tied_tensors_stay_one_and_the_room_is_used_again(tmp_path: Path) -> Non
         """What a saver takes of a learner's state."""
 
         train = None
-        model_path = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny_model")
+        model_path = str(Path(__file__).resolve().parents[3] / "recipes" / "tiny_model")
         model: Any = load_model(model_path, init="random")
 
         def adapter_files(self) -> None:

@@ -12,7 +12,7 @@ from headrace.reading.audit import Audit
 from headrace.reading.elsewhere import FATES
 from learner.planning.fates import Fate, Reason, fate_of, reason_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "fates.md").read_text()
 
 

@@ -28,7 +28,7 @@ from learner.model.attention import plan_segments
 from learner.model.load import load_model, load_tokenizer, save_model
 from learner.training.trainer import state_sha256
 
-TINY = str(Path(__file__).resolve().parents[2] / "recipes" / "tiny_model")
+TINY = str(Path(__file__).resolve().parents[3] / "recipes" / "tiny_model")
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 
 

@@ -20,7 +20,7 @@ from learner.model.load import load_tokenizer
 from learner.planning.feed import Schedule
 from learner.tables import SourceTable
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "recipes" / "tiny_model"
 CARD = """---
 configs:
@@ -155,7 +155,7 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
         source_of("rows.jsonl", tmp_path, colums={})
     with pytest.raises(RunFileError, match="may rename"):
         source_of("rows.jsonl", tmp_path, columns={"promt": "question"})
-    with pytest.raises(RunFileError, match="either use"):
+    with pytest.raises(RunFileError, match="needs use"):
         open_prompts("prompts", SourceTable(), file_in(tmp_path))
     with pytest.raises(RunFileError, match="cannot be loaded"):
         open_prompts("prompts", SourceTable(use="nowhere:Rows"), file_in(tmp_path))

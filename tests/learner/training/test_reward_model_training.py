@@ -75,7 +75,7 @@ def test_pairs_teach_an_order_that_holds_on_other_prompts(preferring: tuple[Path
 def test_what_is_written_is_what_the_rewarder_loads(preferring: tuple[Path, RewardModelReport]) -> None:
     import sys
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "rewarders"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "rewarders"))
     from spoken import group
 
     judge = RewardModel(model=str(preferring[0]), device="cpu")
