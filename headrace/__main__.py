@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": Command("headrace.commands.verify", "audit a run's log"),
     "trace": Command("headrace.commands.trace", "the lineage of one optimizer step"),
     "replay": Command("headrace.commands.replay", "train recorded steps again; prints the sha256 of the weights"),
+    "fork": Command("headrace.commands.fork", "a new run that begins from a step of another one"),
     "timeline": Command(
         "headrace.commands.timeline", "who did what when in some steps, as a trace for ui.perfetto.dev"
     ),

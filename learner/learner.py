@@ -136,6 +136,7 @@ class Learner:
         One that cannot be executed is set aside in the log, and the next version is the policy as it was.
         """
         manifest = planned.manifest
+        self.state.check()
         try:
             result = execute(self.state, manifest, planned.groups, planned.offset)
         except (CheckpointError, LogError, OSError):
@@ -181,6 +182,7 @@ class Learner:
     def progress_in_stage(self, index: int, report: SftReport) -> None:
         """Take in one step of supervised training: it makes no policy version, but it is recorded and counted."""
         before = self.progress
+        self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)

@@ -24,6 +24,7 @@ from actors.local.rows import Rows, Slot
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
 from actors.prompting import answer_text, check_prompt, end_tokens
+from actors.slots import Pressure
 from broker.errors import EngineError
 from broker.messages import Sampling
 from broker.weights.receiver import DistributedReceiver
@@ -59,7 +60,7 @@ class LocalEngine:
         self._decoder = Decoder(config, dtype, device, context)
         self.ends = end_tokens(path, config, self.tokenizer)
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
-        self._mode, self._device = mode, device
+        self._mode, self._device, self._slots = mode, device, slots
         self._rows = Rows(self._decoder, slots)
         self._prompts = Cache(self._decoder, slots, self._decoder.context)
         self._free_prompts = list(range(slots))
@@ -170,8 +171,17 @@ class LocalEngine:
             )
 
     def room(self) -> int:
-        waiting = sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
-        return self._rows.free - waiting
+        return self._slots - len(self._rows.live) - self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
+
+    def pressure(self) -> Pressure:
+        """Its cache has a place for every slot, so nothing is ever taken back."""
+        return Pressure(self._waiting(), most=self._rows.free + len(self._rows.live))
+
+    def hold(self, slots: int) -> None:
+        self._slots = slots
 
     def submit(self, request: Request) -> None:
         check_prompt(request.tokens, self._decoder.context, self._decoder.vocabulary)

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ class Question(NamedTuple):
 
 class Feed:
     """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source; ``missing`` are numbers below it that a
-    crash kept from the log: they are fed first."""
+    crash kept from the log, or that a fork asks anew: they are fed first."""
 
     def __init__(
         self,
@@ -143,7 +143,9 @@ class Feed:
         cursor: Mapping[str, int],
         missing: Mapping[str, list[int]] | None = None,
         letters: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._producer, self._topic, self._partitions, self._letters = producer, topic, partitions, letters
         self.cursor = dict(cursor)
         self.missing = {name: list(numbers) for name, numbers in (missing or {}).items()}
@@ -172,7 +174,7 @@ class Feed:
         """
         load = Counter(dict.fromkeys(range(self._partitions), 0))
         load.update(group.position.partition for group in outstanding)
-        now = time.time()
+        now = self._clock()
         prompts = [p for q in questions if (p := self._asked(q, version, now)) is not None]
         for prompt in prompts:
             partition = min(load, key=lambda p: (load[p], p))
@@ -204,7 +206,7 @@ class Feed:
         log.warning("[data.%s] row %d cannot be asked: %s", schedule.name, row, error)
         if self._letters:
             letter = DeadLetter(
-                f"data.{schedule.name}", 0, row, str(number).encode(), b"", str(error), "learner", created=time.time()
+                f"data.{schedule.name}", 0, row, str(number).encode(), b"", str(error), "learner", created=self._clock()
             )
             self._producer.send(self._letters, schedule.name.encode(), encode(letter))
         if self._odd[schedule.name] >= (schedule.source.size or PROBES):

@@ -293,4 +293,5 @@ class Planner:
             rewards=rewards,
             deadletters=deadletters,
             eras=dict(self.feed.eras),
+            missing={name: tuple(numbers) for name, numbers in self.feed.missing.items() if numbers},
         )

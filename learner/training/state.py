@@ -135,6 +135,10 @@ class LearnerState:
         """A rank that follows: write the own part of a checkpoint into ``beside``."""
         self._saver.write(self, beside, extra)
 
+    def check(self) -> None:
+        """Raises OSError or CheckpointError if the last checkpoint could not be written."""
+        self._saver.check()
+
     def close(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises OSError or CheckpointError if it could not be written."""
         self._saver.wait()
