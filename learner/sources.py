@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from broker.errors import RunFileError
 from broker.messages import Era, Sampling
 from broker.run import Run
 from broker.spelling import nearest
 from learner.config import LearnerConfig
+from learner.data.mixture import MixedDocuments, Part
 from learner.data.registry import open_documents, open_prompts, open_rows
 from learner.data.source import DocumentSource
 from learner.data.tables import Rows
@@ -47,16 +49,32 @@ class Sources:
         weight: float = 1.0,
         purpose: str = "train",
         collection: str = "",
+        mix: Mapping[str, float] | None = None,
     ) -> Feeding:
-        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows."""
+        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows. ``mix`` goes before
+        that of the source."""
         table = self._table(name)
-        mix = self.mix if table.rewards is None else table.rewards
+        if mix is None:
+            mix = self.mix if table.rewards is None else table.rewards
         ask = Ask(size, mix, sampling_of(sampling), purpose, collection, table.environment, table.chat)
         return Feeding(self.schedule(name, purpose == "train"), ask, weight)
 
-    def documents(self, name: str) -> DocumentSource:
-        """Source ``name`` of ``[data]``, or what an earlier stage of that name collected. Raises RunFileError."""
+    def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> DocumentSource:
+        """Source ``data`` of ``[data]``, or what an earlier stage of that name collected; several of them are mixed. Raises RunFileError,
+        DataError."""
+        if isinstance(data, str):
+            return self._documents(data)
+        weights = data if isinstance(data, Mapping) else dict.fromkeys(data, 0.0)
+        parts = [Part(name, self._documents(name), weight, self.template(name)) for name, weight in weights.items()]
+        return MixedDocuments(parts, self._run.table.seed)
+
+    def _documents(self, name: str) -> DocumentSource:
         return open_documents(name, self._made(name) or self._table(name), self._run.file)
+
+    def template(self, name: str) -> Mapping[str, Any] | None:
+        """The options of the chat template for source ``name``; None where it names none."""
+        table = self._config.data.get(name)
+        return table.chat if table is not None else None
 
     def rows(self, name: str) -> Rows:
         """The same as rows with all their columns. Raises RunFileError."""

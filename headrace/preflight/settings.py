@@ -150,6 +150,8 @@ def rewards(subject: Subject) -> Iterator[Finding]:
     whole = subject.whole
     mixes = {"[run] rewards": whole.run.rewards}
     mixes |= {f"[data.{n}] rewards": t.rewards for n, t in whole.learner.data.items() if t.rewards is not None}
+    own_mixes = {f"[[stage]] {stage.name} rewards": stage.mixes() for stage in whole.learner.stages}
+    mixes |= {f"{where} ({n})": mix for where, found in own_mixes.items() for n, mix in enumerate(found)}
     known = list(whole.rewarders)
     trained = {use.source: use.training for use in subject.uses if use.training is not None}
     for where, mix in mixes.items():

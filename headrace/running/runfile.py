@@ -83,6 +83,8 @@ def _environments(learner: LearnerConfig, file: RunFile) -> None:
 def _stages(learner: LearnerConfig, run: RunTable) -> None:
     """Names of stages, of what they read, and of who judges."""
     names = [stage.name for stage in learner.stages]
+    mixes = [run.rewards, *learner.mixes()]
+    judging = {name for mix in mixes for name in mix}
     for index, stage in enumerate(learner.stages):
         if names.index(stage.name) != index:
             raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
@@ -92,8 +94,8 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
             if not run.rewards:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
         for key, judge in stage.judges().items():
-            if judge not in run.rewards:
-                hint = nearest(judge, list(run.rewards))
+            if judge not in judging:
+                hint = nearest(judge, sorted(judging))
                 raise RunFileError(
                     f"[[stage]] {stage.name} {key} = {judge!r} is not in [run] rewards, and so judges nothing{hint}"
                 )

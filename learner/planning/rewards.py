@@ -74,11 +74,12 @@ def judge(
 
 def trained_rewards(judged: Sequence[Judged], table: Training) -> list[float]:
     """What the samples' advantages come from: their rewards, less the penalty on long answers."""
-    buffer, longest = table.overlong_buffer, table.sampling.max_new_tokens
-    return [
-        sample.reward + overlong_penalty(sample.trajectory.response_tokens, longest, buffer, table.overlong_penalty)
-        for sample in judged
-    ]
+    buffer, factor = table.overlong_buffer, table.overlong_penalty
+
+    def penalty(sample: Trajectory) -> float:
+        return overlong_penalty(sample.response_tokens, sample.sampling.max_new_tokens, buffer, factor)
+
+    return [sample.reward + penalty(sample.trajectory) for sample in judged]
 
 
 def overlong_penalty(tokens: int, longest: int, buffer: int, factor: float) -> float:

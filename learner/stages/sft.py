@@ -19,8 +19,14 @@ class SftStage(Stage, SupervisedTable):
     def initial(self) -> str:
         return self.init
 
+    def weights(self) -> dict[str, float]:
+        """The sources of its documents, and how often each is read; 0: each document as often as any other."""
+        if isinstance(self.data, str):
+            return {self.data: 1.0}
+        return dict(self.data) if isinstance(self.data, dict) else dict.fromkeys(self.data, 0.0)
+
     def sources(self) -> Mapping[str, str]:
-        return {"data": self.data}
+        return {"data" if isinstance(self.data, str) else f"data.{name}": name for name in self.weights()}
 
     def adapters(self, training: Training | None) -> LoraTable | None:
         return self.lora
@@ -53,7 +59,7 @@ class SftStage(Stage, SupervisedTable):
             self.trains_by(learner),
             learner.run.table.seed,
             state.placement,
-            table.chat if (table := learner.config.data.get(self.data)) is not None else None,
+            learner.sources.template(self.data) if isinstance(self.data, str) else None,
         )
         if resumed and learner.extra:
             trainer.load_state_dict(learner.extra)

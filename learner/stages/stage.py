@@ -42,6 +42,10 @@ class Stage(Table):
         """The data that it reads: a source of ``[data]`` or an earlier stage's artefact, by the key that names it."""
         return {}
 
+    def mixes(self) -> tuple[Mapping[str, float], ...]:
+        """The reward mixes that it names itself, beside those of ``[run]`` and ``[data]``."""
+        return ()
+
     def judges(self) -> Mapping[str, str]:
         """The rewarders that it needs, by the key that names each."""
         return {}
