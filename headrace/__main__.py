@@ -44,6 +44,9 @@ COMMANDS = {
     "eval": Command(
         "headrace.commands.evaluate", "pass@1 and cons@k of a run's policy, while it goes on or afterwards"
     ),
+    "review": Command(
+        "headrace.commands.review", "the rows of a rewrite stage that people look at: where they lie, and back"
+    ),
     "keys": Command("headrace.commands.keys", "make the keys of a control road that leaves this machine"),
     "doctor": Command(
         "headrace.doctor.command", "what a run waits for and why; without RUN: whether this machine can run headrace"

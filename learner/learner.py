@@ -251,11 +251,13 @@ class Learner:
     # -- models ---------------------------------------------------------------------------------------------------------
 
     def model_named(self, model: str) -> str:
-        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left, anything else for itself."""
+        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left; a directory beside the run file for that, and
+        anything else for itself."""
         for index, stage in enumerate(self.config.stages):
             if stage.name == model:
                 return str((self.checkpoints.directory / self.kept_name(index)).relative_to(self.run.directory))
-        return model
+        beside = self.run.file.resolve(model)
+        return str(beside) if beside.is_dir() else model
 
     def kept_name(self, index: int) -> str:
         """The name of the checkpoint that stage ``index`` leaves for good."""

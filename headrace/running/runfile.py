@@ -93,6 +93,7 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
             training.objective.check(f"[[stage]] {stage.name} learner.objective")
             if not run.rewards:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+        stage.check(learner.file.base)
         for key, judge in stage.judges().items():
             if judge not in judging:
                 hint = nearest(judge, sorted(judging))

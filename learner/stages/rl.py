@@ -86,7 +86,9 @@ class RlStage(Stage):
         asked = {name for phase in self.phases(SamplingTable()) for name in phase.weights}
         mixed = {name for rewards in (self.rewards, *(later.rewards for later in self.later)) for name in rewards}
         if strange := sorted(mixed - asked):
-            raise ValueError(f"rewards names {strange[0]!r}, which the stage does not ask; it asks {', '.join(sorted(asked))}")
+            raise ValueError(
+                f"rewards names {strange[0]!r}, which the stage does not ask; it asks {', '.join(sorted(asked))}"
+            )
         return self
 
     def _begins(self, later: Later) -> int:
@@ -114,7 +116,9 @@ class RlStage(Stage):
         return found
 
     def mixes(self) -> tuple[Mapping[str, float], ...]:
-        return tuple(mix for rewards in (self.rewards, *(later.rewards for later in self.later)) for mix in rewards.values())
+        return tuple(
+            mix for rewards in (self.rewards, *(later.rewards for later in self.later)) for mix in rewards.values()
+        )
 
     def sources(self) -> Mapping[str, str]:
         prompts = {"data" if isinstance(self.data, str) else f"data.{name}": name for name in _weights(self.data)}
