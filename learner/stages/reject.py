@@ -113,7 +113,10 @@ class RejectStage(Stage):
                 "questions": float(len(groups) + len(lost)),
                 "tokens_mean": fmean(lengths) if lengths else 0.0,
             },
-            about={"domains": {name: dict(counts) for name, counts in domains.items()}, "statistics": statistics(documents)},
+            about={
+                "domains": {name: dict(counts) for name, counts in domains.items()},
+                "statistics": statistics(documents),
+            },
             created=time.time(),
         )
 
@@ -141,6 +144,8 @@ class RejectStage(Stage):
         """Which rule an answer falls to; empty if it is kept."""
         if sample.finish_reason != "stop":
             return "unfinished"
+        if not sample.text.strip():
+            return "empty"
         for name, least in self.require.items():
             vote = votes.get(name)
             if vote is None or vote.value is None:
