@@ -202,10 +202,13 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
             if isinstance(stage, SupervisedTable):
                 yield Use(name, stage, "documents", where)
             elif training is not None:
-                yield Use(
-                    name, stage, "train", where, training.sampling, samples=training.group_size, training=training
-                )  # fmt: skip
-            else:
+                phases = getattr(stage, "phases", lambda usual: ())(training.sampling)
+                asked_by = {phase.sampling: None for phase in phases if name in phase.weights} or {
+                    training.sampling: None
+                }
+                for sampling in asked_by:
+                    yield Use(name, stage, "train", where, sampling, samples=training.group_size, training=training)
+            elif not stage.reads_rows:
                 yield Use(
                     name, stage, "collected", where, getattr(stage, "sampling", None) or usual,
                     getattr(stage, "questions", None), getattr(stage, "samples", 1),

@@ -12,7 +12,7 @@ import csv
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -205,6 +205,14 @@ def _text(content: Any) -> str | None:
     return None
 
 
+def _wanted(turn: Any, where: str, number: int) -> bool:
+    """Whether a message says that it is trained on; one that says nothing is."""
+    said = turn.get("train", turn.get("weight", True))
+    if said not in (True, False, None):
+        raise DataError(f"{where} row {number}: train (or weight) of a message is {said!r}; it must be true or false")
+    return said is not False and said != 0
+
+
 @dataclass(frozen=True)
 class TablePrompts(_Table):
     """Prompts from a table."""
@@ -226,7 +234,18 @@ class TablePrompts(_Table):
 
 @dataclass(frozen=True)
 class TableDocuments(_Table):
-    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``."""
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``.
+
+    Of a conversation of several turns ``train = "all"`` trains every reply, ``"last"`` the last one alone; a message that says
+    ``"train": false`` (or ``"weight": 0``) is never trained on.
+    """
+
+    train: str = "all"
+
+    def __post_init__(self) -> None:
+        _Table.__post_init__(self)
+        if self.train not in ("all", "last"):
+            raise DataError(f"train = {self.train!r}; use 'all' (every reply) or 'last' (the last one alone)")
 
     def document(self, number: int, level: float) -> Document:
         row = self.rows[number]
@@ -237,7 +256,21 @@ class TableDocuments(_Table):
         if messages[-1].role != "assistant":
             response = self._cell(row, number, "response", str, needed=True)
             messages = (*messages, ChatMessage("assistant", response))
-        return Document(messages=messages)
+        return Document(messages=messages, trained=self._trained(row, number, messages))
+
+    def _trained(self, row: Mapping[str, Any], number: int, messages: Sequence[ChatMessage]) -> tuple[bool, ...]:
+        """Which messages are trained on, by the row's own words and ``train``; empty where every reply is."""
+        turns = row.get(self.columns.get("messages", "messages"))
+        if not isinstance(turns, list):
+            turns = row.get(self.columns.get("prompt", "prompt"))
+        told = [_wanted(turn, self.where, number) for turn in turns] if isinstance(turns, list) else [True]
+        ahead = int(bool(self.system))  # a system turn that the source puts before
+        wanted = [True] * ahead + told + [True] * (len(messages) - ahead - len(told))
+        if self.train == "last":
+            wanted = [False] * (len(messages) - 1) + wanted[-1:]
+        if not any(w for w, m in zip(wanted, messages, strict=True) if m.role == "assistant"):
+            raise DataError(f"{self.where} row {number}: no reply of it is to be trained")
+        return () if all(wanted) else tuple(wanted)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from broker.errors import DataError
 from broker.log import Producer
 from broker.messages import DeadLetter, Era, Position, Prompt, Sampling, encode
 from learner.data.source import PromptRow, PromptSource, row_of
+from learner.data.turns import turns
 from learner.planning.groups import Group
 
 log = logging.getLogger("learner")
@@ -153,10 +154,13 @@ class Feed:
         self._odd: Counter[str] = Counter()  # rows of each source that could not be asked, since one could
 
     def next_questions(self, feedings: Sequence[Feeding], floors: Sequence[int]) -> list[Question]:
-        """The next prompts, one for each of ``floors``: of the source that is furthest behind its weight. Follows from the cursor alone."""
+        """The next prompts, one for each of ``floors``: of the sources in turn, by their weights. Whose turn it is follows from how many
+        prompts all of them were asked so far, so that a source that joins others later takes its share alone, and catches up with nothing."""
         out = []
+        whose = turns(tuple(f.weight for f in feedings))
         for floor in floors:
-            feeding = min(feedings, key=lambda f: (self.cursor.get(f.schedule.name, 0) + 1) / f.weight)
+            asked = sum(self.cursor.get(f.schedule.name, 0) for f in feedings)
+            feeding = feedings[whose.of(asked)[0]]
             out.append(Question(feeding, self._next_number(feeding.schedule.name), floor))
         return out
 
