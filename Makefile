@@ -54,7 +54,7 @@ run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
 test: $(STAMP) setup-sandbox
-	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Pools of learners, shared devices, the doctor's stalls, SIGKILL of anything: trees of processes that take their time, one at a time.
 test-slow: $(STAMP)
