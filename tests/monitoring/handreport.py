@@ -37,7 +37,9 @@ def stages(steps: int, hostile: str) -> tuple[list[StageRow], list[Score], list[
     """Three stages with two benchmarks, the course of one of them, and two questions with an answer of each stage."""
 
     def score(benchmark: str, step: float, value: float) -> Score:
-        return Score(benchmark + hostile, step, 400, 16, value, value - 0.05, value + 0.05, value + 0.1, 200 + 900 * value)
+        return Score(
+            benchmark + hostile, step, 400, 16, value, value - 0.05, value + 0.05, value + 0.1, 200 + 900 * value
+        )
 
     names = [f"{name}{hostile}" for name in ("cold", "zero", "r1")]
     rows = [
