@@ -40,7 +40,9 @@ class WordKinds:
 
     def __post_init__(self) -> None:
         if not 2 <= self.choices <= len(KINDS):
-            raise DataError(f"choices = {self.choices} must be from 2 to {len(KINDS)}: each word is of a kind of its own")
+            raise DataError(
+                f"choices = {self.choices} must be from 2 to {len(KINDS)}: each word is of a kind of its own"
+            )
 
     @property
     def size(self) -> int | None:
