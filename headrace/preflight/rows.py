@@ -23,7 +23,13 @@ def readable(subject: Subject) -> Iterator[Finding]:
     for use in distinct(subject):
         where = f"[data.{use.source}]"
         rows = subject.rows(use)
-        if rows is None:
+        if rows is None and use.source in subject.elsewhere:
+            yield warning(
+                where,
+                f"{subject.refused[use.source].removeprefix('data ')}: its rows are not looked at",
+                f"fetch it where the run starts (hf download --repo-type dataset {subject.whole.learner.data[use.source].path}), and plan again there",
+            )
+        elif rows is None:
             yield error(where, subject.refused[use.source].removeprefix(where).strip(), "mend it, or its table")
         elif rows.size == 0:
             yield error(where, "has no rows", "name a source that has some")
