@@ -13,7 +13,7 @@ HERE := not kafka and not sglang and not gpu and not watch
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch run run-sglang test test-slow quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch run run-r1 run-sglang test test-slow quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ setup-sandbox:
 
 run: $(STAMP)
 	@$(BIN)/headrace run recipes/tiny.toml
+
+# The recipe of DeepSeek-R1 in miniature, from a base model to two distilled students.
+run-r1: $(STAMP)
+	@$(BIN)/headrace run recipes/tiny_r1.toml
 
 run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
