@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 
 from broker.errors import MessageError
 from broker.prompts import PURPOSES, ChatMessage, Sampling, messages_of
-from broker.wire import Extra, Json, integer, mapping, numbers, optional_number, pack_extras, read_extras, require, text
+from broker.wire import (
+    Extra,
+    Json,
+    integer,
+    mapping,
+    number,
+    numbers,
+    optional_number,
+    pack_extras,
+    read_extras,
+    require,
+    text,
+)  # fmt: skip
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -39,6 +51,17 @@ class VersionSpan(NamedTuple):
     start: int
 
 
+class Reply(NamedTuple):
+    """A reply of an episode: ``turns[turn]``, sampled from ``started`` to ``ended`` (seconds since the epoch). Its environment took
+    ``seconds`` to answer it, and said that it is worth ``value`` by itself, if it said."""
+
+    turn: int
+    started: float
+    ended: float
+    seconds: float = 0.0
+    value: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """One sample of a group, with all that a rewarder or the learner needs to use it without another look-up.
@@ -50,7 +73,8 @@ class Trajectory:
     ``length``, ``abort``, or ``turns`` (an episode that was allowed no further one).
 
     An episode in an ``environment`` has all that was said after the prompt in ``turns``, in order, and ``outcome`` is what the environment made
-    of it, if it said. ``collection`` is the prompt's.
+    of it, if it said, with ``why``. The environment took ``opening`` seconds to open it; ``replies`` are the model's turns, one for each
+    trainable segment, in order. ``collection`` is the prompt's.
     """
 
     TYPE: ClassVar[str] = "trajectory"
@@ -78,6 +102,9 @@ class Trajectory:
     turns: tuple[ChatMessage, ...] = ()
     outcome: float | None = None
     collection: str = ""
+    replies: tuple[Reply, ...] = ()
+    opening: float = 0.0
+    why: str = ""
 
     def __post_init__(self) -> None:
         tokens, logprobs = self.tokens, self.logprobs
@@ -109,6 +136,11 @@ class Trajectory:
         for version, start in self.versions:
             require(last < start < n and version >= 0, "versions", self.versions, "rising starts, versions >= 0")
             last = start
+        turn = -1
+        for reply in self.replies:
+            sound = turn < reply.turn < len(self.turns) and (reply.value is None or math.isfinite(reply.value))
+            require(sound, "replies", self.replies, "places in turns, in order, with finite values")
+            turn = reply.turn
         if first >= 0:
             require(bool(self.versions), "versions", self.versions, "a span for the sampled tokens")
             require(
@@ -204,9 +236,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """The fields of a trajectory on the wire, with the types that each may have."""
 _NAMES = tuple(_KINDS)
+
+
+def _reply(row: Json) -> Reply:
+    turn, started, ended, seconds, value = row
+    return Reply(integer(turn), number(started), number(ended), number(seconds), optional_number(value))
+
+
 _EXTRAS = {
     "environment": Extra("", text), "turns": Extra((), messages_of, lambda turns: [list(t) for t in turns]),
     "outcome": Extra(None, optional_number), "collection": Extra("", text),
+    "replies": Extra((), lambda rows: tuple([_reply(row) for row in rows]), lambda replies: [list(r) for r in replies]),
+    "opening": Extra(0.0, number), "why": Extra("", text),
 }  # fmt: skip
 _DEFAULTS = {name: extra.default for name, extra in _EXTRAS.items()}
 _FIELDS = itemgetter(*_NAMES)

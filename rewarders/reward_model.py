@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from broker.calls import CallRefused, Server, sayable
 from broker.conversations import conversation, conversation_tokens
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
 from broker.spelling import nearest
 from rewarders.beside import is_made_later, located
-from rewarders.calls import CallRefused, Server, sayable
 from rewarders.parts import part
 from rewarders.rewarder import GroupRewarder, Reward
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from broker.errors import DataError, MessageError
 from broker.messages import ChatMessage, Prompt, encode
 from broker.wire import Json
+
+STALE_ROW = "before_cutoff"
+"""The metadata of a row that was published before the model's cut-off, where such rows are marked (``[data.NAME] fresh = "mark"``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,16 @@ class Span:
 class Document:
     """One supervised example: raw spans, or a conversation whose last message (the reply) is trained on.
 
-    With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included.
+    With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included. ``template`` are options of
+    the chat template, where they are not those of the stage. ``trained`` says of each message whether it is trained on (empty: all
+    ``assistant`` ones).
     """
 
     spans: tuple[Span, ...] = ()
     messages: tuple[ChatMessage, ...] = ()
     tag: str = ""
+    template: Mapping[str, Any] | None = None
+    trained: tuple[bool, ...] = ()
 
 
 class DocumentSource(Protocol):

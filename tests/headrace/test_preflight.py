@@ -159,17 +159,6 @@ def test_questions_that_come_twice_or_are_trained_on_are_counted(tmp_path: Path)
     assert "16 questions of [data.heldout], which has 6 rows: 6 are asked" in many.what
 
 
-def test_rows_that_are_left_out_for_what_they_share_are_counted(tmp_path: Path) -> None:
-    both = with_rows(tmp_path, QUESTIONS) + with_rows(tmp_path, QUESTIONS[:6], "heldout")
-    given = [*both, f'data.prompts={{path="{tmp_path / "prompts.jsonl"}", decontaminate={{against=["heldout"]}}}}']
-    (said,) = found(rows.decontaminated, SMALL, *given)
-    assert (
-        said.level == "note"
-        and "6 of 24 (25%) of its rows share 13 words in a row with questions of [data.heldout]" in said.what
-    )
-    assert not [f for f in found(rows.repeated, SMALL, *given) if "held-out" in f.what]
-
-
 # -- lengths and templates ---------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from broker.errors import DataError, RunFileError
 from broker.runfile import RunFile
-from learner.data.clean import Clean
 from learner.data.documents import DocumentTokenizer
 from learner.data.reasoning_gym import ReasoningGymDocuments, ReasoningGymTasks
 from learner.data.registry import open_documents, open_prompts
@@ -190,7 +189,7 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
         source_of("rows.jsonl", tmp_path, colums={})
     with pytest.raises(RunFileError, match="may rename"):
         source_of("rows.jsonl", tmp_path, columns={"promt": "question"})
-    with pytest.raises(RunFileError, match="either use"):
+    with pytest.raises(RunFileError, match="needs use"):
         open_prompts("prompts", SourceTable(), file_in(tmp_path))
     with pytest.raises(RunFileError, match="cannot be loaded"):
         open_prompts("prompts", SourceTable(use="nowhere:Rows"), file_in(tmp_path))
@@ -322,53 +321,3 @@ def test_rows_come_in_a_new_order_in_every_epoch(tmp_path: Path) -> None:
     assert {issue for _, issue in first} == {0} and {issue for _, issue in second} == {1}
     assert [r for r, _ in first] != [r for r, _ in second]
     assert Schedule("rows", source_of("rows.jsonl", tmp_path), seed=4).row(33) == schedule.row(33)
-
-
-def test_what_held_out_sources_ask_is_left_out_by_runs_of_words(tmp_path: Path) -> None:
-    asked = ["What is the sum of the first ten odd numbers?", "Why 7?"]
-    rows = [
-        "A bat and a ball cost 1.10 together.", "Tell me: what is the SUM of the first -- ten odd -- numbers, please?", "why 7", "Why 7 of them?",
-        "What is the sum of the first two odd numbers?",
-    ]  # fmt: skip
-    save("jsonl", tmp_path, [{"prompt": p, "answer": "1"} for p in asked])
-    (tmp_path / "rows.jsonl").rename(tmp_path / "heldout.jsonl")
-    save("jsonl", tmp_path, [{"prompt": p, "answer": "1"} for p in rows])
-    (tmp_path / "run.toml").write_text('[data.heldout]\npath = "heldout.jsonl"\n[data.prompts]\npath = "rows.jsonl"\n')
-    file = RunFile.read(tmp_path / "run.toml")
-
-    def opened(**wanted: Any) -> Any:
-        return open_prompts(
-            "prompts", SourceTable(path="rows.jsonl", decontaminate={"against": ("heldout",), **wanted}), file
-        )
-
-    clean = opened(words=8)
-    assert [clean.row(n).messages[0].content for n in range(clean.size)] == [rows[0], rows[3], rows[4]]
-    assert clean.left_out == 2 and opened(words=6).left_out == 3, "six words in a row are common to the last one too"
-    with pytest.raises(RunFileError, match="against names 'heldut', which is no other source; did you mean 'heldout'"):
-        opened(against=("heldut",))
-    with pytest.raises(RunFileError, match="which is no other source"):
-        opened(against=("prompts",))
-
-
-def test_of_a_source_without_end_such_a_row_cannot_be_asked() -> None:
-    class Held:
-        size = 1
-
-        def row(self, number: int) -> PromptRow:
-            return SignedSums().row(3)
-
-    clean = Clean(SignedSums(), {"heldout": Held()}, 13)
-    assert clean.size is None and clean.row(2) == SignedSums().row(2)
-    with pytest.raises(DataError, match="row 3 shares 13 words in a row with a held-out question of heldout"):
-        clean.row(3)
-    with pytest.raises(DataError, match=r"\[data.endless\], which has no end"):
-        Clean(SignedSums(), {"endless": SignedSums(seed=1)}, 13)
-
-
-def test_documents_are_cleaned_too(tmp_path: Path) -> None:
-    save("jsonl", tmp_path, [{"prompt": "Why 7?", "response": "So."}, {"prompt": "Why 8?", "response": "So."}])
-    (tmp_path / "heldout.jsonl").write_text('{"prompt": "Why 8?"}\n')
-    (tmp_path / "run.toml").write_text('[data.heldout]\npath = "heldout.jsonl"\n')
-    table = SourceTable(path="rows.jsonl", decontaminate={"against": ("heldout",)})
-    source = open_documents("documents", table, RunFile.read(tmp_path / "run.toml"))
-    assert source.size == 1 and source.document(0, 1.0).messages[0].content == "Why 7?"
