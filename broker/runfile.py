@@ -23,9 +23,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Table(BaseModel):
-    """Base of every table: frozen, and an unknown key is an error."""
+    """Base of every table: frozen, an unknown key is an error, and so is a number that is none (``nan``) or has no end (``inf``)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunTable(Table):

@@ -26,6 +26,11 @@ class LearnerConfig:
         own = {key: value for key, value in raw.items() if key in Training.model_fields}
         self._training = [stage.training(lambda over, s=stage: self._resolved(own, over, s)) for stage in self.stages]  # type: ignore[misc]
 
+    def mixes(self) -> list[Mapping[str, float]]:
+        """The reward mixes that sources and stages name themselves, beside that of ``[run]``."""
+        of_data = [table.rewards for table in self.data.values() if table.rewards is not None]
+        return [*of_data, *(mix for stage in self.stages for mix in stage.mixes())]
+
     def training(self, stage: int) -> Training | None:
         """What stage number ``stage`` trains by; None if it trains nothing."""
         return self._training[stage]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from broker.errors import RunFileError
 from broker.messages import Artefact, Era, Sampling
@@ -10,6 +11,7 @@ from broker.run import Run
 from broker.spelling import nearest
 from learner.chosen import Choice, Clean
 from learner.config import LearnerConfig
+from learner.data.mixture import MixedDocuments, Part
 from learner.data.registry import open_rows
 from learner.data.selection import selected
 from learner.data.source import DocumentSource, PromptSource
@@ -72,22 +74,37 @@ class Sources:
         purpose: str = "train",
         collection: str = "",
         judge: str = "",
+        mix: Mapping[str, float] | None = None,
     ) -> Feeding:
         """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows.
 
-        A ``judge`` that is not in the mix judges alone: the others of the run may know nothing of these questions.
+        ``mix`` goes before that of the source. A ``judge`` that is not in the mix judges alone: the others of the run may know nothing of
+        these questions.
         """
         table = self._table(name)
-        mix = self.mix if table.rewards is None else table.rewards
-        if judge and judge not in mix:
-            mix = {judge: 1.0} if table.rewards is None else {**mix, judge: 1.0}
-        ask = Ask(size, mix, sampling_of(sampling), purpose, collection, table.environment, table.chat)
+        own = table.rewards if mix is None else mix
+        found = self.mix if own is None else own
+        if judge and judge not in found:
+            found = {judge: 1.0} if own is None else {**own, judge: 1.0}
+        ask = Ask(size, found, sampling_of(sampling), purpose, collection, table.environment, table.chat)
         return Feeding(self.schedule(name, purpose == "train"), ask, weight)
 
-    def documents(self, name: str) -> DocumentSource:
-        """Source ``name`` of ``[data]``, or what an earlier stage of that name collected. Raises RunFileError."""
-        table = self._made(name) or self._table(name)
-        return self.clean.documents(name, table)
+    def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> DocumentSource:
+        """Source ``data`` of ``[data]``, or what an earlier stage of that name collected; several of them are mixed. Raises RunFileError,
+        DataError."""
+        if isinstance(data, str):
+            return self._documents(data)
+        weights = data if isinstance(data, Mapping) else dict.fromkeys(data, 0.0)
+        parts = [Part(name, self._documents(name), weight, self.template(name)) for name, weight in weights.items()]
+        return MixedDocuments(parts, self._run.table.seed)
+
+    def _documents(self, name: str) -> DocumentSource:
+        return self.clean.documents(name, self._made(name) or self._table(name))
+
+    def template(self, name: str) -> Mapping[str, Any] | None:
+        """The options of the chat template for source ``name``; None where it names none."""
+        table = self._config.data.get(name)
+        return table.chat if table is not None else None
 
     def rows(self, name: str) -> Rows:
         """The same as rows with all their columns. Raises RunFileError."""

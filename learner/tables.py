@@ -3,7 +3,7 @@ how weights leave it. The stages' own tables are in ``learner.stages``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -49,7 +49,7 @@ class SamplingTable(Table):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     max_turns: int = Field(default=1, ge=1)
     """Replies of an episode in an environment."""
     max_total: int = Field(default=0, ge=0)
@@ -167,6 +167,9 @@ class WeightRoadTable(Table):
 
     publish_dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the weights that engines get (default: ``dtype``). Checkpoints are always in float32."""
+    sparse: Literal["auto", "always", "never"] = "auto"
+    """Whether receivers get only what has changed since the version before, where that is less than half (it never is with float32): ``auto``
+    does so where the lanes leave this machine. Over gloo; where one receiver is an SGLang server, all get the whole."""
     publish_every: int = Field(default=1, ge=1)
     road: str = "broadcast"
     """``broadcast``: in lanes by torch.distributed; ``disk``: from ``RUN/weights`` on a file system that all receivers see; or a road of
@@ -212,9 +215,12 @@ class SupervisedTable(Table):
     ``level_up``; once it is above ``until_accuracy`` at the highest level, ``cooldown_steps`` more follow with a falling rate.
     """
 
-    data: str = "documents"
+    data: str | tuple[str, ...] | dict[str, float] = "documents"
+    """One source or artefact; several, each document of which comes once in a pass; or several with weights."""
     init: Literal["pretrained", "random"] = "pretrained"
     steps: int = Field(default=1000, ge=1)
+    epochs: float = Field(default=0.0, ge=0)
+    """Passes over ``data`` in place of ``steps`` (0: ``steps``)."""
     documents_per_step: int = Field(default=32, ge=1)
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
     pack_tokens: int = Field(default=4096, ge=16)

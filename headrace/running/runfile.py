@@ -93,6 +93,8 @@ def _environments(learner: LearnerConfig, file: RunFile) -> None:
 def _stages(learner: LearnerConfig, run: RunTable, rewarders: Mapping[str, RewarderTable]) -> None:
     """Names of stages, of what they read, and of who judges."""
     names = [stage.name for stage in learner.stages]
+    mixes = [run.rewards, *learner.mixes()]
+    judging = {name for mix in mixes for name in mix}
     for index, stage in enumerate(learner.stages):
         if names.index(stage.name) != index:
             raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
@@ -101,6 +103,7 @@ def _stages(learner: LearnerConfig, run: RunTable, rewarders: Mapping[str, Rewar
             training.objective.check(f"[[stage]] {stage.name} learner.objective")
             if not run.rewards:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+        stage.check(learner.file.base)
         asked = {benchmark.rewarder for benchmark in getattr(stage, "asked", dict)().values()}
         for key, judge in stage.judges().items():
             if judge in asked and judge not in rewarders:
@@ -108,8 +111,8 @@ def _stages(learner: LearnerConfig, run: RunTable, rewarders: Mapping[str, Rewar
                     f"[[stage]] {stage.name} {key} = {judge!r}, but there is no [rewarders.{judge}]"
                     f"{nearest(judge, list(rewarders))}"
                 )
-            if judge not in run.rewards and judge not in asked:
-                hint = nearest(judge, list(run.rewards))
+            if judge not in judging and judge not in asked:
+                hint = nearest(judge, sorted(judging))
                 raise RunFileError(
                     f"[[stage]] {stage.name} {key} = {judge!r} is not in [run] rewards, and so judges nothing{hint}"
                 )

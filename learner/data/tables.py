@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from broker.errors import DataError
+from broker.errors import DataAway, DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
@@ -60,6 +61,8 @@ class JsonLines:
             row = json.loads(raw)
         except ValueError as error:
             raise DataError(f"{self._path} line {line} is no JSON: {error}") from error
+        except RecursionError:
+            raise DataError(f"{self._path} line {line} is nested too deep") from None
         if not isinstance(row, dict):
             raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
         return row
@@ -108,6 +111,8 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
             found = datasets.load_from_disk(path)
         else:
             found = datasets.load_dataset(path, config)
+    except ConnectionError as error:
+        raise DataAway(f"data {path!r} is not on this machine, and Hugging Face cannot be reached") from error
     except Exception as error:  # the library raises errors of many kinds; each means that there is no such data
         raise DataError(
             f"data {path!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
@@ -144,7 +149,9 @@ class _Table:
     ) -> Any:
         column = self.columns.get(name, name)
         value = row.get(column)
-        if value is None:
+        if value is None or (
+            isinstance(value, float) and math.isnan(value)
+        ):  # columns of numbers say so that there is none
             if needed:
                 raise DataError(f"{self.where} row {number} has no column {column!r}; it has {', '.join(row)}")
             return None
@@ -200,6 +207,14 @@ def _text(content: Any) -> str | None:
     return None
 
 
+def _wanted(turn: Any, where: str, number: int) -> bool:
+    """Whether a message says that it is trained on; one that says nothing is."""
+    said = turn.get("train", turn.get("weight", True))
+    if said not in (True, False, None):
+        raise DataError(f"{where} row {number}: train (or weight) of a message is {said!r}; it must be true or false")
+    return said is not False and said != 0
+
+
 @dataclass(frozen=True)
 class TablePrompts(_Table):
     """Prompts from a table."""
@@ -221,7 +236,18 @@ class TablePrompts(_Table):
 
 @dataclass(frozen=True)
 class TableDocuments(_Table):
-    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``."""
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``.
+
+    Of a conversation of several turns ``train = "all"`` trains every reply, ``"last"`` the last one alone; a message that says
+    ``"train": false`` (or ``"weight": 0``) is never trained on.
+    """
+
+    train: str = "all"
+
+    def __post_init__(self) -> None:
+        _Table.__post_init__(self)
+        if self.train not in ("all", "last"):
+            raise DataError(f"train = {self.train!r}; use 'all' (every reply) or 'last' (the last one alone)")
 
     def document(self, number: int, level: float) -> Document:
         row = self.rows[number]
@@ -232,7 +258,21 @@ class TableDocuments(_Table):
         if messages[-1].role != "assistant":
             response = self._cell(row, number, "response", str, needed=True)
             messages = (*messages, ChatMessage("assistant", response))
-        return Document(messages=messages)
+        return Document(messages=messages, trained=self._trained(row, number, messages))
+
+    def _trained(self, row: Mapping[str, Any], number: int, messages: Sequence[ChatMessage]) -> tuple[bool, ...]:
+        """Which messages are trained on, by the row's own words and ``train``; empty where every reply is."""
+        turns = row.get(self.columns.get("messages", "messages"))
+        if not isinstance(turns, list):
+            turns = row.get(self.columns.get("prompt", "prompt"))
+        told = [_wanted(turn, self.where, number) for turn in turns] if isinstance(turns, list) else [True]
+        ahead = int(bool(self.system))  # a system turn that the source puts before
+        wanted = [True] * ahead + told + [True] * (len(messages) - ahead - len(told))
+        if self.train == "last":
+            wanted = [False] * (len(messages) - 1) + wanted[-1:]
+        if not any(w for w, m in zip(wanted, messages, strict=True) if m.role == "assistant"):
+            raise DataError(f"{self.where} row {number}: no reply of it is to be trained")
+        return () if all(wanted) else tuple(wanted)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class Given:
     def number(self, key: str) -> int:
         """A whole number of at least 0; tables may have made a float of it."""
         found = self.values.get(key)
-        whole = (
-            (isinstance(found, int) and not isinstance(found, bool)) or (isinstance(found, float) and found.is_integer())
+        whole = (isinstance(found, int) and not isinstance(found, bool)) or (
+            isinstance(found, float) and found.is_integer()
         )
         if not whole or found is None or found < 0:
             raise self._wrong(key, "a whole number of at least 0")
