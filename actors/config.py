@@ -31,6 +31,9 @@ class ActorsTable(Table):
     """Passed to the server that is launched, behind what the project sets."""
     queue: float = Field(default=0.5, ge=0)
     """Samples held ready beyond the slots, as a share of them."""
+    adaptive: bool = False
+    """Follow the engine's pressure: ``slots`` is what an actor begins with, and then it rises while the engine has room and falls where samples
+    queue or are taken back. The cache of a local engine has room for ``slots`` and no more."""
 
     give_back: float = Field(default=30.0, gt=0)
     """Seconds after which an actor whose engine can be asked nothing leaves its prompts to the others."""

@@ -16,6 +16,7 @@ from actors.environment import Turn
 from actors.episodes import Episode, between, opening
 from actors.intake import Intake
 from actors.later import Later
+from actors.pace import pace_of
 from actors.prompting import render
 from actors.rooms import Rooms, Said
 from broker.chat import Chats
@@ -55,7 +56,8 @@ class ActorWorker:
     ) -> None:  # fmt: skip
         self._name, self._intake, self._engine, self._rooms = name, intake, engine, rooms
         self._chats = Chats(engine.tokenizer)
-        self._ahead, self._give_back = int(table.queue * table.slots), table.give_back
+        self._pace = pace_of(table, engine, metrics)
+        self._give_back = table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
         self._metrics, self._broker, self._system = metrics, broker, system
         self._work: dict[str, _Work] = {}
@@ -73,6 +75,7 @@ class ActorWorker:
         if not self._takes_part():
             self._engine.poll(POLL_SECONDS)
             return
+        self._pace.follow(sum(len(w.episodes) for w in self._work.values()), self._group_size)
         self._take()
         started, rested = time.monotonic(), self._engine.resting
         done = self._engine.poll(ROOMS_SECONDS if self._rooms.waiting else POLL_SECONDS)
@@ -106,7 +109,7 @@ class ActorWorker:
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
         opening = sum(len(work.missing) - len(work.episodes) for work in self._work.values())
-        room = self._engine.room() + self._ahead - opening
+        room = self._engine.room() + self._pace.ahead - opening
         while True:
             records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
             for record in records:
@@ -181,6 +184,7 @@ class ActorWorker:
         if done.finish_reason == "refused":
             return self._give_up(work, done.index, done.text)
         reply = episode.hear(done, self._engine.ends)
+        self._pace.finished += 1
         self._metrics.generated_tokens.inc(len(done.tokens))
         self._metrics.prompt_tokens.inc(len(episode.tokens) - len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)

@@ -32,6 +32,7 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 _TOKEN, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
 FINISH_REASONS = ("stop", "length", "abort", "turns")
+_ONE_PURPOSE, _ONE_FINISH = f"one of {PURPOSES}", f"one of {FINISH_REASONS}"
 
 
 class Segment(NamedTuple):
@@ -120,14 +121,15 @@ class Trajectory:
             raise MessageError(f"logprobs run from {logprobs.min()} to {logprobs.max()}; they must be finite and <= 0")
         require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
         require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
-        require(self.purpose in PURPOSES, "purpose", self.purpose, f"one of {PURPOSES}")
-        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, f"one of {FINISH_REASONS}")
-        require(
-            self.outcome is None or math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent"
-        )
-        at = 0
-        for _, start, end, _ in self.segments:
+        require(self.purpose in PURPOSES, "purpose", self.purpose, _ONE_PURPOSE)
+        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, _ONE_FINISH)
+        if self.outcome is not None:
+            require(math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent")
+        at, first = 0, -1
+        for _, start, end, trainable in self.segments:
             require(start == at and end > at, "segments", self.segments, "spans that cover the tokens in order")
+            if trainable and first < 0:
+                first = start
             at = end
         require(at == n, "segments", self.segments, "spans that end with the tokens")
         last = -1
@@ -139,14 +141,10 @@ class Trajectory:
             sound = turn < reply.turn < len(self.turns) and (reply.value is None or math.isfinite(reply.value))
             require(sound, "replies", self.replies, "places in turns, in order, with finite values")
             turn = reply.turn
-        trainable = [s for s in self.segments if s.trainable]
-        if trainable:
+        if first >= 0:
             require(bool(self.versions), "versions", self.versions, "a span for the sampled tokens")
             require(
-                self.versions[0].start <= trainable[0].start,
-                "versions",
-                self.versions,
-                "a span that covers the first sampled token",
+                self.versions[0].start <= first, "versions", self.versions, "a span that covers the first sampled token"
             )
 
     @property

@@ -37,6 +37,7 @@ class ActorMetrics(Metrics):
     inflight = gauge(
         "inflight_requests", "Samples being generated", may_be_zero="the actor may be idle at the moment of the scrape"
     )
+    slots = gauge("slots", "Samples that are kept in flight at most, for each server of an engine")
     weight_version = gauge("weight_version", "Policy version that is sampled from")
     generation_seconds = histogram("generation_seconds", "From admission of a sample to its end", GENERATION_SECONDS)
     update_seconds = histogram("weight_update_seconds", "Taking in one set of weights", PHASE_SECONDS)

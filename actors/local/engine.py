@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from actors.local.rows import Rows, Slot
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
 from actors.prompting import answer_text, check_prompt, end_tokens
+from actors.slots import Pressure
 from broker.errors import EngineError
 from broker.messages import Sampling
 from broker.weights.receiver import DistributedReceiver
@@ -59,7 +61,7 @@ class LocalEngine:
         self._decoder = Decoder(config, dtype, device, context)
         self.ends = end_tokens(path, config, self.tokenizer)
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
-        self._mode, self._device = mode, device
+        self._mode, self._device, self._slots = mode, device, slots
         self._rows = Rows(self._decoder, slots)
         self._prompts = Cache(self._decoder, slots, self._decoder.context)
         self._free_prompts = list(range(slots))
@@ -92,17 +94,27 @@ class LocalEngine:
     def _take_over(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         if self._asleep:
             raise EngineError("the engine rests: it takes no weights before it is woken")
+        other = self._decoder.other_shape(tensors)
+        if other is not None:
+            self._rebuild(other)
         self._decoder.load(tensors)
         self._version = version
         if self._mode == "abort":
             self._abort()
-        if self._mode != "in_place":
+        if self._mode != "in_place" or other is not None:
             self._held.clear()
             if self._rows.live:
                 self._recompute()
         for slot in self._rows.live:
             slot.change(version)
         self._requeue()
+
+    def _rebuild(self, config: Any) -> None:
+        """Take up a model of another size; keys and values of the old one are of no use."""
+        old = self._decoder
+        self._decoder = Decoder(config, old.dtype, old.device, old.context)
+        self._rows.cache = Cache(self._decoder, self._rows.capacity, old.context)
+        self._prompts = Cache(self._decoder, self._rows.capacity, old.context)
 
     def _abort(self) -> None:
         """End the live samples as they are, but for those that are to be kept."""
@@ -170,8 +182,17 @@ class LocalEngine:
             )
 
     def room(self) -> int:
-        waiting = sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
-        return self._rows.free - waiting
+        return self._slots - len(self._rows.live) - self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
+
+    def pressure(self) -> Pressure:
+        """Its cache has a place for every slot, so nothing is ever taken back."""
+        return Pressure(self._waiting(), most=self._rows.free + len(self._rows.live))
+
+    def hold(self, slots: int) -> None:
+        self._slots = slots
 
     def submit(self, request: Request) -> None:
         check_prompt(request.tokens, self._decoder.context, self._decoder.vocabulary)

@@ -27,6 +27,8 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps(lineage, indent=2))
         return 0
     print(f"step {lineage['step']} of stage {lineage['stage']}: {len(lineage['groups'])} groups")
+    if (origin := lineage["forked_from"]) is not None:
+        print(clean_text(f"of a run forked from {origin['run']} at step {origin['step']} ({origin['where']})", 400))
     if lineage["set_aside"]:
         print(f"set aside, it has trained nothing: {clean_text(lineage['set_aside'], 400)}")
     numbers = {**lineage["metrics"], **{f"{k} (s)": v for k, v in lineage["phases"].items()}}

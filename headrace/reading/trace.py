@@ -10,6 +10,7 @@ from broker.log import Log, Reader
 from broker.messages import GroupRef, Manifest, Message, Position, Prompt, SampleRef, StepResult, Trajectory, Vote
 from broker.topics import Topics
 from headrace.reading.history import History, whole
+from headrace.reading.origin import origin_of, told
 from headrace.reading.records import read
 from headrace.reading.turns import ending, spoken
 from learner.planning.rewards import reward_of
@@ -20,6 +21,9 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
 
     Where a record can no longer be read, ``unreadable`` says why in its place; the ``reward`` of a sample is None where votes are missing.
     """
+    origin = origin_of(log, topics)
+    if origin is not None and step <= origin.step:
+        raise RunFault(f"step {step} is not of this run, which was forked from {told(origin)}: look there")
     manifest, result, why = find(log, topics, step)
     return {
         "step": step,
@@ -30,6 +34,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
         "set_aside": why,
+        "forked_from": origin._asdict() if origin is not None else None,
     }
 
 

@@ -77,6 +77,12 @@ def _sampling() -> Row:
                     stacked=True,
                 ),
                 graph(
+                    "Slots, by actor", "none",
+                    "Samples that each actor keeps in flight at most, for each of its servers. With adaptive slots it follows "
+                    "the engine: if it keeps falling, answers grow or the cache is small.",
+                    Query(f"{Actor.slots}", "{{daemon}}"),
+                ),
+                graph(
                     "Waiting, by actor and reason", "percentunit",
                     "Share of its time that each actor waits. `no_prompts` asks for more credits, `no_policy` for a "
                     "look at the learner, which has not published any weights.",
