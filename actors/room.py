@@ -161,7 +161,11 @@ class WideRoom(Room):
                 return True
             if call is None:
                 return False
-            (self._closing if call.what == "close" else self._waiting).append(call)
+            if call.what == "close":  # what the episode still asks for is wanted no more
+                self._waiting = deque(c for c in self._waiting if c.ticket != call.ticket)
+                self._closing.append(call)
+            else:
+                self._waiting.append(call)
 
     def _exchange(self) -> None:
         """Give the child what it has room for, and hear what it has to say. Raises Failed where it ends under way."""
@@ -169,8 +173,11 @@ class WideRoom(Room):
             self._waiting.popleft() for _ in range(min(len(self._waiting), self._table.threads - len(self._running)))
         ]
         self._running |= {call.ticket: (call, time.monotonic()) for call in begun}
-        given, self._closing = [*self._closing, *begun], []
-        payloads = [call.pack() for call in given] + [Call(0, "collect", {"seconds": COLLECT_SECONDS}).pack()]
+        over = [call for call in self._closing if call.ticket not in self._running]
+        self._closing = [call for call in self._closing if call.ticket in self._running]
+        payloads = [call.pack() for call in [*over, *begun]]
+        if self._running:
+            payloads.append(Call(0, "collect", {"seconds": COLLECT_SECONDS}).pack())
         starts = self._child.restarts
         for _, result in self._child.call(payloads):
             if isinstance(result, Failed):
