@@ -16,7 +16,7 @@ class Evaluation:
 
     ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged. ``data`` is the source that was asked and
     ``rewarder`` who judged. ``marks`` has a text for each of ``group_ids``, with a sign for each of its samples: ``1`` right, ``0`` wrong or never
-    finished, ``-`` not judged. Records of earlier versions have none of these three.
+    finished, ``-`` not judged. ``examples`` are the places of some of its groups. Records of earlier versions have none of these four.
     """
 
     TYPE: ClassVar[str] = "evaluation"
@@ -38,6 +38,7 @@ class Evaluation:
     data: str = ""
     rewarder: str = ""
     marks: tuple[str, ...] = ()
+    examples: tuple[GroupRef, ...] = ()
 
     def pack(self) -> dict[str, Json]:
         return {
@@ -74,7 +75,10 @@ class Evaluation:
         )
 
 
-_EXTRAS = {"data": Extra("", text), "rewarder": Extra("", text), "marks": Extra((), strings, list)}
+_EXTRAS = {
+    "data": Extra("", text), "rewarder": Extra("", text), "marks": Extra((), strings, list),
+    "examples": Extra((), groups_of, pack_groups),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,11 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(
             json.dumps(
-                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "metrics", "marks")},
+                {
+                    key: value
+                    for key, value in asdict(result).items()
+                    if key not in ("group_ids", "metrics", "marks", "examples")
+                },
                 indent=2,
             )
         )

@@ -17,6 +17,7 @@ from broker.errors import CheckpointError, EngineError, RunFileError
 from learner.model import attention, lora
 from learner.model.policy import PolicyWeights
 from learner.model.positions import stretched_from
+from learner.model.sizes import unlike
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -169,14 +170,20 @@ def load_tokenizer(path: str) -> Any:
         raise RunFileError(f"[run] model = {path!r} has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
-def check_vocabulary(path: str, own: str, size: int) -> None:
-    """Raises RunFileError unless the model at ``path``, of ``size`` tokens, has the tokenizer of the run's ``own`` model.
+def check_same_family(path: str, own: str, model: PreTrainedModel) -> None:
+    """Raises RunFileError unless the ``model`` at ``path`` differs from the run's ``own`` in its sizes alone: it has the same tokenizer, and
+    all else that engines do not see in its weights.
 
-    A directory without a tokenizer (a shape, a checkpoint of somewhere else) is taken by its size alone.
+    A directory without a tokenizer (a shape, a checkpoint of somewhere else) is taken by the size of its vocabulary.
     """
     if path == own:
         return
-    there = Path(path)
+    there, size = Path(path), model.config.vocab_size
+    if strange := unlike(AutoConfig.from_pretrained(own).get_text_config(), model.config.get_text_config()):
+        raise RunFileError(
+            f"model = {path!r}: {strange} differs from [run] model = {own!r}, and the engines of a run take over other sizes alone: train it "
+            "in a run of its own"
+        )
     is_shape = there.is_dir() and not (there / "tokenizer.json").exists()
     words = load_tokenizer(own).get_vocab()
     same = len(words) <= size if is_shape else load_tokenizer(path).get_vocab() == words
