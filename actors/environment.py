@@ -6,6 +6,7 @@ A class with its options as fields, in the shape of a rewarder. An instance is m
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 from broker.errors import EnvironmentFault
 from broker.messages import ChatMessage, Prompt
+
+MAX_CHARACTERS = 1 << 20  # of a turn: who samples must not be held up by what no context can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,25 @@ def pack(turn: Any) -> dict[str, Any]:
     messages = [list(m) for m in turn.messages]
     if any(len(m) != 2 or not all(isinstance(x, str) for x in m) for m in messages):
         raise EnvironmentFault(f"gave messages {messages!r:.100}; they must be ChatMessage(role, text)")
+    if (length := sum(len(text) for _, text in messages)) > MAX_CHARACTERS:
+        raise EnvironmentFault(f"gave {length} characters in a turn; at most {MAX_CHARACTERS} are read")
+    messages = [[_text(role), _text(text)] for role, text in messages]
     return {
-        "messages": messages, "over": bool(turn.over), "outcome": _number("outcome", turn.outcome), "why": str(turn.why)[:500],
-        "tools": [dict(t) for t in turn.tools], "value": _number("value", turn.value),
+        "messages": messages, "over": bool(turn.over), "outcome": _number("outcome", turn.outcome), "why": _text(str(turn.why)[:500]),
+        "tools": _tools(turn.tools), "value": _number("value", turn.value),
     }  # fmt: skip
+
+
+def _text(text: str) -> str:
+    """What no record can carry (a lone surrogate) is replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _tools(tools: Any) -> list[dict[str, Any]]:
+    try:
+        return [dict(json.loads(json.dumps(t))) for t in tools]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EnvironmentFault(f"gave tools {tools!r:.100}; they must be what JSON can say: {error}") from error
 
 
 def _number(name: str, given: Any) -> float | None:

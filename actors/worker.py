@@ -182,6 +182,7 @@ class ActorWorker:
         reply = episode.hear(done, self._engine.ends)
         self._pace.finished += 1
         self._metrics.generated_tokens.inc(len(done.tokens))
+        self._metrics.prompt_tokens.inc(len(episode.tokens) - len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
         if not work.prompt.environment or done.finish_reason != "stop":
             return self._publish(work, episode)
@@ -191,6 +192,7 @@ class ActorWorker:
         """Environments have spoken."""
         opened: dict[str, list[Episode]] = {}
         for said in found:
+            self._metrics.environment_seconds.observe(said.seconds)
             if said.ticket not in self._places:  # given up a moment ago
                 continue
             group_id, index = self._places[said.ticket]
@@ -283,7 +285,6 @@ class ActorWorker:
                 return self._again(work, index)
             return self._give_up(work, index, str(error))
         self._intake.publish(group_id, data)
-        self._metrics.prompt_tokens.inc(episode.segments[0].end)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
         self._close(work, index)
         del work.episodes[index]

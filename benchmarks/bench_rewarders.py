@@ -192,20 +192,19 @@ def main() -> None:
     options = parser.parse_args()
     from conftest import judging_server
 
-    load = os.getloadavg()[0]
     versions = ", ".join(
         f"{name} {version(name)}"
         for name in ("torch", "transformers", "sympy", "math-verify", "reasoning-gym", "verifiers")
     )
     lines = [
-        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start; a second of the "
-        f"processor took {contention():.2f} s of the clock."
+        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores. Load {os.getloadavg()[0]:.1f} at the "
+        f"start, where a second of the processor took {contention():.2f} s of the clock: rates and times of the clock are those of a machine that was as busy."
     ]
     with tempfile.TemporaryDirectory() as place, judging_server() as remote:
         parts = {
-            "## Verdicts a second": rates(options.only, Needs(remote.url, Path(place)), options.seconds),
             "## Mathematics, case by case": mathematics(),
             "## Bombs": bombs(),
+            "## Verdicts a second": rates(options.only, Needs(remote.url, Path(place)), options.seconds),
         }
         for title, part in parts.items():
             print(f"\n{title}\n", flush=True)
@@ -213,9 +212,13 @@ def main() -> None:
             for line in part:
                 print(line, flush=True)
                 lines.append(line)
-    if options.write:
-        head = PAGE.read_text().partition(MARK)[0] if PAGE.exists() else "# Rewarders\n\n"
-        PAGE.write_text(head + MARK + "\n".join(lines) + "\n")
+                if options.write:
+                    write(lines)
+
+
+def write(lines: Sequence[str]) -> None:
+    head = PAGE.read_text().partition(MARK)[0] if PAGE.exists() else "# Rewarders\n\n"
+    PAGE.write_text(head + MARK + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

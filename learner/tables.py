@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
 from broker.spelling import nearest
+from learner.data.selection import SelectTable
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
@@ -34,6 +35,8 @@ class SourceTable(Table):
     rewards: dict[str, float] | None = None
     environment: str = ""
     chat: dict[str, Any] = Field(default_factory=dict)
+    select: SelectTable = SelectTable()
+    """Which of its rows are used."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -212,9 +215,12 @@ class SupervisedTable(Table):
     ``level_up``; once it is above ``until_accuracy`` at the highest level, ``cooldown_steps`` more follow with a falling rate.
     """
 
-    data: str = "documents"
+    data: str | tuple[str, ...] | dict[str, float] = "documents"
+    """One source or artefact; several, each document of which comes once in a pass; or several with weights."""
     init: Literal["pretrained", "random"] = "pretrained"
     steps: int = Field(default=1000, ge=1)
+    epochs: float = Field(default=0.0, ge=0)
+    """Passes over ``data`` in place of ``steps`` (0: ``steps``)."""
     documents_per_step: int = Field(default=32, ge=1)
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
     pack_tokens: int = Field(default=4096, ge=16)

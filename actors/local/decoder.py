@@ -7,6 +7,7 @@ untied heads. Sliding windows, experts and dynamic rotary scaling are refused.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -102,6 +103,19 @@ class Decoder:
         self._shares = {n: torch.full((n,), 1 / n, device=device) for n in (self.hidden, self.head_dim)}
         self._zero, self._never = (torch.tensor(x, dtype=dtype, device=device) for x in (0.0, float("-inf")))
         self.layers: list[Layer] = []
+
+    def other_shape(self, tensors: Mapping[str, Tensor]) -> Any:
+        """The configuration of these weights, where they are of another size than the model's; None where they fit. Heads stay as wide as
+        they are. Raises EngineError for weights that are of no size of this family."""
+        found = sizes(tensors, self.head_dim)
+        own = {name: getattr(self.config, name) for name in found}
+        if found == own:
+            return None
+        if found["vocab_size"] < self.vocabulary or found["num_attention_heads"] % max(1, found["num_key_value_heads"]):
+            raise EngineError(f"the weights are of another model: {found}, and this engine runs {own}")
+        config = copy.deepcopy(self.config)
+        config.update({**found, "layer_types": ["full_attention"] * found["num_hidden_layers"]})
+        return config
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take these weights (Hugging Face names); they are copied. Raises EngineError if one is missing."""
@@ -257,6 +271,24 @@ class Decoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(self._normed(hidden) * self.final_norm, self.head).float()
+
+
+def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, int]:
+    """The sizes of a model whose heads are ``head_dim`` wide, as its configuration names them. Raises EngineError if weights are missing."""
+    first = "model.layers.0."
+
+    def rows(name: str) -> int:
+        if name not in tensors:
+            raise EngineError(f"the weights lack {name!r}")
+        return len(tensors[name])
+
+    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    return {
+        "vocab_size": rows("model.embed_tokens.weight"), "hidden_size": rows("model.norm.weight"), "num_hidden_layers": len(layers),
+        "intermediate_size": rows(f"{first}mlp.gate_proj.weight"),
+        "num_attention_heads": rows(f"{first}self_attn.q_proj.weight") // head_dim,
+        "num_key_value_heads": rows(f"{first}self_attn.k_proj.weight") // head_dim,
+    }  # fmt: skip
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,17 +94,27 @@ class LocalEngine:
     def _take_over(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         if self._asleep:
             raise EngineError("the engine rests: it takes no weights before it is woken")
+        other = self._decoder.other_shape(tensors)
+        if other is not None:
+            self._rebuild(other)
         self._decoder.load(tensors)
         self._version = version
         if self._mode == "abort":
             self._abort()
-        if self._mode != "in_place":
+        if self._mode != "in_place" or other is not None:
             self._held.clear()
             if self._rows.live:
                 self._recompute()
         for slot in self._rows.live:
             slot.change(version)
         self._requeue()
+
+    def _rebuild(self, config: Any) -> None:
+        """Take up a model of another size; keys and values of the old one are of no use."""
+        old = self._decoder
+        self._decoder = Decoder(config, old.dtype, old.device, old.context)
+        self._rows.cache = Cache(self._decoder, self._rows.capacity, old.context)
+        self._prompts = Cache(self._decoder, self._rows.capacity, old.context)
 
     def _abort(self) -> None:
         """End the live samples as they are, but for those that are to be kept."""

@@ -68,7 +68,8 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(
             json.dumps(
-                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "metrics")}, indent=2
+                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "metrics", "marks")},
+                indent=2,
             )
         )
     else:

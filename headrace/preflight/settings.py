@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from broker.spelling import nearest
@@ -156,8 +156,10 @@ def _objective(where: str, training: Training) -> Iterator[Finding]:
 def rewards(subject: Subject) -> Iterator[Finding]:
     """Mixes that are always 0, that name nobody, and rewarders that are asked nothing."""
     whole = subject.whole
-    mixes = {"[run] rewards": whole.run.rewards}
+    mixes: dict[str, Mapping[str, float]] = {"[run] rewards": whole.run.rewards}
     mixes |= {f"[data.{n}] rewards": t.rewards for n, t in whole.learner.data.items() if t.rewards is not None}
+    own_mixes = {f"[[stage]] {stage.name} rewards": stage.mixes() for stage in whole.learner.stages}
+    mixes |= {f"{where} ({n})": mix for where, found in own_mixes.items() for n, mix in enumerate(found)}
     known = list(whole.rewarders)
     trained = {use.source: use.training for use in subject.uses if use.training is not None}
     for where, mix in mixes.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from broker import plugins
 from broker.errors import RunFileError
-from broker.runfile import RunFile
+from broker.runfile import RunFile, RunTable
+from learner.data.selection import select
 from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows, TableDocuments, TablePrompts, TableRows, read_table
 from learner.tables import SourceTable
@@ -17,7 +19,7 @@ READS = "rows"
 
 def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
     """A source of prompts. Raises RunFileError for a wrong table, DataError for what cannot be read."""
-    source = _open(name, table, file, TablePrompts)
+    source = _selected(name, table, file, TablePrompts)
     if not hasattr(source, "row"):
         raise RunFileError(f"[data.{name}] gives documents for supervised training, not prompts")
     return source
@@ -25,7 +27,7 @@ def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
 
 def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSource:
     """A source of supervised documents. Raises as ``open_prompts``."""
-    source = _open(name, table, file, TableDocuments)
+    source = _selected(name, table, file, TableDocuments)
     if not hasattr(source, "document"):
         raise RunFileError(f"[data.{name}] gives prompts, not documents for supervised training")
     return source
@@ -40,6 +42,13 @@ def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
         )
     rows: Rows = source
     return rows
+
+
+def _selected(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
+    """The source with the rows that its ``select`` chooses by themselves; what needs other sources or the log is ``learner.sources``'."""
+    cutoff = file.table("run", RunTable).cutoff if table.select.fresh else ""
+    day = datetime.date.fromisoformat(cutoff) if cutoff else None
+    return select(_open(name, table, file, of_table), table.select, day, f"[data.{name}]")
 
 
 def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:

@@ -74,11 +74,12 @@ def judge(
 
 def trained_rewards(judged: Sequence[Judged], table: Training) -> list[float]:
     """What the samples' advantages come from: their rewards, less the penalty on long answers; of an episode its longest reply counts."""
-    buffer, longest = table.overlong_buffer, table.sampling.max_new_tokens
-    return [
-        sample.reward + overlong_penalty(_longest(sample.trajectory), longest, buffer, table.overlong_penalty)
-        for sample in judged
-    ]
+    buffer, factor = table.overlong_buffer, table.overlong_penalty
+
+    def penalty(sample: Trajectory) -> float:
+        return overlong_penalty(_longest(sample), sample.sampling.max_new_tokens, buffer, factor)
+
+    return [sample.reward + penalty(sample.trajectory) for sample in judged]
 
 
 def _longest(sample: Trajectory) -> int:

@@ -112,6 +112,22 @@ def _sampling() -> Row:
                     stacked=True,
                 ),
             ],
+            [
+                graph(
+                    "Calls of environments under way, by actor", "none",
+                    "How many calls of environments wait for their answer on average. If it comes near processes times "
+                    "threads of [environments.NAME], episodes wait for each other there: give it more.",
+                    Query(f"sum by (daemon) (rate({Actor.environment_seconds.sum}[]))", "{{daemon}}"),
+                    stacked=True,
+                ),
+                graph(
+                    "Answers of environments, by actor", "suffix:/s",
+                    "How many calls of environments are answered in a second. If it falls while calls are under way, "
+                    "what the environment waits for has become slow.",
+                    Query(f"sum by (daemon) (rate({Actor.environment_seconds.count}[]))", "{{daemon}}"),
+                    stacked=True,
+                ),
+            ],
         ],
     )  # fmt: skip
 

@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import ActorsTable, EnvironmentTable, environment_tables
 from actors.engine import Completion
-from actors.environment import Turn
+from actors.environment import Turn, pack, unpack
 from actors.episodes import Episode
 from actors.intake import Intake
 from actors.local.engine import LocalEngine
 from actors.rooms import Rooms
 from actors.worker import ABORTS, ActorWorker
 from broker.chat import Chats, Rendered
-from broker.errors import RunFileError
+from broker.errors import EnvironmentFault, RunFileError
 from broker.log import Log
 from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, VersionSpan, decode, encode
 from broker.open import open_log
@@ -231,12 +231,16 @@ def test_limits_end_an_episode_and_say_which(log: Log, worker_of: Callable[..., 
     ask(log, "total", max_total=60, max_turns=50, size=4)
     worker = worker_of("games.py:Echo", rounds=99)
     work(worker, lambda: committed(log) == 2)
+    ask(log, "late", max_turns=50, size=4)
+    work(worker_of("games.py:Echo", rounds=99, seconds=1e-6), lambda: committed(log) == 3)
+    late = [s for s in samples(log) if s.group_id == "late@0"]
+    assert all(len(s.replies) == 1 for s in late) and {s.finish_reason for s in late} <= {"turns", "length"}
     reasons = {(s.group_id, s.finish_reason) for s in samples(log)}
     assert ("turns@0", "turns") in reasons and ("total@0", "length") in reasons
     for s in samples(log):
         replies = sum(m.role == "assistant" for m in s.turns)
         assert s.segments[-1].role == "assistant", "nothing unanswered stays behind"
-        assert replies <= 2 if s.group_id == "turns@0" else len(s.tokens) <= 60
+        assert replies <= 2 if s.group_id != "total@0" else len(s.tokens) <= 60
         if replies > 1:
             assert s.outcome == 0.05, "what the environment said last"
 
@@ -313,6 +317,24 @@ def test_options_of_an_environment_are_checked_before_anything_starts(tmp_path: 
         read('[environments.game]\nuse = "game.py:Echo"')
     with pytest.raises(RunFileError, match=r"unknown table \[environment\].*environments"):
         read('[environment.game]\nuse = "games.py:Echo"')
+
+
+@pytest.mark.parametrize(
+    ("turn", "wrong"),
+    [
+        (Turn((ChatMessage("user", "x" * (1 << 21)),)), "2097152 characters in a turn"),
+        (Turn(outcome=float("nan")), "outcome nan"),
+        (Turn(value="much"), "value 'much'"),  # type: ignore[arg-type]
+        (Turn(tools=({"name": {1, 2}},)), "what JSON can say"),
+        (Turn(("hello",)), "ChatMessage"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_turn_that_cannot_travel_is_refused_with_what_is_wrong_with_it(turn: Turn, wrong: str) -> None:
+    with pytest.raises(EnvironmentFault, match=wrong):
+        pack(turn)
+    assert unpack(pack(Turn((ChatMessage("user", "\ud800"),), why="\udfff"))) == Turn(
+        (ChatMessage("user", "?"),), why="?"
+    )
 
 
 def test_an_environment_that_cannot_be_made_says_why(log: Log, worker_of: Callable[..., ActorWorker]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, headrace
+from ringtools import SMALL, answer_of
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile
@@ -74,9 +74,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
-    done = headrace("run", str(SMALL), "--set", "learner.group_sizes=3", "--dir", str(tmp_path / "run"))
+    done = answer_of("run", str(SMALL), "--set", "learner.group_sizes=3", "--dir", str(tmp_path / "run"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'group_size'?" in done.stderr
     assert not (tmp_path / "run").exists(), "nothing is made before the file is right"
-    assert headrace("verify", str(tmp_path)).returncode == 2
-    assert headrace("plan", str(SMALL)).returncode == 0
-    assert "headrace 0" in headrace("--version").stdout
+    assert answer_of("verify", str(tmp_path)).returncode == 2
+    assert answer_of("plan", str(SMALL)).returncode == 0
+    assert "headrace 0" in answer_of("--version").stdout

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from handmade import Handmade
 from prometheus_client import CollectorRegistry
-from ringtools import headrace
+from ringtools import answer_of
 
 from broker.messages import DeadLetter, Settled
 from broker.run import announced
@@ -123,11 +123,11 @@ def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
 def test_one_look_prints_each_view_that_is_asked_for(made: Handmade, tmp_path: Path) -> None:
     (tmp_path / "seconds.json").write_text('{"seconds": 3725.0}')
     asked = [word for name in PAGES for word in ("--view", name)]
-    done = headrace("top", str(tmp_path), "--once", *asked)
+    done = answer_of("top", str(tmp_path), "--once", *asked)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("small  stage 2/2 1-rl (rl)  1:02:05") == len(PAGES) and "\x1b" not in done.stdout
     assert "grad norm" in done.stdout and "it is 4" in done.stdout and "dead letters waiting: 0" in done.stdout
-    wrong = headrace("top", str(tmp_path), "--view", "step")
+    wrong = answer_of("top", str(tmp_path), "--view", "step")
     assert wrong.returncode == 2 and "'steps'" in wrong.stderr
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rewarders.calls import CallRefused
 from spoken import group
 from test_rewarder_worker import TOPICS, worker_of
 from test_served import judged, publish
@@ -14,7 +15,6 @@ from test_served import judged, publish
 from actors.sglang.server import Server
 from broker.faults import Outage
 from broker.open import open_log
-from rewarders.calls import CallRefused
 from rewarders.reward_model import RewardModel, RewardServer
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
@@ -23,11 +23,11 @@ TEXTS = ["5", "It is five.", "a longer answer of many words " * 4, "no", "<think
 
 
 def classifier(directory: Path, labels: int) -> Path:
-    """A classifier of the tiny recipe's shape with random weights, large enough that replies differ."""
+    """A classifier of the tiny recipe's shape with random weights, large enough that replies differ; written as ``train_reward`` writes its own."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from learner.model.load import save_tokenizer
+    from learner.training.reward_model import save_classifier
 
     torch.manual_seed(labels)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(TINY, num_labels=labels))
@@ -35,8 +35,7 @@ def classifier(directory: Path, labels: int) -> Path:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(5)
-    model.save_pretrained(directory)
-    save_tokenizer(str(TINY), directory)
+    save_classifier(model, str(TINY), directory)
     return directory
 
 

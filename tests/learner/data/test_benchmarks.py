@@ -24,7 +24,7 @@ from rewarders.code import CodeTests
 from rewarders.instructions import Instructions
 from rewarders.math import MathAccuracy
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "benchmarks"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "benchmarks"
 CLASSES = {
     "aime.jsonl": "competition:Aime",
     "math500.jsonl": "competition:Math500",
