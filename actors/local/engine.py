@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from actors.engine import Completion, Request, UpdateMode
 from actors.local.decoder import Cache, Decoder
 from actors.local.held import Held, Kept, computed
 from actors.local.orders import Orders
-from actors.local.rows import Rows, Slot
+from actors.local.rows import Prefilled, Rows, Slot
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
 from actors.prompting import answer_text, check_prompt, end_tokens
@@ -32,18 +32,6 @@ from broker.weights.receiver import DistributedReceiver
 from broker.weights.sink import WeightSink
 
 PREFILL_TOKENS = 4096  # size of one prefill batch
-
-
-@dataclass(slots=True)
-class _Group:
-    """A request whose prompt is in the cache ``row`` of the prompt cache, with the samples that have no slot yet. ``known`` of its tokens
-    were kept from the turn before."""
-
-    request: Request
-    waiting: deque[int]
-    row: int
-    logits: Tensor
-    known: int
 
 
 class LocalEngine:
@@ -67,7 +55,7 @@ class LocalEngine:
         self._free_prompts = list(range(slots))
         self._held = Held(slots * self._decoder.context)  # as much as the rows of the cache have
         self._queue: deque[Request] = deque()
-        self._ready: deque[_Group] = deque()
+        self._ready: deque[Prefilled] = deque()
         self._done: list[Completion] = []
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._orders = Orders()
@@ -278,9 +266,9 @@ class LocalEngine:
         for i, request in enumerate(batch):
             row = self._free_prompts.pop()
             self._prompts.copy(scratch, i, row, len(request.tokens))
-            self._ready.append(_Group(request, deque(request.indices), row, logits[i], starts[i]))
+            self._ready.append(Prefilled(request, deque(request.indices), row, logits[i], starts[i]))
 
-    def _start(self, group: _Group, indices: list[int]) -> None:
+    def _start(self, group: Prefilled, indices: list[int]) -> None:
         """Put samples of a group into the next rows and draw the first token of each."""
         first = self._rows.admit(
             group.request, indices, self._version, time.time(), self._prompts, group.row, group.known

@@ -5,6 +5,7 @@ Live rows are the first ones, so a step costs what is live: where samples leave,
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -46,6 +47,18 @@ class Slot:
         if self.versions and self.versions[-1].start == start:  # nothing was drawn under the version before
             self.versions.pop()
         self.versions.append(VersionSpan(version, start))
+
+
+@dataclass(slots=True)
+class Prefilled:
+    """A request whose prompt is in the cache ``row`` of the prompt cache, with the samples that have no slot yet. ``known`` of its tokens
+    were kept from the turn before."""
+
+    request: Request
+    waiting: deque[int]
+    row: int
+    logits: Tensor
+    known: int
 
 
 class Rows:
