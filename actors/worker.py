@@ -15,6 +15,7 @@ from actors.engine import Completion, Engine, Request
 from actors.environment import Turn
 from actors.episodes import Episode, between, opening
 from actors.intake import Intake
+from actors.pace import pace_of
 from actors.prompting import render
 from actors.rooms import Rooms, Said
 from broker.chat import Chats
@@ -54,7 +55,8 @@ class ActorWorker:
     ) -> None:  # fmt: skip
         self._name, self._intake, self._engine, self._rooms = name, intake, engine, rooms
         self._chats = Chats(engine.tokenizer)
-        self._ahead, self._give_back = int(table.queue * table.slots), table.give_back
+        self._pace = pace_of(table, engine, metrics)
+        self._give_back = table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
         self._metrics, self._broker, self._system = metrics, broker, system
         self._work: dict[str, _Work] = {}
@@ -71,6 +73,7 @@ class ActorWorker:
         if not self._takes_part():
             self._engine.poll(POLL_SECONDS)
             return
+        self._pace.follow(sum(len(w.episodes) for w in self._work.values()), self._group_size)
         self._take()
         started, rested = time.monotonic(), self._engine.resting
         done = self._engine.poll(ROOMS_SECONDS if self._rooms.waiting else POLL_SECONDS)
@@ -102,7 +105,7 @@ class ActorWorker:
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
         opening = sum(len(work.missing) - len(work.episodes) for work in self._work.values())
-        room = self._engine.room() + self._ahead - opening
+        room = self._engine.room() + self._pace.ahead - opening
         while True:
             records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
             for record in records:
@@ -177,7 +180,9 @@ class ActorWorker:
         if done.finish_reason == "refused":
             return self._give_up(work, done.index, done.text)
         reply = episode.hear(done, self._engine.ends)
+        self._pace.finished += 1
         self._metrics.generated_tokens.inc(len(done.tokens))
+        self._metrics.prompt_tokens.inc(len(episode.tokens) - len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
         if not work.prompt.environment or done.finish_reason != "stop":
             return self._publish(work, episode)
@@ -187,6 +192,7 @@ class ActorWorker:
         """Environments have spoken."""
         opened: dict[str, list[Episode]] = {}
         for said in found:
+            self._metrics.environment_seconds.observe(said.seconds)
             if said.ticket not in self._places:  # given up a moment ago
                 continue
             group_id, index = self._places[said.ticket]
@@ -196,8 +202,9 @@ class ActorWorker:
                 if said.turn is None:
                     self._fail(work, index, said)
                 elif episode is None:
-                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn))
+                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn, said.seconds))
                 else:
+                    episode.answered(said.turn, said.seconds)
                     self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
                 self._give_up(work, index, str(error))
@@ -208,20 +215,18 @@ class ActorWorker:
                 except EngineError as error:
                     self._give_up(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: _Work, index: int, turn: Turn) -> Episode:
+    def _opened(self, work: _Work, index: int, turn: Turn, seconds: float) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
-        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
+        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
-        if turn.outcome is not None:
-            episode.outcome = turn.outcome
         limit = self._rooms.limit(work.prompt.environment)
         late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
-        if not turn.over and (late or episode.replies >= work.prompt.sampling.max_turns):
+        if not turn.over and (late or len(episode.replies) >= work.prompt.sampling.max_turns):
             episode.finish_reason = "turns"
         elif not turn.over:
             if not turn.messages:
@@ -280,7 +285,6 @@ class ActorWorker:
                 return self._again(work, index)
             return self._give_up(work, index, str(error))
         self._intake.publish(group_id, data)
-        self._metrics.prompt_tokens.inc(episode.segments[0].end)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
         self._close(work, index)
         del work.episodes[index]

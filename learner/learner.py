@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.errors import CheckpointError, LogError, RunFault, RunFileError
 from broker.log import Producer
@@ -32,6 +31,9 @@ from learner.training.executor import execute
 from learner.training.sft import SftReport
 from learner.training.state import LearnerState
 from monitoring.daemon import Stop
+
+if TYPE_CHECKING:
+    from learner.stages.rl import Phase
 
 log_ = logging.getLogger("learner")
 SFT_RECORD_EVERY = 10  # supervised steps between two records in the log
@@ -80,16 +82,25 @@ class Learner:
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
-    def stage_plan(self, index: int, weights: Mapping[str, float], steps: int) -> StagePlan:
-        """What the planner needs to plan ``steps`` of stage ``index`` on prompts of these sources."""
+    def stage_plan(self, index: int, phases: Sequence[Phase], steps: int) -> StagePlan:
+        """What the planner needs to plan ``steps`` of stage ``index``, which asks in the way of ``phases``."""
         training = self.state.training(index)
         self.telemetry.limits(training.max_lag, training.credits)
         begun = self.progress.stage_step if self.progress.stage == index else 0
-        feedings = tuple(
-            self.sources.feeding(name, training.group_size, training.sampling, weight)
-            for name, weight in weights.items()
-        )
-        return StagePlan(index, training, feedings, self.progress.version + steps - begun)
+        names = dict.fromkeys(name for phase in phases for name in phase.weights)
+        self.sources.begin_stage(index, self.config.stages[index].name, names, self.progress.version, self.made)
+        first = self.progress.version - begun
+        asked = [
+            (
+                first + phase.begins,
+                tuple(
+                    self.sources.feeding(name, training.group_size, phase.sampling, weight, mix=phase.rewards.get(name))
+                    for name, weight in phase.weights.items()
+                ),
+            )
+            for phase in phases
+        ]
+        return StagePlan(index, training, asked[0][1], first + steps, tuple(asked[1:]))
 
     def begin(self, plan: StagePlan | None) -> None:
         """Plan steps of an RL stage from now on (None: of no stage)."""
@@ -135,6 +146,7 @@ class Learner:
         One that cannot be executed is set aside in the log, and the next version is the policy as it was.
         """
         manifest = planned.manifest
+        self.state.check()
         try:
             result = execute(self.state, manifest, planned.groups, planned.offset)
         except (CheckpointError, LogError, OSError):
@@ -180,6 +192,7 @@ class Learner:
     def progress_in_stage(self, index: int, report: SftReport) -> None:
         """Take in one step of supervised training: it makes no policy version, but it is recorded and counted."""
         before = self.progress
+        self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)
@@ -195,8 +208,10 @@ class Learner:
     def evaluate(self, index: int, name: str, step: int, asked: Benchmark) -> None:
         """Begin evaluation ``name`` of version ``step``, unless it has been made; what is already under way of it goes on."""
         training = self.config.training(index) or self.config.learner
-        sampling = asked.sampling or training.sampling
-        feeding = self.sources.feeding(asked.data, asked.k, sampling, purpose="eval", collection=name)
+        sampling = asked.sampled(training.sampling)
+        feeding = self.sources.feeding(
+            asked.data, asked.k, sampling, purpose="eval", collection=name, judge=asked.rewarder
+        )
 
         def finish(c: Collection, groups: Any, lost: Any) -> Ending:
             return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
@@ -242,11 +257,13 @@ class Learner:
     # -- models ---------------------------------------------------------------------------------------------------------
 
     def model_named(self, model: str) -> str:
-        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left, anything else for itself."""
+        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left; a directory beside the run file for that, and
+        anything else for itself."""
         for index, stage in enumerate(self.config.stages):
             if stage.name == model:
                 return str((self.checkpoints.directory / self.kept_name(index)).relative_to(self.run.directory))
-        return model
+        beside = self.run.file.resolve(model)
+        return str(beside) if beside.is_dir() else model
 
     def kept_name(self, index: int) -> str:
         """The name of the checkpoint that stage ``index`` leaves for good."""
@@ -291,10 +308,7 @@ class Learner:
         if mix != self.sources.mix and self._plan is not None:
             log_.info("groups are from now on fed with the mix %s", mix)
             old, self.sources.mix = self.sources.mix, mix
-            feedings = tuple(
-                replace(f, ask=replace(f.ask, rewards=mix)) if f.ask.rewards == old else f for f in self._plan.feedings
-            )
-            self.begin(replace(self._plan, feedings=feedings))
+            self.begin(self._plan.mixed(old, mix))
             self.planning.release(frozenset(old) - frozenset(mix))
 
     def _follow_asked(self) -> None:

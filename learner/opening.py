@@ -191,7 +191,7 @@ def _planner(
         join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
         lambda groups: telemetry.metrics.asked_again.inc(groups),
     )  # fmt: skip
-    mixes = [run.table.rewards, *(t.rewards for t in config.data.values() if t.rewards is not None)]
+    mixes = [run.table.rewards, *config.mixes()]
     planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
     return planner
 

@@ -15,6 +15,8 @@ PHASES = {
     "shift": "waits for the devices, which the engines have",
     "publish": "waits for the push of the version before",
     "checkpoint": "writes a checkpoint",
+    "rewrite": "waits for the rows that are rewritten",
+    "review": "waits for people: headrace review RUN STAGE says where the rows lie",
 }
 _LABEL = re.compile(r"[{,](\w+)=([^,}]*)")
 

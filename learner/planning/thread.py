@@ -40,12 +40,14 @@ class Planning:
         ahead: int = 1,
         resting: Callable[[], bool] = lambda: False,
         idle: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._planner, self._collections, self._on_ending = planner, collections, on_ending
         self._steps_ahead, self._resting, self._idle = ahead, resting, idle
         self._planned: queue.SimpleQueue[Planned] = queue.SimpleQueue()
         self._stage: StagePlan | None = None
-        self._last_round = self._looked = time.time()
+        self._last_round = self._looked = clock()
 
     # -- what stages ask for -------------------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class Planning:
 
     def round(self, timeout: float = 0.02) -> None:
         """Read what has come, waiting at most ``timeout`` seconds for it, and plan with it."""
-        planner, now = self._planner, time.time()
+        planner, now = self._planner, self._clock()
         self._notice_stall()
         if planner.join.pump(timeout) and timeout:
             time.sleep(GATHER_SECONDS)
@@ -142,11 +144,11 @@ class Planning:
                 if planned is not None:
                     self._planned.put(planned)
         self._notice_stall()
-        self._last_round = time.time()
+        self._last_round = self._clock()
 
     def _notice_stall(self) -> None:
         """If the log was away, between two rounds or in the middle of one, or engines rest, nobody can answer: deadlines begin anew."""
-        now = time.time()
+        now = self._clock()
         if now - self._last_round > STALL_SECONDS or self._resting():
             self._planner.restart_deadlines(now)
             self._collections.restart_deadlines(now)

@@ -72,18 +72,17 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer, _ in self._parts]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Take up what ``state_dict`` gave. Offloaded state goes past the device."""
+        """Take up what ``state_dict`` gave. Offloaded state goes past the device. The options stay as they are: they are no state."""
         for (optimizer, _), part in zip(self._parts, state, strict=True):
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            recorded = [group.get("fused") for group in part["param_groups"]]
+            optimizer.load_state_dict(part if not self.offload else {**part, "state": {}})
+            for group, options, fused in zip(optimizer.param_groups, own, recorded, strict=True):
+                group.update(options)
+                if not fused and group.get("fused"):  # what was begun otherwise goes on bit for bit
+                    group["fused"] = None
             if not self.offload:
-                own = [{k: g[k] for k in KERNELS if k in g} for g in optimizer.param_groups]
-                recorded = [group.get("fused") for group in part["param_groups"]]
-                optimizer.load_state_dict(part)
-                for group, kernels, fused in zip(optimizer.param_groups, own, recorded, strict=True):
-                    group.update(kernels)  # how it is computed is no state
-                    if not fused and group.get("fused"):  # but what was begun otherwise goes on bit for bit
-                        group["fused"] = None
                 continue
-            optimizer.load_state_dict({**part, "state": {}})
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             for number, parameter in enumerate(parameters):
                 for name, value in part["state"].get(number, {}).items():

@@ -32,11 +32,12 @@ from learner.data.source import PromptRow
 from learner.data.sums import SignedSums
 from learner.planning.collect import Collection
 from learner.planning.feed import Ask, Feeding, Schedule
+from learner.planning.intervals import wilson
 from learner.planning.join import read_all
 from learner.planning.planner import StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.rewards import reward_of
-from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score, wilson
+from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score
 from learner.planning.thread import PlanningThread
 from learner.tables import Benchmark
 
@@ -382,6 +383,17 @@ def test_a_row_that_cannot_be_asked_is_a_dead_letter_and_the_others_go_on(log: L
     assert not verify(log, TOPICS).problems
 
 
+def test_a_row_that_the_log_cannot_hold_is_one_too(log: Log) -> None:
+    ring, source = Ring(log, groups_per_step=4), Rows(8)
+    whole = source.row
+    half = PromptRow((ChatMessage("user", "half a pair: \ud800"),), "1")
+    source.row = lambda number: half if number == 5 else whole(number)  # type: ignore[method-assign]
+    assert ring.planner.refill(stage_of(ring, source)) == 8
+    assert len(ring.fed()) == 7
+    (letter,) = [decode(r.value) for r in read_all(log.reader(TOPICS.deadletters), log.ends(TOPICS.deadletters))]
+    assert isinstance(letter, DeadLetter) and letter.offset == 5 and "surrogates not allowed" in letter.error
+
+
 def test_a_source_of_which_no_row_can_be_asked_ends_the_run(log: Log) -> None:
     ring = Ring(log, groups_per_step=4)
     with pytest.raises(DataError, match=r"\[data.rows\] no row can be asked; the last one: rows.jsonl row"):
@@ -461,10 +473,13 @@ def test_an_evaluation_counts_its_answers_and_ends_its_groups(log: Log) -> None:
 def test_statistics_of_evaluations() -> None:
     ones = [Answers((True,), ("1",))] * 9 + [Answers((False,), ("2",))]
     value, (low, high) = pass_at_1(ones)
-    assert value == 0.9 and (low, high) == wilson(0.9, 10) and 0.59 < low < 0.6 and 0.98 < high < 0.99
+    assert value == 0.9 and (low, high) == (0.7, 1.0), "of ten, resampled"
+    assert pass_at_1(ones[:9]) == (1.0, wilson(1.0, 9)), "no resample differs"
+    assert pass_at_1(ones[9:]) == (0.0, wilson(0.0, 1)) and pass_at_1([]) == (0.0, (0.0, 1.0))
     tied = Answers((False, True, True), ("2", "7", "7"))
     assert cons_at_k([tied, Answers((False, False), ("2", "3"))])[0] == 0.5
-    assert pass_at_k([tied], 1) == pytest.approx(2 / 3) and pass_at_k([tied, ones[-1]], 3) == 0.5
+    assert pass_at_k([tied], 1)[0] == pytest.approx(2 / 3) and pass_at_k([tied, ones[-1]], 3)[0] == 0.5
+    assert pass_at_k([], 1) == (0.0, (0.0, 1.0)) == cons_at_k([])
 
 
 def test_deadlines_begin_anew_when_the_log_was_away(log: Log) -> None:
