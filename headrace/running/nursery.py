@@ -125,7 +125,7 @@ class Nursery:
         )  # what the nursery's child leaves behind becomes this process's own
         try:
             socket.send_fds(self._socket, [json.dumps(order).encode()], [output.fileno()])
-            if select.select([self._socket], [], [], FORK_SECONDS)[0] and (pid := self._hear().get("pid")):
+            if select.select([self._socket], [], [], FORK_SECONDS)[0] and (pid := str(self._hear().get("pid", ""))):
                 return Adopted(int(pid))
         except OSError:
             pass

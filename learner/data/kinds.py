@@ -67,7 +67,7 @@ class WordKindDocuments(WordKinds):
 
     def document(self, number: int, level: float) -> Document:
         row = self.row(number)
-        said = random.Random(f"kinds/{self.seed}/{number}/said").choice(list(row.metadata["options"]))  # type: ignore[arg-type]
+        said = random.Random(f"kinds/{self.seed}/{number}/said").choice(list(row.metadata["options"]))
         return Document(messages=(*row.messages, ChatMessage("assistant", said)), tag="reply")
 
 
