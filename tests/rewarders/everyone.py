@@ -89,6 +89,7 @@ CASES: dict[str, Case] = {
     "overlong": Case("rewarders.length:Overlong", low=-1, high=0),
     "calibrated length": Case("rewarders.length:CalibratedLength", fixed(correct=SAYS), low=-1, high=0),
     "reflection": Case("rewarders.reflection:Reflection", high=float("inf")),
+    "greeting": Case("rewarders.greeting:Greeting", answer="Ann"),
     "outcome": Case("rewarders.outcome:Outcome"),
     "difficulty": Case("rewarders.comparison:Difficulty", fixed(correct=SAYS)),
     "diversity": Case("rewarders.comparison:Diversity"),
