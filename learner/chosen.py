@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from monitoring.files import replace
 
 log = logging.getLogger("learner")
 REPORT = "contamination.json"
+SAID_SECONDS = 20.0  # between two words of a search that takes long
 
 
 class Clean:
@@ -83,6 +84,16 @@ class Clean:
         replace(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
+def said_on_the_way(rows: Iterator[tuple[int, Any]], name: str, size: int) -> Iterator[tuple[int, Any]]:
+    """``rows`` as they are; every now and then the log says how far the search has come."""
+    said = time.monotonic()
+    for place, row in enumerate(rows):
+        yield row
+        if time.monotonic() - said > SAID_SECONDS:
+            said = time.monotonic()
+            log.info("[data.%s] looked for %d of %d rows in the benchmarks", name, place + 1, size)
+
+
 def benchmarked(config: LearnerConfig, ngram: int, leave_out: str = "") -> Benchmarked:
     """The questions of all benchmarks that the run file asks. Raises RunFileError, DataError."""
     asked = {
@@ -99,7 +110,7 @@ def contamination(
     """Look for the rows of ``source`` with these numbers in the benchmarks; one that is a benchmark itself is looked for in the others."""
     if name in config.benchmarks():
         against = benchmarked(config, against.ngram, leave_out=name)
-    return looked_through(name, read_rows(source, numbers, documents), against)
+    return looked_through(name, said_on_the_way(read_rows(source, numbers, documents), name, len(numbers)), against)
 
 
 @dataclass(frozen=True)

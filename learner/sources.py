@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.errors import RunFileError
 from broker.messages import Artefact, Era, Sampling
@@ -18,6 +18,9 @@ from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
+
+if TYPE_CHECKING:
+    from learner.stages.rl import Phase
 
 
 class Sources:
@@ -88,6 +91,13 @@ class Sources:
             found = {judge: 1.0} if own is None else {**own, judge: 1.0}
         ask = Ask(size, found, sampling_of(sampling), purpose, collection, table.environment, table.chat)
         return Feeding(self.schedule(name, purpose == "train"), ask, weight)
+
+    def feedings(self, phase: Phase, size: int) -> tuple[Feeding, ...]:
+        """How the sources of one phase of a stage are asked, ``size`` samples of each prompt."""
+        return tuple(
+            self.feeding(name, size, phase.sampling, weight, mix=phase.rewards.get(name))
+            for name, weight in phase.weights.items()
+        )
 
     def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> DocumentSource:
         """Source ``data`` of ``[data]``, or what an earlier stage of that name collected; several of them are mixed. Raises RunFileError,
