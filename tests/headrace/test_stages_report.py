@@ -78,6 +78,8 @@ def test_an_evaluation_counts_for_the_stage_whose_model_it_asked(made: Evaluated
     assert [owner(found, n) for n in range(5)] == [0, 0, 2, 2, 2] and owner(found, 9) == 9
     assert owner([{"kind": "evaluate"}, {"kind": "rl"}], 0) == 0, "nothing was trained before it"
     assert owner([{"kind": "rl"}, {"kind": "evaluate", "model": "other"}], 1) == 1
+    named = [{"kind": "sft", "name": "a"}, {"kind": "rl", "name": "b"}, {"kind": "evaluate", "model": "a"}]
+    assert owner(named, 2) == 0, "the model that the first stage left"
     story(made)
     scores = owned(made.run, History.of(made.log, made.run.topics))
     assert {stage: {b: e.name for b, e in by.items()} for stage, by in scores.items()} == {
