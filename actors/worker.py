@@ -15,6 +15,7 @@ from actors.engine import Completion, Engine, Request
 from actors.environment import Turn
 from actors.episodes import Episode, between, opening
 from actors.intake import Intake
+from actors.later import Later
 from actors.pace import pace_of
 from actors.prompting import render
 from actors.rooms import Rooms, Said
@@ -62,6 +63,7 @@ class ActorWorker:
         self._work: dict[str, _Work] = {}
         self._places: dict[int, tuple[str, int]] = {}
         """The group and index of each ticket of ``rooms``."""
+        self._later: Later[tuple[str, int]] = Later()
         self._group_size = 1  # of the newest prompt: what the next one will probably take
 
     def run(self, stop: Stop) -> None:
@@ -82,6 +84,8 @@ class ActorWorker:
         for completion in done:
             self._hear(completion)
         self._say(self._rooms.ready())
+        for group_id, index in self._later.due():
+            self._begin(self._work[group_id], [index])
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
         self._metrics.weight_version.set(self._engine.version)
         if self._intake.pending or done:
@@ -241,13 +245,23 @@ class ActorWorker:
         return self._publish(work, episode)
 
     def _fail(self, work: _Work, index: int, said: Said) -> None:
-        """An environment failed: the sample begins anew, a few times if the failure is its own."""
-        self._metrics.aborted("lost" if said.lost else "environment").inc()
+        """An environment failed: the sample begins anew, a few times if the failure is its own, later if what it asks is away."""
+        self._metrics.aborted("lost" if said.lost else "outage" if said.away else "environment").inc()
+        if said.away:
+            return self._wait(work, index, said.why)
         if not said.lost:
             work.attempts[index] = work.attempts.get(index, 0) + 1
             if work.attempts[index] >= ATTEMPTS:
                 return self._give_up(work, index, f"environment {work.prompt.environment!r}: {said.why}")
         return self._again(work, index)
+
+    def _wait(self, work: _Work, index: int, why: str) -> None:
+        """Try a sample again when there was time for what is away to come back."""
+        group_id = work.prompt.group_id
+        pause = self._later.put((group_id, index))
+        log_.warning("%s#%d: %s; it is tried again in %g s", group_id, index, why, pause)
+        work.episodes.pop(index, None)
+        self._close(work, index)
 
     def _again(self, work: _Work, index: int) -> None:
         """Begin a sample anew."""
@@ -262,8 +276,9 @@ class ActorWorker:
             self._places.pop(ticket, None)
 
     def _release(self, work: _Work) -> None:
-        for index in list(work.tickets):
+        for index in range(work.prompt.group_size):
             self._close(work, index)
+            self._later.forget((work.prompt.group_id, index))
 
     def _forget(self, group_id: str) -> _Work:
         """Nothing more is wanted of this group."""
@@ -289,6 +304,7 @@ class ActorWorker:
         self._close(work, index)
         del work.episodes[index]
         work.missing.discard(index)
+        self._later.forget((group_id, index))
         if not work.missing:
             del self._work[group_id]
             self._intake.done(work.record)

@@ -94,9 +94,7 @@ class Planner:
         self._dropped = [Dropped(group_id, Reason.EXPIRED.value, 0) for group_id in expired]
         self._seen = Seen()
         self._buried, self._hopeless = 0, HOPELESS_GROUPS  # groups that died since one was answered, and how many may
-        self._taken: dict[
-            str, float
-        ] = {}  # when it was first seen that actors are done with a group that lacks samples
+        self._taken: dict[str, float] = {}  # when it was seen that actors are done with a group that lacks samples
 
     # -- credits -------------------------------------------------------------------------------------------------------
 
