@@ -123,8 +123,12 @@ class Choice:
     source: PromptSource
     rule: CurriculumTable
 
-    def rows(self, index: int, version: int, made: Callable[[Artefact], None]) -> list[int]:
-        """The row numbers. Raises RunFileError if what was kept cannot be read, or is of a source with other rows; DataError if no row is chosen."""
+    def rows(self, index: int, version: int, cursor: int, made: Callable[[Artefact], None]) -> tuple[list[int], int]:
+        """The row numbers, and the prompt number that they hold from: ``cursor`` when they were chosen. A learner that was killed before its first
+        manifest of them finds both again.
+
+        Raises RunFileError if what was kept cannot be read, or is of a source with other rows; DataError if no row is chosen.
+        """
         path = self.run.directory / "artefacts" / f"{self.name}.rows.json"
         size = finite(self.source, f"[data.{self.data}]")
         if path.exists():
@@ -133,7 +137,7 @@ class Choice:
             read = Read.now(opened, self.run.topics)
             rates = pass_rates(opened, self.run.topics, read, self.rule.rewarder)
         numbers = chosen_rows(self.source, size, rates, self.rule, f"[data.{self.data}]")
-        text = json.dumps({"size": size, "rows": numbers})
+        text = json.dumps({"size": size, "begins": cursor, "rows": numbers})
         about = {
             "data": self.data, "rule": self.rule.model_dump(), "rated": len(rates),
             "read": {name: [list(pair) for pair in offsets.items()] for name, offsets in asdict(read).items()},
@@ -154,16 +158,16 @@ class Choice:
             size,
             len(numbers),
         )
-        return numbers
+        return numbers, cursor
 
-    def _kept(self, raw: bytes, size: int, where: str) -> list[int]:
+    def _kept(self, raw: bytes, size: int, where: str) -> tuple[list[int], int]:
         try:
             found = json.loads(raw)
-            numbers, known = list(map(int, found["rows"])), int(found["size"])
+            numbers, known, begins = list(map(int, found["rows"])), int(found["size"]), int(found["begins"])
         except (ValueError, TypeError, KeyError) as error:
             raise RunFileError(f"{where} cannot be read: {error!r}; remove it, and the rows are chosen anew") from error
         if known != size or not numbers or not all(0 <= n < size for n in numbers):
             raise RunFileError(
                 f"{where} chooses from {known} rows, and [data.{self.data}] has {size} now; remove it, and the rows are chosen anew"
             )
-        return numbers
+        return numbers, begins

@@ -36,7 +36,7 @@ class Sources:
         self.mix = run.table.rewards
         self._run, self._config, self._eras, self._cursor = run, config, eras, cursor
         self._schedules: dict[tuple[str, bool], Schedule] = {}
-        self._rows: dict[str, list[int]] = {}
+        self._rows: dict[str, tuple[list[int], int]] = {}
         self.clean = Clean(run, config)
 
     def schedule(self, name: str, shuffle: bool) -> Schedule:
@@ -44,10 +44,12 @@ class Sources:
         key = (name, shuffle)
         if key not in self._schedules:
             source: PromptSource = self.clean.prompts(name, self._table(name))
+            eras, begins = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
             if shuffle and name in self._rows:
-                source = selected(source, self._rows[name])
-            eras = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
-            self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, *eras)
+                numbers, chosen = self._rows[name]
+                source = selected(source, numbers)
+                begins = chosen if eras and eras[-1].start < chosen else begins
+            self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, eras, begins)
         return self._schedules[key]
 
     def begin_stage(
@@ -66,7 +68,7 @@ class Sources:
                 self._eras = {**self._eras, name: before.eras}
             source = self.clean.prompts(name, table)
             chosen = Choice(self._run, f"{stage}-{name}", name, source, table.select.curriculum)
-            self._rows[name] = chosen.rows(index, version, made)
+            self._rows[name] = chosen.rows(index, version, self._cursor.get(name, 0), made)
 
     def feeding(
         self,
