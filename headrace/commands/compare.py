@@ -25,7 +25,7 @@ SHOWN, CHARACTERS, WHOLE = 5, 240, 20_000
 def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("first", metavar="RUN@WHAT", help="a run's directory, and a stage, a step or an evaluation of it")
     sub.add_argument("second", metavar="RUN@WHAT", help="what it is compared with")
-    sub.add_argument("--data", metavar="NAME", help="compare on this benchmark alone")
+    sub.add_argument("--data", metavar="NAME", help="compare on this benchmark alone (its name, or its source)")
     sub.add_argument("--rewarder", metavar="NAME", default="", help="who judged, where old records do not say")
     sub.add_argument(
         "--show",

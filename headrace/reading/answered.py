@@ -32,9 +32,13 @@ class Chosen:
 
 
 def benchmark_of(evaluation: Evaluation) -> str:
-    """The source that was asked, also of a record that does not say so."""
-    if evaluation.data:
-        return evaluation.data
+    """The benchmark's own name, or that of the source that was asked, also of a record that does not say so.
+
+    One source may be asked as several benchmarks, with a rewarder each.
+    """
+    named = stem(evaluation.name).partition("/")[2] or evaluation.data
+    if named:
+        return named
     ids = evaluation.group_ids or tuple(d.group_id for d in evaluation.dropped)
     return ids[0].rpartition("@")[0].rpartition("-")[0] if ids else stem(evaluation.name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from ring import ring
 from ringtools import small_copy
 
@@ -59,6 +60,7 @@ def run_file(directory: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_contaminated_rows_are_never_asked_and_a_restart_follows_the_same_curriculum(tmp_path: Path) -> None:
     settings = ("stage.0.steps=1", "stage.1.steps=3", "stage.1.eval_every=0", "learner.checkpoint_every=1000")
     with ring(tmp_path / "run", *settings, file=run_file(tmp_path)) as made:
