@@ -28,7 +28,7 @@ from rewarders.rewarder import Reward
 
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
-PACE_SECONDS = 0.05  # of a round while samples come one by one: those of a round are read, judged and written together
+PACE_SECONDS = 0.05  # length of a round while samples come one by one: they are read, judged and written together
 BATCH = 128
 COMMIT_SECONDS = 0.5
 HOPELESS = (
@@ -91,9 +91,9 @@ class RewarderWorker:
         self._judges.put([*self._arrived, *self._health.due(self._judges.withdraw)])
         self._arrived = []
         if self._in_flight and len(records) < BATCH:
-            begun = time.monotonic()
-            self._judges.wait(self._pace)
-            time.sleep(max(0.0, begun + self._pace - time.monotonic()))
+            time.sleep(
+                self._pace
+            )  # verdicts gather meanwhile: one that woke this thread would only be waited on for others
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):
                 self._settle(settled)

@@ -16,10 +16,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from broker.chat import Chat, Chats
-from broker.errors import DataError, HeadraceError
+from broker.errors import DataAway, DataError, HeadraceError
 from headrace.running.runfile import WholeRun
 from learner.data.registry import open_documents, open_prompts
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, row_of
 from learner.stages.stage import Stage
 from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
 
@@ -42,6 +42,8 @@ class Use:
     asked: int | None = None
     samples: int = 1
     training: Training | None = None
+    judge: str = ""
+    """The rewarder that says which answers are correct, of held-out questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Subject:
         self.uses = tuple(_uses(whole))
         self.refused: dict[str, str] = {}
         """Sources that could not be opened, and why."""
+        self.elsewhere: set[str] = set()
+        """Those of them that are not on this machine, and may be all right."""
         self._opened: dict[tuple[str, bool], Any] = {}
         self._rows: dict[tuple[str, bool, int | None], Rows] = {}
 
@@ -80,6 +84,7 @@ class Subject:
                 _ = found.size
             except HeadraceError as fault:
                 found, self.refused[name] = None, str(fault)
+                self.elsewhere |= {name} if isinstance(fault, DataAway) else set()
             except Exception as fault:  # the plug-in boundary: a source is anybody's code
                 found, self.refused[name] = None, f"{type(fault).__name__}: {fault}"
             self._opened[key] = found
@@ -117,6 +122,7 @@ class Subject:
             return AutoTokenizer.from_pretrained(self.model)
         except (OSError, ValueError) as fault:
             self.refused_tokenizer = str(fault).splitlines()[0]
+            self.model_elsewhere |= is_elsewhere(fault)
             return None
 
     refused_tokenizer = ""
@@ -130,9 +136,22 @@ class Subject:
             return AutoConfig.from_pretrained(self.model).get_text_config()
         except (OSError, ValueError) as fault:
             self.refused_config = str(fault).splitlines()[0]
+            self.model_elsewhere |= is_elsewhere(fault)
+            return None
+
+    def config_of(self, model: str) -> Any:
+        """The configuration of another model; None where it cannot be had."""
+        beside = self.whole.file.resolve(model)
+        try:
+            with without_torch():
+                from transformers import AutoConfig
+            return AutoConfig.from_pretrained(str(beside) if beside.exists() else model).get_text_config()
+        except (OSError, ValueError):
             return None
 
     refused_config = ""
+    model_elsewhere = False
+    """Whether the model is not on this machine, and may be all right."""
 
     @cached_property
     def _chats(self) -> Chats:
@@ -143,6 +162,13 @@ class Subject:
         return self._chats.of(self.whole.learner.data[source].chat)
 
 
+def is_elsewhere(fault: BaseException) -> bool:
+    """Whether a model could not be looked at because its files are not here and nobody can be asked for them."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return isinstance(fault.__cause__, LocalEntryNotFoundError | ConnectionError)
+
+
 def read(source: Any, numbers: range | list[int], documents: bool, seconds: float) -> Rows:
     """The rows of these ``numbers``, as many as come in time."""
     good: dict[int, PromptRow | Document] = {}
@@ -150,7 +176,7 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
     until = time.monotonic() + seconds
     for number in numbers:
         try:
-            good[number] = source.document(number, 1.0) if documents else source.row(number)
+            good[number] = source.document(number, 1.0) if documents else row_of(source, number)
         except DataError as fault:
             odd[number] = str(fault)
         except Exception as fault:  # the plug-in boundary: a source is anybody's code
@@ -191,7 +217,8 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
         for benchmark in asked.values():
             if benchmark.data in config.data:
                 yield Use(
-                    benchmark.data, stage, "held out", where, benchmark.sampling or usual, benchmark.questions, benchmark.k
+                    benchmark.data, stage, "held out", where, benchmark.sampled(usual), benchmark.questions, benchmark.k,
+                    judge=benchmark.rewarder,
                 )  # fmt: skip
         held_out = {b.data for b in asked.values()}
         read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - held_out
@@ -199,10 +226,13 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
             if isinstance(stage, SupervisedTable):
                 yield Use(name, stage, "documents", where)
             elif training is not None:
-                yield Use(
-                    name, stage, "train", where, training.sampling, samples=training.group_size, training=training
-                )  # fmt: skip
-            else:
+                phases = getattr(stage, "phases", lambda usual: ())(training.sampling)
+                asked_by = {phase.sampling: None for phase in phases if name in phase.weights} or {
+                    training.sampling: None
+                }
+                for sampling in asked_by:
+                    yield Use(name, stage, "train", where, sampling, samples=training.group_size, training=training)
+            elif not stage.reads_rows:
                 yield Use(
                     name, stage, "collected", where, getattr(stage, "sampling", None) or usual,
                     getattr(stage, "questions", None), getattr(stage, "samples", 1),

@@ -16,19 +16,20 @@ from typing import IO
 
 from broker.daemon import AWAY
 from broker.errors import RunFault, RunFileError
+from headrace.running.nursery import Nursery, Process
 from monitoring.daemon import PARENT, Stop
 from monitoring.view import DaemonView
 
-BACK_OFF = (0.2, 30.0)  # seconds before the first and at most before any restart
-HEALTHY_SECONDS = 60.0  # a daemon that has lived this long starts anew with its back-off and its failures
-LOOP = 5  # failures of its own in a row, without a healthy life between them, make a crash loop
-FAULT_LOOP = 3  # the same where it has said itself that it cannot go on
+BACK_OFF = (0.2, 30.0)  # seconds before the first restart, and at most before any later one
+HEALTHY_SECONDS = 60.0  # the back-off and the failure count of a daemon that has lived this long are reset
+LOOP = 5  # so many failures in a row, without a healthy life between them, make a crash loop
+FAULT_LOOP = 3  # the same for a daemon that reported itself that it cannot go on
 DRAIN_SECONDS = 10.0
 TICK_SECONDS = 1.0
 OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 """Ends that somebody else brought about (a person, the kernel short of memory): never a failure of the daemon's own."""
-OUTSIDE_BACK_OFF = 2.0  # longest delay after those
-QUICK_SECONDS = 10.0  # killed from outside after a life of this length, a daemon is started again at once
+OUTSIDE_BACK_OFF = 2.0  # longest delay after a kill from outside
+QUICK_SECONDS = 10.0  # a daemon that was killed from outside after a life of this length is restarted at once
 BAD_INPUT, FAULT = 2, 3
 TAIL_BYTES = 1 << 16
 
@@ -45,7 +46,7 @@ class Command:
 @dataclass(slots=True)
 class _Daemon:
     command: Command
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     output: IO[bytes] | None = None
     restarts: int = 0
     due: float = 0.0
@@ -59,14 +60,22 @@ class _Daemon:
 
 
 class Supervisor:
-    """``critical`` is the daemon whose end is the end of the run (the learner); ``logs`` takes what the daemons print.
+    """``critical`` is the daemon whose end is the end of the run (the learner); ``logs`` takes what the daemons print; ``nursery`` starts
+    those that it takes.
 
     Start it from a thread that lives as long as the run: the kernel ends the daemons with it.
     """
 
-    def __init__(self, commands: Sequence[Command], logs: Path, critical: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        logs: Path,
+        critical: str,
+        note: Callable[[str], None],
+        nursery: Nursery | None = None,
+    ) -> None:
         self._daemons = [_Daemon(command) for command in commands]
-        self._logs, self._critical, self._note = logs, critical, note
+        self._logs, self._critical, self._note, self._nursery = logs, critical, note, nursery
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def change(self, commands: Sequence[Command], restart: Collection[str]) -> None:
@@ -172,7 +181,13 @@ class Supervisor:
             daemon.output = (self._logs / f"{daemon.command.name}.out").open("ab")
         daemon.said = os.fstat(daemon.output.fileno()).st_size
         environment = {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        daemon.process = subprocess.Popen(
+        forks = self._nursery
+        if forks is not None and forks.takes(daemon.command.arguments):
+            if forks.ready():
+                daemon.process = forks.start(daemon.command.arguments, daemon.output, environment)
+            elif forks.importing:
+                return  # at the next look
+        daemon.process = daemon.process or subprocess.Popen(
             [sys.executable, "-m", *daemon.command.arguments],
             stdin=subprocess.DEVNULL, stdout=daemon.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from broker.errors import RunFault
 from broker.log import Producer
 from broker.messages import Dropped, Manifest, PlannerState, encode
 from learner.planning.fates import Reason
 from learner.planning.feed import Feed, Feeding, Question
-from learner.planning.gates import gate, summarise
+from learner.planning.gates import Seen, gate
 from learner.planning.groups import Group
 from learner.planning.join import Join
 from learner.planning.rewards import REWARD_RULE, Judged
 from learner.tables import Training
 
 log = logging.getLogger("learner")
-HOPELESS_GROUPS = 256  # dead letters one after the other that end a run whose sources have no end
-LOST_SECONDS = 20.0  # after which samples that actors are done with, and that did not come, are asked for again
+HOPELESS_GROUPS = 256  # so many dead letters in a row end a run whose sources are endless
+LOST_SECONDS = 20.0  # a sample that its actor has finished with and that has not arrived by then is asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,31 @@ class StagePlan:
     feedings: tuple[Feeding, ...]
     last_step: int
     """The stage ends with this policy version."""
+    later: tuple[tuple[int, tuple[Feeding, ...]], ...] = ()
+    """What is asked instead for the steps behind a version, the versions rising."""
+
+    def asked_for(self, step: int) -> tuple[Feeding, ...]:
+        """What is asked for the groups that make policy version ``step``."""
+        return next((feedings for version, feedings in reversed(self.later) if step > version), self.feedings)
+
+    def mixed(self, old: Mapping[str, float], mix: Mapping[str, float]) -> StagePlan:
+        """The same, with ``mix`` wherever a source has the mix ``old``."""
+
+        def changed(feedings: tuple[Feeding, ...]) -> tuple[Feeding, ...]:
+            return tuple(replace(f, ask=replace(f.ask, rewards=mix)) if f.ask.rewards == old else f for f in feedings)
+
+        later = tuple((version, changed(feedings)) for version, feedings in self.later)
+        return replace(self, feedings=changed(self.feedings), later=later)
+
+    @property
+    def sources(self) -> tuple[Feeding, ...]:
+        """All that is asked at some time."""
+        return (*self.feedings, *(feeding for _, feedings in self.later for feeding in feedings))
 
 
 class Planner:
-    """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds."""
+    """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds; ``expired`` are groups that
+    were outstanding, and whose prompts retention has removed."""
 
     def __init__(
         self,
@@ -61,6 +83,7 @@ class Planner:
         fed: dict[int, int],
         published: Callable[[], int] | None = None,
         asked_again: Callable[[int], None] = lambda groups: None,
+        expired: Sequence[str] = (),
     ) -> None:
         self.join, self.feed = join, feed
         self.planned = self.executed = planned
@@ -68,13 +91,10 @@ class Planner:
         self._published = published or (lambda: self.executed)
         self._steps, self._topic, self._started, self._fed = steps, topic, started, fed
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
-        self._dropped: list[Dropped] = []
-        self._seen: list[tuple[Group, list[Judged]]] = []
+        self._dropped = [Dropped(group_id, Reason.EXPIRED.value, 0) for group_id in expired]
+        self._seen = Seen()
         self._buried, self._hopeless = 0, HOPELESS_GROUPS  # groups that died since one was answered, and how many may
-        self._taken: dict[
-            str, float
-        ] = {}  # when it was first seen that actors are done with a group that lacks samples
-        self._table: Training | None = None  # by which the groups in ``_seen`` were judged
+        self._taken: dict[str, float] = {}  # when it was seen that actors are done with a group that lacks samples
 
     # -- credits -------------------------------------------------------------------------------------------------------
 
@@ -87,7 +107,7 @@ class Planner:
 
         Outstanding groups, those in training included, stay <= (max_lag + 1) * groups_per_step: fed in order and trained in
         order, a group then meets the version that trains it at most ``max_lag`` versions later. A group's place in the
-        line tells the oldest version that may still answer it (``min_version``).
+        line tells the oldest version that may still answer it (``min_version``), and which step it is meant for.
         """
         table = stage.training
         waiting = len(self.training())
@@ -97,11 +117,14 @@ class Planner:
         if count <= 0:
             return 0
         places = range(waiting, waiting + count)
-        floors = [max(0, self.planned + place // table.groups_per_step - table.max_lag) for place in places]
-        sizes = [f.schedule.source.size for f in stage.feedings]
+        sizes = [f.schedule.source.size for f in stage.sources]
         known = [size for size in sizes if size is not None]
         self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
-        self._feed(self.feed.next_questions(stage.feedings, floors))
+        questions: list[Question] = []
+        for before, group in groupby(places, lambda place: self.planned + place // table.groups_per_step):
+            floors = [max(0, before - table.max_lag)] * len(list(group))
+            questions += self.feed.next_questions(stage.asked_for(before + 1), floors)
+        self._feed(questions)
         return count
 
     def ask_collection(self, feeding: Feeding, questions: int, version: int) -> int:
@@ -188,7 +211,6 @@ class Planner:
     def plan(self, stage: StagePlan) -> Planned | None:
         """The next step's manifest, durable; None while groups are missing for it, or while it waits for a late one."""
         table, step = stage.training, self.planned + 1
-        self._table = table
         ready = self._judged(table, step)[: table.groups_per_step]
         if len(ready) < table.groups_per_step:
             return None
@@ -200,7 +222,8 @@ class Planner:
             self._drop(group, Reason.STALE)
         for group, _ in ready:
             self.join.remove(group.id)
-        self._seen.extend(ready)
+        for group, judged in ready:
+            self._seen.add(group, judged, table)
         self._in_training += len(ready)
         return self._write(step, stage.index, "step", ready)
 
@@ -225,7 +248,7 @@ class Planner:
                 else:
                     may_drop -= reason is Reason.ZERO_VARIANCE
                     self._drop(group, reason)
-                    self._seen.append((group, judged))
+                    self._seen.add(group, judged, table)
         ready += flat[: max(0, table.groups_per_step - len(ready))]
         return sorted(ready, key=lambda item: item[0].oldest_version)
 
@@ -268,13 +291,13 @@ class Planner:
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
-            metrics={**summarise(self._seen, self._dropped, self._table), **self.join.shadows.drain()},
+            metrics={**self._seen.metrics(self._dropped), **self.join.shadows.drain()},
             created=time.time(),
             reward_rule=REWARD_RULE,
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]
-        self._dropped, self._seen = [], []
+        self._dropped, self._seen = [], Seen()
         self.planned = step
         return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
 
@@ -293,4 +316,5 @@ class Planner:
             rewards=rewards,
             deadletters=deadletters,
             eras=dict(self.feed.eras),
+            missing={name: tuple(numbers) for name, numbers in self.feed.missing.items() if numbers},
         )

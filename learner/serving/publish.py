@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 
 from broker import plugins
 from broker.control.server import ControlServer
+from broker.control.wire import is_loopback
 from broker.errors import DecodeError, RunFileError
 from broker.log import Log, Producer, Record
 from broker.messages import PolicyVersion, decode, encode
 from broker.patience import PatientProducer
 from broker.run import Run
 from broker.weights.publisher import PushStats, WeightPublisher
+from broker.weights.sink import TensorSpec
 from learner.model.load import save_shape
 from learner.planning.join import read_all
 from learner.tables import LearnerTable
@@ -38,6 +40,8 @@ class Publishing:
         self._announcements = PatientProducer(self._log.producer(), stop, telemetry.log_away)
         self.published = 0
         self._newest = -1
+        self._model: Any = None
+        self._specs: tuple[TensorSpec, ...] = ()
         self.control = control
         self._publisher: WeightPublisher | None = None
         telemetry.metrics.receivers.set_function(lambda: len(self.control.receivers()))
@@ -46,6 +50,7 @@ class Publishing:
         table, state = self._state.config.learner, self._state
         template = self._run.directory / "weights" / "template"
         save_shape(state.model, state.model_path, template)
+        self._model, self._specs = state.model, state.specs()
         self._publisher = WeightPublisher(
             self.control,
             self._run.directory / "weights",
@@ -58,8 +63,9 @@ class Publishing:
             road=self._road(table.road),
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
+            sparse=is_sparse(table, urlsplit(self.control.endpoint).hostname or ""),
         )
-        self._publisher.warm(state.specs())
+        self._publisher.warm(self._specs)
 
     def _road(self, name: str) -> Any:
         """The road of that name, or one of the run file's own. Raises RunFileError."""
@@ -72,8 +78,20 @@ class Publishing:
         if version != self._newest and self._publisher is not None:
             self._newest = version
             with self._telemetry.phase("publish"):
+                if self._state.model is not self._model:
+                    self._take_shape(self._publisher)
                 self._publisher.publish(version, self._state.weights())
                 self._state.save_adapters(version)
+
+    def _take_shape(self, publisher: WeightPublisher) -> None:
+        """A model that has come in the place of another may be of another size."""
+        self._model, specs = self._state.model, self._state.specs()
+        if specs == self._specs:
+            return
+        self._specs = specs
+        publisher.settle()
+        save_shape(self._model, self._state.model_path, self._run.directory / "weights" / "template")
+        publisher.reshape(specs)
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:
         """Called by the publisher's thread once ``version`` can be had."""
@@ -97,6 +115,14 @@ class Publishing:
             self._publisher.close()
         self._announcements.close()
         self._log.close()
+
+
+def is_sparse(table: LearnerTable, host: str) -> bool:
+    """Whether receivers get only what has changed: where it is asked for, or the lanes leave this machine. Engines that give their memory back
+    in turns keep nothing that could be changed."""
+    if table.colocated:
+        return False
+    return table.sparse == "always" or (table.sparse == "auto" and not is_loopback(f"tcp://{host}:0"))
 
 
 def backend_of(table: LearnerTable, device: str) -> str:

@@ -97,6 +97,7 @@ def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
     actor, above = CollectorRegistry(), CollectorRegistry()
     metrics, system, whole = ActorMetrics(actor), SystemMetrics(actor, "actor"), RunMetrics(above)
     metrics.inflight.set(17)
+    metrics.slots.set(24)
     metrics.weight_version.set(9)
     whole.up("actor-0", "actor").set(1)
     whole.up("format-0", "rewarder").set(0)
@@ -111,7 +112,8 @@ def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
         found = {d.name: d for d in pulse.take(daemons(run), everyone=True)}
         passed = time.time() - began
     one = found["actor-0"]
-    assert (one.inflight, one.version, one.restarts, one.unit, one.state) == (17, 9, 3, "tok/s", "running")
+    assert (one.inflight, one.slots, one.version, one.restarts) == (17, 24, 9, 3)
+    assert (one.unit, one.state) == ("tok/s", "running")
     assert one.rate is not None and 1000 / passed <= one.rate <= 1000 / 0.3, "over the time between the two looks"
     assert one.busy is not None and 0 <= one.busy < 1
     assert found["format-0"].state == "gone" and "supervisor" not in found

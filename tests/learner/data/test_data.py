@@ -14,7 +14,7 @@ from broker.runfile import RunFile
 from learner.data.documents import DocumentTokenizer
 from learner.data.reasoning_gym import ReasoningGymDocuments, ReasoningGymTasks
 from learner.data.registry import open_documents, open_prompts
-from learner.data.source import Document, Span
+from learner.data.source import Document, PromptRow, Span, row_of
 from learner.data.sums import SignedSums, SumsCorpus
 from learner.model.load import load_tokenizer
 from learner.planning.feed import Schedule
@@ -147,6 +147,40 @@ def test_odd_rows_name_file_row_and_column(tmp_path: Path, row: dict[str, Any], 
         source_of("rows.jsonl", tmp_path).row(0)
 
 
+UNWRITABLE = [
+    ('{"prompt": "a \\ud800 b"}', "rows.jsonl row 0 cannot be written to the log: .*surrogates not allowed"),
+    ('{"prompt": "a", "answer": "\\udc00"}', "rows.jsonl row 0 cannot be written to the log: .*surrogates not allowed"),
+    ('{"prompt": "a", "metadata": {"n": 123456789012345678901234567890}}', "row 0 cannot be written to the log: .*out of range"),
+    ('{"prompt": "a", "metadata": {"x": ' + "[" * 2000 + "]" * 2000 + "}}", "rows.jsonl (line 1 is nested too deep|row 0 cannot be written)"),
+    ('{"prompt": "a", "x": ' + "[" * 200_000 + "]" * 200_000 + "}", "rows.jsonl line 1 is nested too deep"),
+    (b'{"prompt": "caf\xe9"}', "rows.jsonl line 1 is no JSON: 'utf-8' codec"),
+    ('{"prompt": "a", "ans', "rows.jsonl line 1 is no JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "told"), UNWRITABLE, ids=[t[-40:] for _, t in UNWRITABLE])
+def test_what_the_log_cannot_hold_is_an_odd_row_too(tmp_path: Path, line: str | bytes, told: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(line if isinstance(line, bytes) else line.encode())
+    with pytest.raises(DataError, match=told):
+        row_of(source_of("rows.jsonl", tmp_path), 0)
+
+
+def test_a_source_that_fails_in_its_own_way_names_the_row() -> None:
+    class Broken:
+        size = 1
+
+        def row(self, number: int) -> PromptRow:
+            return {}["prompt"]  # type: ignore[return-value]
+
+    with pytest.raises(DataError, match="row 3: KeyError: 'prompt'"):
+        row_of(Broken(), 3)
+
+
+def test_a_number_that_is_none_is_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": NaN}\n')
+    assert source_of("rows.jsonl", tmp_path).row(0).answer is None
+
+
 def test_wrong_tables_are_named(tmp_path: Path) -> None:
     save("jsonl", tmp_path, ROWS)
     with pytest.raises(
@@ -155,7 +189,7 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
         source_of("rows.jsonl", tmp_path, colums={})
     with pytest.raises(RunFileError, match="may rename"):
         source_of("rows.jsonl", tmp_path, columns={"promt": "question"})
-    with pytest.raises(RunFileError, match="either use"):
+    with pytest.raises(RunFileError, match="needs use"):
         open_prompts("prompts", SourceTable(), file_in(tmp_path))
     with pytest.raises(RunFileError, match="cannot be loaded"):
         open_prompts("prompts", SourceTable(use="nowhere:Rows"), file_in(tmp_path))

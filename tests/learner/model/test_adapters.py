@@ -27,6 +27,7 @@ def test_adapters_are_written_for_others_in_the_form_that_peft_loads(tiny_model:
     plain = AutoModelForCausalLM.from_pretrained(home / "base")
     assert all(torch.equal(t, base[name]) for name, t in plain.state_dict().items())
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     ids = torch.arange(9)[None]
     wanted = AutoModelForCausalLM.from_pretrained(path)(ids).logits
     for directory in (home / "v-00000005", path / "adapter"):
@@ -42,4 +43,5 @@ def test_without_being_asked_for_no_adapters_are_written(tiny_model: Path, tmp_p
     take(executor, 1)
     executor.save_adapters(1)
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     assert not (tmp_path / "adapters").exists() and not (path / "adapter").exists()

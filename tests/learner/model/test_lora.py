@@ -143,6 +143,7 @@ def test_publishing_leaves_training_as_it_is(tiny_model: Path, tmp_path: Path) -
         before = {name: p.detach().clone() for name, p in loud.model.named_parameters()}
         assert dict(loud.weights()) and dict(PolicyWeights(loud.model, torch.bfloat16))
         loud.save(Checkpoints(tmp_path / "loud" / "checkpoints"), 1)
+        loud.close()
         assert all(torch.equal(p, before[name]) for name, p in loud.model.named_parameters())
     for one, two in zip(quiet.model.parameters(), loud.model.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -170,6 +171,7 @@ def test_a_stage_goes_on_bit_for_bit_from_a_checkpoint(
     half = executor_of(tiny_model, tmp_path / "half", kl)
     take(half, 3)
     path = half.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    half.close()
     resumed = unstarted(tiny_model, tmp_path / "half", {**kl, **options})
     resumed.load(path)
     assert [r.metrics["kl_reference"] for r in take(resumed, 3)] == wanted[3:]
@@ -182,6 +184,7 @@ def test_a_checkpoint_is_the_merged_policy_for_transformers(tiny_model: Path, tm
     executor = executor_of(tiny_model, tmp_path, LORA)
     take(executor, 2)
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     plain = AutoModelForCausalLM.from_pretrained(path)
     assert {p.dtype for p in plain.parameters()} == {torch.float32}
     assert state_sha256(load_model(str(path))) == state_sha256(executor.model)
@@ -208,6 +211,7 @@ def test_the_next_stage_begins_on_the_merged_policy_with_fresh_adapters(tiny_mod
     close(executor)
     assert not lora.is_adapted(executor.model) and state_sha256(executor.model) == policy
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     assert read_state(path)["lora"] is None
     take(executor, 2, stage=1)
     resumed = unstarted(tiny_model, tmp_path, LORA, stages=2)
@@ -246,6 +250,7 @@ def test_supervised_stages_train_adapters_and_go_on_bit_for_bit(
     for _ in range(3):
         next(steps)
     path = half.save(Checkpoints(tmp_path / "checkpoints"), 1, extra=trainer.state_dict())
+    half.close()
     model = load_model(str(path))
     assert state_sha256(model) == state_sha256(half.model)
     state = read_state(path)
@@ -318,6 +323,7 @@ def test_adapters_cannot_change_in_the_middle_of_a_stage(
     executor = executor_of(tiny_model, tmp_path, LORA)
     take(executor, 1)
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     other = unstarted(tiny_model, tmp_path, changed)
     with pytest.raises(RunFileError, match=told):
         other.load(path)
@@ -329,6 +335,7 @@ def test_adapters_cannot_be_put_in_in_the_middle_of_a_stage(tiny_model: Path, tm
     executor = executor_of(tiny_model, tmp_path, {})
     take(executor, 1)
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     with pytest.raises(RunFileError, match=r"lora\.rank = 4: the stage under way was begun with no adapters"):
         unstarted(tiny_model, tmp_path, LORA).load(path)
 

@@ -50,6 +50,7 @@ def test_weights_are_published_in_the_type_of_the_run_file(
     assert layout.places(layout.specs_of(found))[1] == pytest.approx(numbers * dtype.itemsize, abs=64)
     assert "lm_head.weight" not in found and "model.embed_tokens.weight" in found, "tied ones once"
     path = executor.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    executor.close()
     saved = load_file(path / "model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.float32}, "checkpoints hold the masters"
     assert all(torch.equal(t, masters[name]) for name, t in saved.items())

@@ -133,6 +133,7 @@ def test_it_may_be_switched_on_in_the_middle_of_a_stage(tiny_model: Path, tmp_pa
     half = executor_of(tiny_model, tmp_path, {})
     take(half, 2)
     path = half.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    half.close()
     resumed = unstarted(tiny_model, tmp_path, {"gradient_checkpointing": True, "offload": "optimizer"})
     resumed.load(path)
     take(resumed, 1)

@@ -12,6 +12,7 @@ import torch
 
 from learner.model.load import load_model
 from learner.tables import OptimizerTable
+from learner.training import optimizer as made
 from learner.training.muon import orthogonalise
 from learner.training.optimizer import build_optimizer, learning_rate
 from learner.training.trainer import state_sha256
@@ -45,8 +46,9 @@ def test_a_gradient_that_is_not_finite_makes_no_step(model: Any, value: float, m
     assert math.isfinite(optimizers.step()) and state_sha256(model) != before
 
 
-@pytest.mark.parametrize("muon", [0.0, 5.0])
-def test_state_goes_on_bit_for_bit(model: Any, muon: float) -> None:
+@pytest.mark.parametrize(("muon", "fused_from"), [(0.0, made.FUSED), (5.0, made.FUSED), (0.0, 0)])
+def test_state_goes_on_bit_for_bit(model: Any, muon: float, fused_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "FUSED", fused_from)
     table = OptimizerTable(lr=1e-3, muon=muon)
 
     def steps(start: Any, count: int, state: Any = None) -> tuple[Any, Any]:
@@ -65,6 +67,35 @@ def test_state_goes_on_bit_for_bit(model: Any, muon: float) -> None:
     half, state = steps(copy.deepcopy(model), 2)
     rest, _ = steps(half, 2, state)
     assert state_sha256(rest) == state_sha256(whole)
+
+
+def test_a_large_model_is_stepped_in_one_pass_and_what_was_begun_otherwise_goes_on_as_it_was(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = OptimizerTable(lr=1e-3)
+
+    def stepped(start: Any, state: Any) -> tuple[str, list[dict[str, Any]]]:
+        optimizers = build_optimizer(start, table)
+        if state is not None:
+            optimizers.load_state_dict(state)
+        for parameter in start.parameters():
+            parameter.grad = (
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) + parameter.detach()
+            )
+        optimizers.step()
+        return state_sha256(start), optimizers.state_dict()
+
+    first = copy.deepcopy(model)
+    _, begun = stepped(first, None)
+    wanted, _ = stepped(copy.deepcopy(first), copy.deepcopy(begun))
+    monkeypatch.setattr(made, "FUSED", 0)
+    again, state = stepped(copy.deepcopy(first), copy.deepcopy(begun))
+    assert again == wanted and not state[0]["param_groups"][0]["fused"]
+    one_pass = copy.deepcopy(model)
+    _, state = stepped(one_pass, None)
+    assert state[0]["param_groups"][0]["fused"]
+    for mine, theirs in zip(first.parameters(), one_pass.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(model: Any) -> None:

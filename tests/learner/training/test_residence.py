@@ -84,6 +84,7 @@ def test_a_checkpoint_is_the_same_whatever_lies_where(
     half = executor_of(tiny_model, tmp_path, {"optimizer": {"lr": 1e-3, "muon": 5.0}, "offload": before})
     take(half, 2)
     path = half.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    half.close()
     resumed = unstarted(tiny_model, tmp_path, {"optimizer": {"lr": 1e-3, "muon": 5.0}, "offload": after})
     resumed.load(path)
     take(resumed, 2)
@@ -172,6 +173,7 @@ def test_an_offloaded_run_on_a_gpu_is_the_same_run(
     where = {p.device.type for p in offloaded.model.parameters()}
     assert where == ({"cpu"} if offload == "all" else {"cuda"})
     path = offloaded.save(Checkpoints(tmp_path / "checkpoints"), 1)
+    offloaded.close()
     resumed = unstarted(tiny_model, tmp_path, {**options, "offload": offload})
     resumed.load(path)
     take(plain, 2)
