@@ -1,106 +1,31 @@
 """Where environments live: child processes that each hold many episodes, so that a slow, hung or dead one holds up nobody's sampling.
 
-Every child has a thread of this process beside it; ``ready`` gives what has been said meanwhile. A call that fails ends its child; the
-episodes that lived there are ``LOST`` with it and may begin again, for nothing of them was published.
+``ready`` gives what has been said meanwhile. A call that fails ends its child; the episodes that lived there are ``lost`` with it and may
+begin again, for nothing of them was published.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgpack
 
 from actors.config import EnvironmentTable
-from actors.environment import Environment, Turn, pack, unpack
-from broker import plugins
-from broker.errors import EnvironmentFault, HeadraceError
-from broker.isolation import Failed, Isolated
-from broker.messages import Prompt, decode, encode
+from actors.room import Call, Room, Said, WideRoom
+from broker.errors import EnvironmentFault
+from broker.messages import Prompt, encode
 
-LOST = "lost"
-BATCH = 32  # calls that a child is given at a time
+__all__ = ["Rooms", "Said"]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What came of a call for episode ``ticket``: a turn, or why there is none. ``lost``: another episode's failure took it along."""
+class _Place:
+    """Where an episode lives, and whose it is."""
 
-    ticket: int
-    turn: Turn | None
-    why: str = ""
-    lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    ticket: int
-    what: str
-    body: dict[str, Any]
-
-    def pack(self) -> bytes:
-        return msgpack.packb({"ticket": self.ticket, "what": self.what, **self.body})
-
-
-class _Room(threading.Thread):
-    """One child process and what waits for it."""
-
-    def __init__(self, name: str, table: EnvironmentTable, base: Path, out: queue.SimpleQueue[Said]) -> None:
-        super().__init__(name=f"environment {name}", daemon=True)
-        options = {"use": table.use, "options": table.options, "base": str(base), "name": name}
-        self._child = Isolated("actors.rooms:host", options, timeout=table.timeout, memory_mb=table.memory_mb)
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._out = out
-        self.tickets: set[int] = set()
-        self.start()
-
-    def put(self, call: _Call) -> None:
-        self._calls.put(call)
-
-    def end(self) -> None:
-        """Let the thread end; a call that is under way ends with its child."""
-        self._calls.put(None)
-        self._child.close()
-
-    def run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            calls = [call]
-            while len(calls) < BATCH and not self._calls.empty():
-                more = self._calls.get()
-                if more is None:
-                    self._calls.put(None)
-                    break
-                calls.append(more)
-            self._make(calls)
-        self._child.stop()
-
-    def _make(self, calls: Sequence[_Call]) -> None:
-        answered = 0
-        try:
-            for place, result in self._child.call([c.pack() for c in calls]):
-                answered = place + 1
-                self._tell(calls[place], result)
-        except HeadraceError as error:  # the child refuses to start: its class or options are wrong
-            for call in calls[answered:]:
-                self._tell(call, Failed("error", str(error)))
-        except (OSError, ValueError) as error:  # ended under way
-            for call in calls[answered:]:
-                self._tell(call, Failed("killed", f"{type(error).__name__}: {error}"))
-
-    def _tell(self, call: _Call, result: Any) -> None:
-        if call.what == "close":
-            return
-        if isinstance(result, Failed):
-            self._out.put(Said(call.ticket, None, str(result)))
-        elif result == LOST:
-            self._out.put(Said(call.ticket, None, "its process ended with another episode", lost=True))
-        else:
-            self._out.put(Said(call.ticket, unpack(result)))
+    room: Room
+    sample: tuple[str, int]
 
 
 class Rooms:
@@ -108,8 +33,11 @@ class Rooms:
 
     def __init__(self, tables: Mapping[str, EnvironmentTable], base: Path) -> None:
         self._tables, self._base = tables, base
-        self._rooms: dict[str, list[_Room]] = {}
-        self._where: dict[int, _Room] = {}
+        self._rooms: dict[str, list[Room]] = {}
+        self._alone: dict[str, Room] = {}
+        self._suspects: set[tuple[str, int]] = set()
+        """Samples under which a process ended that others shared: they are answered one after the other, until it is known which it was."""
+        self._where: dict[int, _Place] = {}
         self._out: queue.SimpleQueue[Said] = queue.SimpleQueue()
         self._tickets = 0
 
@@ -125,21 +53,22 @@ class Rooms:
                 f"the prompt asks for environment {name!r}, which the run file does not have as [environments.{name}]"
             )
         self._tickets += 1
-        room = self._roomiest(name)
+        sample = prompt.group_id, index
+        room = self._room_alone(name) if sample in self._suspects else self._roomiest(name)
         room.tickets.add(self._tickets)
-        self._where[self._tickets] = room
-        room.put(_Call(self._tickets, "open", {"prompt": encode(prompt), "index": index}))
-        return self._tickets  # fmt: skip
+        self._where[self._tickets] = _Place(room, sample)
+        room.put(Call(self._tickets, "open", {"prompt": encode(prompt), "index": index}))
+        return self._tickets
 
     def step(self, ticket: int, reply: str) -> None:
-        self._where[ticket].put(_Call(ticket, "step", {"reply": reply}))
+        self._where[ticket].room.put(Call(ticket, "step", {"reply": reply}))
 
     def forget(self, ticket: int) -> None:
         """The episode is over, or not wanted any more."""
-        room = self._where.pop(ticket, None)
-        if room is not None:
-            room.tickets.discard(ticket)
-            room.put(_Call(ticket, "close", {}))
+        place = self._where.pop(ticket, None)
+        if place is not None:
+            place.room.tickets.discard(ticket)
+            place.room.put(Call(ticket, "close"))
 
     @property
     def waiting(self) -> bool:
@@ -153,50 +82,27 @@ class Rooms:
             said = self._out.get()
             if said.ticket in self._where:
                 found.append(said)
+                if said.suspect:
+                    self._suspects.add(self._where[said.ticket].sample)
         return found
 
-    def _roomiest(self, name: str) -> _Room:
+    def _roomiest(self, name: str) -> Room:
         rooms = self._rooms.setdefault(name, [])
         table = self._tables[name]
         if len(rooms) < table.processes and all(room.tickets for room in rooms):
-            rooms.append(_Room(name, table, self._base, self._out))
+            kind = Room if table.threads == 1 else WideRoom
+            rooms.append(kind(name, table, self._base, self._out))
         return min(rooms, key=lambda room: len(room.tickets))
 
+    def _room_alone(self, name: str) -> Room:
+        if name not in self._alone:
+            self._alone[name] = Room(name, self._tables[name], self._base, self._out)
+        return self._alone[name]
+
     def close(self) -> None:
-        rooms = [room for rooms in self._rooms.values() for room in rooms]
+        rooms = [*(room for rooms in self._rooms.values() for room in rooms), *self._alone.values()]
         for room in rooms:
             room.end()
         deadline = time.monotonic() + 5
         for room in rooms:
             room.join(max(0.0, deadline - time.monotonic()))
-
-
-def host(options: dict[str, Any]) -> Any:
-    """The handler of a child: calls of many episodes, each with an instance of the environment of its own."""
-    base, where = Path(options["base"]), f"[environments.{options['name']}]"
-    kind = plugins.load(options["use"], base, where)
-    given = {"base": base} if "base" in (plugins.option_names(kind) or ()) else {}  # where its own files lie
-    make = lambda: plugins.make(kind, options["options"], f"{where} use = {options['use']!r}", **given)  # noqa: E731
-    for method in ("open", "step"):
-        if not callable(getattr(make(), method, None)):
-            raise EnvironmentFault(
-                f"{options['use']} has no method {method}; an environment has open(prompt, index) and step(reply)"
-            )
-    episodes: dict[int, Environment] = {}
-
-    def handle(payload: bytes) -> Any:
-        call = msgpack.unpackb(payload)
-        ticket = call["ticket"]
-        if call["what"] == "close":
-            episodes.pop(ticket, None)
-            return None
-        if call["what"] == "open":
-            prompt = decode(call["prompt"])
-            assert isinstance(prompt, Prompt)
-            episodes[ticket] = make()
-            return pack(episodes[ticket].open(prompt, call["index"]))
-        if ticket not in episodes:
-            return LOST
-        return pack(episodes[ticket].step(call["reply"]))
-
-    return handle  # fmt: skip

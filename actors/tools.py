@@ -159,7 +159,8 @@ class Tools:
         return Turn(tools=tuple(tool.schema for tool in self._tools.values()))
 
     def step(self, reply: str) -> Turn:
-        said = tuple(ChatMessage(self.role, self._answer(call)) for call in PARSERS[self.parser](reply))
+        spoken = reply.rpartition("</think>")[2]  # what is only thought of calls nobody
+        said = tuple(ChatMessage(self.role, self._answer(call)) for call in PARSERS[self.parser](spoken))
         return Turn(said) if said else over()
 
     def _answer(self, call: Call) -> str:

@@ -15,6 +15,8 @@ from actors.engine import Completion, Engine, Request
 from actors.environment import Turn
 from actors.episodes import Episode, between, opening
 from actors.intake import Intake
+from actors.later import Later
+from actors.pace import pace_of
 from actors.prompting import render
 from actors.rooms import Rooms, Said
 from broker.chat import Chats
@@ -54,12 +56,14 @@ class ActorWorker:
     ) -> None:  # fmt: skip
         self._name, self._intake, self._engine, self._rooms = name, intake, engine, rooms
         self._chats = Chats(engine.tokenizer)
-        self._ahead, self._give_back = int(table.queue * table.slots), table.give_back
+        self._pace = pace_of(table, engine, metrics)
+        self._give_back = table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
         self._metrics, self._broker, self._system = metrics, broker, system
         self._work: dict[str, _Work] = {}
         self._places: dict[int, tuple[str, int]] = {}
         """The group and index of each ticket of ``rooms``."""
+        self._later: Later[tuple[str, int]] = Later()
         self._group_size = 1  # of the newest prompt: what the next one will probably take
 
     def run(self, stop: Stop) -> None:
@@ -71,6 +75,7 @@ class ActorWorker:
         if not self._takes_part():
             self._engine.poll(POLL_SECONDS)
             return
+        self._pace.follow(sum(len(w.episodes) for w in self._work.values()), self._group_size)
         self._take()
         started, rested = time.monotonic(), self._engine.resting
         done = self._engine.poll(ROOMS_SECONDS if self._rooms.waiting else POLL_SECONDS)
@@ -79,6 +84,8 @@ class ActorWorker:
         for completion in done:
             self._hear(completion)
         self._say(self._rooms.ready())
+        for group_id, index in self._later.due():
+            self._begin(self._work[group_id], [index])
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
         self._metrics.weight_version.set(self._engine.version)
         if self._intake.pending or done:
@@ -102,7 +109,7 @@ class ActorWorker:
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
         opening = sum(len(work.missing) - len(work.episodes) for work in self._work.values())
-        room = self._engine.room() + self._ahead - opening
+        room = self._engine.room() + self._pace.ahead - opening
         while True:
             records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
             for record in records:
@@ -177,7 +184,9 @@ class ActorWorker:
         if done.finish_reason == "refused":
             return self._give_up(work, done.index, done.text)
         reply = episode.hear(done, self._engine.ends)
+        self._pace.finished += 1
         self._metrics.generated_tokens.inc(len(done.tokens))
+        self._metrics.prompt_tokens.inc(len(episode.tokens) - len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
         if not work.prompt.environment or done.finish_reason != "stop":
             return self._publish(work, episode)
@@ -187,6 +196,7 @@ class ActorWorker:
         """Environments have spoken."""
         opened: dict[str, list[Episode]] = {}
         for said in found:
+            self._metrics.environment_seconds.observe(said.seconds)
             if said.ticket not in self._places:  # given up a moment ago
                 continue
             group_id, index = self._places[said.ticket]
@@ -196,8 +206,9 @@ class ActorWorker:
                 if said.turn is None:
                     self._fail(work, index, said)
                 elif episode is None:
-                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn))
+                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn, said.seconds))
                 else:
+                    episode.answered(said.turn, said.seconds)
                     self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
                 self._give_up(work, index, str(error))
@@ -208,20 +219,18 @@ class ActorWorker:
                 except EngineError as error:
                     self._give_up(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: _Work, index: int, turn: Turn) -> Episode:
+    def _opened(self, work: _Work, index: int, turn: Turn, seconds: float) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
-        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
+        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
-        if turn.outcome is not None:
-            episode.outcome = turn.outcome
         limit = self._rooms.limit(work.prompt.environment)
         late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
-        if not turn.over and (late or episode.replies >= work.prompt.sampling.max_turns):
+        if not turn.over and (late or len(episode.replies) >= work.prompt.sampling.max_turns):
             episode.finish_reason = "turns"
         elif not turn.over:
             if not turn.messages:
@@ -236,13 +245,23 @@ class ActorWorker:
         return self._publish(work, episode)
 
     def _fail(self, work: _Work, index: int, said: Said) -> None:
-        """An environment failed: the sample begins anew, a few times if the failure is its own."""
-        self._metrics.aborted("lost" if said.lost else "environment").inc()
+        """An environment failed: the sample begins anew, a few times if the failure is its own, later if what it asks is away."""
+        self._metrics.aborted("lost" if said.lost else "outage" if said.away else "environment").inc()
+        if said.away:
+            return self._wait(work, index, said.why)
         if not said.lost:
             work.attempts[index] = work.attempts.get(index, 0) + 1
             if work.attempts[index] >= ATTEMPTS:
                 return self._give_up(work, index, f"environment {work.prompt.environment!r}: {said.why}")
         return self._again(work, index)
+
+    def _wait(self, work: _Work, index: int, why: str) -> None:
+        """Try a sample again when there was time for what is away to come back."""
+        group_id = work.prompt.group_id
+        pause = self._later.put((group_id, index))
+        log_.warning("%s#%d: %s; it is tried again in %g s", group_id, index, why, pause)
+        work.episodes.pop(index, None)
+        self._close(work, index)
 
     def _again(self, work: _Work, index: int) -> None:
         """Begin a sample anew."""
@@ -257,8 +276,9 @@ class ActorWorker:
             self._places.pop(ticket, None)
 
     def _release(self, work: _Work) -> None:
-        for index in list(work.tickets):
+        for index in range(work.prompt.group_size):
             self._close(work, index)
+            self._later.forget((work.prompt.group_id, index))
 
     def _forget(self, group_id: str) -> _Work:
         """Nothing more is wanted of this group."""
@@ -280,11 +300,11 @@ class ActorWorker:
                 return self._again(work, index)
             return self._give_up(work, index, str(error))
         self._intake.publish(group_id, data)
-        self._metrics.prompt_tokens.inc(episode.segments[0].end)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
         self._close(work, index)
         del work.episodes[index]
         work.missing.discard(index)
+        self._later.forget((group_id, index))
         if not work.missing:
             del self._work[group_id]
             self._intake.done(work.record)

@@ -16,7 +16,7 @@ AWAY = 75  # exit status (EX_TEMPFAIL) for a log that went away when nobody coul
 
 
 class Flag(Protocol):
-    """A gauge: 1 while something is so."""
+    """A gauge that is 1 while a condition holds."""
 
     def set(self, value: float, /) -> None: ...
 

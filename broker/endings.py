@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from broker.manifests import Dropped, GroupRef, dropped_of, groups_of, pack_groups
-from broker.wire import Json, integer, mapping, number, numbers, require, strings, text
+from broker.wire import Extra, Json, integer, mapping, number, numbers, pack_extras, read_extras, require, strings, text
+
+JUDGED_ENOUGH = 0.9
+"""Share of its answers that have to be judged before an evaluation counts without doubt: those that are not judged are rarely like the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """pass@1 over ``k`` samples of each question and cons@k, with 95% intervals, on the versions that answered.
 
-    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged.
+    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged. ``data`` is the source that was asked and
+    ``rewarder`` who judged. ``marks`` has a text for each of ``group_ids``, with a sign for each of its samples: ``1`` right, ``0`` wrong or never
+    finished, ``-`` not judged. ``examples`` are the places of some of its groups. Records of earlier versions have none of these four.
     """
 
     TYPE: ClassVar[str] = "evaluation"
@@ -33,6 +38,25 @@ class Evaluation:
     dropped: tuple[Dropped, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
+    data: str = ""
+    rewarder: str = ""
+    marks: tuple[str, ...] = ()
+    examples: tuple[GroupRef, ...] = ()
+
+    @property
+    def judged_share(self) -> float:
+        """The share of the samples that were asked for that were judged; records of earlier versions do not say it: 1, or 0 without a question."""
+        asked = self.metrics.get("questions_asked", 0.0) * self.k
+        if not asked or "samples_judged" not in self.metrics:
+            return float(self.questions > 0)
+        return self.metrics["samples_judged"] / asked
+
+    @property
+    def doubt(self) -> str:
+        """Why its figures say little or nothing; empty where enough was judged."""
+        if not self.questions:
+            return "nothing could be judged"
+        return f"only {self.judged_share:.0%} of its answers were judged" if self.judged_share < JUDGED_ENOUGH else ""
 
     def pack(self) -> dict[str, Json]:
         return {
@@ -41,6 +65,7 @@ class Evaluation:
             "cons_at_k_interval": list(self.cons_at_k_interval), "versions": list(self.versions),
             "response_tokens": self.response_tokens, "group_ids": list(self.group_ids),
             "dropped": [list(d) for d in self.dropped], "metrics": dict(self.metrics), "created": self.created,
+            **pack_extras(self, _EXTRAS),
         }  # fmt: skip
 
     @classmethod
@@ -64,14 +89,21 @@ class Evaluation:
             dropped=dropped_of(wire["dropped"]),
             metrics=numbers(wire["metrics"]),
             created=number(wire["created"]),
+            **read_extras(wire, _EXTRAS),
         )
+
+
+_EXTRAS = {
+    "data": Extra("", text), "rewarder": Extra("", text), "marks": Extra((), strings, list),
+    "examples": Extra((), groups_of, pack_groups),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
     """Something that a stage has made and later stages name: a data set or a model; it ends the groups that it was made of.
 
-    ``kind`` is ``documents`` or ``model``; ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
+    ``kind`` is ``documents``, ``model``, or ``rows`` (which rows of a source a stage asks, by a curriculum); ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
     ``kept`` are the groups and samples that went into it, by their places in the log; ``dropped`` those that did not, and why.
     """
 
@@ -96,7 +128,7 @@ class Artefact:
 
     @property
     def group_ids(self) -> tuple[str, ...]:
-        """The groups that end here with something kept of them."""
+        """The groups that end here and of which something was kept."""
         return tuple(ref.group_id for ref in self.kept)
 
     def pack(self) -> dict[str, Json]:
@@ -123,6 +155,6 @@ class Artefact:
         )
 
 
-ARTEFACT_KINDS = ("documents", "model")
+ARTEFACT_KINDS = ("documents", "model", "rows")
 Ending = Evaluation | Artefact
 """The records that end the groups of a collection: ``group_ids`` and ``dropped`` are all of them."""

@@ -64,6 +64,14 @@ class LearnerConfig:
             )
         return training.model_copy(update={"objective": training.objective.beside(self.file.base)})
 
+    def benchmarks(self) -> dict[str, int]:
+        """The sources that some stage asks as held-out questions, and how many of their rows at most."""
+        found: dict[str, int] = {}
+        for stage in self.stages:
+            for benchmark in getattr(stage, "asked", dict)().values():
+                found[benchmark.data] = max(benchmark.questions, found.get(benchmark.data, 0))
+        return found
+
 
 def read_stage(table: Any, number: int, file: RunFile) -> Stage:
     """``[[stage]]`` number ``number`` as the class of its kind. Raises RunFileError."""

@@ -56,8 +56,7 @@ class Learner:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
-        self._road, self._steps, self._endings = road, steps, endings
-        self._record = record
+        self._road, self._steps, self._endings, self._record = road, steps, endings, record
         self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
         self._file = run.file
@@ -76,6 +75,8 @@ class Learner:
         training = self.state.training(index)
         self.telemetry.limits(training.max_lag, training.credits)
         begun = self.progress.stage_step if self.progress.stage == index else 0
+        names = dict.fromkeys(name for phase in phases for name in phase.weights)
+        self.sources.begin_stage(index, self.config.stages[index].name, names, self.progress.version, self.made)
         first = self.progress.version - begun
         asked = [
             (
@@ -104,8 +105,7 @@ class Learner:
         self.telemetry.limits(0, 0)
 
     def next(self) -> Planned | None:
-        """Wait for the next planned step; None when the learner is to stop. A shift on shared devices begins once all its steps are
-        planned, and goes on as long as another is."""
+        """Wait for the next planned step; None when the learner is to stop. A shift begins once all its steps are planned."""
         if self.shifts.under_way:
             planned = None if self.stop else self.planning.next(timeout=0.0)
             if planned is not None:
@@ -133,13 +133,12 @@ class Learner:
         One that cannot be executed is set aside in the log, and the next version is the policy as it was.
         """
         manifest = planned.manifest
+        self.state.check()
         try:
             result = execute(self.state, manifest, planned.groups, planned.offset)
         except (CheckpointError, LogError, OSError):
             raise
-        except (
-            Exception
-        ) as error:  # a loss of one's own, a model's limit, memory: whatever it is, it must not end the run
+        except Exception as error:  # a user's loss, a limit of the model, memory: it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
             self._put_aside(manifest, error)
@@ -156,7 +155,7 @@ class Learner:
         return result
 
     def _put_aside(self, manifest: Manifest, error: Exception) -> None:
-        """Say in the log that the step trains nothing, and bring the state there: whatever the failure has left of it is given up."""
+        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded."""
         step, why = manifest.step, f"{type(error).__name__}: {error}"[:1000]
         log_.error("step %d cannot be executed and is set aside: %s", step, why, exc_info=error)
         mark = Manifest(step, manifest.stage, "set_aside", why=why, created=time.time())
@@ -164,9 +163,8 @@ class Learner:
         self._steps.flush()
         self._set_aside += 1
         if self._set_aside >= HOPELESS_STEPS:
-            raise RunFault(
-                f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
-            ) from error
+            told = f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
+            raise RunFault(told) from error
         self._restore(step)
 
     def publish(self) -> None:
@@ -178,6 +176,7 @@ class Learner:
     def progress_in_stage(self, index: int, report: SftReport) -> None:
         """Take in one step of supervised training: it makes no policy version, but it is recorded and counted."""
         before = self.progress
+        self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
         self._read.take(report.first, report.tokens)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
@@ -194,8 +193,10 @@ class Learner:
     def evaluate(self, index: int, name: str, step: int, asked: Benchmark) -> None:
         """Begin evaluation ``name`` of version ``step``, unless it has been made; what is already under way of it goes on."""
         training = self.config.training(index) or self.config.learner
-        sampling = asked.sampling or training.sampling
-        feeding = self.sources.feeding(asked.data, asked.k, sampling, purpose="eval", collection=name)
+        sampling = asked.sampled(training.sampling)
+        feeding = self.sources.feeding(
+            asked.data, asked.k, sampling, purpose="eval", collection=name, judge=asked.rewarder
+        )
 
         def finish(c: Collection, groups: Any, lost: Any) -> Ending:
             return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
@@ -296,12 +297,10 @@ class Learner:
             self.planning.release(frozenset(old) - frozenset(mix))
 
     def _follow_asked(self) -> None:
-        """Begin the evaluations that somebody has asked for meanwhile."""
+        """Begin the evaluations that were requested in the meantime."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
-            if (
-                asked.name in self._endings.by_name
-            ):  # a learner was killed between its answer and the removal of the request
+            if asked.name in self._endings.by_name:  # a learner was killed before it removed the request
                 place(self.run.directory, asked.name).unlink(missing_ok=True)
                 continue
             try:

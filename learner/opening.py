@@ -70,7 +70,7 @@ def open_learner(
     """The learner of ``run``, recovered; what it opens is closed with ``stack``.
 
     ``road`` makes the near end of the weight road. With ``idle`` everything is done on the caller's thread: it is called whenever the
-    learner waits, and turns the others. Raises HeldByAnother if the run has a learner that lives.
+    learner waits, and runs a round of the others. Raises HeldByAnother if the run has a learner that lives.
     """
     owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
     log = run.open_log(stop, telemetry.broker)
@@ -189,7 +189,7 @@ def _planner(
     feed.eras.update(found.state.eras)
     planner = Planner(
         join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
-        lambda groups: telemetry.metrics.asked_again.inc(groups),
+        lambda groups: telemetry.metrics.asked_again.inc(groups), found.expired,
     )  # fmt: skip
     mixes = [run.table.rewards, *config.mixes()]
     planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})

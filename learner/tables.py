@@ -3,12 +3,13 @@ how weights leave it. The stages' own tables are in ``learner.stages``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
 from broker.spelling import nearest
+from learner.data.selection import SelectTable
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
@@ -21,7 +22,8 @@ RANDOM = "random:"
 
 
 class SourceTable(Table):
-    """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options.
+    """``[data.NAME]``: a file, a Hugging Face data set, a class, or a class that reads such a table (``use`` and ``path``); further keys are
+    that class's options.
 
     ``rewards`` is the reward mix of its prompts (default: that of ``[run]``), ``environment`` the one that they are episodes in, ``chat``
     holds options of the chat template (``enable_thinking``).
@@ -33,6 +35,8 @@ class SourceTable(Table):
     rewards: dict[str, float] | None = None
     environment: str = ""
     chat: dict[str, Any] = Field(default_factory=dict)
+    select: SelectTable = SelectTable()
+    """Which of its rows are used."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,7 +49,7 @@ class SamplingTable(Table):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     max_turns: int = Field(default=1, ge=1)
     """Replies of an episode in an environment."""
     max_total: int = Field(default=0, ge=0)
@@ -163,6 +167,9 @@ class WeightRoadTable(Table):
 
     publish_dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the weights that engines get (default: ``dtype``). Checkpoints are always in float32."""
+    sparse: Literal["auto", "always", "never"] = "auto"
+    """Whether receivers get only what has changed since the version before, where that is less than half (it never is with float32): ``auto``
+    does so where the lanes leave this machine. Over gloo; where one receiver is an SGLang server, all get the whole."""
     publish_every: int = Field(default=1, ge=1)
     road: str = "broadcast"
     """``broadcast``: in lanes by torch.distributed; ``disk``: from ``RUN/weights`` on a file system that all receivers see; or a road of
@@ -234,7 +241,8 @@ class SupervisedTable(Table):
 class Benchmark(Table):
     """Held-out questions and how they are asked: ``k`` samples of each of the first ``questions`` rows of ``data``.
 
-    Correct is what ``rewarder`` gives at least 1.
+    Correct is what ``rewarder`` gives at least 1. ``sampling`` replaces single keys of the stage's; the paper's evaluations are
+    ``{ temperature = 0.6, top_p = 0.95 }`` with ``k`` from 4 to 64 (arXiv 2501.12948, section 3).
     """
 
     name: str = ""
@@ -243,6 +251,13 @@ class Benchmark(Table):
     k: int = Field(default=1, ge=1)
     rewarder: str = "accuracy"
     sampling: SamplingTable | None = None
+
+    def sampled(self, usual: SamplingTable) -> SamplingTable:
+        """How the questions are sampled: as ``usual``, with the keys that ``sampling`` sets in place."""
+        own = self.sampling
+        return (
+            usual if own is None else usual.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+        )
 
 
 RENAMED = {"weights": "road", "turn_steps": "shift_steps"}

@@ -192,6 +192,28 @@ class Decoder:
         last = hidden[torch.arange(rows, device=hidden.device), lengths_B - 1]
         return self._logits(last)
 
+    def extend(self, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
+        """Go on behind the first ``starts`` tokens of rows ``0..B``, which ``cache`` holds, with ``lengths`` tokens each (padded on the right);
+        logits ``[B, V]`` behind the last of each. ``cache`` has room for every start with every padded token behind it.
+        """
+        rows, length = tokens_BT.shape
+        which = self._numbers[:rows]
+        positions = starts_B[:, None] + self._numbers[:length]
+        longest = cache.keys[0].shape[2]
+        mask = torch.where(self._numbers[:longest] <= positions[:, :, None], self._zero, self._never)[:, None]
+        turned = positions.clamp(max=self.context - 1)  # of padding alone
+        hidden = self.embedding[tokens_BT]
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            query, key, value = self._project(layer, hidden, turned)
+            keys[which[:, None], :, positions] = key
+            values[which[:, None], :, positions] = value
+            grouped = self.heads != self.kv_heads
+            out = F.scaled_dot_product_attention(
+                query.transpose(1, 2), keys[:rows], values[:rows], attn_mask=mask, enable_gqa=grouped
+            )
+            hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
+        return self._logits(hidden[which, lengths_B - 1])
+
     def decode(self, tokens_B: Tensor, positions_B: Tensor, longest: int, cache: Cache) -> Tensor:
         """One token each for rows ``0..B``: written to the cache at its position; logits ``[B, V]`` behind it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -272,3 +272,8 @@ def words(answer: Any) -> str:
         while isinstance(answer, dict) and key in answer:
             answer = answer[key]
     return str(answer)[:500]
+
+
+def gives_back(about: Mapping[str, Any]) -> bool:
+    """Whether a server can be told to give its memory back: one on a CPU ends when it is."""
+    return bool(about.get("enable_memory_saver")) and about.get("device") != "cpu"

@@ -31,11 +31,12 @@ STUB = "int cuPointerGetAttribute(void) { return 100; }  /* CUDA_ERROR_NO_DEVICE
 
 
 class Server:
-    """One server process at ``url``; it ends with ``stop``, or with this process. ``model`` tells what it is to start from."""
+    """One server process at ``url``; it ends with ``stop``, or with this process. ``model`` tells what it is to start from. With
+    ``adaptive`` slots the server runs at once what its memory holds."""
 
     def __init__(
         self, directory: Path, model: Callable[[], str], *, device: str, dtype: str, slots: int, context: int, seed: int,
-        arguments: Sequence[str] = (), host: str = "127.0.0.1",
+        arguments: Sequence[str] = (), adaptive: bool = False, host: str = "127.0.0.1",
     ) -> None:  # fmt: skip
         self._directory, self._model, self._device = directory, model, device
         directory.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ class Server:
         self.url = f"http://{host}:{port}"
         self._command = [
             sys.executable, "-m", "sglang.launch_server", "--dtype", dtype, "--host", host,
-            "--port", str(port), "--max-running-requests", str(slots), "--context-length", str(context),
+            "--port", str(port), *(() if adaptive else ("--max-running-requests", str(slots))), "--context-length", str(context),
             "--random-seed", str(seed % 2**31), "--enable-metrics",
             *((*CPU_ARGUMENTS, "--max-total-tokens", str(max(slots * context, 2 * context))) if device == "cpu" else ()),
             *arguments,

@@ -52,11 +52,16 @@ def default(lag: int, base: int) -> Setting:
 
 
 def proof() -> Iterator[Setting]:
-    """The default at several lags on every base, beside on-policy GRPO at the best rate known for it."""
+    """The default at several lags on every base, beside on-policy GRPO at the best rate known for it, the plain weight of the sequence, and a
+    smaller rate, all from the same weights."""
     for base in BASES:
         yield default(8, base)
         yield Setting("grpo", 0, 1e-3, 0.9, base)
-    for lag, base in product((16, 0, 4, 2), BASES):
+        yield replace(default(8, base), objective="tis_sequence")
+        yield replace(default(8, base), lr=5e-4)
+        yield default(0, base)
+        yield default(16, base)
+    for lag, base in product((4, 2), BASES):
         yield default(lag, base)
 
 

@@ -52,7 +52,7 @@ class ControlClient:
         self.malformed = 0
         self._instance = uuid.uuid4().hex
         self._taken_since = 0.0
-        self._asked = 0.0  # when the learner was first asked for a welcome that has not come, or that was last said
+        self._asked = 0.0  # when a welcome that is still missing was first asked for, or last reported missing
         self._held: list[Message] | None = None  # orders that came after a lapse, until it is known whom they were for
         self._wake = Wake()
         self._stop = threading.Event()
@@ -90,7 +90,7 @@ class ControlClient:
             self._wake.clear()
             lapsed, turned = time.monotonic() - turned > LAPSE_SECONDS, time.monotonic()
             if lapsed and self._dealer is not None and self.joined:
-                self._held = []  # it was stopped: what comes first may be meant for a member that it is no more
+                self._held = []  # it was stopped: what comes first may be meant for a membership that has ended
                 self._say(self._join())
             if self._wanted != self._endpoint:
                 self._call()

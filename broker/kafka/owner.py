@@ -1,4 +1,4 @@
-"""Ownership through the broker: one live process holds a name, others are told by whom.
+"""Ownership through the broker: one live process holds a name, and the others are told which.
 
 The holder is the one member of a consumer group; the broker notices its death within the session time-out. What a holder that
 was cut off might still write is fenced by the transactions of its successor.

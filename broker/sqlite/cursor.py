@@ -17,7 +17,7 @@ class Cursor:
     def __init__(self, file: TopicFile, offsets: Mapping[int, int]) -> None:
         self.file = file
         self.offsets = dict(offsets)
-        self._seen = -1  # the state of the file that ``_bounds`` are of
+        self._seen = -1  # the state of the file that ``_bounds`` describe
         self._bounds: dict[int, tuple[int, int]] = {}
         self._behind = False  # whether a limit, not the end of the topic, ended the last read
         self._first = 0

@@ -19,8 +19,8 @@ TOGETHER = ("join", "push")  # orders that the publisher process carries out tog
 
 
 class PublisherProcess:
-    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` says what a member has said meanwhile that cannot
-    take part at all (empty if none has)."""
+    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` gives the reason of a member that cannot take
+    part at all (empty if all can)."""
 
     def __init__(
         self, device: str, size: int, files: Sequence[int], timeout: float, away: Callable[[], str],

@@ -19,7 +19,7 @@ from broker.chat import Chat, Chats
 from broker.errors import DataAway, DataError, HeadraceError
 from headrace.running.runfile import WholeRun
 from learner.data.registry import open_documents, open_prompts
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, row_of
 from learner.stages.stage import Stage
 from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
 
@@ -42,6 +42,8 @@ class Use:
     asked: int | None = None
     samples: int = 1
     training: Training | None = None
+    judge: str = ""
+    """The rewarder that says which answers are correct, of held-out questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
     until = time.monotonic() + seconds
     for number in numbers:
         try:
-            good[number] = source.document(number, 1.0) if documents else source.row(number)
+            good[number] = source.document(number, 1.0) if documents else row_of(source, number)
         except DataError as fault:
             odd[number] = str(fault)
         except Exception as fault:  # the plug-in boundary: a source is anybody's code
@@ -215,7 +217,8 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
         for benchmark in asked.values():
             if benchmark.data in config.data:
                 yield Use(
-                    benchmark.data, stage, "held out", where, benchmark.sampling or usual, benchmark.questions, benchmark.k
+                    benchmark.data, stage, "held out", where, benchmark.sampled(usual), benchmark.questions, benchmark.k,
+                    judge=benchmark.rewarder,
                 )  # fmt: skip
         held_out = {b.data for b in asked.values()}
         read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - held_out

@@ -30,6 +30,8 @@ class Audit:
     """Manifests whose samples and votes were read, each one; of the other ones only the groups' fates are known."""
     sealed: int = 0
     """The offset in the steps topic at which this audit began: an earlier one has found everything below it sound."""
+    forked_from: str = ""
+    """The run and the step that this one begins from, which are no part of this audit."""
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)

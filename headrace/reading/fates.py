@@ -133,6 +133,9 @@ class Fates:
                     self.audit.fed += 1
 
     def _follows(self, manifest: Manifest, where: str) -> None:
+        if manifest.origin is not None and self.newest[0] < 0:
+            self.version = manifest.step
+            return
         expected = self.version + (manifest.kind != "close")
         if manifest.kind != "close" and manifest.step <= self.version:
             self.rewritten.append((manifest, where))

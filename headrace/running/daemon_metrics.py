@@ -24,7 +24,7 @@ WORK = {
 ASKED = (*WORK, "supervisor")
 BUSY, IDLE = str(SystemMetrics.busy_seconds), str(SystemMetrics.idle_seconds)
 RESTARTS, UP = str(RunMetrics.restarts), str(RunMetrics.up)
-INFLIGHT, VERSION = str(ActorMetrics.inflight), str(ActorMetrics.weight_version)
+INFLIGHT, SLOTS, VERSION = str(ActorMetrics.inflight), str(ActorMetrics.slots), str(ActorMetrics.weight_version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class Pulse:
         daemon.rate = (now.work - then.work) / seconds if counter and seconds > 0 else None
         daemon.busy = busy / (busy + idle) if busy + idle > 0 else None
         daemon.inflight = int(metrics[INFLIGHT]) if INFLIGHT in metrics else None
+        daemon.slots = int(metrics[SLOTS]) if SLOTS in metrics else None
         daemon.version = int(metrics[VERSION]) if VERSION in metrics else None
 
 

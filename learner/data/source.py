@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from broker.messages import ChatMessage
+from broker.errors import DataError, MessageError
+from broker.messages import ChatMessage, Prompt, encode
 from broker.wire import Json
+
+STALE_ROW = "before_cutoff"
+"""The metadata of a row that was published before the model's cut-off, where such rows are marked (``[data.NAME] fresh = "mark"``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,25 @@ class PromptSource(Protocol):
 
     def row(self, number: int) -> PromptRow:
         """Row ``number`` (below ``size``), always the same one. Raises DataError that names the row and what is wrong."""
+
+
+def row_of(source: PromptSource, number: int) -> PromptRow:
+    """Row ``number``, which the log can hold. Raises DataError for whatever is wrong with it: a source is anybody's code."""
+    try:
+        row = source.row(number)
+        encode(Prompt("x-0@0", row.messages, 1, row.answer, row.kind, row.metadata))
+    except DataError:
+        raise
+    except MessageError as error:  # half of a surrogate pair, an integer beyond 64 bits
+        raise DataError(f"{_named(source, number)} cannot be written to the log: {error}") from error
+    except Exception as error:
+        raise DataError(f"{_named(source, number)}: {type(error).__name__}: {str(error)[:300]}") from error
+    return row
+
+
+def _named(source: PromptSource, number: int) -> str:
+    where = getattr(source, "where", "")
+    return f"{where} row {number}" if where else f"row {number}"
 
 
 @dataclass(frozen=True, slots=True)

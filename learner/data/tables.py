@@ -1,14 +1,17 @@
-"""Rows of JSON lines, Parquet, or a Hugging Face data set as prompts or documents. Columns may have other names.
+"""Rows of JSON lines, Parquet, CSV, or a Hugging Face data set as prompts or documents. Columns may have other names.
 
 ``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
-``answer``, ``kind`` and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
+``answer``, ``kind``, ``date`` (``YYYY-MM-DD``, kept in the metadata) and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
 ``answer``, and all of them are ``metadata["answers"]``. ``system`` puts a system turn before each prompt; ``template`` wraps its text
 (``{prompt}`` stands for it).
 """
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +21,11 @@ from broker.errors import DataAway, DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
-FILES = (".jsonl", ".json", ".parquet")
+CELL = 1 << 24  # characters of a cell of CSV at most
+FILES = (".jsonl", ".json", ".parquet", ".csv")
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of roles, as the shape {from, value} has them."""
-COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
+COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date")
 
 
 class Rows(Protocol):
@@ -57,13 +61,37 @@ class JsonLines:
             row = json.loads(raw)
         except ValueError as error:
             raise DataError(f"{self._path} line {line} is no JSON: {error}") from error
+        except RecursionError:
+            raise DataError(f"{self._path} line {line} is nested too deep") from None
         if not isinstance(row, dict):
             raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
         return row
 
 
+class CommaSeparated:
+    """Rows of a CSV file; all of it is held, every cell is text. Raises DataError for a row with more cells than the first line has names."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                csv.field_size_limit(CELL)
+                reader = csv.DictReader(file)
+                self._rows = list(reader)
+        except (csv.Error, UnicodeError) as error:
+            raise DataError(f"{path} is no CSV: {error}") from error
+        for number, row in enumerate(self._rows):
+            if None in row:
+                raise DataError(f"{path} row {number} has more cells than the first line has names")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return self._rows[number]
+
+
 def read_table(path: str, split: str = "train", config: str | None = None) -> Rows:
-    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, a directory of a saved data set, or a Hugging Face id.
+    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, ``*.csv`` with its columns' names in the first line, a directory of a saved data set, or a Hugging Face id.
 
     ``config`` is the configuration of a Hugging Face data set that has several (``main`` of ``openai/gsm8k``). Raises DataError.
     """
@@ -72,6 +100,8 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
         raise DataError(f"data {path!r} does not exist; relative paths start from the run file's directory")
     if place.suffix in (".jsonl", ".json") and place.is_file():
         return JsonLines(place)
+    if place.suffix == ".csv" and place.is_file():
+        return CommaSeparated(place)
     import datasets
 
     try:
@@ -119,7 +149,9 @@ class _Table:
     ) -> Any:
         column = self.columns.get(name, name)
         value = row.get(column)
-        if value is None:
+        if value is None or (
+            isinstance(value, float) and math.isnan(value)
+        ):  # columns of numbers say so that there is none
             if needed:
                 raise DataError(f"{self.where} row {number} has no column {column!r}; it has {', '.join(row)}")
             return None
@@ -192,6 +224,8 @@ class TablePrompts(_Table):
         answers = self._answers(row, number)
         metadata = self._cell(row, number, "metadata", dict) or {}
         metadata = {key: value for key, value in metadata.items() if value is not None}
+        if (date := self._cell(row, number, "date", (str, int, datetime.date))) is not None:
+            metadata["date"] = str(date)[:10]
         return PromptRow(
             self._messages(row, number),
             answers[0] if answers else None,

@@ -29,7 +29,7 @@ CACHED = (
 class _TokenLogprobs(torch.autograd.Function):
     """``hidden_MD``, ``weight_VD``, ``target_M`` -> log-probability, entropy and whether the target was the most likely, of each row.
 
-    ``scale_M`` multiplies the logits. What is multiplied is of type ``kind``, all sums are in float32 (float64 if that is given).
+    ``scale_M`` multiplies the logits. Products are of type ``kind``, all sums are in float32 (float64 if that is given).
     """
 
     @staticmethod

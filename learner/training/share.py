@@ -79,7 +79,7 @@ class Share:
 
 
 def padding() -> PackedChunk:
-    """A chunk that nothing of is trained: its loss is 0, and so are its gradients."""
+    """A chunk without trained tokens: its loss is 0, and so are its gradients."""
     none, nowhere = torch.zeros(PADDED, dtype=torch.bool), torch.zeros(PADDED, dtype=torch.long)
     return PackedChunk(
         tokens_T=nowhere,

@@ -127,13 +127,17 @@ class LearnerState:
     def save(self, checkpoints: Checkpoints, keep: int, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
         """Write all that ``load`` takes up; ``extra`` is a supervised stage's own state.
 
-        It may be written in the background, unless the checkpoint has a ``name``: that it has failed is raised by the next call.
+        It may be written in the background, unless the checkpoint has a ``name``: a failure is raised by the next call.
         """
         return self._saver.save(self, checkpoints, keep, name, extra or {})
 
     def write(self, beside: Path, extra: Mapping[str, Any]) -> None:
         """A rank that follows: write the own part of a checkpoint into ``beside``."""
         self._saver.write(self, beside, extra)
+
+    def check(self) -> None:
+        """Raises OSError or CheckpointError if the last checkpoint could not be written."""
+        self._saver.check()
 
     def close(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises OSError or CheckpointError if it could not be written."""

@@ -19,6 +19,8 @@ def headline(report: RunReport) -> str:
     tiles += _changed(report, "reward_mean", "reward") + _changed(
         report, "response_length_mean", "response length", "tokens"
     )
+    if origin := _table(summary, "forked_from"):
+        tiles.append(("forked from", str(origin.get("run", "")), f"at step {origin.get('step', 0)}"))
     tiles.append(("optimizer steps", f"{len(report.steps):,}", _clock(summary.get("wall_seconds"))))
     tokens, groups = _table(summary, "tokens"), _table(summary, "groups")
     if tokens:

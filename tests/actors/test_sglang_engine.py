@@ -14,11 +14,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_local_engine import CONFIGS, PROMPTS, Policy, request
+from test_local_engine import PROMPTS, Policy, request
 
 from actors.engine import Completion, Request
 from actors.sglang.engine import SglangEngine
-from actors.sglang.keeper import Keeper
 from actors.sglang.server import Server
 from broker.control.server import ControlServer
 from broker.errors import EngineError, WeightPushError
@@ -32,29 +31,6 @@ from broker.weights.sink import Lane, Push
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 CONTEXT = 64
 TIMEOUT = 4.0  # seconds that a push may take
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    torch.set_num_threads(1)
-    return Policy(tmp_path_factory.mktemp("policy"), CONFIGS["qwen3"])
-
-
-@pytest.fixture(scope="module")
-def newer(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return Policy(tmp_path_factory.mktemp("newer"), CONFIGS["qwen3"], seed=1)
-
-
-@pytest.fixture(scope="module")
-def server(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file; each puts the weights there that it needs."""
-    server = Server(
-        tmp_path_factory.mktemp("server"), lambda: str(policy.path), device="cpu", dtype="float32", slots=8, context=CONTEXT, seed=1,
-    )  # fmt: skip
-    keeper = Keeper(server)
-    keeper.begin()
-    yield server
-    keeper.stop()
 
 
 Opener = Callable[..., SglangEngine]
@@ -96,6 +72,20 @@ def test_log_probabilities_are_those_of_transformers(opened: Opener, policy: Pol
         assert c.finish_reason in ("stop", "length") and [(v.version, v.start) for v in c.versions] == [(0, 0)]
         expected = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, temperature or 1.0)
         assert c.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_nucleus_is_sampled_from_as_the_local_engine_does(opened: Opener, policy: Policy) -> None:
+    """As the paper's evaluations ask for it: no token comes from beyond the nucleus at that temperature, and more than one does from within."""
+    engine = opened()
+    for name, prompt in PROMPTS.items():
+        engine.submit(request(name, prompt, 4, temperature=0.6, top_p=0.95))
+    done = drain(engine, 16)
+    for c in done:
+        inside = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, 0.6, 0.95)
+        whole = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, 0.6)
+        assert np.isfinite(inside).all(), f"{c.group_id}: a token from beyond the nucleus"
+        assert c.logprobs == pytest.approx(inside, abs=1e-3) or c.logprobs == pytest.approx(whole, abs=1e-3)
+    assert len({tuple(c.tokens) for c in done if c.group_id == "a"}) > 1
 
 
 def test_stop_strings_and_the_context_end_a_sample(opened: Opener) -> None:
