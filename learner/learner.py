@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from learner.planning.planner import Planned, StagePlan
 from learner.planning.requests import find, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
+from learner.reading import Read
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
 from learner.sources import Sources
@@ -46,25 +48,11 @@ class Learner:
     did not end, ``extra`` is what a supervised stage kept in the checkpoint."""
 
     def __init__(
-        self,
-        run: Run,
-        config: LearnerConfig,
-        stop: Stop,
-        telemetry: Telemetry,
-        state: LearnerState,
-        checkpoints: Checkpoints,
-        planning: Planning,
-        shifts: Shifts,
-        road: Road,
-        steps: Producer,
-        record: Callable[[StepResult], None],
-        endings: Endings,
-        unfinished: set[str],
-        sources: Sources,
-        extra: Mapping[str, Any],
-        resumed_step: int,
-        restore: Callable[[int], None],
-    ) -> None:
+        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, state: LearnerState,
+        checkpoints: Checkpoints, planning: Planning, shifts: Shifts, road: Road, steps: Producer,
+        record: Callable[[StepResult], None], endings: Endings, unfinished: set[str], sources: Sources,
+        extra: Mapping[str, Any], resumed_step: int, restore: Callable[[int], None],
+    ) -> None:  # fmt: skip
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
@@ -73,6 +61,7 @@ class Learner:
         self._plan: StagePlan | None = None
         self._file = run.file
         self._asked: set[str] = set()
+        self._read = Read()
         self._set_aside = 0  # manifests that could not be executed, one after the other
 
     @property
@@ -180,10 +169,11 @@ class Learner:
         before = self.progress
         self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
+        self._read.take(report.first, report.tokens)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)
         if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
-            self._record(result)
+            self._record(replace(result, documents=self._read.told()))
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 
