@@ -16,6 +16,18 @@ from broker.messages import ChatMessage, Prompt
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What an agent outside asks beside its messages, which stand instead of the prompt's: in which ``session`` (``NAME``, from its second
+    part on ``NAME#2``), for at most ``limit`` tokens (0: as sampling says), up to one of the texts ``stop``. ``earlier`` are the turns that
+    the episode had in another actor (``actors.turns``)."""
+
+    session: str
+    limit: int = 0
+    stop: tuple[str, ...] = ()
+    earlier: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What the environment says: ``messages`` for the model to answer, or that the episode is ``over``.
 
@@ -28,6 +40,7 @@ class Turn:
     outcome: float | None = None
     why: str = ""
     tools: tuple[Mapping[str, Any], ...] = field(default=())
+    asked: Asked | None = None
 
 
 def say(text: str, outcome: float | None = None, role: str = "user") -> Turn:

@@ -42,6 +42,11 @@ class Episode:
     """Whether the last reply has the token that ends a turn."""
     aborts: int = 0
     """How often an update of the weights has ended the turn that is under way."""
+    said: Turn | None = None
+    """What was said last."""
+    session: str = ""
+    first: tuple[ChatMessage, ...] = ()
+    """With a session: what was said before the first reply."""
 
     @classmethod
     def begin(cls, prompt: Prompt, index: int, rendered: Rendered, opening: Turn | None = None) -> Episode:
@@ -53,6 +58,9 @@ class Episode:
         )
         episode.segments.append(Segment("prompt", 0, len(tokens), False))
         episode.outcome = None if opening is None else opening.outcome
+        episode.said = opening
+        if opening is not None and opening.asked is not None:
+            episode.session, episode.first = opening.asked.session, opening.messages
         return episode  # fmt: skip
 
     @property
@@ -81,6 +89,7 @@ class Episode:
         """Append what the environment says, and ask for the next reply; None where no further token may follow."""
         role = turn.messages[-1].role if turn.messages else "user"
         start, end = len(self.tokens), len(self.tokens) + len(rendered.ids)
+        self.said = turn
         if self._room(end) < 1:
             return None
         self.tokens = np.concatenate((self.tokens, array(rendered.ids)))
@@ -103,9 +112,12 @@ class Episode:
 
     def request(self, keep: bool = False) -> Request:
         """What the engine is asked for now. ``keep``: weights that arrive must not end it."""
-        sampling = replace(self.prompt.sampling, max_new_tokens=max(1, self._room(len(self.tokens))))
-        if sampling == self.prompt.sampling:
-            sampling = self.prompt.sampling
+        own, asked = self.prompt.sampling, None if self.said is None else self.said.asked
+        room = max(1, self._room(len(self.tokens)))
+        if asked is not None:
+            room = min(room, asked.limit or room)
+        sampling = replace(own, max_new_tokens=room, stop=own.stop if asked is None else (*own.stop, *asked.stop))
+        sampling = own if sampling == own else sampling
         return Request(*self.id[:1], (self.index,), self.tokens, sampling, self.prompt.min_version, keep)
 
     def trajectory(self, engine: str, actor: str) -> Trajectory:
@@ -136,17 +148,19 @@ class Episode:
             turns=tuple(self.turns) if prompt.environment else (),
             outcome=self.outcome,
             collection=prompt.collection,
+            session=self.session,
         )
 
 
 def opening(chats: Chats, prompt: Prompt, turn: Turn) -> Rendered:
     """The prompt with what the environment says first, and its tools, in the chat template. Raises ChatError."""
     options = {**prompt.template, "tools": [dict(t) for t in turn.tools]} if turn.tools else prompt.template
-    return chats.of(options).prompt([*prompt.messages, *turn.messages])
+    return chats.of(options).prompt(turn.messages if turn.asked else [*prompt.messages, *turn.messages])
 
 
 def between(chats: Chats, episode: Episode, said: Sequence[ChatMessage]) -> Rendered:
     """What stands between the episode's last reply and the next one. Raises ChatError."""
     prompt = episode.prompt
     options = {**prompt.template, "tools": [dict(t) for t in episode.tools]} if episode.tools else prompt.template
-    return chats.of(options).continuation(prompt.messages, said, episode.ended)
+    before = episode.first if episode.session else prompt.messages
+    return chats.of(options).continuation(before, said, episode.ended)

@@ -12,29 +12,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from actors.agents import AgentRoom
 from actors.config import EnvironmentTable
-from actors.environment import Environment, Turn, pack, unpack
+from actors.environment import Environment, pack, unpack
+from actors.said import Said
 from broker import plugins
 from broker.errors import EnvironmentFault, HeadraceError
 from broker.isolation import Failed, Isolated
 from broker.messages import Prompt, decode, encode
+from broker.sessions import AGENTS
+
+if TYPE_CHECKING:
+    from actors.episodes import Episode
 
 LOST = "lost"
 BATCH = 32  # calls that a child is given at once
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What came of a call for episode ``ticket``: a turn, or why there is none. ``lost``: another episode's failure took it along."""
-
-    ticket: int
-    turn: Turn | None
-    why: str = ""
-    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +55,18 @@ class _Room(threading.Thread):
         self.tickets: set[int] = set()
         self.start()
 
-    def put(self, call: _Call) -> None:
-        self._calls.put(call)
+    def open(self, ticket: int, prompt: bytes, index: int) -> None:
+        self._calls.put(_Call(ticket, "open", {"prompt": prompt, "index": index}))
+
+    def step(self, ticket: int, reply: str, episode: Episode | None) -> None:
+        if episode is None or episode.finish_reason == "stop":  # else it was cut, and ends the episode
+            self._calls.put(_Call(ticket, "step", {"reply": reply}))
+
+    def refuse(self, ticket: int, why: str) -> bool:
+        return False
+
+    def close(self, ticket: int, why: str) -> None:
+        self._calls.put(_Call(ticket, "close", {}))
 
     def end(self) -> None:
         """Let the thread end; a call that is under way ends with its child."""
@@ -104,18 +110,27 @@ class _Room(threading.Thread):
 
 
 class Rooms:
-    """The environments of a run, by the names of their tables. Children start when they are first needed. Driven by one thread."""
+    """The environments of a run, by the names of their tables. Children start when they are first needed. Driven by one thread.
 
-    def __init__(self, tables: Mapping[str, EnvironmentTable], base: Path) -> None:
-        self._tables, self._base = tables, base
-        self._rooms: dict[str, list[_Room]] = {}
-        self._where: dict[int, _Room] = {}
+    Agents find the samples of ``actor`` through the run's ``directory``.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, EnvironmentTable], base: Path, directory: Path | None = None, actor: str = ""
+    ) -> None:
+        self._tables, self._base, self._directory, self._actor = tables, base, directory, actor
+        self._rooms: dict[str, list[_Room | AgentRoom]] = {}
+        self._where: dict[int, _Room | AgentRoom] = {}
         self._out: queue.SimpleQueue[Said] = queue.SimpleQueue()
         self._tickets = 0
 
     def limit(self, name: str) -> float:
         """Seconds that an episode may take; 0 for ever."""
         return self._tables[name].seconds
+
+    def outside(self, name: str) -> bool:
+        """Whether agents from outside play there, so that nobody knows when an episode begins."""
+        return name in self._tables and self._tables[name].use == AGENTS
 
     def open(self, prompt: Prompt, index: int) -> int:
         """Begin an episode; returns its ticket. Raises EnvironmentFault if the run file has no such environment."""
@@ -128,18 +143,23 @@ class Rooms:
         room = self._roomiest(name)
         room.tickets.add(self._tickets)
         self._where[self._tickets] = room
-        room.put(_Call(self._tickets, "open", {"prompt": encode(prompt), "index": index}))
+        room.open(self._tickets, encode(prompt), index)
         return self._tickets  # fmt: skip
 
-    def step(self, ticket: int, reply: str) -> None:
-        self._where[ticket].put(_Call(ticket, "step", {"reply": reply}))
+    def step(self, ticket: int, reply: str, episode: Episode | None = None) -> None:
+        """A reply has come; what is said to it comes later, unless it was cut and ends the episode."""
+        self._where[ticket].step(ticket, reply, episode)
 
-    def forget(self, ticket: int) -> None:
-        """The episode is over, or not wanted any more."""
+    def refuse(self, ticket: int, why: str) -> bool:
+        """What was said in this episode cannot be answered. True: something else may be said; False: it has failed."""
+        return self._where[ticket].refuse(ticket, why)
+
+    def forget(self, ticket: int, why: str = "") -> None:
+        """The episode is over (``why`` is its finish reason), or not wanted any more."""
         room = self._where.pop(ticket, None)
         if room is not None:
             room.tickets.discard(ticket)
-            room.put(_Call(ticket, "close", {}))
+            room.close(ticket, why)
 
     @property
     def waiting(self) -> bool:
@@ -155,10 +175,13 @@ class Rooms:
                 found.append(said)
         return found
 
-    def _roomiest(self, name: str) -> _Room:
+    def _roomiest(self, name: str) -> _Room | AgentRoom:
         rooms = self._rooms.setdefault(name, [])
         table = self._tables[name]
-        if len(rooms) < table.processes and all(room.tickets for room in rooms):
+        if self.outside(name):
+            if not rooms:
+                rooms.append(AgentRoom(name, self._directory, self._actor, self._out))
+        elif len(rooms) < table.processes and all(room.tickets for room in rooms):
             rooms.append(_Room(name, table, self._base, self._out))
         return min(rooms, key=lambda room: len(room.tickets))
 

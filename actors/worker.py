@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from actors.config import ActorsTable
 from actors.engine import Completion, Engine, Request
@@ -16,12 +15,15 @@ from actors.environment import Turn
 from actors.episodes import Episode, between, opening
 from actors.intake import Intake
 from actors.prompting import render
-from actors.rooms import Rooms, Said
+from actors.rooms import Rooms
+from actors.said import Said
+from actors.turns import resumed
+from actors.work import Work
 from broker.chat import Chats
 from broker.daemon import keep_going
 from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
 from broker.log import Record
-from broker.messages import Prompt, decode, encode
+from broker.messages import Prompt, Sampling, decode, encode
 from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
@@ -30,19 +32,6 @@ ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for, or whos
 ABORTS = 3  # of a turn by new weights, after which it is kept: else updates that come often starve long answers
 POLL_SECONDS = 0.05
 ROOMS_SECONDS = 0.01  # between two looks at what environments have said
-
-
-@dataclass(slots=True)
-class _Work:
-    """A prompt under way: ``missing`` samples are to come; ``episodes`` are those that have begun."""
-
-    record: Record
-    prompt: Prompt
-    missing: set[int]
-    episodes: dict[int, Episode] = field(default_factory=dict)
-    tickets: dict[int, int] = field(default_factory=dict)
-    attempts: dict[int, int] = field(default_factory=dict)
-    begun: dict[int, float] = field(default_factory=dict)
 
 
 class ActorWorker:
@@ -57,7 +46,7 @@ class ActorWorker:
         self._ahead, self._give_back = int(table.queue * table.slots), table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
         self._metrics, self._broker, self._system = metrics, broker, system
-        self._work: dict[str, _Work] = {}
+        self._work: dict[str, Work] = {}
         self._places: dict[int, tuple[str, int]] = {}
         """The group and index of each ticket of ``rooms``."""
         self._group_size = 1  # of the newest prompt: what the next one will probably take
@@ -101,7 +90,11 @@ class ActorWorker:
 
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
-        opening = sum(len(work.missing) - len(work.episodes) for work in self._work.values())
+        opening = sum(
+            len(work.missing) - len(work.episodes)
+            for work in self._work.values()
+            if not self._rooms.outside(work.prompt.environment)  # these begin whenever an agent comes
+        )
         room = self._engine.room() + self._ahead - opening
         while True:
             records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
@@ -121,7 +114,7 @@ class ActorWorker:
         if prompt.group_id in self._work:  # redelivered while it is under way
             self._intake.done(record)
             return None
-        work = _Work(record, prompt, set(range(prompt.group_size)))
+        work = Work(record, prompt, set(range(prompt.group_size)))
         try:
             self._engine.check(prompt.sampling)
             self._begin(work, sorted(work.missing))
@@ -134,7 +127,7 @@ class ActorWorker:
 
     # -- episodes ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, work: _Work, indices: Iterable[int]) -> None:
+    def _begin(self, work: Work, indices: Iterable[int]) -> None:
         """Begin these samples: in their environment if the prompt has one, else with the engine at once."""
         prompt = work.prompt
         if prompt.environment:
@@ -146,11 +139,11 @@ class ActorWorker:
         rendered = render(self._chats, prompt)
         self._ask(work, [Episode.begin(prompt, index, rendered) for index in indices])
 
-    def _ask(self, work: _Work, episodes: list[Episode]) -> None:
+    def _ask(self, work: Work, episodes: list[Episode]) -> None:
         """Have the engine sample first replies, those to one and the same prompt together."""
-        alike: dict[bytes, list[Episode]] = {}
+        alike: dict[tuple[bytes, Sampling], list[Episode]] = {}
         for episode in episodes:
-            alike.setdefault(episode.tokens.tobytes(), []).append(episode)
+            alike.setdefault((episode.tokens.tobytes(), episode.request().sampling), []).append(episode)
             work.episodes[episode.index] = episode
         for several in alike.values():
             first = several[0].request()
@@ -175,17 +168,19 @@ class ActorWorker:
                 )
             return self._engine.submit(episode.request(keep=episode.aborts >= ABORTS))
         if done.finish_reason == "refused":
-            return self._give_up(work, done.index, done.text)
+            return self._refuse(work, done.index, done.text)
         reply = episode.hear(done, self._engine.ends)
         self._metrics.generated_tokens.inc(len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
+        if work.prompt.environment:
+            self._rooms.step(work.tickets[done.index], reply, episode)
         if not work.prompt.environment or done.finish_reason != "stop":
-            return self._publish(work, episode)
-        return self._rooms.step(work.tickets[done.index], reply)
+            self._publish(work, episode)
+        return None
 
     def _say(self, found: list[Said]) -> None:
         """Environments have spoken."""
-        opened: dict[str, list[Episode]] = {}
+        opened: dict[tuple[str, int], list[Episode]] = {}
         for said in found:
             if said.ticket not in self._places:  # given up a moment ago
                 continue
@@ -195,27 +190,45 @@ class ActorWorker:
             try:
                 if said.turn is None:
                     self._fail(work, index, said)
-                elif episode is None:
-                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn))
+                elif episode is None and (said.turn.asked is None or not said.turn.asked.earlier):
+                    together = -1 if said.turn.asked is None else index  # agents ask each its own
+                    opened.setdefault((group_id, together), []).append(self._opened(work, index, said.turn))
                 else:
-                    self._answer(work, episode, said.turn)
+                    self._answer(work, episode or self._resume(work, index, said.turn), said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
-                self._give_up(work, index, str(error))
-        for group_id, episodes in opened.items():
+                self._refuse(work, index, str(error))
+        for (group_id, _), episodes in opened.items():
             if group_id in self._work:
                 try:
                     self._ask(self._work[group_id], episodes)
                 except EngineError as error:
-                    self._give_up(self._work[group_id], episodes[0].index, str(error))
+                    self._refuse(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: _Work, index: int, turn: Turn) -> Episode:
+    def _opened(self, work: Work, index: int, turn: Turn) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
         return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
 
-    def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
+    def _resume(self, work: Work, index: int, turn: Turn) -> Episode:
+        """Go on with what another actor began."""
+        assert turn.asked is not None
+        episode = work.episodes[index] = resumed(work.prompt, index, turn.asked.earlier)
+        return episode
+
+    def _refuse(self, work: Work, index: int, why: str) -> None:
+        """What was said last in a sample cannot be answered: an agent hears why, anything else ends with its group."""
+        ticket, episode = work.tickets.get(index), work.episodes.get(index)
+        if ticket is None or not self._rooms.refuse(ticket, why):
+            return self._give_up(work, index, why)
+        if episode is not None and not episode.replies:
+            del work.episodes[index]
+        elif episode is not None and episode.segments[-1].role != "assistant" and episode.said is not None:
+            episode.unsay(episode.said)
+        return None
+
+    def _answer(self, work: Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
         if turn.outcome is not None:
             episode.outcome = turn.outcome
@@ -235,8 +248,11 @@ class ActorWorker:
             episode.finish_reason = "length"
         return self._publish(work, episode)
 
-    def _fail(self, work: _Work, index: int, said: Said) -> None:
+    def _fail(self, work: Work, index: int, said: Said) -> None:
         """An environment failed: the sample begins anew, a few times if the failure is its own."""
+        if said.unwanted:
+            record = self._forget(work.prompt.group_id).record
+            return self._intake.done(record)
         self._metrics.aborted("lost" if said.lost else "environment").inc()
         if not said.lost:
             work.attempts[index] = work.attempts.get(index, 0) + 1
@@ -244,23 +260,23 @@ class ActorWorker:
                 return self._give_up(work, index, f"environment {work.prompt.environment!r}: {said.why}")
         return self._again(work, index)
 
-    def _again(self, work: _Work, index: int) -> None:
+    def _again(self, work: Work, index: int) -> None:
         """Begin a sample anew."""
         work.episodes.pop(index, None)
         self._close(work, index)
         self._begin(work, [index])
 
-    def _close(self, work: _Work, index: int) -> None:
+    def _close(self, work: Work, index: int, why: str = "") -> None:
         ticket = work.tickets.pop(index, None)
         if ticket is not None:
-            self._rooms.forget(ticket)
+            self._rooms.forget(ticket, why)
             self._places.pop(ticket, None)
 
-    def _release(self, work: _Work) -> None:
+    def _release(self, work: Work) -> None:
         for index in list(work.tickets):
             self._close(work, index)
 
-    def _forget(self, group_id: str) -> _Work:
+    def _forget(self, group_id: str) -> Work:
         """Nothing more is wanted of this group."""
         self._engine.cancel(group_id)
         work = self._work.pop(group_id)
@@ -269,7 +285,7 @@ class ActorWorker:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def _publish(self, work: _Work, episode: Episode) -> None:
+    def _publish(self, work: Work, episode: Episode) -> None:
         index, group_id = episode.index, work.prompt.group_id
         try:
             data = encode(episode.trajectory(self._engine.name, self._name))
@@ -282,7 +298,7 @@ class ActorWorker:
         self._intake.publish(group_id, data)
         self._metrics.prompt_tokens.inc(episode.segments[0].end)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
-        self._close(work, index)
+        self._close(work, index, episode.finish_reason)
         del work.episodes[index]
         work.missing.discard(index)
         if not work.missing:
@@ -290,7 +306,7 @@ class ActorWorker:
             self._intake.done(work.record)
         return None
 
-    def _give_up(self, work: _Work, index: int, why: str) -> None:
+    def _give_up(self, work: Work, index: int, why: str) -> None:
         """One sample can never be had, so its group is of no use."""
         self._forget(work.prompt.group_id)
         self._intake.bury(work.record, work.prompt.group_id, f"sample {index}: {why}")

@@ -26,6 +26,7 @@ from broker.manifests import (
 )
 from broker.prompts import PURPOSES, ChatMessage, Prompt, Sampling
 from broker.seals import Seal
+from broker.sessions import SessionEvent
 from broker.trajectories import FINISH_REASONS, FloatArray, IntArray, Segment, Trajectory, VersionSpan, trajectory_id
 from broker.verdicts import OUTCOMES, DeadLetter, Outage, PolicyVersion, Settled, Trimmed, Vote
 from broker.wire import Json, Position
@@ -55,6 +56,7 @@ __all__ = [
     "Sampling",
     "Seal",
     "Segment",
+    "SessionEvent",
     "Settled",
     "StepResult",
     "Trajectory",
@@ -83,6 +85,7 @@ Message = (
     | DeadLetter
     | Settled
     | Trimmed
+    | SessionEvent
 )
 _RECORDS = (
     Prompt,
@@ -98,6 +101,7 @@ _RECORDS = (
     DeadLetter,
     Settled,
     Trimmed,
+    SessionEvent,
 )
 _UNPACK: dict[str, Callable[[Mapping[str, Json]], Message]] = {cls.TYPE: cls.unpack for cls in _RECORDS}
 

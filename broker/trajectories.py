@@ -49,7 +49,8 @@ class Trajectory:
     ``length``, ``abort``, or ``turns`` (an episode that was allowed no further one).
 
     An episode in an ``environment`` has all that was said after the prompt in ``turns``, in order, and ``outcome`` is what the environment made
-    of it, if it said. ``collection`` is the prompt's.
+    of it, if it said. ``collection`` is the prompt's. ``session`` names the session of an agent outside that this is a part of: ``NAME``, and
+    from its second part on ``NAME#2``.
     """
 
     TYPE: ClassVar[str] = "trajectory"
@@ -77,6 +78,7 @@ class Trajectory:
     turns: tuple[ChatMessage, ...] = ()
     outcome: float | None = None
     collection: str = ""
+    session: str = ""
 
     def __post_init__(self) -> None:
         tokens, logprobs = self.tokens, self.logprobs
@@ -209,6 +211,7 @@ _NAMES = tuple(_KINDS)
 _EXTRAS = {
     "environment": Extra("", text), "turns": Extra((), messages_of, lambda turns: [list(t) for t in turns]),
     "outcome": Extra(None, optional_number), "collection": Extra("", text),
+    "session": Extra("", text),
 }  # fmt: skip
 _DEFAULTS = {name: extra.default for name, extra in _EXTRAS.items()}
 _FIELDS = itemgetter(*_NAMES)

@@ -1,0 +1,22 @@
+"""A prompt under way in an actor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.episodes import Episode
+from broker.log import Record
+from broker.messages import Prompt
+
+
+@dataclass(slots=True)
+class Work:
+    """A prompt under way: ``missing`` samples are to come; ``episodes`` are those that have begun."""
+
+    record: Record
+    prompt: Prompt
+    missing: set[int]
+    episodes: dict[int, Episode] = field(default_factory=dict)
+    tickets: dict[int, int] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    begun: dict[int, float] = field(default_factory=dict)
