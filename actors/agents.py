@@ -58,7 +58,7 @@ class _Sample:
 
     prompt: bytes
     index: int
-    mark: Mark = Mark()
+    mark: Mark = field(default_factory=Mark)
     asked: int = 0
     replies: int = 0
     unsure: dict[int, dict[str, Any]] = field(default_factory=dict)

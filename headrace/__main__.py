@@ -44,6 +44,10 @@ COMMANDS = {
     "eval": Command(
         "headrace.commands.evaluate", "pass@1 and cons@k of a run's policy, while it goes on or afterwards"
     ),
+    "serve": Command(
+        "headrace.commands.serve",
+        "an OpenAI-compatible endpoint in front of a live run's actors: train agents that you have",
+    ),
     "keys": Command("headrace.commands.keys", "make the keys of a control road that leaves this machine"),
     "doctor": Command(
         "headrace.doctor.command", "what a run waits for and why; without RUN: whether this machine can run headrace"
