@@ -77,7 +77,7 @@ class AgentRoom(threading.Thread):
         self._samples: dict[int, _Sample] = {}
         self._outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._ending = asyncio.Event()
-        self._since = 0.0  # when somebody began to wait for a door
+        self._since = time.monotonic()  # when somebody began to wait for a door
         self.tickets: set[int] = set()
         self.start()
 
@@ -163,13 +163,13 @@ class AgentRoom(threading.Thread):
                 aiohttp.ClientSession(headers=headers) as http,
                 http.ws_connect(f"{door.url}{ACTORS}", heartbeat=BEAT_SECONDS, max_msg_size=MAX_BYTES) as socket,
             ):
-                self._since = 0.0
                 await self._talk(socket)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return f"{type(error).__name__}: {error}"
         return "it has closed the connection"
 
     async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Say all that is so, then what is new; hear until the connection ends."""
         self._outgoing = asyncio.Queue()
         self._say({"k": "hello", "name": self._actor, "instance": self._instance})
         for ticket, sample in self._samples.items():
@@ -185,6 +185,7 @@ class AgentRoom(threading.Thread):
                     self._hear(msgpack.unpackb(message.data, strict_map_key=False))
         finally:
             sending.cancel()
+            self._since = time.monotonic()
 
     async def _send(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:

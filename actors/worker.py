@@ -70,7 +70,7 @@ class ActorWorker:
         self._say(self._rooms.ready())
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
         self._metrics.weight_version.set(self._engine.version)
-        if self._intake.pending or done:
+        if self._intake.pending:
             self._intake.flush(at_once=not self._work)
 
     def _takes_part(self) -> bool:

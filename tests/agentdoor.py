@@ -45,13 +45,13 @@ external = true
 
 [learner]
 group_size = 2
-sampling = {{ max_new_tokens = 24, max_turns = 6 }}
+sampling = {{ max_new_tokens = 60, max_turns = 6 }}
 
 [[stage]]
 kind = "rl"
 steps = 2
 """
-STOPS = tuple("0123456789")
+STOPS = tuple("0123456789aeiouAEIOU+-")
 """So that the random model ends its replies."""
 
 
@@ -128,7 +128,7 @@ class House:
     def feed(self, *names: str, size: int = 2, kind: str = OPEN, **options: Any) -> None:
         producer = self.log.producer()
         for number, name in enumerate(names):
-            sampling = Sampling(**{"max_new_tokens": 24, "max_turns": 6, "stop": STOPS, **options})
+            sampling = Sampling(**{"max_new_tokens": 60, "max_turns": 6, "stop": STOPS, **options})
             prompt = Prompt(
                 f"{name}@0", (ChatMessage("user", f"Play {name}"),), size, answer=name, kind=kind, rewards={"agent": 1.0}, sampling=sampling,
                 environment="agents", number=number, created=time.time() + number,
