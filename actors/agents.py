@@ -218,7 +218,7 @@ class AgentRoom(threading.Thread):
         elif message["k"] == "over":
             sample.over = True
             self._out.put(Said(ticket, Turn(over=True, asked=self._asked(sample, message))))
-        elif message["number"] == sample.asked:
+        elif message["number"] == (sample.asked or len(message["earlier"])):  # else it is under way already
             asked = self._asked(sample, message)
             said = tuple(ChatMessage(*m) for m in message["messages"])
             sample.asked = message["number"] + 1
