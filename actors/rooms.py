@@ -6,6 +6,7 @@ episodes that lived there are ``LOST`` with it and may begin again, for nothing 
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -29,7 +30,9 @@ from broker.sessions import AGENTS
 if TYPE_CHECKING:
     from actors.episodes import Episode
 
+log = logging.getLogger("environment")
 LOST = "lost"
+RETRY_SECONDS, SAY_SECONDS = 1.0, 30.0  # between two tries of what is away, and between two times that this is said
 BATCH = 32  # calls that a child is given at once
 
 
@@ -50,6 +53,9 @@ class _Room(threading.Thread):
         super().__init__(name=f"environment {name}", daemon=True)
         options = {"use": table.use, "options": table.options, "base": str(base), "name": name}
         self._child = Isolated("actors.rooms:host", options, timeout=table.timeout, memory_mb=table.memory_mb)
+        self._name, self._ending = name, threading.Event()
+        self._held: list[_Call] = []  # what it asks is away: tried again
+        self._away = -SAY_SECONDS  # when that was last said
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._out = out
         self.tickets: set[int] = set()
@@ -70,20 +76,24 @@ class _Room(threading.Thread):
 
     def end(self) -> None:
         """Let the thread end; a call that is under way ends with its child."""
+        self._ending.set()
         self._calls.put(None)
         self._child.close()
 
     def run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            calls = [call]
-            while len(calls) < BATCH and not self._calls.empty():
-                more = self._calls.get()
-                if more is None:
-                    self._calls.put(None)
-                    break
-                calls.append(more)
+        while True:
+            calls, self._held = self._held, []
+            try:
+                while len(calls) < BATCH:
+                    call = self._calls.get(timeout=RETRY_SECONDS) if not calls else self._calls.get_nowait()
+                    if call is None:
+                        return self._child.stop()
+                    calls.append(call)
+            except queue.Empty:
+                pass
             self._make(calls)
-        self._child.stop()
+            if self._held and self._ending.wait(RETRY_SECONDS):
+                return self._child.stop()
 
     def _make(self, calls: Sequence[_Call]) -> None:
         answered = 0
@@ -101,12 +111,23 @@ class _Room(threading.Thread):
     def _tell(self, call: _Call, result: Any) -> None:
         if call.what == "close":
             return
-        if isinstance(result, Failed):
+        if isinstance(result, Failed) and result.kind == "outage":
+            self._hold(call, result.why)
+        elif isinstance(result, Failed):
             self._out.put(Said(call.ticket, None, str(result)))
         elif result == LOST:
             self._out.put(Said(call.ticket, None, "its process ended with another episode", lost=True))
         else:
             self._out.put(Said(call.ticket, unpack(result)))
+
+    def _hold(self, call: _Call, why: str) -> None:
+        """What the environment asks is away: the episode waits, and somebody hears of it."""
+        if call.ticket not in self.tickets:
+            return
+        self._held.append(call)
+        if time.monotonic() - self._away > SAY_SECONDS:
+            self._away = time.monotonic()
+            log.warning("environment %s waits: %s", self._name, why)
 
 
 class Rooms:
@@ -211,7 +232,9 @@ def host(options: dict[str, Any]) -> Any:
         call = msgpack.unpackb(payload)
         ticket = call["ticket"]
         if call["what"] == "close":
-            episodes.pop(ticket, None)
+            closing = getattr(episodes.pop(ticket, None), "close", None)
+            if callable(closing):
+                closing()
             return None
         if call["what"] == "open":
             prompt = decode(call["prompt"])

@@ -20,7 +20,18 @@ from actors.intake import Intake
 from actors.local.engine import LocalEngine
 from actors.rooms import Rooms
 from actors.worker import ActorWorker
-from broker.messages import ChatMessage, DeadLetter, Dropped, Manifest, Prompt, Sampling, SessionEvent, Trajectory, Vote, encode
+from broker.messages import (
+    ChatMessage,
+    DeadLetter,
+    Dropped,
+    Manifest,
+    Prompt,
+    Sampling,
+    SessionEvent,
+    Trajectory,
+    Vote,
+    encode,
+)
 from broker.run import Run
 from broker.sessions import OPEN
 from headrace.reading.records import scan
@@ -73,7 +84,16 @@ class House:
     # -- who serves ----------------------------------------------------------------------------------------------------
 
     def start_door(self, port: int = 0) -> str:
-        command = [sys.executable, "-m", "headrace", "serve", str(self.directory), "--port", str(port), *self._arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "headrace",
+            "serve",
+            str(self.directory),
+            "--port",
+            str(port),
+            *self._arguments,
+        ]
         self._door = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self._door.stdout is not None
         line = self._door.stdout.readline()
@@ -93,7 +113,9 @@ class House:
         registry = CollectorRegistry()
         metrics: tuple[Any, ...] = (ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"))
         rooms = Rooms(environment_tables(self.run.file), self.run.file.base, self.directory, name)
-        worker = ActorWorker(name, Intake(name, self.log, self.run.topics), self.engine, rooms, ActorsTable(slots=8), *metrics)
+        worker = ActorWorker(
+            name, Intake(name, self.log, self.run.topics), self.engine, rooms, ActorsTable(slots=8), *metrics
+        )
         stop = threading.Event()
 
         def pump() -> None:

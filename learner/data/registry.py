@@ -44,7 +44,9 @@ def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
     if bool(table.use) == bool(table.path):
         raise RunFileError(f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'")
     if table.use:
-        return plugins.build(table.use, table.options, file.base, where)
+        kind = plugins.load(table.use, file.base, where)
+        given = {"base": file.base} if "base" in (plugins.option_names(kind) or ()) else {}  # where its own files lie
+        return plugins.make(kind, table.options, f"{where} use = {table.use!r}", **given)
     beside = file.resolve(table.path)
     path = str(beside) if beside.exists() else table.path
     options = dict(table.options)

@@ -126,7 +126,9 @@ def test_who_is_killed_in_between_loses_nothing_that_was_said(run: House) -> Non
     assert [m.content for m in sample.turns] == [m["content"] for m in talk]
     assert [s.role for s in sample.segments] == ["prompt", "assistant", *["user", "assistant"] * 3]
     turns = [e.data["turn"] for e in run.events("turn")]
-    assert b"".join(t["tokens"] for t in turns) == sample.tokens.astype("<i4").tobytes(), "token for token what was told"
+    assert b"".join(t["tokens"] for t in turns) == sample.tokens.astype("<i4").tobytes(), (
+        "token for token what was told"
+    )
     assert b"".join(t["logprobs"] for t in turns) == sample.logprobs.astype("<f4").tobytes()
 
 
@@ -149,7 +151,9 @@ def test_samples_of_one_task_are_one_group(run: House) -> None:
 
     for session, task in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("a3", "a"), ("b2", "b")):
         one(session, task)
-    where = {n: run.get(f"/v1/headrace/sessions/{n}").json()["parts"][0]["group_id"] for n in ("a1", "a2", "a3", "b1", "b2")}
+    where = {
+        n: run.get(f"/v1/headrace/sessions/{n}").json()["parts"][0]["group_id"] for n in ("a1", "a2", "a3", "b1", "b2")
+    }
     assert where == {"a1": "t-1@0", "a2": "t-1@0", "b1": "t-2@0", "b2": "t-2@0", "a3": "t-3@0"}
 
 
@@ -191,7 +195,9 @@ def test_an_agent_of_a_group_that_has_ended_goes_on_in_another(run: House) -> No
     message(run.chat(talk, "s1"))
     parts = run.get("/v1/headrace/sessions/s1").json()["parts"]
     assert [(p["group_id"], p["gone"]) for p in parts] == [("t-1@0", "incomplete"), ("t-2@0", None)]
-    assert run.post("/v1/headrace/sessions/s1/reward", {"reward": 1}).json()["votes"] == [{"group_id": "t-2@0", "index": 0}]
+    assert run.post("/v1/headrace/sessions/s1/reward", {"reward": 1}).json()["votes"] == [
+        {"group_id": "t-2@0", "index": 0}
+    ]
     assert not run.letters()
     until(lambda: sum(run.log.committed(run.run.topics.group("actors"), run.run.topics.prompts).values()) == 1)
 
@@ -209,11 +215,26 @@ HOSTILE: list[tuple[str, Any, str, str | None]] = [
     ("many", {"n": 4}, "n = 4: a session has one reply a turn", "n"),
     ("seed", {"seed": 1}, "seed = 1: samples are drawn as the trainer draws them", "seed"),
     ("format", {"response_format": {"type": "json_object"}}, "response_format = ", "response_format"),
-    ("stop", {"stop": [""]}, "stop = [\"\"]: give a text", "stop"),
+    ("stop", {"stop": [""]}, 'stop = [""]: give a text', "stop"),
     ("tools", {"tools": [{"name": "x"}]}, "tools = ", "tools"),
-    ("image", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only parts of type text", "messages[0].content"),
-    ("role", {"messages": [{"role": "wizard", "content": "x"}]}, 'messages[0].role = "wizard": use one of', "messages[0].role"),
-    ("prefill", {"messages": [user("x"), {"role": "assistant", "content": "y"}]}, "the last message is the assistant's own", "messages"),
+    (
+        "image",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "only parts of type text",
+        "messages[0].content",
+    ),
+    (
+        "role",
+        {"messages": [{"role": "wizard", "content": "x"}]},
+        'messages[0].role = "wizard": use one of',
+        "messages[0].role",
+    ),
+    (
+        "prefill",
+        {"messages": [user("x"), {"role": "assistant", "content": "y"}]},
+        "the last message is the assistant's own",
+        "messages",
+    ),
     ("half", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half a character", "messages[0].content"),
     ("session", {"user": "a b#c"}, 'metadata.session = "a b#c": give a name like', "metadata.session"),
     ("long", {"messages": [user("long " * 400)]}, "does not fit a context of 256 tokens", "messages"),
@@ -228,8 +249,15 @@ def test_what_cannot_be_served_says_field_value_and_cure_in_openais_shape(run: H
         answer = run.post("/v1/chat/completions", body)
         assert 400 <= answer.status_code < 500, what
         error = answer.json()["error"]
-        assert words in error["message"] and error["param"] == field and error["type"] == "invalid_request_error", (what, error)
-    for path, status in (("/v1/headrace/sessions/nobody/reward", 404), ("/v1/nothing", 404), ("/v1/headrace/sessions", 200)):
+        assert words in error["message"] and error["param"] == field and error["type"] == "invalid_request_error", (
+            what,
+            error,
+        )
+    for path, status in (
+        ("/v1/headrace/sessions/nobody/reward", 404),
+        ("/v1/nothing", 404),
+        ("/v1/headrace/sessions", 200),
+    ):
         assert run.post(path, {"reward": 1}).status_code == status
     bad = run.post("/v1/headrace/sessions/s1/reward", b'{"reward": NaN}')
     assert bad.status_code == 400 and "reward = NaN: give a finite number" in bad.json()["error"]["message"]
@@ -239,7 +267,9 @@ def test_what_cannot_be_served_says_field_value_and_cure_in_openais_shape(run: H
     assert not run.letters()
 
 
-def test_without_a_sample_an_agent_waits_and_hears_what_for(tmp_path: Path, tiny_model: Path, engine: LocalEngine) -> None:
+def test_without_a_sample_an_agent_waits_and_hears_what_for(
+    tmp_path: Path, tiny_model: Path, engine: LocalEngine
+) -> None:
     with house(tmp_path, tiny_model, engine, "", "--patience", "0.5") as run:
         run.start_door()
         nobody = run.chat([user("Hello")])
