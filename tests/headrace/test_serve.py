@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ from actors.local.engine import LocalEngine
 def engine(tiny_model: Path) -> LocalEngine:
     torch.set_num_threads(1)
     engine = LocalEngine(str(tiny_model), slots=8, context=256, seed=1)
+    shown = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    engine.tokenizer.chat_template = shown + engine.tokenizer.chat_template
     engine.apply(4, load_file(tiny_model / "model.safetensors"))
     return engine
 
@@ -297,3 +301,38 @@ def test_two_requests_of_one_session_at_once(run: House, engine: LocalEngine) ->
         one.join()
     assert message(answers[0]) == message(answers[1]), "the same request, whose connection broke, has the same reply"
     assert len(run.get("/v1/headrace/sessions/s1").json()["parts"]) == 1
+
+
+def test_openais_own_client_talks_to_it(run: House) -> None:
+    openai = pytest.importorskip("openai")
+    run.feed("t-1", size=4)
+    client = openai.OpenAI(base_url=f"{run.url}/v1", api_key="none", max_retries=0)
+    assert [m.id for m in client.models.list()] == ["duty"] and client.models.retrieve("duty").owned_by == "headrace"
+    tools = [{"type": "function", "function": {"name": "price", "description": "Of a thing", "parameters": {"type": "object"}}}]
+    answer = client.chat.completions.create(model="duty", messages=[user("Hello")], tools=tools, user="s1", max_tokens=5)
+    assert answer.usage.completion_tokens <= 5 and answer.choices[0].finish_reason in ("stop", "length")
+    pieces = list(client.chat.completions.create(model="duty", messages=[user("Hello")], user="s2", stream=True))
+    whole = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    ended(run, "s1")
+    ended(run, "s2")
+    found = until(lambda: len(s := run.samples()) == 2 and s)
+    assert found["t-1@0#1"].text == whole
+    assert '"name": "price"' in run.engine.tokenizer.decode(found["t-1@0#0"].tokens), "tools are in the prompt"
+    with pytest.raises(openai.BadRequestError, match="n = 2: a session has one reply"):
+        client.chat.completions.create(model="duty", messages=[user("Hello")], n=2)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
+
+
+def test_a_door_that_others_reach_needs_a_key_and_a_run_has_one_door(run: House, tmp_path: Path) -> None:
+    def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "headrace", "serve", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    open_ = serve(str(run.directory), "--host", "0.0.0.0")
+    assert open_.returncode == 2 and "needs a key; set one in a variable and name it with --key-from" in open_.stderr
+    second = serve(str(run.directory), "--port", "0")
+    assert second.returncode == 3 and "has its door already" in second.stderr
+    shown = run.get("/v1/headrace/actors")
+    assert shown.status_code == 401, "an agent is no actor"
+    assert (run.directory / "serve.json").stat().st_mode & 0o077 == 0
