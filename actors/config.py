@@ -31,6 +31,9 @@ class ActorsTable(Table):
     """Passed to the server that is launched, behind what the project sets."""
     queue: float = Field(default=0.5, ge=0)
     """Samples held ready beyond the slots, as a share of them."""
+    adaptive: bool = False
+    """Follow the engine's pressure: ``slots`` is what an actor begins with, and then it rises while the engine has room and falls where samples
+    queue or are taken back. The cache of a local engine has room for ``slots`` and no more."""
 
     give_back: float = Field(default=30.0, gt=0)
     """Seconds after which an actor whose engine can be asked nothing leaves its prompts to the others."""
@@ -54,7 +57,10 @@ class EnvironmentTable(Table):
     """Seconds that it has to open an episode or to answer a reply."""
     memory_mb: int = Field(default=1024, ge=64)
     processes: int = Field(default=2, ge=1)
-    """Of each actor; episodes that share one wait for each other's steps, so a slow environment wants many."""
+    """Of each actor."""
+    threads: int = Field(default=1, ge=1)
+    """Calls that a process answers at the same time. With 1, episodes that share a process wait for each other's steps; an environment that waits
+    for something (a tool, a service) wants many, and must then keep nothing outside of its instance that is not safe for threads."""
     seconds: float = Field(default=0.0, ge=0)
     """That an episode may take from its opening; 0: as long as it likes."""
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from actors.slots import Pressure
 from broker.messages import FloatArray, IntArray, Sampling, VersionSpan
 from broker.weights.sink import WeightSink
 
@@ -80,6 +81,12 @@ class Engine(Protocol):
 
     def room(self) -> int:
         """How many more samples it could take on without queueing them for long."""
+
+    def pressure(self) -> Pressure:
+        """How hard it is pressed now, for each of ``sinks`` alike."""
+
+    def hold(self, slots: int) -> None:
+        """Have ``room`` go by this many samples in flight for each of ``sinks``."""
 
     def submit(self, request: Request) -> None:
         """Queue one group. Raises EngineError if it can never be served (prompt too long, token out of range)."""

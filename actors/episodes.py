@@ -17,7 +17,7 @@ from actors.engine import Completion, Request
 from actors.environment import Turn
 from actors.prompting import array
 from broker.chat import Chats, Rendered
-from broker.messages import ChatMessage, FloatArray, IntArray, Prompt, Segment, Trajectory, VersionSpan
+from broker.messages import ChatMessage, FloatArray, IntArray, Prompt, Reply, Segment, Trajectory, VersionSpan
 
 
 @dataclass(slots=True)
@@ -32,10 +32,12 @@ class Episode:
     segments: list[Segment] = field(default_factory=list)
     versions: list[VersionSpan] = field(default_factory=list)
     turns: list[ChatMessage] = field(default_factory=list)
-    replies: int = 0
+    replies: list[Reply] = field(default_factory=list)
+    opening: float = 0.0
     text: str = ""
     finish_reason: str = ""
     outcome: float | None = None
+    why: str = ""
     tools: tuple[Mapping[str, Any], ...] = ()
     started: float = 0.0
     ended: bool = False
@@ -49,19 +51,22 @@ class Episode:
     """With a session: what was said before the first reply."""
 
     @classmethod
-    def begin(cls, prompt: Prompt, index: int, rendered: Rendered, opening: Turn | None = None) -> Episode:
-        """An episode whose prompt is ``rendered``: the prompt's messages, and those that an environment opened with."""
+    def begin(
+        cls, prompt: Prompt, index: int, rendered: Rendered, opening: Turn | None = None, seconds: float = 0.0
+    ) -> Episode:
+        """An episode whose prompt is ``rendered``: the prompt's messages, and those that an environment opened with, in ``seconds``."""
         said, tools = ((), ()) if opening is None else (opening.messages, opening.tools)
         tokens = array(rendered.ids)
         episode = cls(
             prompt, index, tokens, rendered.opened, np.zeros(len(tokens), np.float32), turns=list(said), tools=tools
         )
         episode.segments.append(Segment("prompt", 0, len(tokens), False))
-        episode.outcome = None if opening is None else opening.outcome
-        episode.said = opening
-        if opening is not None and opening.asked is not None:
-            episode.session, episode.first = opening.asked.session, opening.messages
-        return episode  # fmt: skip
+        episode.opening, episode.said = seconds, opening
+        if opening is not None:
+            episode.outcome, episode.why = opening.outcome, opening.why
+            if opening.asked is not None:
+                episode.session, episode.first = opening.asked.session, opening.messages
+        return episode
 
     @property
     def id(self) -> tuple[str, int]:
@@ -78,12 +83,19 @@ class Episode:
                 self.versions.append(VersionSpan(span.version, span.start + start))
         self.text = self.opened + done.text
         self.turns.append(ChatMessage("assistant", self.text))
-        self.replies += 1
+        self.replies.append(Reply(len(self.turns) - 1, done.started, time.time()))
         self.aborts = 0
         self.finish_reason = done.finish_reason
         self.started = self.started or done.started
         self.ended = count > 0 and int(done.tokens[-1]) in ends
         return self.text
+
+    def answered(self, turn: Turn, seconds: float) -> None:
+        """The environment has heard the last reply, and said ``turn`` to it after ``seconds``."""
+        self.replies[-1] = self.replies[-1]._replace(seconds=seconds, value=turn.value)
+        if turn.outcome is not None:
+            self.outcome = turn.outcome
+        self.why = turn.why or self.why
 
     def say(self, turn: Turn, rendered: Rendered) -> Request | None:
         """Append what the environment says, and ask for the next reply; None where no further token may follow."""
@@ -149,6 +161,9 @@ class Episode:
             outcome=self.outcome,
             collection=prompt.collection,
             session=self.session,
+            replies=tuple(self.replies) if prompt.environment else (),
+            opening=self.opening,
+            why=self.why,
         )
 
 

@@ -13,7 +13,7 @@ from broker.errors import EngineError, WeightPushError
 from broker.messages import PolicyVersion
 
 log_ = logging.getLogger("actor")
-NEWER_SECONDS = 5.0  # that a newer policy is waited for where the one that was found cannot be read
+NEWER_SECONDS = 5.0  # how long to wait for a newer policy where the one that was found cannot be read
 Made = TypeVar("Made")
 
 

@@ -58,7 +58,7 @@ def sglang_engine(
     if table.launch:
         saver = ("--enable-memory-saver",) if run.colocated and table.device != "cpu" else ()
         server = Server(
-            run.directory / "sglang" / name, lambda: str(newest.path), device=table.device, dtype=table.dtype, slots=table.slots,
+            run.directory / "sglang" / name, lambda: str(newest.path), device=table.device, dtype=table.dtype, slots=table.slots, adaptive=table.adaptive,
             context=table.context_length, seed=seed, arguments=(*saver, *table.server_args),
         )  # fmt: skip
         keeper = Keeper(server, stop.set)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker.sandbox import Limits, Sandbox
 
-SHOWN = 3000  # characters of what was printed, the last of it
+SHOWN = 3000  # characters of the output that are kept, counted from its end
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from broker.errors import EnvironmentFault, HeadraceError
 from broker.messages import ChatMessage, Prompt
 from broker.spelling import nearest
 
-MAX_RESULT = 4000  # characters of a result that the model hears
+MAX_RESULT = 4000  # characters of a tool's result that are shown to the model
 HERMES = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 
@@ -159,7 +159,8 @@ class Tools:
         return Turn(tools=tuple(tool.schema for tool in self._tools.values()))
 
     def step(self, reply: str) -> Turn:
-        said = tuple(ChatMessage(self.role, self._answer(call)) for call in PARSERS[self.parser](reply))
+        spoken = reply.rpartition("</think>")[2]  # what is only thought of calls nobody
+        said = tuple(ChatMessage(self.role, self._answer(call)) for call in PARSERS[self.parser](spoken))
         return Turn(said) if said else over()
 
     def _answer(self, call: Call) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from actors.environment import Turn
 from actors.episodes import Episode
-from broker.messages import ChatMessage, Prompt, Segment, VersionSpan
+from broker.messages import ChatMessage, Prompt, Reply, Segment, VersionSpan
 
 
 class Mark(NamedTuple):
@@ -35,7 +35,7 @@ def since(episode: Episode, mark: Mark) -> dict[str, Any]:
         "turns": [list(m) for m in episode.turns[mark.turns :]],
         "tools": [dict(t) for t in episode.tools] if not mark.tokens else [],
         "opened": episode.opened, "text": episode.text, "finish": episode.finish_reason, "ended": episode.ended,
-        "session": episode.session, "started": episode.started,
+        "session": episode.session, "started": episode.started, "reply": list(episode.replies[-1]),
     }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def resumed(prompt: Prompt, index: int, earlier: Sequence[Mapping[str, Any]]) ->
     episode.versions = [VersionSpan(*v) for t in earlier for v in t["versions"]]
     episode.turns = [ChatMessage(*m) for t in earlier for m in t["turns"]]
     episode.tools = tuple(first["tools"])
-    episode.replies, episode.text = len(earlier), last["text"]
+    episode.replies, episode.text = [Reply(*t["reply"]) for t in earlier], last["text"]
     episode.finish_reason, episode.ended, episode.started = last["finish"], last["ended"], first["started"]
     episode.session, episode.first, episode.said = first["session"], opening, Turn(opening)
     return episode  # fmt: skip

@@ -14,9 +14,9 @@ from actors.engine import Completion, Engine, Request
 from actors.environment import Turn
 from actors.episodes import Episode, between, opening
 from actors.intake import Intake
+from actors.pace import pace_of
 from actors.prompting import render
-from actors.rooms import Rooms
-from actors.said import Said
+from actors.rooms import Rooms, Said
 from actors.turns import resumed
 from actors.work import Work
 from broker.chat import Chats
@@ -28,10 +28,10 @@ from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
 log_ = logging.getLogger("actor")
-ATTEMPTS = 3  # of a sample that the engine gave impossible numbers for, or whose environment failed
-ABORTS = 3  # of a turn by new weights, after which it is kept: else updates that come often starve long answers
+ATTEMPTS = 3  # attempts at a sample for which the engine returned impossible numbers, or whose environment failed
+ABORTS = 3  # a turn that new weights have aborted this often is kept from then on: frequent updates would starve long answers
 POLL_SECONDS = 0.05
-ROOMS_SECONDS = 0.01  # between two looks at what environments have said
+ROOMS_SECONDS = 0.01  # interval at which to check what environments have said
 
 
 class ActorWorker:
@@ -43,7 +43,8 @@ class ActorWorker:
     ) -> None:  # fmt: skip
         self._name, self._intake, self._engine, self._rooms = name, intake, engine, rooms
         self._chats = Chats(engine.tokenizer)
-        self._ahead, self._give_back = int(table.queue * table.slots), table.give_back
+        self._pace = pace_of(table, engine, metrics)
+        self._give_back = table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
         self._metrics, self._broker, self._system = metrics, broker, system
         self._work: dict[str, Work] = {}
@@ -60,6 +61,7 @@ class ActorWorker:
         if not self._takes_part():
             self._engine.poll(POLL_SECONDS)
             return
+        self._pace.follow(sum(len(w.episodes) for w in self._work.values()), self._group_size)
         self._take()
         started, rested = time.monotonic(), self._engine.resting
         done = self._engine.poll(ROOMS_SECONDS if self._rooms.waiting else POLL_SECONDS)
@@ -90,12 +92,11 @@ class ActorWorker:
 
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
-        opening = sum(
-            len(work.missing) - len(work.episodes)
-            for work in self._work.values()
-            if not self._rooms.outside(work.prompt.environment)  # these begin whenever an agent comes
-        )
-        room = self._engine.room() + self._ahead - opening
+        works = [
+            w for w in self._work.values() if not self._rooms.outside(w.prompt.environment)
+        ]  # agents come when they like
+        opening = sum(len(work.missing) - len(work.episodes) for work in works)
+        room = self._engine.room() + self._pace.ahead - opening
         while True:
             records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
             for record in records:
@@ -170,7 +171,9 @@ class ActorWorker:
         if done.finish_reason == "refused":
             return self._refuse(work, done.index, done.text)
         reply = episode.hear(done, self._engine.ends)
+        self._pace.finished += 1
         self._metrics.generated_tokens.inc(len(done.tokens))
+        self._metrics.prompt_tokens.inc(len(episode.tokens) - len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
         if work.prompt.environment:
             self._rooms.step(work.tickets[done.index], reply, episode)
@@ -182,6 +185,7 @@ class ActorWorker:
         """Environments have spoken."""
         opened: dict[tuple[str, int], list[Episode]] = {}
         for said in found:
+            self._metrics.environment_seconds.observe(said.seconds)
             if said.ticket not in self._places:  # given up a moment ago
                 continue
             group_id, index = self._places[said.ticket]
@@ -192,9 +196,13 @@ class ActorWorker:
                     self._fail(work, index, said)
                 elif episode is None and (said.turn.asked is None or not said.turn.asked.earlier):
                     together = -1 if said.turn.asked is None else index  # agents ask each its own
-                    opened.setdefault((group_id, together), []).append(self._opened(work, index, said.turn))
+                    opened.setdefault((group_id, together), []).append(
+                        self._opened(work, index, said.turn, said.seconds)
+                    )
                 else:
-                    self._answer(work, episode or self._resume(work, index, said.turn), said.turn)
+                    episode = episode or self._resume(work, index, said.turn)
+                    episode.answered(said.turn, said.seconds)
+                    self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
                 self._refuse(work, index, str(error))
         for (group_id, _), episodes in opened.items():
@@ -204,12 +212,12 @@ class ActorWorker:
                 except EngineError as error:
                     self._refuse(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: Work, index: int, turn: Turn) -> Episode:
+    def _opened(self, work: Work, index: int, turn: Turn, seconds: float) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
-        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn)
+        return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _resume(self, work: Work, index: int, turn: Turn) -> Episode:
         """Go on with what another actor began."""
@@ -230,11 +238,9 @@ class ActorWorker:
 
     def _answer(self, work: Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
-        if turn.outcome is not None:
-            episode.outcome = turn.outcome
         limit = self._rooms.limit(work.prompt.environment)
         late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
-        if not turn.over and (late or episode.replies >= work.prompt.sampling.max_turns):
+        if not turn.over and (late or len(episode.replies) >= work.prompt.sampling.max_turns):
             episode.finish_reason = "turns"
         elif not turn.over:
             if not turn.messages:
@@ -296,7 +302,6 @@ class ActorWorker:
                 return self._again(work, index)
             return self._give_up(work, index, str(error))
         self._intake.publish(group_id, data)
-        self._metrics.prompt_tokens.inc(episode.segments[0].end)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
         self._close(work, index, episode.finish_reason)
         del work.episodes[index]

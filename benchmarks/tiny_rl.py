@@ -1,79 +1,211 @@
 """Time per step and time to held-out .85 of recipes/tiny.toml's reinforcement learning, beside TRL's GRPOTrainer from the same base.
 
-python benchmarks/tiny_rl.py BASE (a checkpoint of the recipe's first stage). `make bench-trl` sets up both sides and calls it.
+One clock for both: it runs from the first token that is sampled (the start of processes and imports before it is shown apart), nothing is
+evaluated while it runs, and the weights of every step are evaluated afterwards, on the same questions by the same engine. The ring keeps no
+weights for that: its steps are replayed from the log, bit for bit.
+
+python benchmarks/tiny_rl.py BASE [--rounds 5] (a checkpoint of the recipe's first stage). `make bench-trl` sets up both sides and calls it.
+Rounds take turns; what is printed are medians of them, and ratios within a round.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import tomli_w
+import torch
 
-from broker.messages import Evaluation, StepResult
+from broker.messages import StepResult, Trajectory
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen
 
 ROOT = Path(__file__).resolve().parent.parent
-GOAL = 0.85
-STEPS = 38
+GOAL, QUESTIONS, ANSWER = 0.85, 400, 96
 
 
-def headrace(base: str, home: Path) -> dict[str, float]:
-    """The ring from ``base``: evaluations run in it, and their time counts."""
+@dataclass(frozen=True)
+class Race:
+    """``start``: seconds from the command to the first sampled token. ``ends``: seconds from there to the end of each step."""
+
+    start: float
+    ends: tuple[float, ...]
+    weights: tuple[Path, ...]
+
+    @property
+    def step(self) -> float:
+        """Median seconds of a step; the first one has nothing before it to overlap with."""
+        return median(b - a for a, b in zip(self.ends, self.ends[1:], strict=False))
+
+
+def headrace(base: str, home: Path, steps: int, settings: Sequence[str]) -> Race:
+    """The ring from ``base``, with no evaluation in it."""
     tables: dict[str, Any] = tomllib.loads((ROOT / "recipes" / "tiny.toml").read_text())
     (rl,) = [stage for stage in tables["stage"] if stage["kind"] == "rl"]
-    tables["stage"] = [{**rl, "steps": STEPS, "eval_every": 5, "until_pass_at_1": 0.0}]
+    tables["stage"] = [{**rl, "steps": 60, "eval_every": 0, "until_pass_at_1": 0.0}]  # the rate falls as in the recipe
     tables["run"]["model"] = str(Path(base).resolve())
     (home / "tiny.toml").write_text(tomli_w.dumps(tables))
     command = [sys.executable, "-m", "headrace", "run", str(home / "tiny.toml"), "--dir", str(home / "run"), "--plain"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    began = time.time()
+    with subprocess.Popen(
+        [*command, *(part for s in settings for part in ("--set", s))], stdout=subprocess.DEVNULL, cwd=ROOT
+    ) as process:
+        while process.poll() is None and taken(home / "run") < steps:
+            time.sleep(0.2)
+        process.send_signal(2)
     run = reopen(home / "run")
     log = run.open_log()
-    found = [m for _, m in scan(log, run.topics.steps)]
+    first = min(t.started for _, t in scan(log, run.topics.trajectories) if isinstance(t, Trajectory))
+    results = [m for _, m in scan(log, run.topics.steps) if isinstance(m, StepResult)][:steps]
     log.close()
-    steps = [m for m in found if isinstance(m, StepResult)]
-    start = steps[0].created - steps[0].metrics["step_seconds"]
-    reached = [m.created - start for m in found if isinstance(m, Evaluation) and m.pass_at_1 >= GOAL]
-    seconds = [s.metrics["step_seconds"] for s in steps]
-    return {"step": median(seconds), "early": median(seconds[:15]), "goal": min(reached, default=float("nan"))}
+    return Race(first - began, tuple(m.created - first for m in results), replayed(home / "run", home, steps))
 
 
-def trl(base: str) -> dict[str, float]:
-    """TRL's trainer; its evaluations stand outside of the clock."""
-    command = [
-        str(ROOT / ".venv" / "trl" / "bin" / "python"),
-        str(ROOT / "benchmarks" / "trl" / "grpo.py"),
-        base,
-        "--steps",
-        str(STEPS),
-    ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"step"')]
-    reached = [line["seconds"] for line in lines if line.get("pass_at_1", 0.0) >= GOAL]
-    seconds = [line["step_seconds"] for line in lines]
-    return {"step": median(seconds), "early": median(seconds[:15]), "goal": min(reached, default=float("nan"))}
+def taken(directory: Path) -> int:
+    """Steps that a run has taken so far."""
+    if not (directory / "run.toml").exists():
+        return 0
+    run = reopen(directory)
+    log = run.open_log()
+    try:
+        return sum(isinstance(m, StepResult) for _, m in scan(log, run.topics.steps))
+    except Exception:  # the log is being made
+        return 0
+    finally:
+        log.close()
 
 
-def main(base: str) -> None:
-    with tempfile.TemporaryDirectory() as home:
-        ours = headrace(base, Path(home))
-    theirs = trl(base)
-    print(f"256 samples a step, {STEPS} steps, two cores.\n")
-    print("| | headrace | TRL GRPOTrainer | ratio |\n|---|---|---|---|")
-    for name, key in (
-        ("seconds a step, median of the first 15", "early"),
-        ("seconds a step, median of all", "step"),
-        (f"seconds to held-out {GOAL}", "goal"),
-    ):
-        print(f"| {name} | {ours[key]:.2f} | {theirs[key]:.2f} | {theirs[key] / ours[key]:.2f} |")
+def replayed(directory: Path, home: Path, steps: int) -> tuple[Path, ...]:
+    """The weights behind each step of a run, from its log."""
+    from learner.config import LearnerConfig
+    from learner.model.load import save_model
+    from learner.opening import execute_again, model_path
+    from learner.planning.records import ManifestReader
+    from learner.planning.recovery import read_tail
+    from learner.training.state import LearnerState
+
+    torch.set_num_threads(1)
+    run = reopen(directory)
+    state = LearnerState(LearnerConfig(run.file), model_path(run), run.table.seed, home / "replay")
+    state.start("pretrained")
+    log = run.open_log()
+    reader, tail = ManifestReader(log, run.topics), read_tail(log, run.topics, 0)
+    out = []
+    for manifest, offset in tail.manifests:
+        if execute_again(state, manifest, offset, reader, tail) is not None and len(out) < steps:
+            out.append(home / f"weights-{len(out) + 1}")
+            save_model(state.model, state.model_path, out[-1])
+    reader.close()
+    log.close()
+    return tuple(out)
+
+
+def trl(base: str, home: Path, steps: int) -> Race:
+    """TRL's trainer on both cores; it writes its weights behind each step while its clock stands."""
+    python, script = ROOT / ".venv" / "trl" / "bin" / "python", ROOT / "benchmarks" / "trl" / "grpo.py"
+    began = time.time()
+    done = subprocess.run(
+        [str(python), str(script), base, "--steps", str(steps), "--keep", str(home)],
+        check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    (start,) = [line["began"] for line in lines if "began" in line]
+    ends = [line["seconds"] for line in lines if "step" in line]
+    return Race(start - began, tuple(ends), tuple(home / f"weights-{i + 1}" for i in range(len(ends))))
+
+
+def pass_at_1(model: Path) -> float:
+    """Share of right answers to held-out questions, one sample each at temperature 1."""
+    from safetensors.torch import load_file
+
+    from actors.engine import Request
+    from actors.local.engine import LocalEngine
+    from broker.chat import Chat
+    from broker.messages import Sampling
+    from learner.data.sums import SignedSums
+    from rewarders.math import MathAccuracy
+
+    engine = LocalEngine(str(model), slots=64, context=256, seed=1)
+    engine.apply(0, load_file(model / "model.safetensors"))
+    chat, source, accuracy = Chat(engine.tokenizer), SignedSums(seed=1_000_000, held_out=True), MathAccuracy()
+    rows = [source.row(i) for i in range(QUESTIONS)]
+    for number, row in enumerate(rows):
+        ids = np.array(chat.prompt(row.messages).ids, np.int32)
+        engine.submit(Request(str(number), (0,), ids, Sampling(max_new_tokens=ANSWER)))
+    right, left = 0, QUESTIONS
+    while left:
+        for done in engine.poll(1.0):
+            left -= 1
+            verdict = accuracy(Answer(done.text, rows[int(done.group_id)].answer or "", done.finish_reason))  # type: ignore[arg-type]
+            right += verdict is not None and verdict.value >= 1.0
+    return right / QUESTIONS
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the rewarder looks at."""
+
+    text: str
+    answer: str
+    finish_reason: str
+    kind: str = "math"
+
+
+def reached(race: Race) -> tuple[float, int]:
+    """Seconds to the end of the first step behind which held-out pass@1 is at the goal, and that step (nan, 0: none)."""
+    for number, (end, weights) in enumerate(zip(race.ends, race.weights, strict=True), 1):
+        if pass_at_1(weights) >= GOAL:
+            return end, number
+    return float("nan"), 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="of the ring's run file")
+    options = parser.parse_args()
+    found: list[dict[str, tuple[float, float]]] = []
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory() as home:
+            sides = [Path(home) / "headrace", Path(home) / "trl"]
+            for side in sides:
+                side.mkdir()
+            races = [
+                headrace(options.base, sides[0], options.steps, options.settings),
+                trl(options.base, sides[1], options.steps),
+            ]
+            goals = [reached(race) for race in races]
+        row = {
+            "seconds a step": (races[0].step, races[1].step),
+            f"seconds to held-out {GOAL}": (goals[0][0], goals[1][0]),
+            f"steps to held-out {GOAL}": (goals[0][1], goals[1][1]),
+            "start, before the clock": (races[0].start, races[1].start),
+        }
+        found.append(row)
+        print(
+            f"round {number + 1}:", {k: [round(x, 2) for x in v] for k, v in row.items()}, file=sys.stderr, flush=True
+        )
+    print(f"256 samples a step, {options.steps} steps, medians of {len(found)} rounds, two cores.\n")
+    print("| | headrace | TRL GRPOTrainer | TRL's share of it |\n|---|---|---|---|")
+    for name in found[0]:
+        ours, theirs = (median(row[name][side] for row in found) for side in (0, 1))
+        ratio = median(row[name][1] / row[name][0] for row in found if row[name][0])
+        print(f"| {name} | {ours:.2f} | {theirs:.2f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

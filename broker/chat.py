@@ -90,8 +90,9 @@ class Chat:
 
     # -- documents -----------------------------------------------------------------------------------------------------
 
-    def document(self, messages: Sequence[ChatMessage]) -> list[Piece]:
-        """A conversation whose assistant's replies are trained, each with its end token; the rest is not.
+    def document(self, messages: Sequence[ChatMessage], trained: Sequence[bool] = ()) -> list[Piece]:
+        """A conversation whose assistant's replies are trained, each with its end token; the rest is not. ``trained`` tells of each message
+        whether a reply in its place is (empty: every one).
 
         A reply is written as it is given. Refused is one that does not begin with what the prompt opens for it, and an earlier one that the
         template writes otherwise once another message follows: it would be trained in a context that no prompt ever has.
@@ -116,7 +117,7 @@ class Chat:
             if not whole.endswith(written + tail):
                 added = ""
             written = self._behind_opened(written, self._opened(prompt))
-            pieces += [(prompt[len(done) :] + added, False), (written + self._end.text, True)]
+            pieces += [(prompt[len(done) :] + added, False), (written + self._end.text, not trained or trained[i])]
             done, rest = prompt + added + written + self._end.text, tail[len(self._end.text) :]
             before = message
         pieces.append((rest, False))

@@ -12,11 +12,11 @@ from broker.errors import HeadraceError, LogUnavailable, RunFileError
 from monitoring.daemon import Stop, die_with_parent
 
 RETRY_SECONDS = 1.0
-AWAY = 75  # exit status where the log went away at a moment that cannot wait for it: start again later (EX_TEMPFAIL)
+AWAY = 75  # exit status (EX_TEMPFAIL) for a log that went away when nobody could wait for it: start again later
 
 
 class Flag(Protocol):
-    """A gauge: 1 while something is so."""
+    """A gauge that is 1 while a condition holds."""
 
     def set(self, value: float, /) -> None: ...
 

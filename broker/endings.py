@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from broker.manifests import Dropped, GroupRef, dropped_of, groups_of, pack_groups
-from broker.wire import Json, integer, mapping, number, numbers, require, strings, text
+from broker.wire import Extra, Json, integer, mapping, number, numbers, pack_extras, read_extras, require, strings, text
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """pass@1 over ``k`` samples of each question and cons@k, with 95% intervals, on the versions that answered.
 
-    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged.
+    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged. ``data`` is the source that was asked and
+    ``rewarder`` who judged. ``marks`` has a text for each of ``group_ids``, with a sign for each of its samples: ``1`` right, ``0`` wrong or never
+    finished, ``-`` not judged. Records of earlier versions have none of these three.
     """
 
     TYPE: ClassVar[str] = "evaluation"
@@ -33,6 +35,9 @@ class Evaluation:
     dropped: tuple[Dropped, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
+    data: str = ""
+    rewarder: str = ""
+    marks: tuple[str, ...] = ()
 
     def pack(self) -> dict[str, Json]:
         return {
@@ -41,6 +46,7 @@ class Evaluation:
             "cons_at_k_interval": list(self.cons_at_k_interval), "versions": list(self.versions),
             "response_tokens": self.response_tokens, "group_ids": list(self.group_ids),
             "dropped": [list(d) for d in self.dropped], "metrics": dict(self.metrics), "created": self.created,
+            **pack_extras(self, _EXTRAS),
         }  # fmt: skip
 
     @classmethod
@@ -64,14 +70,18 @@ class Evaluation:
             dropped=dropped_of(wire["dropped"]),
             metrics=numbers(wire["metrics"]),
             created=number(wire["created"]),
+            **read_extras(wire, _EXTRAS),
         )
+
+
+_EXTRAS = {"data": Extra("", text), "rewarder": Extra("", text), "marks": Extra((), strings, list)}
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
     """Something that a stage has made and later stages name: a data set or a model; it ends the groups that it was made of.
 
-    ``kind`` is ``documents`` or ``model``; ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
+    ``kind`` is ``documents``, ``model``, or ``rows`` (which rows of a source a stage asks, by a curriculum); ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
     ``kept`` are the groups and samples that went into it, by their places in the log; ``dropped`` those that did not, and why.
     """
 
@@ -96,7 +106,7 @@ class Artefact:
 
     @property
     def group_ids(self) -> tuple[str, ...]:
-        """The groups that end here with something kept of them."""
+        """The groups that end here and of which something was kept."""
         return tuple(ref.group_id for ref in self.kept)
 
     def pack(self) -> dict[str, Json]:
@@ -123,6 +133,6 @@ class Artefact:
         )
 
 
-ARTEFACT_KINDS = ("documents", "model")
+ARTEFACT_KINDS = ("documents", "model", "rows")
 Ending = Evaluation | Artefact
 """The records that end the groups of a collection: ``group_ids`` and ``dropped`` are all of them."""

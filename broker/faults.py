@@ -1,4 +1,4 @@
-"""What befell a plug-in: the kind of its failure, and the line of the user's own code where it happened."""
+"""How a plug-in failed: the kind of failure, and the line of the user's own code where it happened."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from broker.processtree import close_pipes, halt, keep
 Handler = Callable[[Any], Any]
 Relieve = Callable[[range, float], bool]
 START_SECONDS = 60.0
-PATIENCE_SECONDS = 0.25  # a payload that takes longer does not keep those behind it in its child
+PATIENCE_SECONDS = 0.25  # a payload that takes longer no longer holds up those queued behind it in its child
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 DUMP_SECONDS = 0.2
@@ -113,7 +113,7 @@ class Isolated:
                 self._leave(first - begun, told=stop < len(payloads))
 
     def _leave(self, wanted: int, told: bool) -> None:
-        """Have the child leave its batch, and read up to its word that it has: it may have begun on the next payload."""
+        """Have the child leave its batch, and read until it confirms: it may have begun the next payload."""
         try:
             if not told:
                 self._write(wanted)
@@ -274,6 +274,9 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a judge prints must not come between the frames
     orders = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())  # nor may a judge, or what it starts, read the orders
+    os.close(nothing)
     start = read_frame(orders)
     write_frame(out, {"pid": os.getpid()})
     try:
@@ -297,7 +300,7 @@ def main() -> None:
 
 def judge(payloads: list[Any], handler: Handler, orders: IO[bytes], out: IO[bytes]) -> None:
     """Answer for each payload; if the parent says how many it still wants, leave the others to other children."""
-    wanted = None
+    wanted, me = None, os.getpid()
     for number, payload in enumerate(payloads):
         if wanted is None and select.select([orders], [], [], 0)[0]:
             wanted = read_frame(orders)
@@ -307,6 +310,8 @@ def judge(payloads: list[Any], handler: Handler, orders: IO[bytes], out: IO[byte
             data = framed({"result": handler(payload)})
         except (Exception, SystemExit) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
             data = framed({"error": told(error), "kind": kind_of(error)})
+        if os.getpid() != me:
+            os._exit(0)  # a fork that came back from the judge: one answers
         out.write(data)
         out.flush()
     if wanted is not None:

@@ -64,6 +64,17 @@ class Era(NamedTuple):
     fingerprint: str
 
 
+class Origin(NamedTuple):
+    """Where a forked run comes from: run ``run`` in directory ``where``, with its log at ``url``, at policy version ``step``, whose weights
+    have this fingerprint (``learner.training.trainer.state_sha256``)."""
+
+    run: str
+    where: str
+    url: str
+    step: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class PlannerState:
     """What the planner needs to go on behind a manifest; with the log alone it finds everything else again.
@@ -71,7 +82,7 @@ class PlannerState:
     ``cursor`` is the number of prompts fed from each data source. ``outstanding`` are the groups that are fed but not
     ended. ``prompts``, ``trajectories``, ``rewards`` and ``deadletters`` hold for each partition the offset below which
     nothing is needed again; ``fed`` the offset behind the last prompt that is known to this state. ``eras`` tell for each data source how
-    its numbers became rows.
+    its numbers became rows. ``missing`` are numbers below the cursor that are yet to be fed.
     """
 
     cursor: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +93,7 @@ class PlannerState:
     rewards: Mapping[int, int] = field(default_factory=dict)
     deadletters: Mapping[int, int] = field(default_factory=dict)
     eras: Mapping[str, tuple[Era, ...]] = field(default_factory=dict)
+    missing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def pack(self) -> dict[str, Json]:
         return {
@@ -111,12 +123,17 @@ def _eras(value: Json) -> dict[str, tuple[Era, ...]]:
     }
 
 
+def _missing(value: Json) -> dict[str, tuple[int, ...]]:
+    return {text(name): tuple(integer(n) for n in numbers_) for name, numbers_ in value.items()}
+
+
 _EXTRAS_OF_STATE = {
     "eras": Extra({}, _eras, lambda eras: {name: [list(e) for e in found] for name, found in eras.items()}),
+    "missing": Extra({}, _missing, lambda missing: {name: list(found) for name, found in missing.items()}),
 }
 
 
-MANIFEST_KINDS = ("step", "weights", "close", "set_aside")
+MANIFEST_KINDS = ("step", "weights", "close", "set_aside", "fork")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,8 @@ class Manifest:
     ``kind`` ``step``: train ``groups`` in this order; the result is policy version ``step``. ``weights``: version
     ``step`` is what lies in checkpoint directory ``weights`` (after supervised training, or another model).
     ``close``: no new version; groups left over at the end of a stage are dropped. ``set_aside``: the manifest of step ``step`` could not be executed,
-    for the reason ``why``: its groups end untrained, and version ``step`` is the version before it unchanged. ``dropped`` are all groups that ended
+    for the reason ``why``: its groups end untrained, and version ``step`` is the version before it unchanged. ``fork``:
+    the first of its log; version ``step`` is that of another run, ``origin``. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
     were judged since the manifest before, dropped ones included. ``reward_rule`` says how votes became rewards (see
     ``learner.planning.rewards``).
@@ -144,6 +162,7 @@ class Manifest:
     created: float = 0.0
     why: str = ""
     reward_rule: int = 1
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         require(self.step >= 0 and self.stage >= 0, "step, stage", (self.step, self.stage), "at least 0")
@@ -160,10 +179,13 @@ class Manifest:
             self.weights,
             "a directory with kind 'weights' only",
         )
+        require(
+            (self.kind == "fork") == (self.origin is not None), "origin", self.origin, "a run with kind 'fork' only"
+        )
 
     @property
     def schema(self) -> int:
-        return 2 if self.kind == "set_aside" else 1
+        return 2 if self.kind in ("set_aside", "fork") else 1
 
     def pack(self) -> dict[str, Json]:
         return {
@@ -188,7 +210,12 @@ class Manifest:
         )
 
 
-_EXTRAS_OF_MANIFEST = {"why": Extra("", text), "reward_rule": Extra(1, integer)}
+def _origin(value: Json) -> Origin:
+    run, where, url, step, sha256 = value
+    return Origin(text(run), text(where), text(url), integer(step), text(sha256))
+
+
+_EXTRAS_OF_MANIFEST = {"why": Extra("", text), "reward_rule": Extra(1, integer), "origin": Extra(None, _origin, list)}
 
 
 def pack_groups(groups: tuple[GroupRef, ...]) -> list[Json]:

@@ -19,6 +19,7 @@ from broker.manifests import (
     Era,
     GroupRef,
     Manifest,
+    Origin,
     PlannerState,
     SampleRef,
     StepResult,
@@ -27,7 +28,16 @@ from broker.manifests import (
 from broker.prompts import PURPOSES, ChatMessage, Prompt, Sampling
 from broker.seals import Seal
 from broker.sessions import SessionEvent
-from broker.trajectories import FINISH_REASONS, FloatArray, IntArray, Segment, Trajectory, VersionSpan, trajectory_id
+from broker.trajectories import (
+    FINISH_REASONS,
+    FloatArray,
+    IntArray,
+    Reply,
+    Segment,
+    Trajectory,
+    VersionSpan,
+    trajectory_id,
+)
 from broker.verdicts import OUTCOMES, DeadLetter, Outage, PolicyVersion, Settled, Trimmed, Vote
 from broker.wire import Json, Position
 
@@ -47,11 +57,13 @@ __all__ = [
     "IntArray",
     "Manifest",
     "Message",
+    "Origin",
     "Outage",
     "PlannerState",
     "PolicyVersion",
     "Position",
     "Prompt",
+    "Reply",
     "SampleRef",
     "Sampling",
     "Seal",

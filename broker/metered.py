@@ -70,7 +70,7 @@ class MeteredConsumer:
 
     def assignment(self) -> frozenset[tuple[str, int]]:
         held = self._consumer.assignment()
-        for place in [p for p in self._open if p not in held]:  # another member does these now
+        for place in [p for p in self._open if p not in held]:  # another member has these now
             del self._open[place]
         return held
 

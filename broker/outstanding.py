@@ -13,7 +13,7 @@ from broker.log import First, Log
 from broker.messages import Manifest, PlannerState, decode
 from broker.topics import Topics
 
-WINDOW = 64  # records of the steps topic that are looked at first, from its end
+WINDOW = 64  # number of records at the end of the steps topic to look at first
 
 
 def outstanding(log: Log, topics: Topics) -> First:

@@ -11,7 +11,7 @@ from broker.run import Run
 
 
 def refuse_records_of_another(run: Run, log: Log) -> None:
-    """Raises RunFault where the log already holds a run of this name, made in another directory, that this directory has nothing of.
+    """Raises RunFault where the log already holds a run of this name, made in another directory, of which this directory has nothing.
 
     A directory that was moved has its checkpoints with it, and goes on.
     """

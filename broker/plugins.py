@@ -115,8 +115,9 @@ def make(kind: Any, options: Mapping[str, Any], place: str, hidden: Collection[s
     if not callable(kind):
         raise RunFileError(f"{place} is no class")
     known = option_names(kind)
+    name = getattr(kind, "__name__", type(kind).__name__)
     if known is not None:
-        _refuse_unknown(options, [k for k in known if k not in hidden and k not in given], kind.__name__, place)
+        _refuse_unknown(options, [k for k in known if k not in hidden and k not in given], name, place)
     try:
         return kind(**options, **given)
     except Exception as error:  # likewise

@@ -18,7 +18,7 @@ import time
 from monitoring.daemon import die_with_parent
 
 PR_SET_CHILD_SUBREAPER = 36
-END_SECONDS = 5.0  # a process that the kernel does not give up in this time is left to init
+END_SECONDS = 5.0  # a process that the kernel has not ended by then is left to init
 STOP_SECONDS = 2.0
 
 

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def colocated(self) -> bool:
-        """Whether engine and learner take turns on one set of devices: what actors must know of the learner's table."""
+        """Whether engine and learner share one set of devices in shifts: what actors must know of the learner's table."""
         return bool(self.file.tables.get("learner", {}).get("colocated", False))
 
     def control_keys(self) -> Keys | None:

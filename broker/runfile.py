@@ -6,6 +6,7 @@ mistake into one line that names table, key, value and the fix.
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,18 +23,30 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Table(BaseModel):
-    """Base of every table: frozen, and an unknown key is an error."""
+    """Base of every table: frozen, an unknown key is an error, and so is a number that is none (``nan``) or has no end (``inf``)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunTable(Table):
-    """``[run]``: what the run is. ``rewards`` is the mix that every prompt carries: weight by rewarder name."""
+    """``[run]``: what the run is. ``rewards`` is the mix that every prompt carries: weight by rewarder name. ``cutoff`` is the day from which on the
+    model has seen no text (``"2024-07-01"``): what was published before may be known to it (``[data.NAME] select.fresh``)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: str
     seed: int = 0
     rewards: dict[str, float] = {}
+    cutoff: str = ""
+
+    @field_validator("cutoff", mode="before")
+    @classmethod
+    def _day(cls, cutoff: object) -> object:
+        if cutoff != "":
+            try:
+                datetime.date.fromisoformat(cutoff)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                raise ValueError('write it as a text of the form "YYYY-MM-DD"') from None
+        return cutoff
 
 
 class BrokerTable(Table):

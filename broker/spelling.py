@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a word that nobody knows."""
+"""What the writer of an unknown word may have meant."""
 
 from __future__ import annotations
 

@@ -14,12 +14,25 @@ from numpy.typing import NDArray
 
 from broker.errors import MessageError
 from broker.prompts import PURPOSES, ChatMessage, Sampling, messages_of
-from broker.wire import Extra, Json, integer, mapping, numbers, optional_number, pack_extras, read_extras, require, text
+from broker.wire import (
+    Extra,
+    Json,
+    integer,
+    mapping,
+    number,
+    numbers,
+    optional_number,
+    pack_extras,
+    read_extras,
+    require,
+    text,
+)  # fmt: skip
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 _TOKEN, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
 FINISH_REASONS = ("stop", "length", "abort", "turns")
+_ONE_PURPOSE, _ONE_FINISH = f"one of {PURPOSES}", f"one of {FINISH_REASONS}"
 
 
 class Segment(NamedTuple):
@@ -38,6 +51,17 @@ class VersionSpan(NamedTuple):
     start: int
 
 
+class Reply(NamedTuple):
+    """A reply of an episode: ``turns[turn]``, sampled from ``started`` to ``ended`` (seconds since the epoch). Its environment took
+    ``seconds`` to answer it, and said that it is worth ``value`` by itself, if it said."""
+
+    turn: int
+    started: float
+    ended: float
+    seconds: float = 0.0
+    value: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """One sample of a group, with all that a rewarder or the learner needs to use it without another look-up.
@@ -49,8 +73,9 @@ class Trajectory:
     ``length``, ``abort``, or ``turns`` (an episode that was allowed no further one).
 
     An episode in an ``environment`` has all that was said after the prompt in ``turns``, in order, and ``outcome`` is what the environment made
-    of it, if it said. ``collection`` is the prompt's. ``session`` names the session of an agent outside that this is a part of: ``NAME``, and
-    from its second part on ``NAME#2``.
+    of it, if it said, with ``why``. The environment took ``opening`` seconds to open it; ``replies`` are the model's turns, one for each
+    trainable segment, in order. ``collection`` is the prompt's. ``session`` names the session of an agent outside that this is a part of:
+    ``NAME``, and from its second part on ``NAME#2``.
     """
 
     TYPE: ClassVar[str] = "trajectory"
@@ -79,6 +104,9 @@ class Trajectory:
     outcome: float | None = None
     collection: str = ""
     session: str = ""
+    replies: tuple[Reply, ...] = ()
+    opening: float = 0.0
+    why: str = ""
 
     def __post_init__(self) -> None:
         tokens, logprobs = self.tokens, self.logprobs
@@ -95,28 +123,30 @@ class Trajectory:
             raise MessageError(f"logprobs run from {logprobs.min()} to {logprobs.max()}; they must be finite and <= 0")
         require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
         require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
-        require(self.purpose in PURPOSES, "purpose", self.purpose, f"one of {PURPOSES}")
-        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, f"one of {FINISH_REASONS}")
-        require(
-            self.outcome is None or math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent"
-        )
-        at = 0
-        for _, start, end, _ in self.segments:
+        require(self.purpose in PURPOSES, "purpose", self.purpose, _ONE_PURPOSE)
+        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, _ONE_FINISH)
+        if self.outcome is not None:
+            require(math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent")
+        at, first = 0, -1
+        for _, start, end, trainable in self.segments:
             require(start == at and end > at, "segments", self.segments, "spans that cover the tokens in order")
+            if trainable and first < 0:
+                first = start
             at = end
         require(at == n, "segments", self.segments, "spans that end with the tokens")
         last = -1
         for version, start in self.versions:
             require(last < start < n and version >= 0, "versions", self.versions, "rising starts, versions >= 0")
             last = start
-        trainable = [s for s in self.segments if s.trainable]
-        if trainable:
+        turn = -1
+        for reply in self.replies:
+            sound = turn < reply.turn < len(self.turns) and (reply.value is None or math.isfinite(reply.value))
+            require(sound, "replies", self.replies, "places in turns, in order, with finite values")
+            turn = reply.turn
+        if first >= 0:
             require(bool(self.versions), "versions", self.versions, "a span for the sampled tokens")
             require(
-                self.versions[0].start <= trainable[0].start,
-                "versions",
-                self.versions,
-                "a span that covers the first sampled token",
+                self.versions[0].start <= first, "versions", self.versions, "a span that covers the first sampled token"
             )
 
     @property
@@ -208,14 +238,25 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """The fields of a trajectory on the wire, with the types that each may have."""
 _NAMES = tuple(_KINDS)
+
+
+def _reply(row: Json) -> Reply:
+    turn, started, ended, seconds, value = row
+    return Reply(integer(turn), number(started), number(ended), number(seconds), optional_number(value))
+
+
 _EXTRAS = {
     "environment": Extra("", text), "turns": Extra((), messages_of, lambda turns: [list(t) for t in turns]),
     "outcome": Extra(None, optional_number), "collection": Extra("", text),
     "session": Extra("", text),
+    "replies": Extra((), lambda rows: tuple([_reply(row) for row in rows]), lambda replies: [list(r) for r in replies]),
+    "opening": Extra(0.0, number), "why": Extra("", text),
 }  # fmt: skip
 _DEFAULTS = {name: extra.default for name, extra in _EXTRAS.items()}
 _FIELDS = itemgetter(*_NAMES)
-_TYPES = frozenset(product(*_KINDS.values()))  # looked up in one go: a call a field would cost more than the decoding
+_TYPES = frozenset(
+    product(*_KINDS.values())
+)  # looked up at once: one call for each field would cost more than the decoding
 
 
 def _checked(fields: tuple[Json, ...]) -> tuple[Json, ...]:

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("headrace.commands.run", "everything on this machine, with a live view"),
     "plan": Command("headrace.commands.plan", "check a run file and say what would run"),
+    "import": Command("headrace.commands.import_model", "make a model's directory from a GGUF file"),
     "learner": Command("learner.__main__", "one learner daemon by hand"),
     "actor": Command("actors.__main__", "one actor daemon by hand"),
     "rewarder": Command("rewarders.__main__", "one rewarder daemon by hand"),
@@ -33,6 +34,7 @@ COMMANDS = {
     "verify": Command("headrace.commands.verify", "audit a run's log"),
     "trace": Command("headrace.commands.trace", "the lineage of one optimizer step"),
     "replay": Command("headrace.commands.replay", "train recorded steps again; prints the sha256 of the weights"),
+    "fork": Command("headrace.commands.fork", "a new run that begins from a step of another one"),
     "timeline": Command(
         "headrace.commands.timeline", "who did what when in some steps, as a trace for ui.perfetto.dev"
     ),
@@ -47,6 +49,15 @@ COMMANDS = {
     "serve": Command(
         "headrace.commands.serve",
         "an OpenAI-compatible endpoint in front of a live run's actors: train agents that you have",
+    ),
+    "contamination": Command(
+        "headrace.commands.contamination", "what of a run file's training data stands in its benchmarks, row by row"
+    ),
+    "compare": Command(
+        "headrace.commands.compare", "two checkpoints on the same questions: difference, interval, test, what flipped"
+    ),
+    "review": Command(
+        "headrace.commands.review", "the rows of a rewrite stage that people look at: where they lie, and back"
     ),
     "keys": Command("headrace.commands.keys", "make the keys of a control road that leaves this machine"),
     "doctor": Command(

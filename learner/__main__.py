@@ -21,7 +21,7 @@ from learner.parallel.place import Place, find_place, follow_agent
 from monitoring.daemon import Stop
 
 STOPPED = 130
-LOST_SECONDS = 5.0  # a rank that failed because it has lost another is ended by its watch before
+LOST_SECONDS = 5.0  # a rank that fails because it lost another one is ended by its watch thread within this time
 
 
 def main(argv: Sequence[str] | None = None) -> int:

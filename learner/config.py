@@ -26,6 +26,11 @@ class LearnerConfig:
         own = {key: value for key, value in raw.items() if key in Training.model_fields}
         self._training = [stage.training(lambda over, s=stage: self._resolved(own, over, s)) for stage in self.stages]  # type: ignore[misc]
 
+    def mixes(self) -> list[Mapping[str, float]]:
+        """The reward mixes that sources and stages name themselves, beside that of ``[run]``."""
+        of_data = [table.rewards for table in self.data.values() if table.rewards is not None]
+        return [*of_data, *(mix for stage in self.stages for mix in stage.mixes())]
+
     def training(self, stage: int) -> Training | None:
         """What stage number ``stage`` trains by; None if it trains nothing."""
         return self._training[stage]
@@ -58,6 +63,14 @@ class LearnerConfig:
                 "may use it"
             )
         return training.model_copy(update={"objective": training.objective.beside(self.file.base)})
+
+    def benchmarks(self) -> dict[str, int]:
+        """The sources that some stage asks as held-out questions, and how many of their rows at most."""
+        found: dict[str, int] = {}
+        for stage in self.stages:
+            for benchmark in getattr(stage, "asked", dict)().values():
+                found[benchmark.data] = max(benchmark.questions, found.get(benchmark.data, 0))
+        return found
 
 
 def read_stage(table: Any, number: int, file: RunFile) -> Stage:

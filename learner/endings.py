@@ -1,4 +1,4 @@
-"""What has become of the collections of this learner's life."""
+"""The collections that have ended in this learner's lifetime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Endings:
         self.by_name: dict[str, Ending] = {ending.name: ending for ending in known}
 
     def take(self, ending: Ending) -> None:
-        """Called where the planner lives."""
+        """Called on the planner's thread."""
         self.by_name[ending.name] = ending
         place(self._run.directory, ending.name).unlink(missing_ok=True)
         if isinstance(ending, Evaluation):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.errors import CheckpointError, LogError, RunFault, RunFileError
 from broker.log import Producer
@@ -33,10 +32,13 @@ from learner.training.sft import SftReport
 from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
+if TYPE_CHECKING:
+    from learner.stages.rl import Phase
+
 log_ = logging.getLogger("learner")
-SFT_RECORD_EVERY = 10  # steps of supervised training between two records in the log
-READY_SECONDS = 0.02  # between two looks whether a shift's steps are planned
-HOPELESS_STEPS = 3  # manifests one after the other that cannot be executed end the run
+SFT_RECORD_EVERY = 10  # supervised steps between two records in the log
+READY_SECONDS = 0.02  # interval at which to check whether the steps of a shift are planned
+HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
 
 
 class Learner:
@@ -55,7 +57,7 @@ class Learner:
         shifts: Shifts,
         road: Road,
         steps: Producer,
-        results: Producer,
+        record: Callable[[StepResult], None],
         endings: Endings,
         unfinished: set[str],
         sources: Sources,
@@ -66,7 +68,8 @@ class Learner:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
-        self._road, self._steps, self._results, self._endings = road, steps, results, endings
+        self._road, self._steps, self._endings = road, steps, endings
+        self._record = record
         self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
         self._file = run.file
@@ -79,16 +82,25 @@ class Learner:
 
     # -- reinforcement -------------------------------------------------------------------------------------------------
 
-    def stage_plan(self, index: int, weights: Mapping[str, float], steps: int) -> StagePlan:
-        """What the planner needs to plan ``steps`` of stage ``index`` on prompts of these sources."""
+    def stage_plan(self, index: int, phases: Sequence[Phase], steps: int) -> StagePlan:
+        """What the planner needs to plan ``steps`` of stage ``index``, which asks in the way of ``phases``."""
         training = self.state.training(index)
         self.telemetry.limits(training.max_lag, training.credits)
         begun = self.progress.stage_step if self.progress.stage == index else 0
-        feedings = tuple(
-            self.sources.feeding(name, training.group_size, training.sampling, weight)
-            for name, weight in weights.items()
-        )
-        return StagePlan(index, training, feedings, self.progress.version + steps - begun)
+        names = dict.fromkeys(name for phase in phases for name in phase.weights)
+        self.sources.begin_stage(index, self.config.stages[index].name, names, self.progress.version, self.made)
+        first = self.progress.version - begun
+        asked = [
+            (
+                first + phase.begins,
+                tuple(
+                    self.sources.feeding(name, training.group_size, phase.sampling, weight, mix=phase.rewards.get(name))
+                    for name, weight in phase.weights.items()
+                ),
+            )
+            for phase in phases
+        ]
+        return StagePlan(index, training, asked[0][1], first + steps, tuple(asked[1:]))
 
     def begin(self, plan: StagePlan | None) -> None:
         """Plan steps of an RL stage from now on (None: of no stage)."""
@@ -134,13 +146,14 @@ class Learner:
         One that cannot be executed is set aside in the log, and the next version is the policy as it was.
         """
         manifest = planned.manifest
+        self.state.check()
         try:
             result = execute(self.state, manifest, planned.groups, planned.offset)
         except (CheckpointError, LogError, OSError):
             raise
         except (
             Exception
-        ) as error:  # a loss of one's own, a model's limit, memory: whatever it is, it must not end the run
+        ) as error:  # a user's loss, a limit of the model, memory: whatever it is, it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
             self._put_aside(manifest, error)
@@ -153,11 +166,11 @@ class Learner:
         if result is not None:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
-            self.record(result)
+            self._record(result)
         return result
 
     def _put_aside(self, manifest: Manifest, error: Exception) -> None:
-        """Say in the log that the step trains nothing, and bring the state there: whatever the failure has left of it is given up."""
+        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded."""
         step, why = manifest.step, f"{type(error).__name__}: {error}"[:1000]
         log_.error("step %d cannot be executed and is set aside: %s", step, why, exc_info=error)
         mark = Manifest(step, manifest.stage, "set_aside", why=why, created=time.time())
@@ -179,11 +192,12 @@ class Learner:
     def progress_in_stage(self, index: int, report: SftReport) -> None:
         """Take in one step of supervised training: it makes no policy version, but it is recorded and counted."""
         before = self.progress
+        self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)
         if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
-            self.record(result)
+            self._record(result)
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 
@@ -194,8 +208,10 @@ class Learner:
     def evaluate(self, index: int, name: str, step: int, asked: Benchmark) -> None:
         """Begin evaluation ``name`` of version ``step``, unless it has been made; what is already under way of it goes on."""
         training = self.config.training(index) or self.config.learner
-        sampling = asked.sampling or training.sampling
-        feeding = self.sources.feeding(asked.data, asked.k, sampling, purpose="eval", collection=name)
+        sampling = asked.sampled(training.sampling)
+        feeding = self.sources.feeding(
+            asked.data, asked.k, sampling, purpose="eval", collection=name, judge=asked.rewarder
+        )
 
         def finish(c: Collection, groups: Any, lost: Any) -> Ending:
             return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
@@ -241,22 +257,19 @@ class Learner:
     # -- models ---------------------------------------------------------------------------------------------------------
 
     def model_named(self, model: str) -> str:
-        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left, anything else for itself."""
+        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left; a directory beside the run file for that, and
+        anything else for itself."""
         for index, stage in enumerate(self.config.stages):
             if stage.name == model:
                 return str((self.checkpoints.directory / self.kept_name(index)).relative_to(self.run.directory))
-        return model
+        beside = self.run.file.resolve(model)
+        return str(beside) if beside.is_dir() else model
 
     def kept_name(self, index: int) -> str:
         """The name of the checkpoint that stage ``index`` leaves for good."""
         return f"stage-{index}-{self.config.stages[index].name}"
 
     # -- ends ----------------------------------------------------------------------------------------------------------
-
-    def record(self, result: StepResult) -> None:
-        """Write what a step gave. Metrics may be written twice after a redo; the last holds."""
-        self._results.send(self.run.topics.steps, f"result/{result.step}".encode(), encode(result))
-        self._results.flush()
 
     def save(self, keep: int, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
         with self.telemetry.phase("checkpoint"):
@@ -295,14 +308,11 @@ class Learner:
         if mix != self.sources.mix and self._plan is not None:
             log_.info("groups are from now on fed with the mix %s", mix)
             old, self.sources.mix = self.sources.mix, mix
-            feedings = tuple(
-                replace(f, ask=replace(f.ask, rewards=mix)) if f.ask.rewards == old else f for f in self._plan.feedings
-            )
-            self.begin(replace(self._plan, feedings=feedings))
+            self.begin(self._plan.mixed(old, mix))
             self.planning.release(frozenset(old) - frozenset(mix))
 
     def _follow_asked(self) -> None:
-        """Begin the evaluations that somebody has asked for meanwhile."""
+        """Begin the evaluations that were requested in the meantime."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
             if (

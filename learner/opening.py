@@ -44,7 +44,7 @@ from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")
 SETTLE_SECONDS = 3.0  # time for the previous learner's actors to find this one, before it takes the shared devices
-TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's steps for this long
+TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's steps topic for this long
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ def open_learner(
     """The learner of ``run``, recovered; what it opens is closed with ``stack``.
 
     ``road`` makes the near end of the weight road. With ``idle`` everything is done on the caller's thread: it is called whenever the
-    learner waits, and turns the others. Raises HeldByAnother if the run has a learner that lives.
+    learner waits, and runs a round of the others. Raises HeldByAnother if the run has a learner that lives.
     """
     owner = f"{name} (pid {os.getpid()} on {socket.gethostname()})"
     log = run.open_log(stop, telemetry.broker)
@@ -84,6 +84,7 @@ def open_learner(
     wait_for_log(lambda: refuse_records_of_another(run, log), stop)
     steps = patient(exclusive_steps(log, run, owner, stop))
     results = patient(log.producer())
+    record = _recorder(run, results)
     state = LearnerState(config, model_path(run), run.table.seed, run.directory, placement)
     control = ControlServer(run.broker.control, run.control_keys())
     stack.callback(control.close)
@@ -93,10 +94,6 @@ def open_learner(
     if shifts.colocated:  # there may be steps to execute again, and that needs the devices
         known = announce_control(run, log, results, control.endpoint, owner)
         shifts.begin(SETTLE_SECONDS if known else 0.0)
-
-    def record(result: StepResult) -> None:
-        results.send(run.topics.steps, f"result/{result.step}".encode(), encode(result))
-        results.flush()
 
     checkpoints = Checkpoints(run.directory / "checkpoints")
     redone = recover(run, log, state, checkpoints, record)
@@ -118,10 +115,20 @@ def open_learner(
 
     unfinished = {g.prompt.collection for g in found.groups if g.prompt.purpose != "train"}
     return Learner(
-        run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, results, endings, unfinished,
+        run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, record, endings, unfinished,
         Sources(run, config, found.state.eras, planner.feed.cursor), redone.extra, redone.resumed_step,
         restore,
     )  # fmt: skip
+
+
+def _recorder(run: Run, results: Producer) -> Callable[[StepResult], None]:
+    """Writes what a step gave. Metrics may be written twice after a redo; the last holds."""
+
+    def record(result: StepResult) -> None:
+        results.send(run.topics.steps, f"result/{result.step}".encode(), encode(result))
+        results.flush()
+
+    return record
 
 
 def recover(
@@ -184,7 +191,7 @@ def _planner(
         join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
         lambda groups: telemetry.metrics.asked_again.inc(groups),
     )  # fmt: skip
-    mixes = [run.table.rewards, *(t.rewards for t in config.data.values() if t.rewards is not None)]
+    mixes = [run.table.rewards, *config.mixes()]
     planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
     return planner
 

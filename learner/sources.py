@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from broker.errors import RunFileError
-from broker.messages import Era, Sampling
+from broker.messages import Artefact, Era, Sampling
 from broker.run import Run
 from broker.spelling import nearest
+from learner.chosen import Choice, Clean
 from learner.config import LearnerConfig
-from learner.data.registry import open_documents, open_prompts, open_rows
-from learner.data.source import DocumentSource
+from learner.data.mixture import MixedDocuments, Part
+from learner.data.registry import open_rows
+from learner.data.selection import Selected
+from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
@@ -29,15 +33,37 @@ class Sources:
         self.mix = run.table.rewards
         self._run, self._config, self._eras, self._cursor = run, config, eras, cursor
         self._schedules: dict[tuple[str, bool], Schedule] = {}
+        self._rows: dict[str, list[int]] = {}
+        self.clean = Clean(run, config)
 
     def schedule(self, name: str, shuffle: bool) -> Schedule:
         """The order of data source ``name``. Raises RunFileError if the run file has none of that name."""
         key = (name, shuffle)
         if key not in self._schedules:
-            source = open_prompts(name, self._table(name), self._run.file)
+            source: PromptSource = self.clean.prompts(name, self._table(name))
+            if shuffle and name in self._rows:
+                source = Selected(source, self._rows[name])
             eras = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
             self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, *eras)
         return self._schedules[key]
+
+    def begin_stage(
+        self, index: int, stage: str, names: Iterable[str], version: int, made: Callable[[Artefact], None]
+    ) -> None:
+        """Choose the rows of those sources of the stage that have a curriculum, by what the log says now; after a restart as before.
+
+        ``made`` records the choice, with the positions that the log was read up to, before the first of the rows is asked.
+        """
+        for name in names:
+            table = self._table(name)
+            if table.select.curriculum is None:
+                continue
+            before = self._schedules.pop((name, True), None)
+            if before is not None:
+                self._eras = {**self._eras, name: before.eras}
+            source = self.clean.prompts(name, table)
+            chosen = Choice(self._run, f"{stage}-{name}", name, source, table.select.curriculum)
+            self._rows[name] = chosen.rows(index, version, made)
 
     def feeding(
         self,
@@ -47,16 +73,38 @@ class Sources:
         weight: float = 1.0,
         purpose: str = "train",
         collection: str = "",
+        judge: str = "",
+        mix: Mapping[str, float] | None = None,
     ) -> Feeding:
-        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows."""
+        """How ``size`` samples of each prompt of ``name`` are asked; those that are no training in the order of the rows.
+
+        ``mix`` goes before that of the source. A ``judge`` that is not in the mix judges alone: the others of the run may know nothing of
+        these questions.
+        """
         table = self._table(name)
-        mix = self.mix if table.rewards is None else table.rewards
-        ask = Ask(size, mix, sampling_of(sampling), purpose, collection, table.environment, table.chat)
+        own = table.rewards if mix is None else mix
+        found = self.mix if own is None else own
+        if judge and judge not in found:
+            found = {judge: 1.0} if own is None else {**own, judge: 1.0}
+        ask = Ask(size, found, sampling_of(sampling), purpose, collection, table.environment, table.chat)
         return Feeding(self.schedule(name, purpose == "train"), ask, weight)
 
-    def documents(self, name: str) -> DocumentSource:
-        """Source ``name`` of ``[data]``, or what an earlier stage of that name collected. Raises RunFileError."""
-        return open_documents(name, self._made(name) or self._table(name), self._run.file)
+    def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> DocumentSource:
+        """Source ``data`` of ``[data]``, or what an earlier stage of that name collected; several of them are mixed. Raises RunFileError,
+        DataError."""
+        if isinstance(data, str):
+            return self._documents(data)
+        weights = data if isinstance(data, Mapping) else dict.fromkeys(data, 0.0)
+        parts = [Part(name, self._documents(name), weight, self.template(name)) for name, weight in weights.items()]
+        return MixedDocuments(parts, self._run.table.seed)
+
+    def _documents(self, name: str) -> DocumentSource:
+        return self.clean.documents(name, self._made(name) or self._table(name))
+
+    def template(self, name: str) -> Mapping[str, Any] | None:
+        """The options of the chat template for source ``name``; None where it names none."""
+        table = self._config.data.get(name)
+        return table.chat if table is not None else None
 
     def rows(self, name: str) -> Rows:
         """The same as rows with all their columns. Raises RunFileError."""

@@ -3,16 +3,17 @@ how weights leave it. The stages' own tables are in ``learner.stages``."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from broker.runfile import Table
 from broker.spelling import nearest
+from learner.data.selection import SelectTable
 from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
-FLAT = 1e-6  # rewards of a group that differ by less, relative to the largest, are equal: the rest is rounding
+FLAT = 1e-6  # rewards of a group that differ by less than this, relative to the largest, are equal: the difference is rounding
 
 
 ROADS = ("broadcast", "disk")
@@ -21,7 +22,8 @@ RANDOM = "random:"
 
 
 class SourceTable(Table):
-    """``[data.NAME]``: a file, a Hugging Face data set, or a class; further keys are that class's options.
+    """``[data.NAME]``: a file, a Hugging Face data set, a class, or a class that reads such a table (``use`` and ``path``); further keys are
+    that class's options.
 
     ``rewards`` is the reward mix of its prompts (default: that of ``[run]``), ``environment`` the one that they are episodes in, ``chat``
     holds options of the chat template (``enable_thinking``).
@@ -33,6 +35,8 @@ class SourceTable(Table):
     rewards: dict[str, float] | None = None
     environment: str = ""
     chat: dict[str, Any] = Field(default_factory=dict)
+    select: SelectTable = SelectTable()
+    """Which of its rows are used."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,7 +49,7 @@ class SamplingTable(Table):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     max_turns: int = Field(default=1, ge=1)
     """Replies of an episode in an environment."""
     max_total: int = Field(default=0, ge=0)
@@ -208,9 +212,12 @@ class SupervisedTable(Table):
     ``level_up``; once it is above ``until_accuracy`` at the highest level, ``cooldown_steps`` more follow with a falling rate.
     """
 
-    data: str = "documents"
+    data: str | tuple[str, ...] | dict[str, float] = "documents"
+    """One source or artefact; several, each document of which comes once in a pass; or several with weights."""
     init: Literal["pretrained", "random"] = "pretrained"
     steps: int = Field(default=1000, ge=1)
+    epochs: float = Field(default=0.0, ge=0)
+    """Passes over ``data`` in place of ``steps`` (0: ``steps``)."""
     documents_per_step: int = Field(default=32, ge=1)
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
     pack_tokens: int = Field(default=4096, ge=16)
@@ -231,7 +238,8 @@ class SupervisedTable(Table):
 class Benchmark(Table):
     """Held-out questions and how they are asked: ``k`` samples of each of the first ``questions`` rows of ``data``.
 
-    Correct is what ``rewarder`` gives at least 1.
+    Correct is what ``rewarder`` gives at least 1. ``sampling`` replaces single keys of the stage's; the paper's evaluations are
+    ``{ temperature = 0.6, top_p = 0.95 }`` with ``k`` from 4 to 64 (arXiv 2501.12948, section 3).
     """
 
     name: str = ""
@@ -240,6 +248,13 @@ class Benchmark(Table):
     k: int = Field(default=1, ge=1)
     rewarder: str = "accuracy"
     sampling: SamplingTable | None = None
+
+    def sampled(self, usual: SamplingTable) -> SamplingTable:
+        """How the questions are sampled: as ``usual``, with the keys that ``sampling`` sets in place."""
+        own = self.sampling
+        return (
+            usual if own is None else usual.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+        )
 
 
 RENAMED = {"weights": "road", "turn_steps": "shift_steps"}

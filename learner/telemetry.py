@@ -1,4 +1,4 @@
-"""What the learner tells while it works: phases, metrics for Prometheus, log lines."""
+"""What the learner reports while it works: phases, metrics for Prometheus, log lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monitoring.hacking import Monitor
 from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics
 
 log_ = logging.getLogger("learner")
-USUAL_STEPS = 21  # of whose times the median is the usual one
+USUAL_STEPS = 21  # number of recent steps whose median time counts as usual
 
 
 class Telemetry:

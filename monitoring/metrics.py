@@ -37,13 +37,18 @@ class ActorMetrics(Metrics):
     inflight = gauge(
         "inflight_requests", "Samples being generated", may_be_zero="the actor may be idle at the moment of the scrape"
     )
+    slots = gauge("slots", "Samples that are kept in flight at most, for each server of an engine")
     weight_version = gauge("weight_version", "Policy version that is sampled from")
     generation_seconds = histogram("generation_seconds", "From admission of a sample to its end", GENERATION_SECONDS)
     update_seconds = histogram("weight_update_seconds", "Taking in one set of weights", PHASE_SECONDS)
-    prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished samples")
+    prompt_tokens = counter("prompt_tokens", "Tokens that stood before a reply, of every turn")
     cached_prompt_tokens = counter(
         "cached_prompt_tokens", "Prompt tokens that an engine took from its prefix cache",
-        may_be_zero="the local engine has no prefix cache",
+        may_be_zero="groups of one sample share nothing",
+    )  # fmt: skip
+    environment_seconds = histogram(
+        "environment_seconds", "From a call of an environment to its answer, waiting for its process included", REWARDER_SECONDS,
+        may_be_zero="a run need not have environments",
     )  # fmt: skip
     aborted = counters(
         "aborted", "Samples that did not end by themselves", "reason",

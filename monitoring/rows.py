@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, overload
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PREFIX = "headrace_"
-CHILDREN = 1024  # combinations of labels of one metric that are kept looked up
+CHILDREN = 1024  # label combinations of one metric that are cached
 M = TypeVar("M")
 
 

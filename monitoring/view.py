@@ -12,7 +12,7 @@ PAGES = ("overview", "daemons", "queues", "steps", "letters", "samples")
 class DaemonView:
     """One daemon: ``state`` is running, restarting or gone. What is not known is None.
 
-    ``rate`` is what it gets done a second, in ``unit``; ``inflight`` the samples it generates; ``busy`` the share of its
+    ``rate`` is what it gets done a second, in ``unit``; ``inflight`` the samples it generates, of ``slots`` that each of its servers may have; ``busy`` the share of its
     time in which it does not wait.
     """
 
@@ -25,6 +25,7 @@ class DaemonView:
     rate: float | None = None
     unit: str = ""
     inflight: int | None = None
+    slots: int | None = None
     busy: float | None = None
 
 

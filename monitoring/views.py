@@ -33,7 +33,7 @@ def draw(name: str, view: RunView) -> RenderableType:
 
 def daemons(view: RunView) -> RenderableType:
     """Who runs, in which version, how fast, and how busy."""
-    table = _table("", "daemon", "role", "pid>", "version>", "restarts>", "rate>", "in flight>", "busy>")
+    table = _table("", "daemon", "role", "pid>", "version>", "restarts>", "rate>", "in flight>", "slots>", "busy>")
     for d in view.daemons:
         table.add_row(
             Text("●", style=STATES.get(d.state, "red")),
@@ -44,6 +44,7 @@ def daemons(view: RunView) -> RenderableType:
             str(d.restarts),
             NONE if d.rate is None else f"{d.rate:,.1f} {d.unit}",
             known(d.inflight),
+            known(d.slots),
             NONE if d.busy is None else f"{d.busy:.0%}",
         )
     return table if view.daemons else Text("no daemon of this run has announced itself", style="dim")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 WORDS = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
 CHARACTERS = 20_000
+PIECE = 8
 SCRIPTS = {
     "Latin": "[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1e00-\u1eff]+",
     "Han": "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]",
@@ -67,6 +68,16 @@ def terms(text: str) -> list[str]:
     return [found[0].lower() for found in _TERM.finditer(text)]
 
 
+def repeated_ngrams(text: str, n: int) -> tuple[int, int]:
+    """How many n-grams of the terms of ``text`` equal an earlier one, and how many there are. Linear in the text's length (times ``n``).
+
+    A run of letters is cut every ``PIECE``, so that a word without an end repeats itself too.
+    """
+    pieces = [term[i : i + PIECE] for term in terms(text) for i in range(0, len(term), PIECE)]
+    total = max(0, len(pieces) - n + 1)
+    return total - len({tuple(pieces[i : i + n]) for i in range(total)}), total
+
+
 def prose(text: str) -> str:
     """``text`` without code, formulas, tags and addresses; words inside of a formula's ``\\text{}`` stay.
 
@@ -105,3 +116,14 @@ def _without(
         else:  # none of its kind is closed from here on: each kind is looked for in vain once
             del alive[found[0]]
     return "".join(out) + text[at:]
+
+
+def foreign_share(text: str) -> float:
+    """The share of the words of ``text`` that are of another script than most of them, in [0, 1]: 0 for one script alone, and without words.
+    Code, formulas, tags and single Latin or Greek letters, which stand for numbers, do not count. Kana and Han are one script."""
+    found = Counter(
+        "Han" if script == "Kana" else script
+        for script, word in script_words(prose(text[:CHARACTERS]))
+        if not (len(word) == 1 and script in ("Latin", "Greek"))
+    )
+    return 1 - max(found.values()) / found.total() if found else 0.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from broker import plugins
 from broker.errors import MessageError, RunFileError
@@ -29,6 +29,7 @@ class Difficulty(GroupRewarder):
 
     correct: str | Mapping[str, Any] = "rewarders.math:MathAccuracy"
     threshold: float = 0.5
+    same_for_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _ = self._correct

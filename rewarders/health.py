@@ -18,12 +18,12 @@ from broker.faults import Failed
 from rewarders.judges import Job, Verdict
 
 log_ = logging.getLogger("rewarder")
-SUSPECTS = 8  # failures in a row that call for a proof that the judge works
-SUSPECT_SECONDS = 2.0  # or one failure that nothing was judged after for so long
-BACK_OFF = (0.5, 30.0)  # seconds before the first and at most before any further try
-OUTAGES = 6  # tries of one sample that end in an outage while others are judged: then it is the sample's own doing
-SAY_SECONDS = 20.0  # between two sentences about outages
-NEWS_SECONDS = 10.0  # between two records that tell the learner of an outage
+SUSPECTS = 8  # after this many failures in a row the judge has to prove that it works
+SUSPECT_SECONDS = 2.0  # the same after one failure, if nothing has been judged since
+BACK_OFF = (0.5, 30.0)  # seconds before the second attempt, and at most before any later one
+OUTAGES = 6  # a sample that has ended in an outage this often, while others were judged, is itself the cause
+SAY_SECONDS = 20.0  # shortest interval between two messages about outages
+NEWS_SECONDS = 10.0  # interval at which the learner is told of an outage
 
 
 @dataclass(frozen=True, slots=True)

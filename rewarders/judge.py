@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from broker.calls import CallRefused, Server, sayable
 from broker.errors import HeadraceError, MessageError
 from broker.messages import Trajectory
 from broker.spelling import nearest
-from rewarders.calls import CallRefused, Server, sayable
 from rewarders.parts import part
 from rewarders.rewarder import Reward
 from rewarders.text import after_thinking

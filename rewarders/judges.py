@@ -22,9 +22,11 @@ from rewarders.config import RewarderTable
 from rewarders.rewarder import Reward
 
 BATCH = 32
-MUCH_LONGER = 8.0  # times the usual judgement: then a sample is slow, and what waits behind it is worth a spare process
-SPARE_SECONDS = 30.0  # without work, after which a spare process ends
-LOOK_SECONDS = 1.0  # between two looks whether an idle process still lives
+MUCH_LONGER = (
+    8.0  # a sample that takes this many times the usual time is slow, and what waits behind it is worth a spare process
+)
+SPARE_SECONDS = 30.0  # a spare process that has had no work for this long ends
+LOOK_SECONDS = 1.0  # interval at which to check that an idle process is still alive
 JOIN_SECONDS = 3.0
 
 

@@ -31,8 +31,8 @@ _IDENTIFIER = re.compile(
     r"\b(?=\w*[\d_])\w+\b|\b\w{1,40}(?:\.\w{1,40}){0,6}\(\)|\b[a-z]+(?:[A-Z][a-z0-9]+)+\b|\b[A-Z]{2,6}s?\b", re.ASCII
 )
 _SENTENCE = re.compile(r"[.!?。！？;；:：\n]+")
-JOINED = 3  # words below which a sentence is judged together with the next one
-UNJUDGED = 2  # words of which no detector can tell anything
+JOINED = 3  # a sentence with fewer words is judged together with the next one
+UNJUDGED = 2  # no detector can tell the language of so few words
 
 
 @dataclass(frozen=True)

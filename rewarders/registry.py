@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def load_any(use: str, options: dict[str, Any], base: Path, flat: Sequence[str] 
     kind = plugins.load(use, base, "[rewarders]")
     if why := clash(flat, plugins.option_names(kind) if callable(kind) else None, use):
         raise RunFileError(f"[rewarders] use = {use!r}: {why}")
+    if not inspect.isclass(kind) and _takes_a_sample(kind):
+        raise RunFileError(
+            f"[rewarders] use = {use!r} takes a sample itself; name a class whose instances do, with its options as fields: "
+            "class Mine: def __call__(self, sample): ..."
+        )
     with beside(base):
         rewarder: Any = plugins.make(kind, options, f"[rewarders] use = {use!r}")
     if is_group_rewarder(rewarder):
@@ -40,6 +46,13 @@ def load_any(use: str, options: dict[str, Any], base: Path, flat: Sequence[str] 
     elif not callable(rewarder):
         raise RunFileError(f"{use} makes nothing that can be called with a sample")
     return rewarder
+
+
+def _takes_a_sample(kind: Any) -> bool:
+    try:
+        return next(iter(inspect.signature(kind).parameters), "") == "sample"
+    except (TypeError, ValueError):  # what is no callable is refused where it would be made
+        return False
 
 
 def clash(flat: Collection[str], options: Collection[str] | None, use: str) -> str:
@@ -74,8 +87,10 @@ class Judge:
     def __call__(self, payloads: list[bytes]) -> Packed:
         samples = [_sample(payload) for payload in payloads]
         verdicts = self._judge(samples)
-        if self._per_group and (not isinstance(verdicts, Sequence) or len(verdicts) != len(samples)):
-            shown = f"{len(verdicts)} of them" if isinstance(verdicts, Sequence) else type(verdicts).__name__
+        if self._per_group and isinstance(verdicts, Iterable) and not isinstance(verdicts, str | bytes | Mapping):
+            verdicts = list(verdicts)  # an array of numpy, a generator
+        if self._per_group and (not isinstance(verdicts, list) or len(verdicts) != len(samples)):
+            shown = f"{len(verdicts)} of them" if isinstance(verdicts, list) else type(verdicts).__name__
             raise MessageError(
                 f"judge(samples) must return one verdict for each of the {len(samples)} samples, not {shown}"
             )

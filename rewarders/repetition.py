@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from broker.errors import MessageError
 from broker.messages import Trajectory
-from monitoring.writing import terms
+from monitoring.writing import repeated_ngrams
 from rewarders.parts import part
 from rewarders.rewarder import Reward
-
-PIECE = 8
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,3 @@ class Repetition:
         share = repeated / total if total else 0.0
         over = max(0.0, share - self.allowed) / (1 - self.allowed)
         return Reward(-over, f"{repeated} of {total} {self.n}-grams stood before")
-
-
-def repeated_ngrams(text: str, n: int) -> tuple[int, int]:
-    """How many n-grams of the terms of ``text`` equal an earlier one, and how many there are. Linear in the text's length (times ``n``)."""
-    pieces = [term[i : i + PIECE] for term in terms(text) for i in range(0, len(term), PIECE)]
-    total = max(0, len(pieces) - n + 1)
-    return total - len({tuple(pieces[i : i + n]) for i in range(total)}), total

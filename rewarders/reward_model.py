@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from broker.calls import CallRefused, Server, sayable
 from broker.conversations import conversation, conversation_tokens
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
 from broker.spelling import nearest
 from rewarders.beside import is_made_later, located
-from rewarders.calls import CallRefused, Server, sayable
 from rewarders.parts import part
 from rewarders.rewarder import GroupRewarder, Reward
 
@@ -149,6 +149,8 @@ class Api:
     texts: str
     read: Callable[[Any], list[list[float]]]
     probabilities: bool
+    softmax: bool = False
+    """Whether it gives the softmax of a single score too, which is 1 whatever the score."""
 
 
 def _embeddings(answer: Any) -> list[list[float]]:
@@ -169,7 +171,7 @@ def _vector(value: Any) -> list[float]:
 APIS = {
     "sglang": Api("/classify", "text", _embeddings, probabilities=False),
     "vllm": Api("/classify", "input", _data("probs"), probabilities=True),
-    "openai": Api("/v1/classify", "input", _data("probs"), probabilities=True),
+    "openai": Api("/v1/classify", "input", _data("probs"), probabilities=True, softmax=True),
     "pooling": Api("/pooling", "input", _data("data"), probabilities=False),
 }
 """SGLang's ``/classify`` (raw scores); vLLM's ``/classify``, which SGLang serves as ``/v1/classify``; vLLM's ``/pooling`` for reward models."""
@@ -236,11 +238,16 @@ class RewardServer(Server, GroupRewarder):
             raise CallRefused(f"{self.url}{api.path} gives no scores: {str(answer)[:200]}") from error
         if len(rows) != len(texts):
             raise CallRefused(f"{self.url}{api.path} gives {len(rows)} scores for {len(texts)} texts")
-        return [self._value(row, api.probabilities) for row in rows]
+        return [self._value(row, api) for row in rows]
 
-    def _value(self, row: list[float], probabilities: bool) -> float:
-        if not probabilities:
+    def _value(self, row: list[float], api: Api) -> float:
+        if not api.probabilities:
             return value_of(row, self.label, self.squash)
+        if len(row) == 1 and api.softmax:
+            raise CallRefused(
+                f'{self.url}{api.path} gives the probability of one label, which is 1 for every reply: set api = "sglang" (or "pooling") '
+                "for the model's raw score"
+            )
         place = 0 if len(row) == 1 else self.label
         if not 0 <= place < len(row):
             raise MessageError(f"label = {self.label}; the model has labels 0 to {len(row) - 1}")

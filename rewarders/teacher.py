@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from broker.calls import CallRefused, Server
 from broker.errors import MessageError, RunFileError
 from broker.messages import FloatArray, Trajectory
 from rewarders.beside import is_made_later, located
-from rewarders.calls import CallRefused, Server
 from rewarders.rewarder import GroupRewarder, Reward
 
 if TYPE_CHECKING:

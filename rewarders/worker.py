@@ -28,7 +28,7 @@ from rewarders.rewarder import Reward
 
 log_ = logging.getLogger("rewarder")
 IN_FLIGHT = 512
-PACE_SECONDS = 0.05  # of a round while samples come one by one: those of a round are read, judged and written together
+PACE_SECONDS = 0.05  # length of a round while samples come one by one: they are read, judged and written together
 BATCH = 128
 COMMIT_SECONDS = 0.5
 HOPELESS = (

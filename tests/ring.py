@@ -109,6 +109,19 @@ class Ring:
         )  # fmt: skip
         self._open.callback(self._workers["actor"].close)
 
+    @property
+    def serving(self) -> list[str]:
+        """The actor and the rewarders that have begun."""
+        return list(self._workers)
+
+    def lose_actor(self) -> None:
+        """The actor is gone with all that it had under way; another takes its place, with the newest weights."""
+        assert self._engine is not None and self.learner is not None
+        self._workers.pop("actor").close()
+        version, state = self._engine.version, self.learner.state
+        self._engine = None
+        self.take_weights(version, state)
+
     def follow_file(self) -> None:
         """Take up the run file as it was edited, as the supervisor does."""
         self.run_of = Run.open(self._file, self._settings, self.directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
+from headrace.__main__ import main
 from monitoring.processes import STOPPED, holder_of, state_of
 
 SMALL = Path(__file__).resolve().parent / "chaos" / "run.toml"
@@ -31,12 +34,32 @@ def start_run(directory: Path, *arguments: str, file: Path = SMALL) -> subproces
         )
 
 
+class Answer(NamedTuple):
+    """What a command has said, and its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def headrace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own: for what a process alone shows, and for commands that change signals or logging."""
     return subprocess.run([sys.executable, "-m", "headrace", *arguments], capture_output=True, text=True, timeout=120)
 
 
+def answer_of(*arguments: str) -> Answer:
+    """A command in this process: the same arguments, output and exit status, without another start of Python and its libraries."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # argparse
+            status = end.code if isinstance(end.code, int) else 1
+    return Answer(status, out.getvalue(), err.getvalue())
+
+
 def verify(directory: Path) -> dict[str, object]:
-    done = headrace("verify", str(directory), "--json")
+    done = answer_of("verify", str(directory), "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(done.stdout))
 

@@ -48,6 +48,7 @@ ROOMS = {
     "learner.data": {"learner.planning", "learner.training", "learner.serving", "learner.parallel", "learner.losses"},
     "headrace.reading": {"headrace.commands", "headrace.running", "headrace.doctor", "headrace.export"},
     "headrace.preflight": {"headrace.commands", "headrace.reading", "headrace.doctor", "headrace.export"},
+    "headrace.simulation": {"headrace.commands", "headrace.preflight", "headrace.doctor", "headrace.export"},
     "headrace.running": {"headrace.commands", "headrace.preflight", "headrace.doctor", "headrace.export"},
 }
 """What the modules of a room may not import, at any depth of their own code."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from ringtools import headrace, old_run
+from ringtools import answer_of, old_run
 
 from broker.messages import StepResult, decode, encode
 from headrace.reading.records import scan
@@ -45,22 +45,22 @@ def contains(new: Any, recorded: Any, where: str = "") -> None:
 
 
 def test_it_is_audited_and_traced_as_it_was_then(old: Path) -> None:
-    contains(json.loads(headrace("verify", str(old), "--json").stdout), golden("verify.json"))
-    contains(json.loads(headrace("trace", str(old), "4", "--json").stdout), golden("trace-4.json"))
+    contains(json.loads(answer_of("verify", str(old), "--json").stdout), golden("verify.json"))
+    contains(json.loads(answer_of("trace", str(old), "4", "--json").stdout), golden("trace-4.json"))
 
 
 def test_it_is_drawn_and_exported(old: Path) -> None:
-    done = headrace("timeline", str(old), "--steps", "2-7")
+    done = answer_of("timeline", str(old), "--steps", "2-7")
     assert done.returncode == 0, done.stderr
     made = json.loads((old / "timeline.json").read_text())
     names = sorted(e["name"] for e in made["traceEvents"])
     assert {e["name"] for e in golden("timeline.json")["traceEvents"]} <= set(names)
-    done = headrace("export", str(old), "--to", "tensorboard")
+    done = answer_of("export", str(old), "--to", "tensorboard")
     assert done.returncode == 0 and "12 points" in done.stdout, done.stderr
 
 
 def test_its_report_says_the_same(old: Path) -> None:
-    done = headrace("report", str(old))
+    done = answer_of("report", str(old))
     assert done.returncode == 0, done.stderr
     recorded = {k: v for k, v in golden("summary.json").items() if k not in ("versions", "wall_seconds")}
     contains(json.loads((old / "summary.json").read_text()), recorded)

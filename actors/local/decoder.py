@@ -7,6 +7,7 @@ untied heads. Sliding windows, experts and dynamic rotary scaling are refused.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -103,6 +104,19 @@ class Decoder:
         self._zero, self._never = (torch.tensor(x, dtype=dtype, device=device) for x in (0.0, float("-inf")))
         self.layers: list[Layer] = []
 
+    def other_shape(self, tensors: Mapping[str, Tensor]) -> Any:
+        """The configuration of these weights, where they are of another size than the model's; None where they fit. Heads stay as wide as
+        they are. Raises EngineError for weights that are of no size of this family."""
+        found = sizes(tensors, self.head_dim)
+        own = {name: getattr(self.config, name) for name in found}
+        if found == own:
+            return None
+        if found["vocab_size"] < self.vocabulary or found["num_attention_heads"] % max(1, found["num_key_value_heads"]):
+            raise EngineError(f"the weights are of another model: {found}, and this engine runs {own}")
+        config = copy.deepcopy(self.config)
+        config.update({**found, "layer_types": ["full_attention"] * found["num_hidden_layers"]})
+        return config
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take these weights (Hugging Face names); they are copied. Raises EngineError if one is missing."""
 
@@ -175,6 +189,28 @@ class Decoder:
         last = hidden[torch.arange(rows, device=hidden.device), lengths_B - 1]
         return self._logits(last)
 
+    def extend(self, tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
+        """Go on behind the first ``starts`` tokens of rows ``0..B``, which ``cache`` holds, with ``lengths`` tokens each (padded on the right);
+        logits ``[B, V]`` behind the last of each. ``cache`` has room for every start with every padded token behind it.
+        """
+        rows, length = tokens_BT.shape
+        which = self._numbers[:rows]
+        positions = starts_B[:, None] + self._numbers[:length]
+        longest = cache.keys[0].shape[2]
+        mask = torch.where(self._numbers[:longest] <= positions[:, :, None], self._zero, self._never)[:, None]
+        turned = positions.clamp(max=self.context - 1)  # of padding alone
+        hidden = self.embedding[tokens_BT]
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            query, key, value = self._project(layer, hidden, turned)
+            keys[which[:, None], :, positions] = key
+            values[which[:, None], :, positions] = value
+            grouped = self.heads != self.kv_heads
+            out = F.scaled_dot_product_attention(
+                query.transpose(1, 2), keys[:rows], values[:rows], attn_mask=mask, enable_gqa=grouped
+            )
+            hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
+        return self._logits(hidden[which, lengths_B - 1])
+
     def decode(self, tokens_B: Tensor, positions_B: Tensor, longest: int, cache: Cache) -> Tensor:
         """One token each for rows ``0..B``: written to the cache at its position; logits ``[B, V]`` behind it.
 
@@ -235,6 +271,24 @@ class Decoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(self._normed(hidden) * self.final_norm, self.head).float()
+
+
+def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, int]:
+    """The sizes of a model whose heads are ``head_dim`` wide, as its configuration names them. Raises EngineError if weights are missing."""
+    first = "model.layers.0."
+
+    def rows(name: str) -> int:
+        if name not in tensors:
+            raise EngineError(f"the weights lack {name!r}")
+        return len(tensors[name])
+
+    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    return {
+        "vocab_size": rows("model.embed_tokens.weight"), "hidden_size": rows("model.norm.weight"), "num_hidden_layers": len(layers),
+        "intermediate_size": rows(f"{first}mlp.gate_proj.weight"),
+        "num_attention_heads": rows(f"{first}self_attn.q_proj.weight") // head_dim,
+        "num_key_value_heads": rows(f"{first}self_attn.k_proj.weight") // head_dim,
+    }  # fmt: skip
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The local engine: continuous batching on a static key-value cache; weights are swapped between two decode steps.
 
 A group's prompt is computed once and shared. Live samples are kept in the first rows, so a decode step costs what is live.
-A later turn of an episode is a request like any other: what was said before is computed again. One thread samples; weights come
-from another through ``sink`` and are taken over before the next step.
+Of an episode, what was said is kept between two turns (``actors/local/held.py``). One thread samples; weights come from another through
+``sink`` and are taken over before the next step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +19,31 @@ from torch import Tensor
 
 from actors.engine import Completion, Request, UpdateMode
 from actors.local.decoder import Cache, Decoder
+from actors.local.held import Held, Kept, computed
 from actors.local.orders import Orders
 from actors.local.rows import Rows, Slot
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
 from actors.prompting import answer_text, check_prompt, end_tokens
+from actors.slots import Pressure
 from broker.errors import EngineError
 from broker.messages import Sampling
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.sink import WeightSink
 
-PREFILL_TOKENS = 4096  # of one prefill batch
+PREFILL_TOKENS = 4096  # size of one prefill batch
 
 
 @dataclass(slots=True)
 class _Group:
-    """A request whose prompt is in the cache ``row`` of the prompt cache, with the samples that have no slot yet."""
+    """A request whose prompt is in the cache ``row`` of the prompt cache, with the samples that have no slot yet. ``known`` of its tokens
+    were kept from the turn before."""
 
     request: Request
     waiting: deque[int]
     row: int
     logits: Tensor
+    known: int
 
 
 class LocalEngine:
@@ -56,10 +61,11 @@ class LocalEngine:
         self._decoder = Decoder(config, dtype, device, context)
         self.ends = end_tokens(path, config, self.tokenizer)
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
-        self._mode, self._device = mode, device
+        self._mode, self._device, self._slots = mode, device, slots
         self._rows = Rows(self._decoder, slots)
         self._prompts = Cache(self._decoder, slots, self._decoder.context)
         self._free_prompts = list(range(slots))
+        self._held = Held(slots * self._decoder.context)  # as much as the rows of the cache have
         self._queue: deque[Request] = deque()
         self._ready: deque[_Group] = deque()
         self._done: list[Completion] = []
@@ -88,15 +94,27 @@ class LocalEngine:
     def _take_over(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         if self._asleep:
             raise EngineError("the engine rests: it takes no weights before it is woken")
+        other = self._decoder.other_shape(tensors)
+        if other is not None:
+            self._rebuild(other)
         self._decoder.load(tensors)
         self._version = version
         if self._mode == "abort":
             self._abort()
-        if self._mode != "in_place" and self._rows.live:
-            self._recompute()
+        if self._mode != "in_place" or other is not None:
+            self._held.clear()
+            if self._rows.live:
+                self._recompute()
         for slot in self._rows.live:
             slot.change(version)
         self._requeue()
+
+    def _rebuild(self, config: Any) -> None:
+        """Take up a model of another size; keys and values of the old one are of no use."""
+        old = self._decoder
+        self._decoder = Decoder(config, old.dtype, old.device, old.context)
+        self._rows.cache = Cache(self._decoder, self._rows.capacity, old.context)
+        self._prompts = Cache(self._decoder, self._rows.capacity, old.context)
 
     def _abort(self) -> None:
         """End the live samples as they are, but for those that are to be kept."""
@@ -134,6 +152,7 @@ class LocalEngine:
         if self._asleep:
             return
         self._asleep = True
+        self._held.clear()
         if self._mode == "abort":
             self._abort()
         for cache in (self._rows.cache, self._prompts):
@@ -163,8 +182,17 @@ class LocalEngine:
             )
 
     def room(self) -> int:
-        waiting = sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
-        return self._rows.free - waiting
+        return self._slots - len(self._rows.live) - self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(len(g.waiting) for g in self._ready) + sum(len(r.indices) for r in self._queue)
+
+    def pressure(self) -> Pressure:
+        """Its cache has a place for every slot, so nothing is ever taken back."""
+        return Pressure(self._waiting(), most=self._rows.free + len(self._rows.live))
+
+    def hold(self, slots: int) -> None:
+        self._slots = slots
 
     def submit(self, request: Request) -> None:
         check_prompt(request.tokens, self._decoder.context, self._decoder.vocabulary)
@@ -172,6 +200,7 @@ class LocalEngine:
 
     def cancel(self, group_id: str) -> None:
         self._queue = deque(r for r in self._queue if r.group_id != group_id)
+        self._held.forget(group_id)
         for group in [g for g in self._ready if g.request.group_id == group_id]:
             self._ready.remove(group)
             self._free_prompts.append(group.row)
@@ -236,22 +265,26 @@ class LocalEngine:
         self._queue.extendleft(reversed(skipped))
         if not batch:
             return False
-        longest = max(len(r.tokens) for r in batch)
-        tokens = torch.zeros((len(batch), longest), dtype=torch.long)
-        for i, request in enumerate(batch):
-            tokens[i, : len(request.tokens)] = torch.from_numpy(request.tokens.astype(np.int64))
-        scratch = Cache(self._decoder, len(batch), longest)
-        lengths = torch.tensor([len(r.tokens) for r in batch], device=self._device)
-        logits = self._decoder.prefill(tokens.to(self._device), lengths, scratch)
+        kept = [self._held.take(request) for request in batch]
+        for later in (False, True):
+            chosen = [(r, k) for r, k in zip(batch, kept, strict=True) if (k is not None) == later]
+            if chosen:
+                self._compute([r for r, _ in chosen], [k for _, k in chosen if k is not None])
+        return True
+
+    def _compute(self, batch: list[Request], kept: list[Kept]) -> None:
+        """The prompts of ``batch``, behind the beginnings that are ``kept`` of them, if they are."""
+        scratch, logits, starts = computed(self._decoder, [r.tokens for r in batch], kept)
         for i, request in enumerate(batch):
             row = self._free_prompts.pop()
             self._prompts.copy(scratch, i, row, len(request.tokens))
-            self._ready.append(_Group(request, deque(request.indices), row, logits[i]))
-        return True
+            self._ready.append(_Group(request, deque(request.indices), row, logits[i], starts[i]))
 
     def _start(self, group: _Group, indices: list[int]) -> None:
         """Put samples of a group into the next rows and draw the first token of each."""
-        first = self._rows.admit(group.request, indices, self._version, time.time(), self._prompts, group.row)
+        first = self._rows.admit(
+            group.request, indices, self._version, time.time(), self._prompts, group.row, group.known
+        )
         self._draw(group.logits.expand(len(indices), -1), first)
 
     def _draw(self, logits: Tensor, first: int) -> None:
@@ -266,7 +299,10 @@ class LocalEngine:
                 over[row] = "length"
         if over:
             for row in sorted(over, reverse=True):
-                self._finish(self._rows.live[row], over[row])
+                slot = self._rows.live[row]
+                if over[row] == "stop" and slot.request.sampling.max_turns > 1:  # it may go on
+                    self._held.keep(slot, self._rows.cache, row)
+                self._finish(slot, over[row])
             self._rows.remove(over)
 
     def _stopped(self, slot: Slot, token: int) -> bool:

@@ -69,9 +69,17 @@ class Rows:
         return self.capacity - len(self.live)
 
     def admit(
-        self, request: Request, indices: Sequence[int], version: int, started: float, prompts: Cache, row: int
+        self,
+        request: Request,
+        indices: Sequence[int],
+        version: int,
+        started: float,
+        prompts: Cache,
+        row: int,
+        known: int,
     ) -> int:
-        """Take on samples of a request whose prompt is in ``row`` of ``prompts``; returns the first of their rows."""
+        """Take on samples of a request whose prompt is in ``row`` of ``prompts``; returns the first of their rows. ``known`` of its tokens
+        were not computed for it."""
         first, length, sampling = len(self.live), len(request.tokens), request.sampling
         rows = slice(first, first + len(indices))
         self.cache.fill(rows, prompts, row, length)
@@ -80,7 +88,7 @@ class Rows:
         self._temperature[rows], self._top_p[rows] = sampling.temperature, sampling.top_p
         limit, prompt = min(length + sampling.max_new_tokens, self.context), request.tokens.tolist()
         for i in indices:
-            cached = 0 if i == request.indices[0] else length
+            cached = known if i == request.indices[0] else length
             self.live.append(
                 Slot(
                     request,

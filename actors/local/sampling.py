@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-WIDE = 4096  # a vocabulary from which on the sum is first searched by blocks
+WIDE = 4096  # from this vocabulary on, the cumulative sum is first searched by blocks
 
 
 def sample(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-BROKEN = "\ufffd"  # what a tokenizer makes of a token that is a part of a character
+BROKEN = "\ufffd"  # what a tokenizer returns for a token that is part of a character
 
 
 class StopFinder:

@@ -23,15 +23,17 @@ import numpy as np
 
 from actors.engine import Completion, Request, UpdateMode
 from actors.prompting import answer_text, check_prompt, configured_ends, end_tokens
-from actors.sglang.link import ServerLink, ServerSink, words
+from actors.sglang.link import ServerLink, ServerSink, gives_back, words
+from actors.sglang.pressure import PressureWatch
+from actors.slots import Pressure
 from broker.errors import EngineError, WeightPushError
 from broker.messages import Sampling, VersionSpan
 from broker.weights.sink import WeightSink
 
 log = logging.getLogger("sglang")
-SAMPLE_SECONDS = 3600.0  # that one request may take: a server that says nothing at all is noticed by its connection
+SAMPLE_SECONDS = 3600.0  # limit of one request: a server that says nothing at all is noticed by its connection
 BACK_OFF = (0.2, 0.5, 1.0, 2.0, 5.0)
-WAIT_SECONDS = 0.02  # between two looks for a server that may be asked
+WAIT_SECONDS = 0.02  # interval at which to look for a server that takes requests
 CHECK_SECONDS = 60.0
 
 
@@ -68,6 +70,7 @@ class SglangEngine:
         self._context = min([context, *(int(s["context_length"]) for s in said if s.get("context_length"))])
         self._why_ended = why_ended
         self._slots = slots
+        self._watch: PressureWatch | None = None
         self._closed = threading.Event()
         self._checked: set[Sampling] = set()
         self._done: queue.SimpleQueue[tuple[int, Completion]] = queue.SimpleQueue()
@@ -134,6 +137,15 @@ class SglangEngine:
         return self._slots * max(1, sum(link.version >= 0 for link in self._links)) - sum(
             count for _, count in self._open.values()
         )
+
+    def pressure(self) -> Pressure:
+        """Of the servers together, for the one that is pressed most. Nothing is known before they have been looked at."""
+        if self._watch is None:
+            self._watch = PressureWatch([link.url for link in self._links], self._closed)
+        return self._watch.worst()
+
+    def hold(self, slots: int) -> None:
+        self._slots = slots
 
     def submit(self, request: Request) -> None:
         """A token outside of the vocabulary would end the server, so it is refused here."""
@@ -299,11 +311,6 @@ class SglangEngine:
         empty = np.zeros(0, np.int32), np.zeros(0, np.float32)
         for index in request.indices:
             self._done.put((number, Completion(request.group_id, index, *empty, (), "refused", why, time.time())))
-
-
-def gives_back(about: Mapping[str, Any]) -> bool:
-    """Whether a server can be told to give its memory back: one on a CPU ends when it is."""
-    return bool(about.get("enable_memory_saver")) and about.get("device") != "cpu"
 
 
 def spans_of(about: Mapping[str, Any]) -> tuple[VersionSpan, ...]:

@@ -11,7 +11,7 @@ from actors.sglang.server import Server
 from broker.errors import EngineError
 
 log = logging.getLogger("sglang")
-FAULTS = 3  # ends of a server within SOON_SECONDS of its start, one after another, after which it is left
+FAULTS = 3  # a server that ends this often in a row within SOON_SECONDS of its start is not started again
 SOON_SECONDS = 60.0
 
 

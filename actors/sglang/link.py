@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ log = logging.getLogger("sglang")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every request
 ORDER_SECONDS = 30.0
 LOAD_SECONDS = 600.0
-PUSH_SECONDS = 5.0  # after a broken push its version comes again; if it does not, older weights serve
+PUSH_SECONDS = (
+    5.0  # a version whose push broke is sent again within this time; if not, sampling goes on with older weights
+)
 MARGIN_SECONDS = 5.0
-RELEASED = " released"  # behind the version of weights whose memory is given back: what a later actor finds there
+RELEASED = " released"  # suffix of the version while the memory of its weights is released: what an actor that comes later finds there
 
 
 class ServerLink:
@@ -270,3 +272,8 @@ def words(answer: Any) -> str:
         while isinstance(answer, dict) and key in answer:
             answer = answer[key]
     return str(answer)[:500]
+
+
+def gives_back(about: Mapping[str, Any]) -> bool:
+    """Whether a server can be told to give its memory back: one on a CPU ends when it is."""
+    return bool(about.get("enable_memory_saver")) and about.get("device") != "cpu"

@@ -21,7 +21,7 @@ from monitoring.ports import free_ports
 
 log = logging.getLogger("sglang")
 START_SECONDS = 600.0
-END_SECONDS = 5.0  # nothing of what it does then is needed
+END_SECONDS = 5.0  # after this it is killed: nothing that it does while it ends is needed
 SAY_SECONDS = 15.0
 CPU_ARGUMENTS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend", "none",
@@ -31,11 +31,12 @@ STUB = "int cuPointerGetAttribute(void) { return 100; }  /* CUDA_ERROR_NO_DEVICE
 
 
 class Server:
-    """One server process at ``url``; it ends with ``stop``, or with this process. ``model`` tells what it is to start from."""
+    """One server process at ``url``; it ends with ``stop``, or with this process. ``model`` tells what it is to start from. With
+    ``adaptive`` slots the server runs at once what its memory holds."""
 
     def __init__(
         self, directory: Path, model: Callable[[], str], *, device: str, dtype: str, slots: int, context: int, seed: int,
-        arguments: Sequence[str] = (), host: str = "127.0.0.1",
+        arguments: Sequence[str] = (), adaptive: bool = False, host: str = "127.0.0.1",
     ) -> None:  # fmt: skip
         self._directory, self._model, self._device = directory, model, device
         directory.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ class Server:
         self.url = f"http://{host}:{port}"
         self._command = [
             sys.executable, "-m", "sglang.launch_server", "--dtype", dtype, "--host", host,
-            "--port", str(port), "--max-running-requests", str(slots), "--context-length", str(context),
+            "--port", str(port), *(() if adaptive else ("--max-running-requests", str(slots))), "--context-length", str(context),
             "--random-seed", str(seed % 2**31), "--enable-metrics",
             *((*CPU_ARGUMENTS, "--max-total-tokens", str(max(slots * context, 2 * context))) if device == "cpu" else ()),
             *arguments,

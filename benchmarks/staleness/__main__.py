@@ -6,8 +6,8 @@ import argparse
 import multiprocessing
 import os
 
-from benchmarks.staleness.bases import base
-from benchmarks.staleness.grids import GRIDS, default
+from benchmarks.staleness.bases import fingerprint
+from benchmarks.staleness.grids import BASES, GRIDS, default
 from benchmarks.staleness.results import missing
 from benchmarks.staleness.runner import run
 from benchmarks.staleness.table import write
@@ -17,10 +17,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.staleness", description=__doc__)
     parser.add_argument("grid", choices=GRIDS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--bases", type=int, nargs="*", choices=BASES, default=BASES, help="only these (default: all)")
     options = parser.parse_args()
-    settings = missing(GRIDS[options.grid]())
-    for seed in sorted({s.base for s in settings}):
-        base(seed)
+    wanted = [setting for setting in GRIDS[options.grid]() if setting.base in options.bases]
+    settings = missing(wanted, fingerprint)
     if settings:
         print(f"{len(settings)} experiments, about a minute of one core each", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=8) as pool:

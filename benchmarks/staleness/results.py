@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ FILE = Path(__file__).parent / "results.jsonl"
 
 
 def key(found: dict[str, Any]) -> str:
-    """What makes an experiment that one and no other."""
-    return json.dumps({f.name: found[f.name] for f in fields(Setting)}, sort_keys=True)
+    """What makes an experiment that one and no other: its setting, and the weights that it began from (older results do not say which)."""
+    named = {f.name: found[f.name] for f in fields(Setting)}
+    return json.dumps({**named, "weights": found.get("weights", "")}, sort_keys=True)
 
 
 def known() -> dict[str, dict[str, Any]]:
@@ -26,9 +27,13 @@ def known() -> dict[str, dict[str, Any]]:
     return {key(found): found for found in map(json.loads, FILE.read_text().splitlines())}
 
 
-def missing(settings: Iterable[Setting]) -> list[Setting]:
+def missing(settings: Iterable[Setting], weights: Callable[[int], str]) -> list[Setting]:
+    """Those that have no result from the base of these ``weights`` (by seed)."""
     done = known()
-    return [setting for setting in settings if key(json.loads(json.dumps(asdict(setting)))) not in done]
+    named = [
+        (setting, {**json.loads(json.dumps(asdict(setting))), "weights": weights(setting.base)}) for setting in settings
+    ]
+    return [setting for setting, found in named if key(found) not in done]
 
 
 def add(found: dict[str, Any]) -> None:

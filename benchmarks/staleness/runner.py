@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.staleness.bases import base
+from benchmarks.staleness.bases import base, fingerprint
 from benchmarks.staleness.lab import Setting, experiment
 from benchmarks.staleness.results import add
 
@@ -13,5 +13,5 @@ def run(setting: Setting) -> str:
 
     logging.disable_progress_bar()
     found = experiment(base(setting.base), setting)
-    add(found)
+    add({**found, "weights": fingerprint(setting.base)})
     return f"{setting} {found['curve']} {found['seconds']} s"

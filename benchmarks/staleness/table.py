@@ -141,15 +141,22 @@ def plot(results: Sequence[Result], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def newest_bases(results: Sequence[Result]) -> list[Result]:
+    """The results that say which weights they began from: of each base those of the weights that came last."""
+    last = {r["base"]: r["weights"] for r in results if r.get("weights")}
+    return [r for r in results if r.get("weights") and r["weights"] == last[r["base"]]]
+
+
 def write(default: Setting) -> None:
-    results = list(known().values())
+    everything = list(known().values())
+    newest, results = newest_bases(everything), [r for r in everything if not r.get("weights")]
     one = [result for result in results if result["base"] == default.base]
-    minutes = sum(r["seconds"] for r in results) / 60
+    minutes = sum(r["seconds"] for r in everything) / 60
     text = (BENCHMARKS / "staleness" / "about.md").read_text()
     parts = {
-        "questions": str(QUESTIONS), "answer": str(ANSWER), "samples": str(FINAL_SAMPLES), "count": str(len(results)), "minutes": f"{minutes:.0f}",
+        "questions": str(QUESTIONS), "answer": str(ANSWER), "samples": str(FINAL_SAMPLES), "count": str(len(everything)), "minutes": f"{minutes:.0f}",
         "versions": f"torch {version('torch')}, Python {platform.python_version()}, {platform.machine()}",
-        "table": "\n".join(table(one)), "default": "\n".join(by_base(results, default)),
+        "table": "\n".join(table(one)), "default": "\n".join(by_base(newest, default)), "newest": "\n".join(table(newest)),
         "rivals": "\n".join(rivals(results, default.lag)), "rivals16": "\n".join(rivals(results, 2 * default.lag)),
         "plain": "\n".join(by_base(results, replace(default, objective="tis_sequence"))),
         "setting": f"{label(json.loads(json.dumps(default.__dict__)))}, lr {default.lr:g}, beta1 {default.beta1:g}",

@@ -22,7 +22,7 @@ from broker.control.wire import Message, pack, unpack
 
 log = logging.getLogger("control")
 BEAT_SECONDS = 0.5
-LAPSE_SECONDS = 2.0  # without a turn, after which this process must have been stopped
+LAPSE_SECONDS = 2.0  # a gap this long between two rounds of the loop means that the process was stopped
 WELCOME_SECONDS, SAY_SECONDS = 10.0, 60.0  # that a welcome may take before it is missed aloud, and between two times
 TAKEN_SECONDS = (
     15.0  # a killed daemon's name is free again after its lease; a name that is not by then has a living owner
@@ -52,7 +52,7 @@ class ControlClient:
         self.malformed = 0
         self._instance = uuid.uuid4().hex
         self._taken_since = 0.0
-        self._asked = 0.0  # when the learner was first asked for a welcome that has not come, or that was last said
+        self._asked = 0.0  # when a welcome that is still missing was first asked for, or last reported missing
         self._held: list[Message] | None = None  # orders that came after a lapse, until it is known whom they were for
         self._wake = Wake()
         self._stop = threading.Event()
@@ -90,7 +90,7 @@ class ControlClient:
             self._wake.clear()
             lapsed, turned = time.monotonic() - turned > LAPSE_SECONDS, time.monotonic()
             if lapsed and self._dealer is not None and self.joined:
-                self._held = []  # it was stopped: what comes first may be meant for a member that it is no more
+                self._held = []  # it was stopped: what comes first may be meant for a membership that has ended
                 self._say(self._join())
             if self._wanted != self._endpoint:
                 self._call()

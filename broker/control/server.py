@@ -79,7 +79,7 @@ class ControlServer:
     # -- for the learner -----------------------------------------------------------------------------------------------
 
     def members(self) -> list[Member]:
-        """Everyone who has spoken within the lease."""
+        """All members that have sent something within the lease."""
         with self._lock:
             return [m for m in self._members.values() if self._alive(m)]
 
@@ -87,7 +87,7 @@ class ControlServer:
         return time.monotonic() - member.seen <= self._lease
 
     def lives(self, member: Member) -> bool:
-        """Whether the process that ``member`` was is still there: its lease has not run out, and no other one has its name."""
+        """Whether the process behind ``member`` is still there: its lease has not run out, and no other one has its name."""
         with self._lock:
             now = self._members.get(member.name)
             return now is not None and now.instance == member.instance and self._alive(now)

@@ -55,7 +55,7 @@ KNOWN: tuple[tuple[re.Pattern[str], Cause], ...] = (
 
 
 class _Ears(logging.Handler):
-    """When each known cause was last heard of."""
+    """When each known cause was last reported."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -73,7 +73,7 @@ _ears = _Ears()
 
 
 def listen() -> None:
-    """Hear what the client says; unless somebody has set its logger up, nobody else does (it tells every attempt to reconnect)."""
+    """Listen to the client's log; unless somebody has configured its logger, nobody else sees it (it logs every attempt to reconnect)."""
     client = logging.getLogger("kafka")
     if _ears not in client.handlers:
         client.addHandler(_ears)

@@ -24,12 +24,12 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import First, Record
 
 log = logging.getLogger("log")
-SESSION_SECONDS = 6.0  # silence after which a member is gone: the least that brokers allow by default
+SESSION_SECONDS = 6.0  # a member that is silent for this long is gone: the minimum that brokers allow by default
 AHEAD_RECORDS, AHEAD_BYTES = 256, 16 << 20  # what the thread reads ahead of its owner
-SLICE_SECONDS = 0.05  # of the thread's polls: a commit waits for no more
-JOIN_SECONDS = 5.0  # that joining waits for a first assignment
+SLICE_SECONDS = 0.05  # length of one poll of the thread: the longest that a commit has to wait
+JOIN_SECONDS = 5.0  # how long joining waits for a first assignment
 COMMIT_SECONDS = 10.0
-CHECK_SECONDS = 5.0  # between two questions to the broker whether this member is still one
+CHECK_SECONDS = 5.0  # interval at which the broker is asked whether this member still belongs to the group
 NAME = re.compile(r"[^A-Za-z0-9._-]")
 Part = tuple[str, int]
 

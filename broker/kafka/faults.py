@@ -21,7 +21,7 @@ TOO_OLD = (
     errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError, errors.RebalanceInProgressError,
     errors.FencedInstanceIdError, errors.FencedMemberEpochError, errors.StaleMemberEpochError,
 )  # fmt: skip
-"""What a member of a group meets that has lost its place: its commits are void, as they must be."""
+"""The errors of a member that has lost its place in the group: its commits are void, as they must be."""
 FENCED = (
     errors.ProducerFencedError, errors.InvalidProducerEpochError, errors.TransactionCoordinatorFencedError,
     errors.InvalidProducerIdMappingError,

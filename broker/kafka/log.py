@@ -22,7 +22,7 @@ from broker.kafka.reader import LogReader, consumer_settings
 from broker.kafka.settings import KafkaSettings
 from broker.log import First, TopicSpec
 
-DELETE_SECONDS = 30.0  # that a cluster may take to forget topics
+DELETE_SECONDS = 30.0  # how long a cluster may take to forget deleted topics
 OWNERS = "headrace.owners"
 """A topic of one partition that nobody writes: to be given it is to own a name."""
 

@@ -1,4 +1,4 @@
-"""Ownership through the broker: one live process holds a name, others are told by whom.
+"""Ownership through the broker: one live process holds a name, and the others are told which.
 
 The holder is the one member of a consumer group; the broker notices its death within the session time-out. What a holder that
 was cut off might still write is fenced by the transactions of its successor.
@@ -22,7 +22,7 @@ from broker.kafka.reader import consumer_settings
 from broker.kafka.settings import KafkaSettings
 
 MARGIN_SECONDS = 3.0
-REBALANCE_SECONDS = 12.0  # that the broker waits for a member that went away while it joined
+REBALANCE_SECONDS = 12.0  # how long the broker waits for a member that vanished while it joined
 JOIN_SECONDS = 2 * REBALANCE_SECONDS
 
 

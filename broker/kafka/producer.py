@@ -14,9 +14,9 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import limit_of, partition_of
 from broker.messages import Position
 
-IN_FLIGHT_BYTES = 64 << 20  # what is kept before a send flushes by itself
-FLUSH_SECONDS = 20.0  # patience of one flush with a cluster that does not answer
-TRANSACTION_SECONDS = 900  # a broker may be away for so long in the middle of one
+IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes by itself
+FLUSH_SECONDS = 20.0  # how long one flush waits for a cluster that does not answer
+TRANSACTION_SECONDS = 900  # how long a broker may be away in the middle of a transaction
 Row = tuple[int, str, bytes, bytes, int]  # place in the order of sending, topic, key, value, partition
 
 

@@ -14,10 +14,10 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import Record
 from broker.messages import Position
 
-PROBE_SECONDS = 3.0  # of silence, before a reader asks whether any broker is there
-GET_SECONDS = 20.0  # patience with one exact position
-EXACT_BYTES = 1 << 16  # of a fetch for exact positions: a broker gives at least one batch, however large
-SKIP_BYTES = 1 << 17  # that are read over rather than sought
+PROBE_SECONDS = 3.0  # after this much silence a reader asks whether any broker is there
+GET_SECONDS = 20.0  # how long to wait for one exact position
+EXACT_BYTES = 1 << 16  # fetch size for exact positions: a broker returns at least one batch, however large
+SKIP_BYTES = 1 << 17  # gaps up to this size are read through; larger ones are skipped by seeking
 
 
 def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import DEAD_BYTES, TopicSpec
 
 log = logging.getLogger("log")
-ROOM = 1 << 16  # what a record batch adds to its records
+ROOM = 1 << 16  # overhead that a record batch adds to its records
 FOR_EVER = -1
 
 

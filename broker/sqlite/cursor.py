@@ -8,7 +8,7 @@ from broker.errors import OffsetExpired
 from broker.log import Record
 from broker.sqlite.topic import TopicFile
 
-POLL_BYTES = 32 << 20  # that one poll brings at most, and one record more
+POLL_BYTES = 32 << 20  # one poll returns at most this much, plus one record
 
 
 class Cursor:
@@ -17,7 +17,7 @@ class Cursor:
     def __init__(self, file: TopicFile, offsets: Mapping[int, int]) -> None:
         self.file = file
         self.offsets = dict(offsets)
-        self._seen = -1  # the state of the file that ``_bounds`` are of
+        self._seen = -1  # the state of the file that ``_bounds`` describe
         self._bounds: dict[int, tuple[int, int]] = {}
         self._behind = False  # whether a limit, not the end of the topic, ended the last read
         self._first = 0

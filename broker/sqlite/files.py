@@ -18,7 +18,7 @@ from broker.sqlite.arrival import announce
 from broker.sqlite.flock import held
 
 BUSY_SECONDS = 30.0
-FREE_BYTES = 1 << 20  # an I/O error with less room than this on the disk is a full disk
+FREE_BYTES = 1 << 20  # an I/O error on a disk with less free space than this means that the disk is full
 
 
 class LockedFile:

@@ -12,7 +12,7 @@ from broker.errors import LogUnavailable
 from monitoring.processes import STOPPED, holder_of, state_of
 
 PATIENCE_SECONDS = 10.0
-NAP_SECONDS = (0.0001, 0.005)  # shortest and longest between two tries
+NAP_SECONDS = (0.0001, 0.005)  # shortest and longest pause between two attempts
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from broker.sqlite.reading import LEASE_SECONDS, SqliteConsumer, SqliteReader
 from broker.sqlite.topic import Row, TopicFile
 
 MAX_RECORD_BYTES = 16 << 20
-IN_FLIGHT_BYTES = 64 << 20  # what a producer holds before it flushes by itself
+IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes by itself
 PAGE_BYTES = 4096
 
 

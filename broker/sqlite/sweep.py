@@ -15,12 +15,12 @@ from broker.sqlite.files import LockedFile
 
 log = logging.getLogger("log")
 SHIFT = 40  # a record's id is partition << 40 | offset: one clustered key, in order within a partition
-SLICE_SECONDS = 0.05  # that a slice should hold the lock
+SLICE_SECONDS = 0.05  # target for how long one slice holds the lock
 FIRST_BYTES, LEAST_BYTES, MOST_BYTES = 1 << 20, 1 << 18, 1 << 26
 FIRST_PAGES, LEAST_PAGES, MOST_PAGES = 256, 16, 1 << 14
-PAUSE_SECONDS = 0.01  # at least between two slices: longer than the longest nap of those who wait for the lock
-TRUNCATE_SECONDS = 2.0  # that is waited for readers to leave the write-ahead file
-INCREMENTAL = 2  # of ``PRAGMA auto_vacuum``: such a file can give its free pages back
+PAUSE_SECONDS = 0.01  # minimum pause between two slices: longer than the longest nap of those who wait for the lock
+TRUNCATE_SECONDS = 2.0  # how long to wait for readers to leave the write-ahead file
+INCREMENTAL = 2  # value of ``PRAGMA auto_vacuum`` for a file that can give its free pages back
 
 
 def begin_at(db: sqlite3.Connection, partition: int, offset: int) -> None:

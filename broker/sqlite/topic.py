@@ -28,9 +28,9 @@ from broker.sqlite.sweep import (
 )
 
 log = logging.getLogger("log")
-RETENTION_CHECK_SECONDS = 30.0  # between two looks for what has expired, of all producers together
-RETENTION_PAUSE_SECONDS = 0.2  # before more is removed where one time was not enough
-RETENTION_ROWS = 1000  # of a partition, in one time
+RETENTION_CHECK_SECONDS = 30.0  # time between two checks for expired records, over all producers together
+RETENTION_PAUSE_SECONDS = 0.2  # pause before the next slice is removed where one was not enough
+RETENTION_ROWS = 1000  # rows of one partition that one slice removes
 Row = tuple[int, bytes, bytes]  # partition, key, value
 
 

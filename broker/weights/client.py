@@ -18,15 +18,13 @@ from broker.errors import HeadraceError, WeightPushError
 from broker.weights.sink import Lane, Push, TensorSpec, WeightSink
 
 log = logging.getLogger("weights")
-ALONE_SECONDS = (
-    30.0  # without a word of the learner after which a sink that rests is woken: it may have died in its turn
-)
-LOOK_SECONDS = 0.5  # between two looks whether the learner is still there
+ALONE_SECONDS = 30.0  # of silence after which a resting sink is woken: the learner may have died in its shift
+LOOK_SECONDS = 0.5  # interval at which to check that the learner is still alive
 
 
 class WeightClient:
-    """Joins as a receiver, takes pushes, and catches up from disk with what it has missed. Where engine and learner take turns on
-    one device (``learner/serving/shifts.py``), has the sink rest while it is the learner's turn.
+    """Joins as a receiver, takes pushes, and catches up from disk with what it has missed. Where engine and learner share a device in
+    shifts (``learner/serving/shifts.py``), has the sink rest during the learner's shift.
 
     ``version`` is the newest that the sink has confirmed (-1: none); ``updated`` hears how many seconds each took.
     """
@@ -40,7 +38,7 @@ class WeightClient:
         self._turn, self._resting = 0, False
         self._orders: queue.Queue[Message | None] = queue.Queue()
         self._lock = threading.Lock()
-        self._working = self._stale = False  # on an order now; on one of a membership that has ended
+        self._working = self._stale = False  # working on an order; working on one of a membership that has ended
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
         self._client = ControlClient(
@@ -111,7 +109,7 @@ class WeightClient:
             self._finish()
 
     def _finish(self) -> None:
-        """An order is done; if it was a stale one, tell that pushes can be taken again."""
+        """An order is done; if it was a stale one, say that pushes can be taken again."""
         with self._lock:
             stale, self._working, self._stale = self._stale, False, False
         if stale:
@@ -130,7 +128,7 @@ class WeightClient:
                 self.load(Path(order["path"]), order["version"])
 
     def _take_turns(self, state: Message) -> None:
-        """Rest while it is the learner's turn, and tell once it is so; of an older word nothing is taken."""
+        """Rest during the learner's shift, and confirm it; an older message is ignored."""
         turn, rest = int(state.get("turn", 0)), bool(state.get("rest", False))
         if turn < self._turn and not state.get("joined"):
             return
@@ -145,10 +143,13 @@ class WeightClient:
             self._client.beat()
 
     def _notice_loss(self) -> None:
-        """Go on alone where the learner has not been heard of for long: it may have died in its turn."""
+        """Go on alone where the learner has long been silent: it may have died in its shift."""
         silence = time.monotonic() - self._client.heard
         if silence > self._alone:
-            log.warning("nothing was heard of the learner for %.0f s: sampling goes on without its turn's end", silence)
+            log.warning(
+                "nothing was heard of the learner for %.0f s: sampling goes on without waiting for the end of its shift",
+                silence,
+            )
             self._resting, self._turn = False, 0
             self._sink.wake(-1, 0.0)
 
@@ -172,7 +173,7 @@ class WeightClient:
         """Tell the learner how the block ended; what the block puts into the map goes with it."""
         try:
             if self._resting:
-                raise WeightPushError("it rests: it is the learner's turn")
+                raise WeightPushError("the engine rests: it is the learner's shift")
             yield ack
         except HeadraceError as error:
             self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._receives)

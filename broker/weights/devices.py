@@ -10,7 +10,7 @@ from broker.control.server import Member
 from broker.errors import RunFault
 
 CURE = (
-    'set [learner] backend = "gloo" (through the host\'s memory) or weights = "disk", give them a device each, or have them take turns '
+    'set [learner] backend = "gloo" (through the host\'s memory) or road = "disk", give each a device of its own, or have them share it in shifts '
     "([learner] colocated = true)"
 )
 

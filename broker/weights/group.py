@@ -14,8 +14,8 @@ from broker.errors import WeightPushError
 from broker.weights.devices import CURE
 from broker.weights.sink import Lane
 
-POLL_SECONDS = 0.001  # between two looks at a collective on the device
-WATCHDOG = 10  # times the limit of a push
+POLL_SECONDS = 0.001  # interval at which a collective on the device is polled
+WATCHDOG = 10  # torch's own time-out, as a multiple of the limit of a push
 
 
 def serve_store(host: str, timeout: float) -> Any:

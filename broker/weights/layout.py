@@ -13,7 +13,7 @@ from torch import Tensor
 from broker.errors import WeightPushError
 from broker.weights.sink import TensorSpec
 
-ALIGN = 16  # bytes that the start of each run of tensors of one dtype is a multiple of
+ALIGN = 16  # alignment in bytes of the start of each run of tensors of one dtype
 
 
 @dataclass(frozen=True, slots=True)

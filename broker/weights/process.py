@@ -102,7 +102,7 @@ class Publisher:
         beside.replace(final)
         others = (
             path for path in home.glob("v-*") if path != final
-        )  # the newest by time: a rewind makes old versions anew
+        )  # newest by time: after a rewind, old version numbers are made again
         for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - keep or None]:
             shutil.rmtree(old, ignore_errors=True)
         for left in home.glob(".v-*"):

@@ -27,7 +27,7 @@ from broker.weights.snapshot import Snapshots
 from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")
-ATTEMPTS = 5  # epochs that one version is tried in before it is left to the next
+ATTEMPTS = 5  # number of epochs in which one version is tried before it is left to the next one
 
 
 @dataclass(slots=True)
@@ -126,6 +126,19 @@ class WeightPublisher:
             self._warm = True
             self._changed.notify_all()
 
+    def settle(self) -> None:
+        """Wait for what is under way. Raises WeightPushError if it does not end."""
+        if not self.wait(self._timeout * ATTEMPTS):
+            raise WeightPushError("a push that does not end stands before weights of another shape")
+
+    def reshape(self, specs: tuple[TensorSpec, ...]) -> None:
+        """Publish weights of another shape from now on; call ``settle`` before, and then put the new shape into the template."""
+        if self._process is not None:
+            self._process.kill()
+        if self._snapshots is not None:
+            self._snapshots.close()
+        self.warm(specs)
+
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is waiting or under way; returns whether that is so."""
         with self._changed:
@@ -145,7 +158,10 @@ class WeightPublisher:
         self._specs = specs
         _, self._size = layout.places(self._specs)
         self._snapshots = Snapshots(self._size, self._device)
-        self._process = PublisherProcess(self._device, self._size, self._snapshots.files, self._timeout, self._away)
+        starts = self._process.starts if self._process is not None else 0
+        self._process = PublisherProcess(
+            self._device, self._size, self._snapshots.files, self._timeout, self._away, starts
+        )
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ Apply = Callable[[int, Mapping[str, Tensor]], None]
 
 
 def _nothing(*of: object) -> None:
-    """What an engine does that holds no memory of its own."""
+    """The pause of an engine that holds no memory of its own."""
 
 
 class DistributedReceiver:

@@ -1,4 +1,4 @@
-"""What the members of an epoch say on the control road: acknowledgements, failures, that they are away."""
+"""What the members of an epoch answer on the control road: acknowledgements, failures, absences."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from broker.control.wire import Message
 from broker.errors import WeightPushError
 from broker.weights.sink import Push
 
-LOOK_SECONDS = 0.25  # of silence, after which who is waited for is looked at
-WORD_SECONDS = 3.0  # that survivors of a broken epoch have to say that they live
+LOOK_SECONDS = 0.25  # after this much silence, check whether the awaited members are still alive
+WORD_SECONDS = 3.0  # how long the survivors of a broken epoch have to say that they are alive
 
 
 class Words:
-    """The words on one push after the other; ``acks`` is where all of them arrive."""
+    """The answers to one push after the other; all of them arrive on ``acks``."""
 
     def __init__(self, acks: queue.SimpleQueue[Message]) -> None:
         self._acks = acks
         self._epoch = 0
-        self._early: deque[Message] = deque()  # what was said before it was waited for
-        self._heard: set[str] = set()  # who has said a word since the push began
+        self._early: deque[Message] = deque()  # answers that came before anybody waited for them
+        self._heard: set[str] = set()  # members that have answered anything since the push began
 
     def begin(self) -> None:
-        """A push begins: what was said before is on others."""
+        """A push begins: earlier answers belong to other pushes."""
         self._heard.clear()
         self._early.clear()
         while not self._acks.empty():
             self._acks.get()
 
     def follow(self, epoch: int) -> None:
-        """Words on any other epoch count for nothing."""
+        """Answers of any other epoch count for nothing."""
         self._epoch = epoch
 
     def acknowledged(
@@ -62,7 +62,7 @@ class Words:
         return sorted(missing)
 
     def silent(self, members: Iterable[Member], lives: Callable[[Member], bool] = lambda member: True) -> list[str]:
-        """Of the members of an epoch that failed, those who say nothing at all; who no longer ``lives`` is not waited for."""
+        """The members of a failed epoch that say nothing at all; those that no longer ``lives`` are not waited for."""
         members = list(members)
         names = {m.name for m in members}
         if names - self._heard:
@@ -72,7 +72,7 @@ class Words:
         return sorted(names - self._heard)
 
     def away(self) -> str:
-        """What a member has said meanwhile that cannot take part at all; empty if none has."""
+        """Why some member cannot take part at all, as it has said meanwhile; empty if all can."""
         while not self._acks.empty():
             ack = self._acks.get()
             if self._concerns(ack):
@@ -82,7 +82,7 @@ class Words:
         return ""
 
     def _coming(self, limit: float) -> Iterator[Message | None]:
-        """The words on this epoch as they come, for ``limit`` seconds; None now and then while there are none."""
+        """The answers of this epoch as they come, for ``limit`` seconds; None now and then while there are none."""
         while self._early:
             yield self._early.popleft()
         deadline = time.monotonic() + limit
@@ -96,7 +96,7 @@ class Words:
                 yield ack
 
     def _concerns(self, ack: Message) -> bool:
-        """Whether a word is on this epoch; who has said it is then heard."""
+        """Whether an answer belongs to this epoch; its sender then counts as heard."""
         if ack.get("epoch") != self._epoch:
             return False
         self._heard.add(str(ack.get("name")))

@@ -1,7 +1,7 @@
 """Snapshots of the weights, in host memory that the learner shares with its publisher process.
 
-From a GPU they come by asynchronous copies on a stream of their own into pages that are locked: who publishes goes on at once, and what
-it computes next on the device waits until the copies are through.
+From a GPU they come by asynchronous copies on a stream of their own into pages that are locked: the publisher goes on at once, and its
+next work on the device waits until the copies are done.
 """
 
 from __future__ import annotations

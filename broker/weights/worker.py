@@ -13,19 +13,24 @@ from typing import Any
 from broker.errors import WeightPushError
 from broker.frames import kill, read_frame, write_frame
 
-START_SECONDS = 60.0  # a publisher process imports torch first
-AWAY_SECONDS = 0.05  # between two looks whether a member has said that it is away
-TOGETHER = ("join", "push")  # orders that the process carries out together with members
+START_SECONDS = 60.0  # the publisher process has to import torch first
+AWAY_SECONDS = 0.05  # interval at which to check whether a member has said that it is away
+TOGETHER = ("join", "push")  # orders that the publisher process carries out together with the members
 
 
 class PublisherProcess:
-    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` says what a member has said meanwhile that cannot
-    take part at all (empty if none has)."""
+    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` gives the reason of a member that cannot take
+    part at all (empty if all can)."""
 
-    def __init__(self, device: str, size: int, files: Sequence[int], timeout: float, away: Callable[[], str]) -> None:
+    def __init__(
+        self, device: str, size: int, files: Sequence[int], timeout: float, away: Callable[[], str],
+        starts: int = 0,
+    ) -> None:  # fmt: skip
         self._device, self._size, self._files, self._timeout, self._away = device, size, tuple(files), timeout, away
         self._process: subprocess.Popen[bytes] | None = None
-        self._starts = 0
+        self._starts = (
+            starts  # of those before it, of weights of another shape: lanes are known by the number of a start
+        )
 
     @property
     def pid(self) -> int:
@@ -36,6 +41,11 @@ class PublisherProcess:
     def start(self) -> int:
         """The number of the start of the one that runs; 0 where none does. Another start knows no lanes of the one before."""
         return self._starts if self._process is not None and self._process.poll() is None else 0
+
+    @property
+    def starts(self) -> int:
+        """How often one was started, those before it included."""
+        return self._starts
 
     @property
     def restarts(self) -> int:

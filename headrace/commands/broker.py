@@ -30,7 +30,7 @@ from headrace.running.rundir import find_run
 from monitoring.view import clean_text
 
 Rows = list[dict[str, Any]]
-RECENT = 8  # records of the steps among which the newest manifest is looked for first
+RECENT = 8  # number of records at the end of the steps topic in which to look for the newest manifest first
 TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
 
 

@@ -27,6 +27,7 @@ from headrace.running.runfile import check
 from learner.config import LearnerConfig
 from learner.planning.requests import Asked, leave
 from monitoring.daemon import registrations
+from rewarders.config import rewarder_tables
 
 LOOK_SECONDS = 0.5
 
@@ -38,6 +39,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--questions", type=int, metavar="N", help="default 400")
     sub.add_argument("--k", type=int, metavar="K", help="samples of each question (default 1)")
     sub.add_argument("--rewarder", metavar="NAME", help="who says what is correct (default accuracy)")
+    sub.add_argument("--temperature", type=float, metavar="T", help="default: that of the stage under way")
+    sub.add_argument("--top-p", type=float, metavar="P", help="the same")
     sub.add_argument("--name", metavar="NAME", help="of the evaluation in the log")
     sub.add_argument("--model", metavar="DIR", help="evaluate these weights, on engines of their own")
 
@@ -46,12 +49,15 @@ def main(options: argparse.Namespace) -> int:
     """Print the result. Raises RunFileError for a name that nobody knows, RunFault if the run ends before it."""
     run = reopen(options.run)
     name = options.name or time.strftime("asked-%Y%m%d-%H%M%S")
+    sampling = {"temperature": options.temperature, "top_p": options.top_p}
+    sampling = {key: value for key, value in sampling.items() if value is not None}
     wanted = {
         "name": name,
         "data": options.data,
         "questions": options.questions,
         "k": options.k,
         "rewarder": options.rewarder,
+        "sampling": sampling or None,
     }
     asked = parse({key: value for key, value in wanted.items() if value is not None}, Asked, "headrace eval")
     _known(run, asked)
@@ -62,7 +68,8 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(
             json.dumps(
-                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "metrics")}, indent=2
+                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "metrics", "marks")},
+                indent=2,
             )
         )
     else:
@@ -86,10 +93,9 @@ def _known(run: Run, asked: Asked) -> None:
     data = LearnerConfig(run.file).data
     if asked.data not in data:
         raise RunFileError(f"--data {asked.data!r} is not in [data]{nearest(asked.data, list(data))}")
-    if asked.rewarder not in run.table.rewards:
-        raise RunFileError(
-            f"--rewarder {asked.rewarder!r} is not in [run] rewards{nearest(asked.rewarder, list(run.table.rewards))}"
-        )
+    known = rewarder_tables(run.file)
+    if asked.rewarder not in known:
+        raise RunFileError(f"--rewarder {asked.rewarder!r} is not in [rewarders]{nearest(asked.rewarder, list(known))}")
 
 
 def _lives(run: Run, *roles: str) -> bool:
@@ -149,7 +155,7 @@ def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
     path = str(Path(model).resolve()) if Path(model).is_dir() else model
     tables["run"] = {**tables["run"], "name": f"{run.table.name}-{asked.name}"[:80], "model": path}
     tables["broker"] = {**tables.get("broker", {}), "url": ""}
-    tables["stage"] = [{"kind": "evaluate", **asked.model_dump(exclude_none=True)}]
+    tables["stage"] = [{"kind": "evaluate", **asked.model_dump(exclude_unset=True)}]
     directory = run.directory / "evaluations" / asked.name
     directory.mkdir(parents=True, exist_ok=True)
     file = RunFile(tables, run.file.base, run.file.path)

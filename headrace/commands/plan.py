@@ -10,6 +10,7 @@ from pathlib import Path
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile
+from headrace.commands import simulate
 from headrace.commands.arguments import as_json, run_file
 from headrace.preflight.ahead import PLAN_SECONDS, lines, look_ahead
 from headrace.preflight.findings import error
@@ -21,10 +22,12 @@ BAD_INPUT, FAULT = 2, 3
 def arguments(sub: argparse.ArgumentParser) -> None:
     run_file(sub)
     as_json(sub)
+    simulate.arguments(sub)
 
 
 def main(options: argparse.Namespace) -> int:
     """0; 2 if something in the run file cannot work; 3 if not all could be looked at. Raises RunFileError if it cannot be read as one."""
+    simulate.check(options)
     try:
         whole = check(RunFile.read(options.file, options.overrides))
     except RunFileError as fault:
@@ -36,6 +39,11 @@ def main(options: argparse.Namespace) -> int:
     planned = list(plan(whole, options.directory))
     if not options.json:
         print("\n".join(planned), flush=True)
+    if options.simulate:
+        forecast = simulate.simulate(options, whole)
+        data = {"ok": True, "plan": planned, **simulate.as_data(*forecast)}
+        print(json.dumps(data, indent=2) if options.json else "\n".join(simulate.told(*forecast)))
+        return 0
     looked = look_ahead(whole.file, PLAN_SECONDS, thorough=True)
     status = BAD_INPUT if looked.errors else FAULT if looked.broken else 0
     if options.json:

@@ -22,7 +22,7 @@ from monitoring.files import replace
 from monitoring.view import clean_text
 
 SHOWN = 20_000  # characters: a rewarder's reasons may be long
-LOOKED_INTO = 64  # manifests whose samples are audited at the end of a run; `headrace verify` reads them all
+LOOKED_INTO = 64  # number of manifests whose samples are audited at the end of a run; `headrace verify` reads them all
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from headrace.reading.summary import WallClock
 
 FINISHED, BAD_INPUT, FAULT, INTERRUPTED = 0, 2, 3, 130
-FINISHED_MARK = "finished"  # left once the learner has ended by itself, its last checkpoint behind it
-LAST = 32  # records at the end of the steps among which the learner's last ones are looked for: audits may have left seals behind them
-CLOCK_SECONDS = 5.0  # how much of the wall time a killed supervisor may lose
+FINISHED_MARK = "finished"  # this file exists once the learner has ended by itself, after its last checkpoint
+LAST = 32  # number of records at the end of the steps topic in which to look for the learner's last ones: audits may have left seals after them
+CLOCK_SECONDS = 5.0  # how much wall time a killed supervisor may lose
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:

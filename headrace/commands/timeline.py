@@ -21,7 +21,9 @@ from monitoring.view import clean_text
 
 LEARNER, QUEUE, JOIN = "learner", "prompts waiting for an actor", "samples waiting for the learner"
 ENDED_HERE = ("trained", "dropped")
-LASTING = 2e-6  # seconds; what is shorter than the trace can tell is left out
+TURN_CHARACTERS = 200
+SKEW = 1e-3  # seconds by which times that were taken one after the other may seem to overlap
+LASTING = 2e-6  # seconds; anything shorter is left out, since the trace cannot show it
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -137,7 +139,8 @@ class _Drawing:
                 self.trace.block(QUEUE, "prompts", [Slice("queued" + _of(fate), fed, sample.started, fate.kind, args)])
             leaves = number if fate.step else 0
             whole = Slice("generated" + _of(fate), sample.started, sample.ended, fate.kind, args, leaves)
-            self.trace.block(_actor(sample), "samples", [whole, *self._spans(sample, sample.started)])
+            parts = _turns(sample, sample.started) if sample.turns else self._spans(sample, sample.started)
+            self.trace.block(_actor(sample), "samples", [whole, *parts])
         for judgement in sample.votes.values():
             told = args | {"vote": judgement.shown}
             judged = Slice("judged" + _of(fate), judgement.begin, judgement.end, fate.kind, told)
@@ -189,6 +192,24 @@ class _Drawing:
                 first[key] = min(first.get(key, math.inf), sample.started)
         for (actor, version), at in sorted(first.items(), key=lambda item: item[1]):
             self.trace.instant(actor, "weights", f"first sample by version {version}", at, {"version": version})
+
+
+def _turns(sample: Sample, started: float) -> Iterator[Slice]:
+    """The turns of an episode whose times are known: replies, and what the environment took to answer each."""
+    at = started
+    for number, turn in enumerate(sample.turns):
+        if turn.started < at - SKEW or turn.ended > sample.ended + SKEW or turn.ended <= 0:
+            continue
+        begin, end = max(at, turn.started), min(sample.ended, turn.ended)
+        if end < begin:
+            continue
+        args = {name: value for name, value in turn.plain().items() if name in ("tokens", "versions", "value")}
+        yield Slice("reply", begin, end, "turn", args | {"text": clean_text(turn.text, TURN_CHARACTERS)})
+        said = sample.turns[number + 1] if number + 1 < len(sample.turns) else None
+        at = min(sample.ended, end + (sample.answered if said is None else said.seconds))
+        told = {"text": clean_text(sample.ending if said is None else said.text, TURN_CHARACTERS)}
+        if at - end >= LASTING:
+            yield Slice("environment", end, at, "environment", told | ({} if said is None else {"tokens": said.tokens}))
 
 
 def _actor(sample: Sample) -> str:

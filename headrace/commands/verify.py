@@ -45,6 +45,8 @@ def show(audit: Audit) -> None:
         print(f"PROBLEM: {clean_text(problem, 400)}")
     if audit.problem_count > len(audit.problems):
         print(f"... and {audit.problem_count - len(audit.problems)} more")
+    if audit.forked_from:
+        print(f"forked from {clean_text(audit.forked_from, 400)}: what lies before is audited there")
     if audit.sealed:
         print(f"begun at record {audit.sealed} of the steps: an audit before this one has found all below it sound")
     print(f"NOT SOUND: {audit.problem_count} problems" if audit.problem_count else "sound")

@@ -22,7 +22,9 @@ from monitoring.metrics import ActorMetrics, LearnerMetrics, RunMetrics
 from monitoring.prometheus import ALERTS, Prometheus, PrometheusError, programs
 from monitoring.view import clean_text
 
-TARGETS_SECONDS = 5.0  # a run whose daemons were started by hand has nobody else who writes its targets
+TARGETS_SECONDS = (
+    5.0  # interval at which targets are written for a run whose daemons were started by hand: nobody else writes them
+)
 LOOK_SECONDS = 1.0
 QUERIES = {
     "tokens generated a second": f"sum by (run) (rate({ActorMetrics.generated_tokens}[1m]))",

@@ -29,10 +29,10 @@ from monitoring.metrics import SystemMetrics
 from monitoring.processes import state_of
 from monitoring.scrape import scrape
 
-BETWEEN_SECONDS = 2.0  # the two looks from which it is told what moves
+BETWEEN_SECONDS = 2.0  # time between the two samples that show what moves
 SCRAPE_SECONDS = 2.0
-RECENT = 400  # records of the steps topic that are read
-LETTERS = 50  # dead letters
+RECENT = 400  # number of records of the steps topic to read
+LETTERS = 50  # number of dead letters to read
 TAIL_BYTES = 1 << 14
 
 Lags = Mapping[tuple[str, str], Mapping[int, int]]

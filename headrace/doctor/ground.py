@@ -9,7 +9,7 @@ from headrace.doctor.finding import Finding, Rule, command
 from monitoring.metrics import RunMetrics
 from monitoring.processes import STOPPED
 
-RESTARTS = 3  # ends of one daemon that make a loop
+RESTARTS = 3  # so many ends of one daemon make a crash loop
 FULL_SHARE, FULL_BYTES = 0.02, 500e6
 CLOCK_SECONDS = 2.0
 

@@ -12,7 +12,7 @@ from monitoring.metrics import LearnerMetrics
 
 PHASE_SECONDS = 10.0
 FLAT, FLAT_STEPS = 0.9, 3
-ROWS = "data."  # of a dead letter's topic: it is no record of the log, but a row of a data source
+ROWS = "data."  # topic prefix of a dead letter that is a row of a data source, not a record of the log
 
 
 def credits_gone(e: Evidence) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from headrace.doctor.evidence import Evidence
 from headrace.doctor.finding import Finding, Rule, command
 from monitoring.metrics import LearnerMetrics, RewarderMetrics
 
-GAP = 0.15  # as the alert has it
+GAP = 0.15  # the same threshold as the alert's
 
 
 def no_rewarder(e: Evidence) -> Iterator[Finding]:

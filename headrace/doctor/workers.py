@@ -9,8 +9,8 @@ from headrace.doctor.finding import MOVING_SECONDS, PHASE_SINCE, Finding, Rule, 
 from headrace.running.waits import waits
 from monitoring.metrics import ActorMetrics, LearnerMetrics
 
-BACKLOG = 16  # records that one partition may hold without being called slow
-ONE_PARTITION = 0.8  # share of a group's backlog that lies in one partition
+BACKLOG = 16  # a partition with up to this many waiting records is not called slow
+ONE_PARTITION = 0.8  # share of a group's backlog in one partition from which on that partition is named
 GENERATED = str(ActorMetrics.generated_tokens)
 PHASE_SECONDS = 10.0
 EVICTIONS = 3

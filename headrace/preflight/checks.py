@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from headrace.preflight import lengths, model, plugged, rows, settings
+from headrace.preflight import benchmarks, lengths, model, plugged, rows, settings
 from headrace.preflight.findings import Finding
 from headrace.preflight.subject import Subject
 
@@ -29,6 +29,9 @@ CHECKS: tuple[Check, ...] = (
     lengths.documents,
     rows.control_tokens,
     rows.repeated,
+    benchmarks.contaminated,
+    benchmarks.dated,
+    benchmarks.judged_by,
     plugged.made,
 )
 

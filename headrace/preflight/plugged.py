@@ -37,13 +37,16 @@ def made(subject: Subject) -> Iterator[Finding]:
 
     whole, until = subject.whole, time.monotonic() + SECONDS
     base = whole.file.base
+    same: set[str] = set()
     for name, table in whole.rewarders.items():
         if table.external or time.monotonic() > until:
             continue
         try:
-            load_any(table.use, table.options, base, table.flat)
+            if getattr(load_any(table.use, table.options, base, table.flat), "same_for_group", False):
+                same.add(name)
         except HeadraceError as fault:
             yield error(f"[rewarders.{name}]", str(fault), "mend the class or its options")
+    yield from _nothing_to_compare(subject, same)
     for name, environment in environment_tables(whole.file).items():
         where = f"[environments.{name}]"
         if time.monotonic() > until:
@@ -54,3 +57,20 @@ def made(subject: Subject) -> Iterator[Finding]:
                 yield error(where, f"use = {environment.use!r} is no class", "name the class")
         except HeadraceError as fault:
             yield error(where, str(fault).removeprefix(where).strip(), "mend the file")
+
+
+def _nothing_to_compare(subject: Subject, same: set[str]) -> Iterator[Finding]:
+    """Trained mixes of nobody but rewarders that say the same of all samples of a group."""
+    for use in subject.uses:
+        if use.training is None or use.training.objective.allows_single():
+            continue
+        own = subject.whole.learner.data[use.source].rewards
+        weights = subject.whole.run.rewards if own is None else own
+        counting = {name for name, weight in weights.items() if weight}
+        if counting and counting <= same:
+            yield error(
+                use.where,
+                f"the mix of [data.{use.source}] is {', '.join(sorted(counting))} alone, which says the same of all samples of a group: "
+                "nothing can be learned from it",
+                "add a rewarder that tells them apart, or make this one a shadow",
+            )

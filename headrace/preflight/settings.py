@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from broker.spelling import nearest
 from headrace.preflight.findings import Finding, error, note, warning
 from headrace.preflight.subject import Subject, Use
 from learner.tables import SupervisedTable, Training
+
+NEARLY_GREEDY = 0.05
 
 
 def sampling(subject: Subject) -> Iterator[Finding]:
@@ -30,6 +32,12 @@ def sampling(subject: Subject) -> Iterator[Finding]:
             yield error(
                 use.where,
                 f"sampling.temperature = 0: the {use.samples} samples of a prompt are the same, and nothing can be learned from them",
+                "set temperature = 1.0 for training; a benchmark may have a sampling table of its own",
+            )
+        elif s.temperature < NEARLY_GREEDY and use.purpose == "train":
+            yield warning(
+                use.where,
+                f"sampling.temperature = {s.temperature:g}: the {use.samples} samples of a prompt are nearly the same, and teach next to nothing",
                 "set temperature = 1.0 for training; a benchmark may have a sampling table of its own",
             )
         elif s.temperature == 0 and use.samples > 1:
@@ -148,8 +156,10 @@ def _objective(where: str, training: Training) -> Iterator[Finding]:
 def rewards(subject: Subject) -> Iterator[Finding]:
     """Mixes that are always 0, that name nobody, and rewarders that are asked nothing."""
     whole = subject.whole
-    mixes = {"[run] rewards": whole.run.rewards}
+    mixes: dict[str, Mapping[str, float]] = {"[run] rewards": whole.run.rewards}
     mixes |= {f"[data.{n}] rewards": t.rewards for n, t in whole.learner.data.items() if t.rewards is not None}
+    own_mixes = {f"[[stage]] {stage.name} rewards": stage.mixes() for stage in whole.learner.stages}
+    mixes |= {f"{where} ({n})": mix for where, found in own_mixes.items() for n, mix in enumerate(found)}
     known = list(whole.rewarders)
     trained = {use.source: use.training for use in subject.uses if use.training is not None}
     for where, mix in mixes.items():
@@ -166,13 +176,18 @@ def rewards(subject: Subject) -> Iterator[Finding]:
             yield error(
                 where, f"every weight is 0 ({shown}): every reward is 0, and no group can be trained", "raise one"
             )
-    everyone = {name for mix in mixes.values() for name in mix}
+    everyone = {name for mix in mixes.values() for name in mix} | {use.judge for use in subject.uses}
     for name, table in whole.rewarders.items():
+        if name in everyone and not table.external and not table.workers:
+            yield note(
+                f"[rewarders.{name}]",
+                f"workers = 0: none is started here, and groups wait until you start one (headrace rewarder {whole.file.path.name} --rewarder {name})",
+            )
         if name not in everyone and not table.shadow:
             yield warning(
                 f"[rewarders.{name}]",
                 "no mix names it: it is started, and judges nothing",
-                f"add it to [run] rewards ({name} = 1.0), or set shadow = true",
+                f"add it to [run] rewards ({name} = 1.0), name it as a benchmark's rewarder, or set shadow = true",
             )
 
 

@@ -19,7 +19,7 @@ from broker.chat import Chat, Chats
 from broker.errors import DataError, HeadraceError
 from headrace.running.runfile import WholeRun
 from learner.data.registry import open_documents, open_prompts
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, row_of
 from learner.stages.stage import Stage
 from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
 
@@ -42,6 +42,8 @@ class Use:
     asked: int | None = None
     samples: int = 1
     training: Training | None = None
+    judge: str = ""
+    """The rewarder that says which answers are correct, of held-out questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
     until = time.monotonic() + seconds
     for number in numbers:
         try:
-            good[number] = source.document(number, 1.0) if documents else source.row(number)
+            good[number] = source.document(number, 1.0) if documents else row_of(source, number)
         except DataError as fault:
             odd[number] = str(fault)
         except Exception as fault:  # the plug-in boundary: a source is anybody's code
@@ -191,7 +193,8 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
         for benchmark in asked.values():
             if benchmark.data in config.data:
                 yield Use(
-                    benchmark.data, stage, "held out", where, benchmark.sampling or usual, benchmark.questions, benchmark.k
+                    benchmark.data, stage, "held out", where, benchmark.sampled(usual), benchmark.questions, benchmark.k,
+                    judge=benchmark.rewarder,
                 )  # fmt: skip
         held_out = {b.data for b in asked.values()}
         read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - held_out
@@ -199,10 +202,13 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
             if isinstance(stage, SupervisedTable):
                 yield Use(name, stage, "documents", where)
             elif training is not None:
-                yield Use(
-                    name, stage, "train", where, training.sampling, samples=training.group_size, training=training
-                )  # fmt: skip
-            else:
+                phases = getattr(stage, "phases", lambda usual: ())(training.sampling)
+                asked_by = {phase.sampling: None for phase in phases if name in phase.weights} or {
+                    training.sampling: None
+                }
+                for sampling in asked_by:
+                    yield Use(name, stage, "train", where, sampling, samples=training.group_size, training=training)
+            elif not stage.reads_rows:
                 yield Use(
                     name, stage, "collected", where, getattr(stage, "sampling", None) or usual,
                     getattr(stage, "questions", None), getattr(stage, "samples", 1),

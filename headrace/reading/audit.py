@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SHOWN = 50  # problems that are spelled out; all are counted
+SHOWN = 50  # number of problems that are spelled out; all are counted
 
 
 @dataclass(slots=True)
@@ -30,6 +30,8 @@ class Audit:
     """Manifests whose samples and votes were read, each one; of the other ones only the groups' fates are known."""
     sealed: int = 0
     """The offset in the steps topic at which this audit began: an earlier one has found everything below it sound."""
+    forked_from: str = ""
+    """The run and the step that this one begins from, which are no part of this audit."""
     dropped_by_reason: dict[str, int] = field(default_factory=dict)
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)

@@ -16,7 +16,7 @@ from broker.messages import Trajectory
 from broker.topics import Topics
 from headrace.reading.records import records
 
-REMEMBERED = 4096  # groups of a partition
+REMEMBERED = 4096  # groups that are remembered for each partition
 
 
 def count_duplicates(log: Log, topics: Topics, starts: Mapping[int, int]) -> tuple[int, dict[int, int]]:

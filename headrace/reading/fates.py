@@ -29,8 +29,8 @@ from headrace.reading.prompts import Prompts
 from headrace.reading.records import read, records
 from learner.planning.fates import Fate, Reason, fate_of
 
-SKEW_SECONDS = 60.0  # by how much the log's clocks may differ: a prompt is fed before its group ends
-SET_ASIDE_REACH = 8  # manifests whose groups are known, in case that one is set aside behind its successors
+SKEW_SECONDS = 60.0  # allowed difference between clocks: a prompt is fed before its group ends
+SET_ASIDE_REACH = 8  # number of recent manifests whose groups are kept: one of them may be set aside after its successors were written
 
 
 @dataclass(slots=True)
@@ -133,6 +133,9 @@ class Fates:
                     self.audit.fed += 1
 
     def _follows(self, manifest: Manifest, where: str) -> None:
+        if manifest.origin is not None and self.newest[0] < 0:
+            self.version = manifest.step
+            return
         expected = self.version + (manifest.kind != "close")
         if manifest.kind != "close" and manifest.step <= self.version:
             self.rewritten.append((manifest, where))

@@ -13,7 +13,7 @@ from broker.errors import DecodeError
 from broker.log import Record
 from broker.messages import Artefact, Evaluation, Manifest, StepResult, decode
 
-HEAD_BYTES = 512  # the first three fields lie in there, unless a name is long
+HEAD_BYTES = 512  # holds the first three fields, unless a name is long
 _KINDS = {
     ("step", "stage", "kind"): Manifest.TYPE, ("step", "stage", "stage_step"): StepResult.TYPE,
     ("name", "step", "stage"): Evaluation.TYPE, ("name", "stage", "step"): Artefact.TYPE,

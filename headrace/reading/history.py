@@ -19,8 +19,8 @@ from headrace.reading.records import at, read, records
 REDO_STEPS = 1024
 """How many steps behind a step its result is looked for once more. A redo goes back to the newest checkpoint, and checkpoints are
 written far more often than that ([learner] checkpoint_every)."""
-PLANNED_AHEAD = 64  # manifests that may lie in front of the result that is due
-PROBE = 16  # records that a bisection reads at a time
+PLANNED_AHEAD = 64  # number of manifests that may precede the next result
+PROBE = 16  # records that one step of the bisection reads
 
 
 class Executed(NamedTuple):

@@ -30,10 +30,12 @@ from headrace.reading.heads import Head
 from headrace.reading.history import Ended, History, whole
 from headrace.reading.records import scan
 from headrace.reading.trace import known_steps
+from headrace.reading.turns import Spoken, spoken
+from headrace.reading.turns import ending as ending_of
 from learner.planning.rewards import reward_of
 
-BELIEVED_SECONDS = 86400.0  # how far a time in a record may be from the time at which the log took it
-SKEW_SECONDS = 60.0  # the log's times may be those of different machines' clocks
+BELIEVED_SECONDS = 86400.0  # allowed difference between the time in a record and the time at which the log took it
+SKEW_SECONDS = 60.0  # allowed difference between the clocks of several machines
 ORDER = ("checkpoint", "wait_data", "", "pack", "forward_backward", "optimizer", "publish", "other")
 """The course of a step; a phase of another name lies in the place of ``""``."""
 
@@ -102,6 +104,10 @@ class Sample:
     spans: tuple[tuple[int, int], ...]
     tokens: int
     weights: Mapping[str, float]
+    turns: tuple[Spoken, ...] = ()
+    ending: str = ""
+    answered: float = 0.0
+    """Of an episode: its turns, how it ended, and how many seconds its environment took to end it."""
     votes: dict[str, Judgement] = field(default_factory=dict)
 
     @property
@@ -218,7 +224,8 @@ def _sample(message: Trajectory, record: Record) -> Sample:
     started = _near(message.started, record.timestamp)
     return Sample(
         message.group_id, message.index, message.actor, None if started is None else min(started, ended), ended, spans,
-        message.response_tokens, message.rewards,
+        message.response_tokens, message.rewards, tuple(spoken(message)), ending_of(message) if message.environment else "",
+        message.replies[-1].seconds if message.replies else 0.0,
     )  # fmt: skip
 
 

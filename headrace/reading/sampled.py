@@ -21,11 +21,11 @@ from headrace.reading.textstats import Window
 from monitoring.report import Histogram, TextWindow
 
 T = TypeVar("T")
-WHOLE = 8192  # records of the trajectories that are read as a whole
+WHOLE = 8192  # up to this many trajectory records are all read
 BLOCKS, BLOCK = 16, 32  # places in each partition of a longer log, and records that are read at each
-WINDOWS = 40  # of steps, that a report has figures of
-MANIFESTS = 4  # of a window that are looked into
-SAMPLES = 512  # of a window that are read: enough for shares that are exact to a few percent
+WINDOWS = 40  # number of windows of steps that a report shows figures for
+MANIFESTS = 4  # manifests that are read in each window
+SAMPLES = 512  # samples that are read in each window: enough for shares that are right to a few percent
 
 
 def generated_tokens(log: Log, topics: Topics) -> int:

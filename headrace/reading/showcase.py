@@ -9,10 +9,11 @@ from broker.log import Log
 from broker.messages import Manifest
 from broker.topics import Topics
 from headrace.reading.trace import groups_of
+from headrace.reading.turns import facts as turn_facts
 from monitoring.report import Sample
 
-STEPS = 2  # at either end of the run
-GROUPS = 32  # of a step that are looked at
+STEPS = 2  # number of steps at either end of the run
+GROUPS = 32  # number of groups of a step to look at
 EACH = 2
 
 
@@ -79,7 +80,14 @@ def _sample(period: str, step: int, group: Mapping[str, Any], sample: Mapping[st
         votes={v["rewarder"]: vote_text(v) for v in sample["votes"]},
         period=period,
         facts=", ".join(fact for fact in facts if fact),
+        turns=_turns(sample),
     )
+
+
+def _turns(sample: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """An episode's turns and how it ended; none of a single answer."""
+    told = [(turn["role"], turn["text"], turn_facts(turn)) for turn in sample.get("turns", ())]
+    return [*told, (sample["environment"], "", sample["ending"])] if told else []
 
 
 def vote_text(vote: Mapping[str, Any]) -> str:

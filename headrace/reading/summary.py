@@ -14,6 +14,7 @@ from broker.log import Log
 from broker.run import Run
 from headrace.reading.audit import Audit
 from headrace.reading.history import History
+from headrace.reading.origin import origin_of
 from headrace.reading.sampled import generated_tokens
 from monitoring.files import replace
 
@@ -71,8 +72,10 @@ def summarise(log: Log, run: Run, audit: Audit, wall_seconds: float) -> dict[str
             phases[name] += seconds
     named = [e for e in evaluations if ":" not in e.name] or evaluations
     stale = [r.metrics.get("staleness_mean", 0.0) for r in results]
+    origin = origin_of(log, run.topics)
     return {
         "run": run.table.name,
+        **({"forked_from": {"run": origin.run, "step": origin.step, "directory": origin.where}} if origin else {}),
         "steps": len(results),
         "wall_seconds": round(wall_seconds, 1),
         "pass_at_1": {

@@ -10,7 +10,9 @@ from broker.log import Log, Reader
 from broker.messages import GroupRef, Manifest, Message, Position, Prompt, SampleRef, StepResult, Trajectory, Vote
 from broker.topics import Topics
 from headrace.reading.history import History, whole
+from headrace.reading.origin import origin_of, told
 from headrace.reading.records import read
+from headrace.reading.turns import ending, spoken
 from learner.planning.rewards import reward_of
 
 
@@ -19,6 +21,9 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
 
     Where a record can no longer be read, ``unreadable`` says why in its place; the ``reward`` of a sample is None where votes are missing.
     """
+    origin = origin_of(log, topics)
+    if origin is not None and step <= origin.step:
+        raise RunFault(f"step {step} is not of this run, which was forked from {told(origin)}: look there")
     manifest, result, why = find(log, topics, step)
     return {
         "step": step,
@@ -29,6 +34,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
         "set_aside": why,
+        "forked_from": origin._asdict() if origin is not None else None,
     }
 
 
@@ -77,6 +83,8 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
     out: dict[str, Any] = {"index": ref.sample, "position": list(ref.position), "votes": told}
     if not isinstance(sample, Trajectory):
         return out | {"unreadable": sample if isinstance(sample, str) else f"a {type(sample).__name__} lies there"}
+    turns = [turn.plain() for turn in spoken(sample)]
+    episode = {"environment": sample.environment, "turns": turns, "ending": ending(sample)} if turns else {}
     return out | {
         "reward": reward_of(sample.rewards, {v.rewarder: v for v in cast if isinstance(v, Vote)}),
         "versions": [list(v) for v in sample.versions],
@@ -86,6 +94,7 @@ def _sample(ref: SampleRef, sample: Message | str, step: int, votes: Reader) -> 
         "actor": sample.actor,
         "engine": sample.engine,
         "text": sample.text,
+        **episode,
     }
 
 

@@ -1,9 +1,11 @@
-"""A sample of a trace in words, on one line."""
+"""A sample of a trace in words: on one line, and an episode with a line a turn."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from headrace.reading.turns import facts
 from monitoring.view import clean_text
 
 
@@ -19,6 +21,14 @@ def sample_line(sample: dict[str, Any]) -> str:
         f"{head}  version {versions}  staleness {sample['staleness']}  {sample['tokens']} tokens  "
         f"{reward_text(sample['reward'])}  {votes}  {one_line(sample['text'], 80)}"
     )
+
+
+def turn_lines(sample: dict[str, Any]) -> Iterator[str]:
+    """An episode, a line a turn; nothing of a single answer."""
+    for turn in sample.get("turns", ()):
+        yield f"{clean_text(turn['role'], 20):<16} {facts(turn)}  {one_line(turn['text'], 100)}"
+    if "ending" in sample:
+        yield f"{clean_text(sample['environment'], 40)}: {one_line(sample['ending'], 200)}"
 
 
 def reward_text(reward: float | None) -> str:

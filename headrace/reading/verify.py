@@ -19,6 +19,7 @@ from headrace.reading.fates import Fates
 from headrace.reading.heads import head_of
 from headrace.reading.history import History
 from headrace.reading.lineage import lineage
+from headrace.reading.origin import origin_of, told
 from headrace.reading.records import read, records, scan
 
 RESUMED = ("fed", "trained", "dropped", "dead_lettered", "evaluated", "collected", "steps", "samples_trained", "dead_letters",
@@ -102,6 +103,8 @@ class _Verification:
                     if message.step % self._every == 0:
                         samples.look_into(message)
         self._fates.finish()
+        origin = origin_of(self._log, self._topics)
+        audit.forked_from = told(origin) if origin is not None else ""
         self._count_others()
         return audit
 

@@ -12,9 +12,9 @@ from monitoring.metrics import ActorMetrics, LearnerMetrics, RewarderMetrics, Ru
 from monitoring.scrape import scrape
 from monitoring.view import DaemonView
 
-SCRAPE_SECONDS = 1.0  # for all daemons together
+SCRAPE_SECONDS = 1.0  # time-out for scraping all daemons together
 ANSWER_SECONDS = 0.3
-WINDOW_SECONDS = 5.0  # over which rates are taken
+WINDOW_SECONDS = 5.0  # window over which rates are computed
 WORK = {
     "actor": (str(ActorMetrics.generated_tokens), "tok/s"),
     "learner": (str(LearnerMetrics.tokens), "tok/s"),
@@ -24,7 +24,7 @@ WORK = {
 ASKED = (*WORK, "supervisor")
 BUSY, IDLE = str(SystemMetrics.busy_seconds), str(SystemMetrics.idle_seconds)
 RESTARTS, UP = str(RunMetrics.restarts), str(RunMetrics.up)
-INFLIGHT, VERSION = str(ActorMetrics.inflight), str(ActorMetrics.weight_version)
+INFLIGHT, SLOTS, VERSION = str(ActorMetrics.inflight), str(ActorMetrics.slots), str(ActorMetrics.weight_version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class Pulse:
         daemon.rate = (now.work - then.work) / seconds if counter and seconds > 0 else None
         daemon.busy = busy / (busy + idle) if busy + idle > 0 else None
         daemon.inflight = int(metrics[INFLIGHT]) if INFLIGHT in metrics else None
+        daemon.slots = int(metrics[SLOTS]) if SLOTS in metrics else None
         daemon.version = int(metrics[VERSION]) if VERSION in metrics else None
 
 

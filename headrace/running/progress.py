@@ -17,8 +17,8 @@ from headrace.running.waits import waits
 from learner.config import LearnerConfig
 from monitoring.view import DaemonView, RunView, StepView
 
-HISTORY = 20  # steps that are kept to be shown
-RECENT = 2000  # records of the steps that are read at the beginning
+HISTORY = 20  # number of steps that are kept for display
+RECENT = 2000  # number of records of the steps topic to read at the start
 
 
 class Progress:

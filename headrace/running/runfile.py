@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from broker.spelling import nearest
 from learner.config import LearnerConfig
 from rewarders.config import RewarderTable, rewarder_tables
 
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+OF_TABLES = {"split", "config"}
+"""Options of a source's ``path``, which the class that reads it does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +54,29 @@ def check(file: RunFile) -> WholeRun:
     for name, table in rewarders.items():
         if not table.external:
             plugins.check(table.use, table.options, file.base, f"[rewarders.{name}]")
-    _sources(learner, file)
+    _sources(learner, file, rewarders)
     _environments(learner, file)
-    _stages(learner, run)
+    _stages(learner, run, rewarders)
     return WholeRun(file, run, broker, actors, rewarders, learner)
 
 
-def _sources(learner: LearnerConfig, file: RunFile) -> None:
+def _sources(learner: LearnerConfig, file: RunFile, rewarders: Mapping[str, RewarderTable]) -> None:
     for name, source in learner.data.items():
         where = f"[data.{name}]"
-        if bool(source.use) == bool(source.path):
+        if not (source.use or source.path):
             raise RunFileError(
-                f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'"
+                f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
+            )
+        rule = source.select.curriculum
+        if rule is not None and rule.rewarder not in rewarders:
+            raise RunFileError(
+                f"{where} select.curriculum.rewarder = {rule.rewarder!r}, but there is no [rewarders.{rule.rewarder}]"
+                f"{nearest(rule.rewarder, list(rewarders))}"
             )
         if source.use:
-            plugins.check(source.use, source.options, file.base, where)
-        else:
+            options = source.options.keys() - (OF_TABLES if source.path else set())
+            plugins.check(source.use, options, file.base, where, hidden=("rows", "where") if source.path else ())
+        if source.path:
             check_path(source.path, where, "path", file)
 
 
@@ -80,9 +90,11 @@ def _environments(learner: LearnerConfig, file: RunFile) -> None:
             )
 
 
-def _stages(learner: LearnerConfig, run: RunTable) -> None:
+def _stages(learner: LearnerConfig, run: RunTable, rewarders: Mapping[str, RewarderTable]) -> None:
     """Names of stages, of what they read, and of who judges."""
     names = [stage.name for stage in learner.stages]
+    mixes = [run.rewards, *learner.mixes()]
+    judging = {name for mix in mixes for name in mix}
     for index, stage in enumerate(learner.stages):
         if names.index(stage.name) != index:
             raise RunFileError(f"[[stage]] {index} name = {stage.name!r} is taken by another stage")
@@ -91,9 +103,16 @@ def _stages(learner: LearnerConfig, run: RunTable) -> None:
             training.objective.check(f"[[stage]] {stage.name} learner.objective")
             if not run.rewards:
                 raise RunFileError("[run] rewards is empty: reinforcement learning needs at least one rewarder")
+        stage.check(learner.file.base)
+        asked = {benchmark.rewarder for benchmark in getattr(stage, "asked", dict)().values()}
         for key, judge in stage.judges().items():
-            if judge not in run.rewards:
-                hint = nearest(judge, list(run.rewards))
+            if judge in asked and judge not in rewarders:
+                raise RunFileError(
+                    f"[[stage]] {stage.name} {key} = {judge!r}, but there is no [rewarders.{judge}]"
+                    f"{nearest(judge, list(rewarders))}"
+                )
+            if judge not in judging and judge not in asked:
+                hint = nearest(judge, sorted(judging))
                 raise RunFileError(
                     f"[[stage]] {stage.name} {key} = {judge!r} is not in [run] rewards, and so judges nothing{hint}"
                 )

@@ -19,16 +19,16 @@ from broker.errors import RunFault, RunFileError
 from monitoring.daemon import PARENT, Stop
 from monitoring.view import DaemonView
 
-BACK_OFF = (0.2, 30.0)  # seconds before the first and at most before any restart
-HEALTHY_SECONDS = 60.0  # a daemon that has lived this long starts anew with its back-off and its failures
-LOOP = 5  # failures of its own in a row, without a healthy life between them, make a crash loop
-FAULT_LOOP = 3  # the same where it has said itself that it cannot go on
+BACK_OFF = (0.2, 30.0)  # seconds before the first restart, and at most before any later one
+HEALTHY_SECONDS = 60.0  # the back-off and the failure count of a daemon that has lived this long are reset
+LOOP = 5  # so many failures in a row, without a healthy life between them, make a crash loop
+FAULT_LOOP = 3  # the same for a daemon that reported itself that it cannot go on
 DRAIN_SECONDS = 10.0
 TICK_SECONDS = 1.0
 OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 """Ends that somebody else brought about (a person, the kernel short of memory): never a failure of the daemon's own."""
-OUTSIDE_BACK_OFF = 2.0  # longest delay after those
-QUICK_SECONDS = 10.0  # killed from outside after a life of this length, a daemon is started again at once
+OUTSIDE_BACK_OFF = 2.0  # longest delay after a kill from outside
+QUICK_SECONDS = 10.0  # a daemon that was killed from outside after a life of this length is restarted at once
 BAD_INPUT, FAULT = 2, 3
 TAIL_BYTES = 1 << 16
 

@@ -14,7 +14,7 @@ from headrace.reading.trace import groups_of
 from headrace.reading.tracetext import one_line, vote_text
 from monitoring.view import LetterView, QueueView, RunView, SampleView
 
-LETTERS = 10  # that are kept to be shown
+LETTERS = 10  # number of dead letters that are kept for display
 GROUPS = 3
 
 

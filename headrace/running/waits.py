@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from monitoring.daemon import Registration
 from monitoring.metrics import ActorMetrics, LearnerMetrics, RewarderMetrics, SystemMetrics
 
-SPOKEN_SECONDS = 30.0  # shorter waits are a run's everyday life
+SPOKEN_SECONDS = 30.0  # shorter waits are normal in a run and are not reported
 PHASES = {
     "wait_data": "waits for judged groups",
     "shift": "waits for the devices, which the engines have",
     "publish": "waits for the push of the version before",
     "checkpoint": "writes a checkpoint",
+    "rewrite": "waits for the rows that are rewritten",
+    "review": "waits for people: headrace review RUN STAGE says where the rows lie",
 }
 _LABEL = re.compile(r"[{,](\w+)=([^,}]*)")
 

@@ -20,7 +20,7 @@ from monitoring.discovery import targets_text, write_targets
 from monitoring.metrics import RunMetrics
 from monitoring.view import DaemonView
 
-LOG_SECONDS = 5.0  # between two looks at the log, which may be a network away
+LOG_SECONDS = 5.0  # interval at which the log is read: it may be across a network
 
 
 class Watcher:

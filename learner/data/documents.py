@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,8 @@ class DocumentTokenizer:
     """Tokenizes documents; conversations go through the chat template with its ``options``, and only the assistant's turns are trained on."""
 
     def __init__(self, tokenizer: Any, tag: str = "", options: Mapping[str, Any] | None = None) -> None:
-        self._chat, self._tag = Chat(tokenizer, options), tag
+        self._chat, self._tag, self._tokenizer = Chat(tokenizer, options), tag, tokenizer
+        self._chats: dict[str, Chat] = {}
 
     def tokenize(self, document: Document) -> Tokenized:
         """Raises DataError if the document is empty, or the chat template cannot hold its conversation."""
@@ -46,6 +48,16 @@ class DocumentTokenizer:
         if not document.messages:
             return [(self._chat.encode(span.text), span.trained, span.tag) for span in document.spans]
         try:
-            return [(ids, trained, document.tag) for ids, trained in self._chat.document(document.messages)]
+            pieces = self._chat_of(document).document(document.messages, document.trained)
+            return [(ids, trained, document.tag) for ids, trained in pieces]
         except ChatError as error:
             raise DataError(str(error)) from error
+
+    def _chat_of(self, document: Document) -> Chat:
+        """The chat template with the document's own options, if it has any."""
+        if document.template is None:
+            return self._chat
+        key = json.dumps(document.template, sort_keys=True, default=repr)
+        if key not in self._chats:
+            self._chats[key] = Chat(self._tokenizer, document.template)
+        return self._chats[key]

@@ -22,7 +22,11 @@ from learner.data.source import Document, PromptRow
 from learner.data.split import is_held_out
 
 BLOCK = 10_000
-SPAN = {"all": 1, "train": 16, "held_out": 128}  # entries of its own that a row may choose from to be on its side
+SPAN = {
+    "all": 1,
+    "train": 16,
+    "held_out": 128,
+}  # number of the data set's own entries that a row may choose from so that it falls on its side
 
 
 @dataclass(frozen=True)

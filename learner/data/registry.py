@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from broker import plugins
 from broker.errors import RunFileError
-from broker.runfile import RunFile
+from broker.runfile import RunFile, RunTable
+from learner.data.selection import select
 from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows, TableDocuments, TablePrompts, TableRows, read_table
 from learner.tables import SourceTable
 
+READS = "rows"
+"""The field of a class that takes a table: it is given the rows of ``path``, and their place as ``where``."""
+
 
 def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
     """A source of prompts. Raises RunFileError for a wrong table, DataError for what cannot be read."""
-    source = _open(name, table, file, TablePrompts)
+    source = _selected(name, table, file, TablePrompts)
     if not hasattr(source, "row"):
         raise RunFileError(f"[data.{name}] gives documents for supervised training, not prompts")
     return source
@@ -22,7 +27,7 @@ def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
 
 def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSource:
     """A source of supervised documents. Raises as ``open_prompts``."""
-    source = _open(name, table, file, TableDocuments)
+    source = _selected(name, table, file, TableDocuments)
     if not hasattr(source, "document"):
         raise RunFileError(f"[data.{name}] gives prompts, not documents for supervised training")
     return source
@@ -39,17 +44,33 @@ def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
     return rows
 
 
+def _selected(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
+    """The source with the rows that its ``select`` chooses by themselves; what needs other sources or the log is ``learner.sources``'."""
+    cutoff = file.table("run", RunTable).cutoff if table.select.fresh else ""
+    day = datetime.date.fromisoformat(cutoff) if cutoff else None
+    return select(_open(name, table, file, of_table), table.select, day, f"[data.{name}]")
+
+
 def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
     where = f"[data.{name}]"
-    if bool(table.use) == bool(table.path):
-        raise RunFileError(f"{where} needs either use = 'module:Class' or path = 'file, directory or Hugging Face id'")
+    if not (table.use or table.path):
+        raise RunFileError(
+            f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
+        )
+    if not table.path:
+        made = plugins.load(table.use, file.base, where)
+        given = {"base": file.base} if "base" in (plugins.option_names(made) or ()) else {}  # where its own files lie
+        return plugins.make(made, table.options, f"{where} use = {table.use!r}", **given)
+    kind = of_table
     if table.use:
         kind = plugins.load(table.use, file.base, where)
-        given = {"base": file.base} if "base" in (plugins.option_names(kind) or ()) else {}  # where its own files lie
-        return plugins.make(kind, table.options, f"{where} use = {table.use!r}", **given)
+        if READS not in (plugins.option_names(kind) or ()):
+            raise RunFileError(
+                f"{where} use = {table.use!r} reads no table: take path = {table.path!r} out, or name a class with a field rows"
+            )
     beside = file.resolve(table.path)
     path = str(beside) if beside.exists() else table.path
     options = dict(table.options)
     split, config = str(options.pop("split", "train")), options.pop("config", None)
     rows = read_table(path, split, None if config is None else str(config))
-    return plugins.make(of_table, options, where, rows=rows, where=path)
+    return plugins.make(kind, options, where, rows=rows, where=path)

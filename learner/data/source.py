@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from broker.messages import ChatMessage
+from broker.errors import DataError, MessageError
+from broker.messages import ChatMessage, Prompt, encode
 from broker.wire import Json
+
+STALE_ROW = "before_cutoff"
+"""The metadata of a row that was published before the model's cut-off, where such rows are marked (``[data.NAME] fresh = "mark"``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,25 @@ class PromptSource(Protocol):
         """Row ``number`` (below ``size``), always the same one. Raises DataError that names the row and what is wrong."""
 
 
+def row_of(source: PromptSource, number: int) -> PromptRow:
+    """Row ``number``, which the log can hold. Raises DataError for whatever is wrong with it: a source is anybody's code."""
+    try:
+        row = source.row(number)
+        encode(Prompt("x-0@0", row.messages, 1, row.answer, row.kind, row.metadata))
+    except DataError:
+        raise
+    except MessageError as error:  # half of a surrogate pair, an integer beyond 64 bits
+        raise DataError(f"{_named(source, number)} cannot be written to the log: {error}") from error
+    except Exception as error:
+        raise DataError(f"{_named(source, number)}: {type(error).__name__}: {str(error)[:300]}") from error
+    return row
+
+
+def _named(source: PromptSource, number: int) -> str:
+    where = getattr(source, "where", "")
+    return f"{where} row {number}" if where else f"row {number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A piece of a document: its text, whether it is trained on, and a tag by which accuracy is counted (may be empty).
@@ -46,12 +69,16 @@ class Span:
 class Document:
     """One supervised example: raw spans, or a conversation whose last message (the reply) is trained on.
 
-    With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included.
+    With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included. ``template`` are options of
+    the chat template, where they are not those of the stage. ``trained`` says of each message whether it is trained on (empty: all
+    ``assistant`` ones).
     """
 
     spans: tuple[Span, ...] = ()
     messages: tuple[ChatMessage, ...] = ()
     tag: str = ""
+    template: Mapping[str, Any] | None = None
+    trained: tuple[bool, ...] = ()
 
 
 class DocumentSource(Protocol):

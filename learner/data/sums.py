@@ -14,7 +14,7 @@ from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 from learner.data.split import is_held_out
 
-ATTEMPTS = 10_000  # draws before a side of the split counts as empty
+ATTEMPTS = 10_000  # draws after which a side of the split counts as empty
 Sum = tuple[int, tuple[tuple[str, int], ...]]  # first term, then sign and term
 
 
@@ -29,10 +29,7 @@ class SignedSums:
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_terms <= self.max_terms <= self.modulus <= 10:
-            raise DataError(
-                f"needs 2 <= min_terms {self.min_terms} <= max_terms {self.max_terms} <= modulus {self.modulus} <= 10"
-            )
+        check_terms(self.min_terms, self.max_terms, self.modulus)
 
     @property
     def size(self) -> int | None:
@@ -96,6 +93,12 @@ class SumsCorpus:
         return ChatMessage("user", question(problem, self.modulus)), ChatMessage("assistant", reply)
 
 
+def check_terms(fewest: int, most: int, modulus: int) -> None:
+    """Raises DataError for sums that cannot be drawn."""
+    if not 2 <= fewest <= most <= modulus <= 10:
+        raise DataError(f"needs 2 <= min_terms {fewest} <= max_terms {most} <= modulus {modulus} <= 10")
+
+
 def draw(rng: random.Random, terms: int, modulus: int, held_out: bool = False) -> Sum:
     """A sum of distinct digits (which term comes next is then never in doubt), from one side of the split. Raises DataError."""
     for _ in range(ATTEMPTS):
@@ -116,11 +119,16 @@ def question(problem: Sum, modulus: int) -> str:
     return f"Compute {first}{''.join(sign + str(d) for sign, d in rest)} mod {modulus}."
 
 
-def chain(problem: Sum, modulus: int) -> str:
-    """The working, one operation after the other: ``3+7=0,0-2=8``."""
-    at, steps = problem[0], []
+def steps(problem: Sum, modulus: int) -> list[str]:
+    """The operations one after the other: ``3+7=0``, ``0-2=8``."""
+    at, found = problem[0], []
     for sign, digit in problem[1]:
         result = (at + digit if sign == "+" else at - digit) % modulus
-        steps.append(f"{at}{sign}{digit}={result}")
+        found.append(f"{at}{sign}{digit}={result}")
         at = result
-    return ",".join(steps)
+    return found
+
+
+def chain(problem: Sum, modulus: int) -> str:
+    """The working: ``3+7=0,0-2=8``."""
+    return ",".join(steps(problem, modulus))

@@ -1,15 +1,18 @@
-"""Rows of JSON lines, Parquet, or a Hugging Face data set as prompts or documents. Columns may have other names.
+"""Rows of JSON lines, Parquet, CSV, or a Hugging Face data set as prompts or documents. Columns may have other names.
 
 ``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
-``answer``, ``kind`` and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
+``answer``, ``kind``, ``date`` (``YYYY-MM-DD``, kept in the metadata) and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
 ``answer``, and all of them are ``metadata["answers"]``. ``system`` puts a system turn before each prompt; ``template`` wraps its text
 (``{prompt}`` stands for it).
 """
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +21,11 @@ from broker.errors import DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
-FILES = (".jsonl", ".json", ".parquet")
+CELL = 1 << 24  # characters of a cell of CSV at most
+FILES = (".jsonl", ".json", ".parquet", ".csv")
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of roles, as the shape {from, value} has them."""
-COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text")
+COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date")
 
 
 class Rows(Protocol):
@@ -57,13 +61,37 @@ class JsonLines:
             row = json.loads(raw)
         except ValueError as error:
             raise DataError(f"{self._path} line {line} is no JSON: {error}") from error
+        except RecursionError:
+            raise DataError(f"{self._path} line {line} is nested too deep") from None
         if not isinstance(row, dict):
             raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
         return row
 
 
+class CommaSeparated:
+    """Rows of a CSV file; all of it is held, every cell is text. Raises DataError for a row with more cells than the first line has names."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                csv.field_size_limit(CELL)
+                reader = csv.DictReader(file)
+                self._rows = list(reader)
+        except (csv.Error, UnicodeError) as error:
+            raise DataError(f"{path} is no CSV: {error}") from error
+        for number, row in enumerate(self._rows):
+            if None in row:
+                raise DataError(f"{path} row {number} has more cells than the first line has names")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return self._rows[number]
+
+
 def read_table(path: str, split: str = "train", config: str | None = None) -> Rows:
-    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, a directory of a saved data set, or a Hugging Face id.
+    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, ``*.csv`` with its columns' names in the first line, a directory of a saved data set, or a Hugging Face id.
 
     ``config`` is the configuration of a Hugging Face data set that has several (``main`` of ``openai/gsm8k``). Raises DataError.
     """
@@ -72,6 +100,8 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
         raise DataError(f"data {path!r} does not exist; relative paths start from the run file's directory")
     if place.suffix in (".jsonl", ".json") and place.is_file():
         return JsonLines(place)
+    if place.suffix == ".csv" and place.is_file():
+        return CommaSeparated(place)
     import datasets
 
     try:
@@ -117,7 +147,9 @@ class _Table:
     ) -> Any:
         column = self.columns.get(name, name)
         value = row.get(column)
-        if value is None:
+        if value is None or (
+            isinstance(value, float) and math.isnan(value)
+        ):  # columns of numbers say so that there is none
             if needed:
                 raise DataError(f"{self.where} row {number} has no column {column!r}; it has {', '.join(row)}")
             return None
@@ -173,6 +205,14 @@ def _text(content: Any) -> str | None:
     return None
 
 
+def _wanted(turn: Any, where: str, number: int) -> bool:
+    """Whether a message says that it is trained on; one that says nothing is."""
+    said = turn.get("train", turn.get("weight", True))
+    if said not in (True, False, None):
+        raise DataError(f"{where} row {number}: train (or weight) of a message is {said!r}; it must be true or false")
+    return said is not False and said != 0
+
+
 @dataclass(frozen=True)
 class TablePrompts(_Table):
     """Prompts from a table."""
@@ -182,6 +222,8 @@ class TablePrompts(_Table):
         answers = self._answers(row, number)
         metadata = self._cell(row, number, "metadata", dict) or {}
         metadata = {key: value for key, value in metadata.items() if value is not None}
+        if (date := self._cell(row, number, "date", (str, int, datetime.date))) is not None:
+            metadata["date"] = str(date)[:10]
         return PromptRow(
             self._messages(row, number),
             answers[0] if answers else None,
@@ -192,7 +234,18 @@ class TablePrompts(_Table):
 
 @dataclass(frozen=True)
 class TableDocuments(_Table):
-    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``."""
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``.
+
+    Of a conversation of several turns ``train = "all"`` trains every reply, ``"last"`` the last one alone; a message that says
+    ``"train": false`` (or ``"weight": 0``) is never trained on.
+    """
+
+    train: str = "all"
+
+    def __post_init__(self) -> None:
+        _Table.__post_init__(self)
+        if self.train not in ("all", "last"):
+            raise DataError(f"train = {self.train!r}; use 'all' (every reply) or 'last' (the last one alone)")
 
     def document(self, number: int, level: float) -> Document:
         row = self.rows[number]
@@ -203,7 +256,21 @@ class TableDocuments(_Table):
         if messages[-1].role != "assistant":
             response = self._cell(row, number, "response", str, needed=True)
             messages = (*messages, ChatMessage("assistant", response))
-        return Document(messages=messages)
+        return Document(messages=messages, trained=self._trained(row, number, messages))
+
+    def _trained(self, row: Mapping[str, Any], number: int, messages: Sequence[ChatMessage]) -> tuple[bool, ...]:
+        """Which messages are trained on, by the row's own words and ``train``; empty where every reply is."""
+        turns = row.get(self.columns.get("messages", "messages"))
+        if not isinstance(turns, list):
+            turns = row.get(self.columns.get("prompt", "prompt"))
+        told = [_wanted(turn, self.where, number) for turn in turns] if isinstance(turns, list) else [True]
+        ahead = int(bool(self.system))  # a system turn that the source puts before
+        wanted = [True] * ahead + told + [True] * (len(messages) - ahead - len(told))
+        if self.train == "last":
+            wanted = [False] * (len(messages) - 1) + wanted[-1:]
+        if not any(w for w, m in zip(wanted, messages, strict=True) if m.role == "assistant"):
+            raise DataError(f"{self.where} row {number}: no reply of it is to be trained")
+        return () if all(wanted) else tuple(wanted)
 
 
 @dataclass(frozen=True)

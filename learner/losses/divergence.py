@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-LIMIT = 20.0  # |q| beyond this: k2 goes on linearly, k1 is cut
+LIMIT = 20.0  # beyond this |q|, k2 continues linearly and k1 is cut
 K3_LINEAR = 2.6108686381498756  # q beyond this: k3, which is 10 there, goes on linearly
 K3_SLOPE = math.exp(K3_LINEAR) - 1
 

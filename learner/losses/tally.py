@@ -11,7 +11,7 @@ from torch import Tensor
 from learner.losses.term import log_ratio
 from learner.losses.tokens import TokenLoss
 
-SEQUENCE_LIMIT = 300.0  # |sum of log w| beyond this is cut: its exponential's square is still finite in float64
+SEQUENCE_LIMIT = 300.0  # |sum of log w| is cut here: the square of its exponential is still finite in float64
 MEANS = (
     "importance_ratio_mean", "importance_ratio_capped_mean", "kl_behavior", "k1_behavior", "chi2", "masked_fraction",
     "entropy", "staleness_mean", "kl_reference", "k1_reference", "kl_teacher",
@@ -22,7 +22,7 @@ FLAG_NAMES = {
     "clip_dual": "clip_fraction_dual",
     "capped": "capped_fraction",
 }
-NOTHING = float("-inf")  # the largest of no values
+NOTHING = float("-inf")  # the maximum of no values
 SILENCING = ("clip_high", "clip_low", "clip_dual")
 """The flags of a token whose advantage has no gradient."""
 

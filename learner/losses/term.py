@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from learner.losses.sequences import Sequences
 
-RATIO_LIMIT = 60.0  # |log w| beyond this is cut: exp(60) is still far from float32's end
+RATIO_LIMIT = 60.0  # |log w| is cut here: exp(60) is far below the largest float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 from learner.model import lora
 from learner.model.load import save_base
 
-KEPT = 2  # newest versions of a stage
+KEPT = 2  # number of newest versions kept for each stage
 
 
 class AdapterFiles:

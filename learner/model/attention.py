@@ -24,8 +24,12 @@ from learner.model import varlen
 from learner.model.varlen import Ragged
 
 NAME = "headrace_segments"
-FOREIGN = ("softcap", "s_aux", "position_bias")  # what other attentions of transformers know, and this one does not
-SPREAD = 1.25  # longest over shortest segment of one padded batch
+FOREIGN = (
+    "softcap",
+    "s_aux",
+    "position_bias",
+)  # options of other attentions of transformers that this one does not support
+SPREAD = 1.25  # largest ratio of the longest to the shortest segment of one padded batch
 
 
 @dataclass(frozen=True, slots=True)

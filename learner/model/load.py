@@ -61,7 +61,7 @@ def load_model(
 
 
 def _pretrained(path: str, attention_name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights and all: what transformers would make up with a warning is an error here."""
+    """Weights and all: weights that transformers would make up with a warning are an error here."""
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attention_name, dtype=dtype, output_loading_info=True
@@ -167,6 +167,24 @@ def load_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise RunFileError(f"[run] model = {path!r} has no tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def check_vocabulary(path: str, own: str, size: int) -> None:
+    """Raises RunFileError unless the model at ``path``, of ``size`` tokens, has the tokenizer of the run's ``own`` model.
+
+    A directory without a tokenizer (a shape, a checkpoint of somewhere else) is taken by its size alone.
+    """
+    if path == own:
+        return
+    there = Path(path)
+    is_shape = there.is_dir() and not (there / "tokenizer.json").exists()
+    words = load_tokenizer(own).get_vocab()
+    same = len(words) <= size if is_shape else load_tokenizer(path).get_vocab() == words
+    if not same:
+        raise RunFileError(
+            f"model = {path!r} has another tokenizer than [run] model = {own!r}, and a run has one: train it in a run of its own, which "
+            "reads what this one has made (data = { path = 'RUN/artefacts/NAME.jsonl' })"
+        )
 
 
 def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:

@@ -28,7 +28,7 @@ from learner.model.loraconfig import LoraTable
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear
 
-NAME = "default"  # of the adapter, which peft wants one for
+NAME = "default"  # name of the adapter: peft requires one
 
 
 def layers(model: torch.nn.Module) -> Iterator[tuple[str, Linear]]:

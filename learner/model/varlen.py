@@ -16,8 +16,10 @@ from torch.nn.attention.varlen import varlen_attn
 
 HALF = (torch.float16, torch.bfloat16)
 LARGEST_HEAD = 256
-CAUSAL = (-1, 0)  # all before, nothing after
-KNOWN = frozenset(inspect.signature(varlen_attn).parameters)  # it still grows from release to release
+CAUSAL = (-1, 0)  # a token attends to everything before it and nothing after it
+KNOWN = frozenset(
+    inspect.signature(varlen_attn).parameters
+)  # the function still gains parameters from release to release
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from learner.parallel.place import Place
 from learner.parallel.pool import Pool
 from learner.parallel.watch import Watch
 
-START_SECONDS = 600.0  # for all ranks to load torch and meet
-# An order may be long in coming: who gives it waits for samples; to be given takes no time.
+START_SECONDS = 600.0  # time for all ranks to load torch and meet
+# An order may take long to come, as rank 0 waits for samples; handing it out takes no time.
 FOREVER = timedelta(days=3650)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -33,7 +33,7 @@ def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
     if place.rank == 0:
         store.set("pool", json.dumps({"device": device, "timeout": timeout}))
     store.set(f"here/{place.rank}", "")
-    store.wait([f"here/{rank}" for rank in range(place.world)])  # who is late is waited for here, not in a collective
+    store.wait([f"here/{rank}" for rank in range(place.world)])  # wait for a late rank here, not inside a collective
     told = json.loads(store.get("pool"))
     device, limit = told["device"], timedelta(seconds=told["timeout"])
     if device == "cuda":

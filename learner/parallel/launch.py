@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
-"""Ends of a rank that somebody else brought about."""
+"""Exit statuses of a rank that was ended from outside."""
 SAID = (2, 3)
 """What the learner says of itself: bad input, a fault."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from learner.training.state import LearnerState
 
 log_ = logging.getLogger("learner")
-OTHER = 10_000  # a failure to write that is no error of the operating system
+OTHER = 10_000  # status of a failed write that is not an error of the operating system
 INDEX = "model.safetensors.index.json"
 
 
@@ -104,6 +104,11 @@ class Writer:
         if error is not None:
             raise error
 
+    def check(self) -> None:
+        """The same, unless something is still under way."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
     def _write(self, part: Part, beside: Path, finish: Callable[[Part], None] | None) -> None:
         status = 0
         try:
@@ -161,6 +166,9 @@ class PartSaver:
 
     def wait(self) -> None:
         self._writer.wait()
+
+    def check(self) -> None:
+        self._writer.check()
 
 
 def _failure(status: int, beside: Path) -> Exception:

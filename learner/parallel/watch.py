@@ -40,7 +40,7 @@ class Watch:
                 os._exit(AWAY)
 
     def end(self) -> None:
-        """From now on nobody minds who leaves. Called by all ranks at the end of their work."""
+        """From now on a rank that leaves is no failure. Called by all ranks at the end of their work."""
         self._over.set()
         for work in [dist.isend(torch.ones(1, dtype=torch.uint8), peer, self._group) for peer in self._peers]:
             if work is not None:

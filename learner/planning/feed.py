@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from broker.errors import DataError
 from broker.log import Producer
 from broker.messages import DeadLetter, Era, Position, Prompt, Sampling, encode
-from learner.data.source import PromptRow, PromptSource
+from learner.data.source import PromptRow, PromptSource, row_of
+from learner.data.turns import turns
 from learner.planning.groups import Group
 
 log = logging.getLogger("learner")
-PROBES = 64  # rows that a source's fingerprint is made of
+PROBES = 64  # number of rows that go into a source's fingerprint
 
 
 class Schedule:
@@ -86,10 +87,10 @@ class Schedule:
 def fingerprint(source: PromptSource) -> str:
     """Tells whether a source is the same as before, by rows spread over all of it; one that cannot be read counts as itself."""
     size = source.size or 0
-    digest = hashlib.sha256(str(size).encode())
+    digest = hashlib.sha256(f"{size}{getattr(source, 'selection', '')}".encode())
     for number in sorted({i * (size - 1) // max(1, PROBES - 1) for i in range(min(PROBES, size))}):
         try:
-            digest.update(content_of(source.row(number)).encode())
+            digest.update(content_of(row_of(source, number)).encode())
         except DataError:
             digest.update(b"odd")
     return digest.hexdigest()[:16]
@@ -133,7 +134,7 @@ class Question(NamedTuple):
 
 class Feed:
     """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source; ``missing`` are numbers below it that a
-    crash kept from the log: they are fed first."""
+    crash kept from the log, or that a fork asks anew: they are fed first."""
 
     def __init__(
         self,
@@ -143,7 +144,9 @@ class Feed:
         cursor: Mapping[str, int],
         missing: Mapping[str, list[int]] | None = None,
         letters: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._producer, self._topic, self._partitions, self._letters = producer, topic, partitions, letters
         self.cursor = dict(cursor)
         self.missing = {name: list(numbers) for name, numbers in (missing or {}).items()}
@@ -151,10 +154,13 @@ class Feed:
         self._odd: Counter[str] = Counter()  # rows of each source that could not be asked, since one could
 
     def next_questions(self, feedings: Sequence[Feeding], floors: Sequence[int]) -> list[Question]:
-        """The next prompts, one for each of ``floors``: of the source that is furthest behind its weight. Follows from the cursor alone."""
+        """The next prompts, one for each of ``floors``: of the sources in turn, by their weights. Whose turn it is follows from how many
+        prompts all of them were asked so far, so that a source that joins others later takes its share alone, and catches up with nothing."""
         out = []
+        whose = turns(tuple(f.weight for f in feedings))
         for floor in floors:
-            feeding = min(feedings, key=lambda f: (self.cursor.get(f.schedule.name, 0) + 1) / f.weight)
+            asked = sum(self.cursor.get(f.schedule.name, 0) for f in feedings)
+            feeding = feedings[whose.of(asked)[0]]
             out.append(Question(feeding, self._next_number(feeding.schedule.name), floor))
         return out
 
@@ -172,7 +178,7 @@ class Feed:
         """
         load = Counter(dict.fromkeys(range(self._partitions), 0))
         load.update(group.position.partition for group in outstanding)
-        now = time.time()
+        now = self._clock()
         prompts = [p for q in questions if (p := self._asked(q, version, now)) is not None]
         for prompt in prompts:
             partition = min(load, key=lambda p: (load[p], p))
@@ -192,7 +198,7 @@ class Feed:
         self.eras[schedule.name] = schedule.eras
         row, issue = schedule.row(question.number)
         try:
-            prompt = _prompt(question, row, issue, schedule.source.row(row), version, now)
+            prompt = _prompt(question, row, issue, row_of(schedule.source, row), version, now)
         except DataError as error:
             self._bury(schedule, row, question.number, error)
             return None
@@ -204,7 +210,7 @@ class Feed:
         log.warning("[data.%s] row %d cannot be asked: %s", schedule.name, row, error)
         if self._letters:
             letter = DeadLetter(
-                f"data.{schedule.name}", 0, row, str(number).encode(), b"", str(error), "learner", created=time.time()
+                f"data.{schedule.name}", 0, row, str(number).encode(), b"", str(error), "learner", created=self._clock()
             )
             self._producer.send(self._letters, schedule.name.encode(), encode(letter))
         if self._odd[schedule.name] >= (schedule.source.size or PROBES):

@@ -49,7 +49,7 @@ class Group:
     @property
     def complete(self) -> bool:
         """All samples have come, and every rewarder of the mix has voted on each."""
-        if not self._complete and self.sampled:  # asked for at every turn of the planner: once so, it stays so
+        if not self._complete and self.sampled:  # asked in every round of the planner: once true, it stays true
             names = self.prompt.rewards.keys() - self.excused
             empty: dict[str, tuple[Vote, Position]] = {}
             self._complete = all(names <= self.votes.get(index, empty).keys() for index in self.samples)

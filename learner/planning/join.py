@@ -7,7 +7,7 @@ duplicate or late, and is left aside; what cannot be decoded or does not fit goe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from broker.errors import DecodeError
 from broker.log import Log, Producer, Reader, Record
@@ -18,7 +18,7 @@ from learner.planning.outages import Outages
 from learner.planning.shadows import Shadows
 
 Offsets = dict[int, int]
-ACTORS = "actors"  # the consumer group that samples
+ACTORS = "actors"  # the consumer group of the actors
 
 
 class Join:
@@ -172,7 +172,10 @@ def _lower(offsets: Offsets, positions: Iterable[Position]) -> None:
 
 def read_all(reader: Reader, ends: Mapping[int, int]) -> list[Record]:
     """Every record from the reader's position up to ``ends``, partition by partition in order."""
-    records: list[Record] = []
+    return list(each(reader, ends))
+
+
+def each(reader: Reader, ends: Mapping[int, int]) -> Iterator[Record]:
+    """The same one by one."""
     while any(offset < ends.get(p, 0) for p, offset in reader.offsets().items()):
-        records.extend(reader.poll(1024, 1.0))
-    return records
+        yield from reader.poll(1024, 1.0)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from broker.messages import Outage
 
 log = logging.getLogger("learner")
-BELIEVED_SECONDS = 30.0  # that an outage goes on without being said again: three times the usual distance
-OLD_SECONDS = 60.0  # a record older than this is history: a restart reads it once more
+BELIEVED_SECONDS = (
+    30.0  # an outage counts as over if it is not reported again within this time (three times the usual interval)
+)
+OLD_SECONDS = 60.0  # a record older than this is history, which a restart reads once more
 
 
 @dataclass(slots=True)

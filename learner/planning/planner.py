@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from broker.errors import RunFault
 from broker.log import Producer
@@ -23,8 +24,8 @@ from learner.planning.rewards import REWARD_RULE, Judged
 from learner.tables import Training
 
 log = logging.getLogger("learner")
-HOPELESS_GROUPS = 256  # dead letters one after the other that end a run whose sources have no end
-LOST_SECONDS = 20.0  # after which samples that actors are done with, and that did not come, are asked for again
+HOPELESS_GROUPS = 256  # so many dead letters in a row end a run whose sources are endless
+LOST_SECONDS = 20.0  # a sample that its actor has finished with and that has not arrived by then is asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,26 @@ class StagePlan:
     feedings: tuple[Feeding, ...]
     last_step: int
     """The stage ends with this policy version."""
+    later: tuple[tuple[int, tuple[Feeding, ...]], ...] = ()
+    """What is asked instead for the steps behind a version, the versions rising."""
+
+    def asked_for(self, step: int) -> tuple[Feeding, ...]:
+        """What is asked for the groups that make policy version ``step``."""
+        return next((feedings for version, feedings in reversed(self.later) if step > version), self.feedings)
+
+    def mixed(self, old: Mapping[str, float], mix: Mapping[str, float]) -> StagePlan:
+        """The same, with ``mix`` wherever a source has the mix ``old``."""
+
+        def changed(feedings: tuple[Feeding, ...]) -> tuple[Feeding, ...]:
+            return tuple(replace(f, ask=replace(f.ask, rewards=mix)) if f.ask.rewards == old else f for f in feedings)
+
+        later = tuple((version, changed(feedings)) for version, feedings in self.later)
+        return replace(self, feedings=changed(self.feedings), later=later)
+
+    @property
+    def sources(self) -> tuple[Feeding, ...]:
+        """All that is asked at some time."""
+        return (*self.feedings, *(feeding for _, feedings in self.later for feeding in feedings))
 
 
 class Planner:
@@ -87,7 +108,7 @@ class Planner:
 
         Outstanding groups, those in training included, stay <= (max_lag + 1) * groups_per_step: fed in order and trained in
         order, a group then meets the version that trains it at most ``max_lag`` versions later. A group's place in the
-        line tells the oldest version that may still answer it (``min_version``).
+        line tells the oldest version that may still answer it (``min_version``), and which step it is meant for.
         """
         table = stage.training
         waiting = len(self.training())
@@ -97,11 +118,14 @@ class Planner:
         if count <= 0:
             return 0
         places = range(waiting, waiting + count)
-        floors = [max(0, self.planned + place // table.groups_per_step - table.max_lag) for place in places]
-        sizes = [f.schedule.source.size for f in stage.feedings]
+        sizes = [f.schedule.source.size for f in stage.sources]
         known = [size for size in sizes if size is not None]
         self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
-        self._feed(self.feed.next_questions(stage.feedings, floors))
+        questions: list[Question] = []
+        for before, group in groupby(places, lambda place: self.planned + place // table.groups_per_step):
+            floors = [max(0, before - table.max_lag)] * len(list(group))
+            questions += self.feed.next_questions(stage.asked_for(before + 1), floors)
+        self._feed(questions)
         return count
 
     def ask_collection(self, feeding: Feeding, questions: int, version: int) -> int:
@@ -293,4 +317,5 @@ class Planner:
             rewards=rewards,
             deadletters=deadletters,
             eras=dict(self.feed.eras),
+            missing={name: tuple(numbers) for name, numbers in self.feed.missing.items() if numbers},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker.errors import DecodeError, LogError
@@ -10,7 +10,9 @@ from broker.log import Log, Record
 from broker.messages import Ending, Manifest, PlannerState, Prompt, decode
 from broker.topics import Topics
 from learner.planning.groups import Group
-from learner.planning.join import read_all
+from learner.planning.join import each, read_all
+
+AHEAD = 64  # manifests that may lie behind one before it is known whether it can be executed
 
 
 @dataclass(slots=True)
@@ -37,15 +39,18 @@ class Recovered:
     fed: dict[int, int]
 
 
-def read_tail(log: Log, topics: Topics, offset: int) -> Tail:
-    """Everything of ``steps`` from ``offset`` on; ``newest`` may be the manifest just before it."""
+def read_tail(log: Log, topics: Topics, offset: int, last: int | None = None) -> Tail:
+    """Everything of ``steps`` from ``offset`` on; ``newest`` may be the manifest just before it. With ``last`` at least all that is known of
+    steps up to that one."""
     tail = Tail()
     start = max(0, offset - 1)
     begin = log.begins(topics.steps).get(0, 0)
     reader = log.reader(topics.steps, {0: max(begin, start)})
     try:
-        for record in read_all(reader, log.ends(topics.steps)):
-            message = _decode(record)
+        for record in each(reader, log.ends(topics.steps)):
+            message = decoded(record)
+            if last is not None and isinstance(message, Manifest) and message.step > last + AHEAD:
+                break
             if isinstance(message, Manifest) and message.kind == "set_aside":
                 tail.set_aside[message.step] = message.why
             elif isinstance(message, Manifest):
@@ -72,7 +77,7 @@ def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
     since: dict[str, Prompt] = {}
     try:
         for record in read_all(reader, log.ends(topics.prompts)):
-            message = _decode(record)
+            message = decoded(record)
             if not isinstance(message, Prompt):
                 continue
             new = record.offset >= state.fed.get(record.partition, 0)
@@ -86,12 +91,13 @@ def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
     lost = known - ended - groups.keys()
     if lost:
         raise LogError(f"{topics.prompts} no longer holds {len(lost)} outstanding prompts, among them {min(lost)}")
-    cursor, missing = recovered_numbers(since, state.cursor)
+    cursor, missing = recovered_numbers(since, state.cursor, state.missing)
     ordered = sorted(groups.values(), key=lambda g: (g.prompt.created, g.prompt.number))
     return Recovered(state, ordered, cursor, missing, fed)
 
 
-def _decode(record: Record) -> object:
+def decoded(record: Record) -> object:
+    """The message of a record; None where it cannot be read."""
     try:
         return decode(record.value)
     except DecodeError:
@@ -99,18 +105,18 @@ def _decode(record: Record) -> object:
 
 
 def recovered_numbers(
-    prompts: Mapping[str, Prompt], cursor: Mapping[str, int]
+    prompts: Mapping[str, Prompt], cursor: Mapping[str, int], due: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest and its cursor."""
+    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest, its cursor, and what was ``due`` below it."""
     found: dict[str, set[int]] = {}
     for prompt in prompts.values():
         if prompt.purpose == "train":
             found.setdefault(prompt.dataset, set()).add(prompt.number)
     ends, missing = dict(cursor), {}
-    for name, numbers in found.items():
-        start = cursor.get(name, 0)
-        ends[name] = max(start, max(numbers) + 1)
-        gaps = [n for n in range(start, ends[name]) if n not in numbers]
+    for name in sorted(found.keys() | due.keys()):
+        numbers, start = found.get(name, set()), cursor.get(name, 0)
+        ends[name] = max([start, *(n + 1 for n in numbers)])
+        gaps = [n for n in (*due.get(name, ()), *range(start, ends[name])) if n not in numbers]
         if gaps:
             missing[name] = gaps
     return ends, missing

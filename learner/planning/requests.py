@@ -36,7 +36,7 @@ def leave(directory: Path, asked: Asked) -> Path:
     path = place(directory, asked.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(tomli_w.dumps(asked.model_dump(exclude_none=True)), encoding="utf-8")
+    temporary.write_text(tomli_w.dumps(asked.model_dump(exclude_unset=True)), encoding="utf-8")
     try:
         path.hardlink_to(temporary)
     except FileExistsError:

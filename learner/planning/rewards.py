@@ -73,12 +73,17 @@ def judge(
 
 
 def trained_rewards(judged: Sequence[Judged], table: Training) -> list[float]:
-    """What the samples' advantages come from: their rewards, less the penalty on long answers."""
-    buffer, longest = table.overlong_buffer, table.sampling.max_new_tokens
-    return [
-        sample.reward + overlong_penalty(sample.trajectory.response_tokens, longest, buffer, table.overlong_penalty)
-        for sample in judged
-    ]
+    """What the samples' advantages come from: their rewards, less the penalty on long answers; of an episode its longest reply counts."""
+    buffer, factor = table.overlong_buffer, table.overlong_penalty
+
+    def penalty(sample: Trajectory) -> float:
+        return overlong_penalty(_longest(sample), sample.sampling.max_new_tokens, buffer, factor)
+
+    return [sample.reward + penalty(sample.trajectory) for sample in judged]
+
+
+def _longest(sample: Trajectory) -> int:
+    return max((s.end - s.start for s in sample.segments if s.trainable), default=0)
 
 
 def overlong_penalty(tokens: int, longest: int, buffer: int, factor: float) -> float:

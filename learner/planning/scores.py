@@ -1,4 +1,4 @@
-"""pass@1 over k samples, pass@k and cons@k, with 95% intervals, of the groups that an evaluation asked for.
+"""pass@1 over k samples, pass@k and cons@k, with 95% intervals over questions, of the groups that an evaluation asked for.
 
 What an answer is, its rewarder says (``Vote.answer``, in canonical form): nothing here reads a response.
 """
@@ -9,68 +9,52 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
-from broker.messages import Dropped, Evaluation
+from broker.messages import Dropped, Evaluation, Trajectory, Vote
+from learner.data.source import STALE_ROW
 from learner.planning.fates import Reason
 from learner.planning.groups import Group
+from learner.planning.intervals import Interval, mean_interval
 from learner.tables import Benchmark
 
-Z95 = 1.959964
+FINISHED = ("stop", "turns")
+"""How an answer ends that counts: the others were cut off by a limit, or given up."""
+RIGHT, WRONG, UNJUDGED = "1", "0", "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The judged answers to one question: whether each is correct, and the final answer that it gives."""
+    """The judged answers to one question: whether each is correct, and the final answer that it gives. ``marks`` has a sign for every sample,
+    judged or not (``mark_of``)."""
 
     correct: tuple[bool, ...]
     finals: tuple[str, ...]
+    marks: str = ""
 
 
-def pass_at_1(questions: Sequence[Answers]) -> tuple[float, tuple[float, float]]:
-    """Mean correctness over samples and questions, with the interval of a mean over questions (arXiv 2411.00640, section 2.2).
-
-    With one sample a question the mean is a proportion, and Wilson's interval is used.
-    """
-    means = [fmean(q.correct) for q in questions]
-    if not means:
-        return 0.0, (0.0, 1.0)
-    value = fmean(means)
-    if all(len(q.correct) == 1 for q in questions) or len(means) < 2:
-        return value, wilson(value, len(means))
-    half = Z95 * stdev(means) / math.sqrt(len(means))
-    return value, (max(0.0, value - half), min(1.0, value + half))
+def pass_at_1(questions: Sequence[Answers]) -> tuple[float, Interval]:
+    """Mean correctness over samples and questions."""
+    return _mean([fmean(q.correct) for q in questions])
 
 
-def cons_at_k(questions: Sequence[Answers]) -> tuple[float, tuple[float, float]]:
+def cons_at_k(questions: Sequence[Answers]) -> tuple[float, Interval]:
     """Share of questions whose most frequent final answer is correct; ties go to the answer that came first."""
-    if not questions:
-        return 0.0, (0.0, 1.0)
-    hits = []
-    for q in questions:
-        winner = Counter(q.finals).most_common(1)[0][0]
-        hits.append(q.correct[q.finals.index(winner)])
-    value = fmean(hits)
-    return value, wilson(value, len(hits))
+    return _mean([float(q.correct[q.finals.index(Counter(q.finals).most_common(1)[0][0])]) for q in questions])
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion (E. B. Wilson, 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    z2 = Z95 * Z95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def pass_at_k(questions: Sequence[Answers], k: int) -> float:
-    """Chance that one of ``k`` answers is correct, the unbiased estimate of arXiv 2107.03374, eq. 1; 0 without questions."""
+def pass_at_k(questions: Sequence[Answers], k: int) -> tuple[float, Interval]:
+    """Chance that one of ``k`` answers is correct, the unbiased estimate of arXiv 2107.03374, eq. 1."""
     chances = []
     for q in questions:
         n, right = len(q.correct), sum(q.correct)
         chances.append(float(right > 0) if n - right < k else 1.0 - math.comb(n - right, k) / math.comb(n, k))
-    return fmean(chances) if chances else 0.0
+    return _mean(chances)
+
+
+def _mean(values: Sequence[float]) -> tuple[float, Interval]:
+    """0 in [0, 1] without questions."""
+    return (fmean(values), mean_interval(values)) if values else (0.0, (0.0, 1.0))
 
 
 def answers_of(group: Group, rewarder: str) -> Answers | None:
@@ -79,17 +63,25 @@ def answers_of(group: Group, rewarder: str) -> Answers | None:
     An answer that was never finished is wrong whatever its beginning looks like. One that the rewarder could not judge, or abstained on,
     is left out, and ``score`` says so.
     """
-    correct, finals = [], []
+    marks, finals = [], []
     for index in sorted(group.samples):
         sample, vote = group.samples[index][0], group.votes_on(index).get(rewarder)
-        finished = sample.finish_reason in ("stop", "turns")
-        if finished and (vote is None or vote.value is None):
-            continue
-        correct.append(finished and vote is not None and vote.value is not None and vote.value >= 1.0)
-        finals.append(
-            (vote.answer if vote is not None and finished else "") or f"#{index}"
-        )  # no answer agrees with no other
-    return Answers(tuple(correct), tuple(finals)) if correct else None
+        mark = mark_of(sample, vote)
+        marks.append(mark)
+        if mark != UNJUDGED:
+            said = vote.answer if vote is not None and sample.finish_reason in FINISHED else ""
+            finals.append(said or f"#{index}")  # no answer agrees with no other
+    correct = tuple(mark == RIGHT for mark in marks if mark != UNJUDGED)
+    return Answers(correct, tuple(finals), "".join(marks)) if correct else None
+
+
+def mark_of(sample: Trajectory, vote: Vote | None) -> str:
+    """``1``: right, at least 1 of its rewarder; ``0``: wrong, or never finished; ``-``: finished, and without a value."""
+    if sample.finish_reason not in FINISHED:
+        return WRONG
+    if vote is None or vote.value is None:
+        return UNJUDGED
+    return RIGHT if vote.value >= 1.0 else WRONG
 
 
 def score(
@@ -97,23 +89,21 @@ def score(
 ) -> Evaluation:
     """The figures of an evaluation whose groups have ended: what was judged, and apart from it what was not.
 
-    ``metrics`` tell how many questions and samples were asked, answered and judged, and pass@k.
+    ``metrics`` tell how many questions and samples were asked, answered and judged, and pass@k. ``pass_at_1_least`` is pass@1 if all that has no
+    judgement were wrong. Where rows are marked as older than the model's cut-off, ``pass_at_1_fresh`` is that of the others.
     """
-    judged, dropped, versions, lengths = [], list(lost), [], []
-    samples = sum(len(g.samples) for g in groups)
+    judged, dropped, kept = [], list(lost), []
     for group in groups:
         answers = answers_of(group, asked.rewarder)
         if answers is None:
             dropped.append(Dropped(group.id, Reason.UNJUDGED.value, group.tokens))
-            continue
-        judged.append(answers)
-        for trajectory, _ in group.samples.values():
-            versions += [trajectory.oldest_version, trajectory.newest_version]
-            lengths.append(trajectory.response_tokens)
+        else:
+            judged.append(answers)
+            kept.append(group)
+    samples = [trajectory for group in kept for trajectory, _ in group.samples.values()]
+    versions = [version for s in samples for version in (s.oldest_version, s.newest_version)]
     mean, interval = pass_at_1(judged)
     cons, cons_interval = cons_at_k(judged)
-    answered = sum(len(q.correct) for q in judged)
-    unjudged = {d.group_id for d in dropped}
     return Evaluation(
         name=name,
         step=step,
@@ -125,15 +115,39 @@ def score(
         cons_at_k=cons,
         cons_at_k_interval=cons_interval,
         versions=(min(versions, default=step), max(versions, default=step)),
-        response_tokens=fmean(lengths) if lengths else 0.0,
-        group_ids=tuple(g.id for g in groups if g.id not in unjudged),
+        response_tokens=fmean(s.response_tokens for s in samples) if samples else 0.0,
+        group_ids=tuple(g.id for g in kept),
         dropped=tuple(dropped),
         metrics={
             "questions_asked": float(len(groups) + len(lost)),
-            "questions_judged": float(len(judged)),
-            "samples": float(samples),
-            "samples_judged": float(answered),
-            "pass_at_k": pass_at_k(judged, asked.k),
+            "samples": float(sum(len(g.samples) for g in groups)),
+            **_figures(asked, kept, judged, len(groups) + len(lost)),
         },
         created=now,
+        data=asked.data,
+        rewarder=asked.rewarder,
+        marks=tuple(q.marks for q in judged),
     )
+
+
+def _figures(asked: Benchmark, kept: Sequence[Group], judged: Sequence[Answers], questions: int) -> dict[str, float]:
+    chance, (low, high) = pass_at_k(judged, asked.k)
+    samples = [sample for group in kept for sample, _ in group.samples.values()]
+    found = {
+        "questions_judged": float(len(judged)),
+        "samples_judged": float(sum(len(q.correct) for q in judged)),
+        "samples_unfinished": float(sum(s.finish_reason not in FINISHED for s in samples)),
+        "response_tokens_total": float(sum(s.response_tokens for s in samples)),
+        "pass_at_k": chance,
+        "pass_at_k_low": low,
+        "pass_at_k_high": high,
+        "pass_at_1_least": sum(sum(q.correct) for q in judged) / (questions * asked.k) if questions else 0.0,
+    }
+    marked = [bool(group.prompt.metadata.get(STALE_ROW)) for group in kept]
+    if any(marked):
+        fresh = [q for q, stale in zip(judged, marked, strict=True) if not stale]
+        value, (low, high) = pass_at_1(fresh)
+        found |= {"questions_fresh": float(len(fresh))}
+        if fresh:
+            found |= {"pass_at_1_fresh": value, "pass_at_1_fresh_low": low, "pass_at_1_fresh_high": high}
+    return found

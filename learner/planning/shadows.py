@@ -7,7 +7,9 @@ from statistics import fmean
 
 from broker.messages import Vote
 
-REMEMBERED = 1024  # groups that have ended: a shadow may be slower than those that everybody waits for
+REMEMBERED = (
+    1024  # number of ended groups to remember: a shadow may be slower than the rewarders that everybody waits for
+)
 
 
 class Shadows:

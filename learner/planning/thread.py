@@ -18,8 +18,10 @@ from learner.planning.planner import Planned, Planner, StagePlan
 
 log = logging.getLogger("log")
 STALL_SECONDS = 3.0
-LOST_LOOK_SECONDS = 5.0  # between two looks whether samples were lost
-GATHER_SECONDS = 0.01  # records that come one by one are taken together: the trainer's thread wants the interpreter too
+LOST_LOOK_SECONDS = 5.0  # interval at which to check for lost samples
+GATHER_SECONDS = (
+    0.01  # records that come one by one are handled in batches, because the trainer's thread needs the interpreter too
+)
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ class Planning:
     """What the learner asks of its planner. Here all of it is done on the caller's thread, a round whenever somebody waits.
 
     ``ahead`` is how many steps are planned before they are taken; ``resting`` tells whether the engines rest, so that nobody can answer;
-    ``idle`` is called while there is nothing to do, and turns whoever else works on this thread.
+    ``idle`` is called while there is nothing to do, and runs a round of whatever else works on this thread.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Planning:
         ahead: int = 1,
         resting: Callable[[], bool] = lambda: False,
         idle: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._planner, self._collections, self._on_ending = planner, collections, on_ending
         self._steps_ahead, self._resting, self._idle = ahead, resting, idle
         self._planned: queue.SimpleQueue[Planned] = queue.SimpleQueue()
         self._stage: StagePlan | None = None
-        self._last_round = self._looked = time.time()
+        self._last_round = self._looked = clock()
 
     # -- what stages ask for -------------------------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Planning:
         return self._planned.qsize() >= (1 if at_end else self._steps_ahead)
 
     def call(self, action: Callable[[], T]) -> T:
-        """Run ``action`` where the planner lives, and return what it returns (or raise what it raises)."""
+        """Run ``action`` on the planner's thread, and return what it returns (or raise what it raises)."""
         return action()
 
     def wait(self, seconds: float) -> None:
@@ -120,7 +124,7 @@ class Planning:
 
     def round(self, timeout: float = 0.02) -> None:
         """Read what has come, waiting at most ``timeout`` seconds for it, and plan with it."""
-        planner, now = self._planner, time.time()
+        planner, now = self._planner, self._clock()
         self._notice_stall()
         if planner.join.pump(timeout) and timeout:
             time.sleep(GATHER_SECONDS)
@@ -140,11 +144,11 @@ class Planning:
                 if planned is not None:
                     self._planned.put(planned)
         self._notice_stall()
-        self._last_round = time.time()
+        self._last_round = self._clock()
 
     def _notice_stall(self) -> None:
         """If the log was away, between two rounds or in the middle of one, or engines rest, nobody can answer: deadlines begin anew."""
-        now = time.time()
+        now = self._clock()
         if now - self._last_round > STALL_SECONDS or self._resting():
             self._planner.restart_deadlines(now)
             self._collections.restart_deadlines(now)

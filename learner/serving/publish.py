@@ -15,6 +15,7 @@ from broker.messages import PolicyVersion, decode, encode
 from broker.patience import PatientProducer
 from broker.run import Run
 from broker.weights.publisher import PushStats, WeightPublisher
+from broker.weights.sink import TensorSpec
 from learner.model.load import save_shape
 from learner.planning.join import read_all
 from learner.tables import LearnerTable
@@ -38,6 +39,8 @@ class Publishing:
         self._announcements = PatientProducer(self._log.producer(), stop, telemetry.log_away)
         self.published = 0
         self._newest = -1
+        self._model: Any = None
+        self._specs: tuple[TensorSpec, ...] = ()
         self.control = control
         self._publisher: WeightPublisher | None = None
         telemetry.metrics.receivers.set_function(lambda: len(self.control.receivers()))
@@ -46,6 +49,7 @@ class Publishing:
         table, state = self._state.config.learner, self._state
         template = self._run.directory / "weights" / "template"
         save_shape(state.model, state.model_path, template)
+        self._model, self._specs = state.model, state.specs()
         self._publisher = WeightPublisher(
             self.control,
             self._run.directory / "weights",
@@ -59,7 +63,7 @@ class Publishing:
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
         )
-        self._publisher.warm(state.specs())
+        self._publisher.warm(self._specs)
 
     def _road(self, name: str) -> Any:
         """The road of that name, or one of the run file's own. Raises RunFileError."""
@@ -72,8 +76,20 @@ class Publishing:
         if version != self._newest and self._publisher is not None:
             self._newest = version
             with self._telemetry.phase("publish"):
+                if self._state.model is not self._model:
+                    self._take_shape(self._publisher)
                 self._publisher.publish(version, self._state.weights())
                 self._state.save_adapters(version)
+
+    def _take_shape(self, publisher: WeightPublisher) -> None:
+        """A model that has come in the place of another may be of another size."""
+        self._model, specs = self._state.model, self._state.specs()
+        if specs == self._specs:
+            return
+        self._specs = specs
+        publisher.settle()
+        save_shape(self._model, self._state.model_path, self._run.directory / "weights" / "template")
+        publisher.reshape(specs)
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:
         """Called by the publisher's thread once ``version`` can be had."""

@@ -23,7 +23,7 @@ from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 log = logging.getLogger("learner")
-LOOK_SECONDS = 0.005  # between two looks whether all have answered
+LOOK_SECONDS = 0.005  # interval at which to check whether all have answered
 
 
 class Shifts:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from broker.errors import RunFileError
 from learner.stages.sft import SftStage
 from learner.tables import OptimizerTable, SupervisedTable
 
@@ -26,26 +25,15 @@ class DistillStage(SftStage):
     """As ``sft``, but without ``steps`` it makes ``epochs`` passes over ``data``, and without ``optimizer.lr`` the rate goes by the size of
     the model (``rate_of``)."""
 
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.0, ge=0)
     documents_per_step: int = Field(default=64, ge=1)
     optimizer: OptimizerTable = OptimizerTable(schedule="cosine", final_lr=0.1)
 
-    def total_steps(self) -> int:
-        return self.steps if "steps" in self.model_fields_set else 0
-
     def trains_by(self, learner: Learner) -> SupervisedTable:
         """Steps and rate, where the run file leaves them open. Raises RunFileError for passes over data without end."""
-        steps, optimizer = self.total_steps(), self.optimizer
-        if not steps:
-            size = learner.sources.documents(self.data).size
-            if size is None:
-                raise RunFileError(
-                    f"[[stage]] {self.name} data = {self.data!r} has no end: set steps in place of epochs"
-                )
-            steps = max(1, math.ceil(self.epochs * size / self.documents_per_step))
-        given = {"schedule": "cosine", **optimizer.model_dump(exclude_unset=True)}
+        given = {"schedule": "cosine", **self.optimizer.model_dump(exclude_unset=True)}
         given.setdefault("lr", rate_of(learner.state.model.num_parameters()))
-        return self.model_copy(update={"steps": steps, "optimizer": OptimizerTable(**given)})
+        return super().trains_by(learner).model_copy(update={"optimizer": OptimizerTable(**given)})
 
 
 def rate_of(parameters: int) -> float:

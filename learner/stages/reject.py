@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,21 @@ from learner.planning.groups import Group, Judged
 from learner.stages.stage import Stage, begin_with_model
 from learner.tables import SamplingTable
 from monitoring.files import replace
+from monitoring.writing import foreign_share, repeated_ngrams
 
 if TYPE_CHECKING:
     from learner.learner import Learner
 
-_WORD = re.compile(r"\w+")
+
+log = logging.getLogger("learner")
 
 
 class RejectStage(Stage):
     """Keeps at most ``keep`` distinct answers to each of the first ``questions`` rows of ``data``, of ``samples`` that were drawn.
 
-    Right is what every rewarder of ``require`` gives at least its value (``{ accuracy = 1.0 }``). Answers are further left out whose share
-    of repeated ``ngram``-grams is above ``max_repetition``, that hold a paragraph of more than ``max_paragraph`` characters or a block of
+    Right is what every rewarder of ``require`` gives at least its value (``{ accuracy = 1.0 }``). A judge for what
+    no rule verifies is a rewarder like any other (``{ judge = 0.5 }``). Answers are further left out whose share of repeated ``ngram``-grams
+    is above ``max_repetition``, of whose words more than the share ``max_foreign`` is of another script than the most are, that hold a paragraph of more than ``max_paragraph`` characters or a block of
     code (unless ``code``), or are longer than ``max_tokens`` tokens (0: any length). Where ``prefer_short``, the shortest are kept first.
     """
 
@@ -49,6 +52,7 @@ class RejectStage(Stage):
     sampling: SamplingTable | None = None
     ngram: int = Field(default=8, ge=1)
     max_repetition: float = Field(default=0.3, ge=0, le=1)
+    max_foreign: float = Field(default=1.0, ge=0, le=1)
     max_paragraph: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=0, ge=0)
     code: bool = True
@@ -93,6 +97,8 @@ class RejectStage(Stage):
         text = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
         replace(path, text)
         lengths = [document["metadata"]["tokens"] for document in documents]
+        for line in table_lines(statistics(documents)):
+            log.info("%s: %s", collection.name, line)
         return Artefact(
             name=collection.name,
             stage=collection.stage,
@@ -107,7 +113,10 @@ class RejectStage(Stage):
                 "questions": float(len(groups) + len(lost)),
                 "tokens_mean": fmean(lengths) if lengths else 0.0,
             },
-            about={"domains": {name: dict(counts) for name, counts in domains.items()}},
+            about={
+                "domains": {name: dict(counts) for name, counts in domains.items()},
+                "statistics": statistics(documents),
+            },
             created=time.time(),
         )
 
@@ -135,6 +144,8 @@ class RejectStage(Stage):
         """Which rule an answer falls to; empty if it is kept."""
         if sample.finish_reason != "stop":
             return "unfinished"
+        if not sample.text.strip():
+            return "empty"
         for name, least in self.require.items():
             vote = votes.get(name)
             if vote is None or vote.value is None:
@@ -147,16 +158,37 @@ class RejectStage(Stage):
             return "code block"
         if self.max_paragraph and max(map(len, sample.text.split("\n\n"))) > self.max_paragraph:
             return "long paragraph"
-        if repetition(sample.text, self.ngram) > self.max_repetition:
+        repeated, grams = repeated_ngrams(sample.text, self.ngram)
+        if repeated > self.max_repetition * grams:
             return "repetition"
+        if self.max_foreign < 1 and foreign_share(sample.text) > self.max_foreign:
+            return "mixed languages"
         return ""
 
 
-def repetition(text: str, n: int) -> float:
-    """The share of a text's n-grams of words that came before in it, in [0, 1]."""
-    words = _WORD.findall(text.lower())
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def statistics(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each domain and of all (``total``): documents, mean rounds and mean tokens, as the paper tells them of its supervised data."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for document in documents:
+        found[document["kind"] or "other"].append(document)
+    named = dict(sorted(found.items())) | ({"total": list(documents)} if documents else {})
+    return {
+        name: {
+            "documents": float(len(rows)),
+            "rounds_mean": fmean(1 + sum(m["role"] == "assistant" for m in row["messages"]) for row in rows),
+            "tokens_mean": fmean(row["metadata"]["tokens"] for row in rows),
+        }
+        for name, rows in named.items()
+    }
+
+
+def table_lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A table of ``statistics``, a line each."""
+    head = f"{'domain':<20} {'documents':>10} {'rounds':>7} {'tokens':>8}"
+    return [head] + [
+        f"{name[:20]:<20} {row['documents']:>10.0f} {row['rounds_mean']:>7.1f} {row['tokens_mean']:>8.1f}"
+        for name, row in found.items()
+    ]
 
 
 def _document(sample: Trajectory, group: Group) -> dict[str, Any]:

@@ -3,25 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from broker.runfile import Table
 from learner.stages.stage import Stage, begin_with_model
-from learner.tables import Benchmark, Training
+from learner.tables import Benchmark, SamplingTable, Training
 
 if TYPE_CHECKING:
     from learner.learner import Learner
 
 
+class Later(Table):
+    """What changes in the course of a stage: behind step ``from_step``, or for the ``last_steps`` of it.
+
+    ``data`` replaces what is asked, ``rewards`` the mixes of the sources that it names, ``max_new_tokens`` and ``temperature`` how it is
+    sampled; what is left out stays as it was. A prompt is asked in the way of the step that it is fed for; one that takes a step later than
+    it was fed for keeps it.
+    """
+
+    from_step: int = Field(default=0, ge=0)
+    last_steps: int = Field(default=0, ge=0)
+    data: str | dict[str, float] | None = None
+    rewards: dict[str, dict[str, float]] = Field(default_factory=dict)
+    max_new_tokens: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        if bool(self.from_step) == bool(self.last_steps):
+            raise ValueError("needs either from_step or last_steps, above 0")
+        return self
+
+
+class Phase(NamedTuple):
+    """How a stage asks from a step on: weights of the sources, mixes by source, and how it is sampled."""
+
+    begins: int
+    weights: dict[str, float]
+    rewards: dict[str, dict[str, float]]
+    sampling: SamplingTable
+
+
 class RlStage(Stage):
     """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked.
 
-    ``data`` names a source, or several with their weights (``{ math = 3, code = 1 }``). ``benchmarks`` replaces the one that the
-    ``eval_*`` keys describe. With ``until_pass_at_1`` the stage ends as soon as one of these evaluations has reached it.
+    ``data`` names a source, or several with their weights (``{ math = 3, code = 1 }``); ``rewards`` replaces the mixes of those that it
+    names (``{ math = { accuracy = 1.0, language = 0.2 } }``). ``later`` says what changes in the course of the stage. ``benchmarks`` replaces
+    the one that the ``eval_*`` keys describe. With ``until_pass_at_1`` the stage ends as soon as one of these evaluations has reached it.
     """
 
     data: str | dict[str, float] = "prompts"
+    rewards: dict[str, dict[str, float]] = Field(default_factory=dict)
+    later: tuple[Later, ...] = ()
     steps: int = Field(default=100, ge=1)
     eval_every: int = Field(default=0, ge=0)
     eval_data: str = "heldout"
@@ -41,12 +76,54 @@ class RlStage(Stage):
         own = Benchmark(data=self.eval_data, questions=self.eval_questions, k=self.eval_k, rewarder=self.eval_rewarder)
         return {self.name: own}
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        begins = [self._begins(later) for later in self.later]
+        if begins != sorted(set(begins)) or any(not 0 < step < self.steps for step in begins):
+            raise ValueError(
+                f"later begins behind steps {', '.join(map(str, begins))} of {self.steps}: each must be in the stage, and behind the one before it"
+            )
+        asked = {name for phase in self.phases(SamplingTable()) for name in phase.weights}
+        mixed = {name for rewards in (self.rewards, *(later.rewards for later in self.later)) for name in rewards}
+        if strange := sorted(mixed - asked):
+            raise ValueError(
+                f"rewards names {strange[0]!r}, which the stage does not ask; it asks {', '.join(sorted(asked))}"
+            )
+        return self
+
+    def _begins(self, later: Later) -> int:
+        return later.from_step or self.steps - later.last_steps
+
+    def phases(self, sampling: SamplingTable) -> tuple[Phase, ...]:
+        """How it asks, from step 0 on and behind each change; ``sampling`` is what the stage samples by."""
+        found = [Phase(0, _weights(self.data), dict(self.rewards), sampling)]
+        for later in self.later:
+            before = found[-1]
+            changed = {key: value for key in ("max_new_tokens", "temperature") if (value := getattr(later, key))}
+            found.append(
+                Phase(
+                    self._begins(later), before.weights if later.data is None else _weights(later.data),
+                    before.rewards | later.rewards, before.sampling.model_copy(update=changed),
+                )
+            )  # fmt: skip
+        return tuple(found)
+
     def weights(self) -> dict[str, float]:
-        """The sources of its prompts, and how often each is asked."""
-        return {self.data: 1.0} if isinstance(self.data, str) else dict(self.data)
+        """The sources of its prompts, and how often each is asked when it is asked first."""
+        found: dict[str, float] = {}
+        for phase in self.phases(SamplingTable()):
+            found = phase.weights | found
+        return found
+
+    def mixes(self) -> tuple[Mapping[str, float], ...]:
+        return tuple(
+            mix for rewards in (self.rewards, *(later.rewards for later in self.later)) for mix in rewards.values()
+        )
 
     def sources(self) -> Mapping[str, str]:
-        prompts = {"data" if isinstance(self.data, str) else f"data.{name}": name for name in self.weights()}
+        prompts = {"data" if isinstance(self.data, str) else f"data.{name}": name for name in _weights(self.data)}
+        for number, later in enumerate(self.later):
+            prompts |= {f"later.{number}.data.{name}": name for name in _weights(later.data or {})}
         key = "benchmarks.{}.data" if self.benchmarks else "eval_data"
         return prompts | {key.format(name): b.data for name, b in self.asked().items()}
 
@@ -63,7 +140,7 @@ class RlStage(Stage):
     def run(self, learner: Learner, index: int) -> bool:
         """Take each planned step, publish the new policy, and go on."""
         begin_with_model(learner, index, self)
-        plan = learner.stage_plan(index, self.weights(), self.steps)
+        plan = learner.stage_plan(index, self.phases(learner.state.training(index).sampling), self.steps)
         learner.publish()
         self._ask_due(learner, index, redone=True)
         if not self.is_reached(learner):
@@ -101,3 +178,7 @@ class RlStage(Stage):
                 name = f"{prefix}:{step}"
                 if step >= first or name in learner.unfinished:
                     learner.evaluate(index, name, begun + step, benchmark)
+
+
+def _weights(data: str | Mapping[str, float]) -> dict[str, float]:
+    return {data: 1.0} if isinstance(data, str) else dict(data)

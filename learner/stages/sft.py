@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from broker.errors import RunFileError
 from learner.model.loraconfig import LoraTable
 from learner.stages.stage import Stage, begin_with_model
 from learner.tables import SupervisedTable, Training
@@ -19,8 +21,14 @@ class SftStage(Stage, SupervisedTable):
     def initial(self) -> str:
         return self.init
 
+    def weights(self) -> dict[str, float]:
+        """The sources of its documents, and how often each is read; 0: each document as often as any other."""
+        if isinstance(self.data, str):
+            return {self.data: 1.0}
+        return dict(self.data) if isinstance(self.data, dict) else dict.fromkeys(self.data, 0.0)
+
     def sources(self) -> Mapping[str, str]:
-        return {"data": self.data}
+        return {"data" if isinstance(self.data, str) else f"data.{name}": name for name in self.weights()}
 
     def adapters(self, training: Training | None) -> LoraTable | None:
         return self.lora
@@ -29,11 +37,18 @@ class SftStage(Stage, SupervisedTable):
         return {"lora": self.lora, "offload": self.offload}
 
     def total_steps(self) -> int:
-        return self.steps
+        """0 where ``epochs`` says it, which only the data tells."""
+        return self.steps if "steps" in self.model_fields_set or not self.epochs else 0
 
     def trains_by(self, learner: Learner) -> SupervisedTable:
-        """The table that the trainer follows: this one, unless a kind leaves something open until the data and the model are there."""
-        return self
+        """The table that the trainer follows, with what is open until the data and the model are there. Raises RunFileError for passes over
+        data without end."""
+        if self.total_steps():
+            return self
+        size = learner.sources.documents(self.data).size
+        if size is None:
+            raise RunFileError(f"[[stage]] {self.name} data = {self.data!r} has no end: set steps in place of epochs")
+        return self.model_copy(update={"steps": max(1, math.ceil(self.epochs * size / self.documents_per_step))})
 
     def run(self, learner: Learner, index: int) -> bool:
         with learner.shifts.shift():
@@ -53,7 +68,7 @@ class SftStage(Stage, SupervisedTable):
             self.trains_by(learner),
             learner.run.table.seed,
             state.placement,
-            table.chat if (table := learner.config.data.get(self.data)) is not None else None,
+            learner.sources.template(self.data) if isinstance(self.data, str) else None,
         )
         if resumed and learner.extra:
             trainer.load_state_dict(learner.extra)

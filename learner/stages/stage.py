@@ -6,7 +6,8 @@ A stage is resumable: ``run`` is called again after a restart, with ``learner.pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from broker.runfile import Table
 from learner.model.loraconfig import LoraTable
@@ -21,6 +22,7 @@ KINDS = {
     "rl": "learner.stages.rl:RlStage",
     "evaluate": "learner.stages.evaluate:EvaluateStage",
     "reject": "learner.stages.reject:RejectStage",
+    "rewrite": "learner.stages.rewrite:RewriteStage",
     "train_reward": "learner.stages.train_reward:TrainRewardStage",
 }
 """The kinds of stages, by name. ``kind = "mine.py:Mine"`` takes one beside the run file."""
@@ -33,6 +35,8 @@ class Stage(Table):
     from always do (for a teacher, say).
     """
 
+    reads_rows: ClassVar[bool] = False
+    """Whether it reads its data row by row, whatever the columns, and asks nothing of them."""
     kind: str = ""
     name: str = ""
     model: str = ""
@@ -42,9 +46,16 @@ class Stage(Table):
         """The data that it reads: a source of ``[data]`` or an earlier stage's artefact, by the key that names it."""
         return {}
 
+    def mixes(self) -> tuple[Mapping[str, float], ...]:
+        """The reward mixes that it names itself, beside those of ``[run]`` and ``[data]``."""
+        return ()
+
     def judges(self) -> Mapping[str, str]:
         """The rewarders that it needs, by the key that names each."""
         return {}
+
+    def check(self, base: Path) -> None:
+        """Look at what it plugs in, without running any of it; ``base`` is the run file's directory. Raises RunFileError."""
 
     def training(self, resolve: Callable[[Mapping[str, Any]], Training]) -> Training | None:
         """What its reinforcement trains by: ``resolve(own keys)`` is ``[learner]`` with them in place. None: it trains by none."""
@@ -59,8 +70,8 @@ class Stage(Table):
         return {}
 
     def initial(self) -> str:
-        """``random``: without a ``model``, the stage begins from random weights of the run file's model, other ones in each stage. Else the
-        first stage begins from that model, and a later one from what the stage before it left."""
+        """``random``: the stage begins from random weights of its ``model``'s shape (or of the run file's), other ones in each stage. Else the
+        first stage begins from the run file's model, and a later one from what the stage before it left."""
         return "pretrained"
 
     def total_steps(self) -> int:
@@ -76,12 +87,13 @@ def begin_with_model(learner: Learner, index: int, stage: Stage) -> None:
     """At the start of a stage that names a model of its own, or begins anew from random weights: they are the next policy version."""
     if learner.progress.stage == index:
         return
-    if stage.model:
+    if stage.initial() == "random" and (index or stage.model):
+        shape = learner.model_named(stage.model) if stage.model else ""
+        learner.replace_weights(index, random_weights(learner.run.table.seed + index, shape))
+    elif stage.model:
         learner.replace_weights(index, learner.model_named(stage.model))
-    elif index and stage.initial() == "random":
-        learner.replace_weights(index, random_weights(learner.run.table.seed + index))
 
 
-def random_weights(seed: int) -> str:
-    """How a manifest orders random weights of the run file's model (see ``LearnerState.replace``)."""
-    return f"{RANDOM}{seed}"
+def random_weights(seed: int, shape: str = "") -> str:
+    """How a manifest orders random weights of the shape at ``shape``, or of the run file's model (see ``LearnerState.replace``)."""
+    return f"{RANDOM}{seed}" + (f":{shape}" if shape else "")

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class TrainRewardStage(Stage):
     A stage that is cut off begins again; once its record is in the log, nothing is trained twice. In a pool the first rank trains it alone.
     """
 
+    reads_rows: ClassVar[bool] = True
     data: str = "preferences"
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=16, ge=1)

@@ -26,6 +26,10 @@ def execute(
     not follow what ``state`` holds.
     """
     before = state.progress
+    if manifest.kind == "fork":
+        raise CheckpointError(
+            f"{state.directory} has lost the checkpoint that it was forked with, and nothing can make it again but headrace fork"
+        )
     if manifest.step != before.version + (manifest.kind != "close"):
         raise CheckpointError(
             f"manifest {manifest.kind!r} of step {manifest.step} does not follow version {before.version}"

@@ -18,16 +18,18 @@ from broker.errors import EngineError
 from learner.model.attention import plan_segments
 from learner.training.batch import PackedChunk, TokenScores
 
-SCORE = "packed_scores"  # of a sharded model: the method that brings its weights together first
-SMALL = 1 << 22  # logits of this many elements are one chunk whatever the vocabulary, and are kept if they are all
-LOWEST = -1e30  # stands for a logit that has overflowed to minus infinity: 0 times it is 0
-CACHED = 1 << 19  # logits that a processor's cache holds: on a CPU all that is not a product is done on so many at once
+SCORE = "packed_scores"  # the method of a sharded model that first gathers its weights
+SMALL = 1 << 22  # up to this many logits are one chunk whatever the vocabulary; if they are all there is, they are kept
+LOWEST = -1e30  # replaces a logit that has overflowed to minus infinity: 0 times it is 0, not NaN
+CACHED = (
+    1 << 19
+)  # logits that fit a processor's cache: on a CPU, everything but the matrix product works on blocks of this size
 
 
 class _TokenLogprobs(torch.autograd.Function):
     """``hidden_MD``, ``weight_VD``, ``target_M`` -> log-probability, entropy and whether the target was the most likely, of each row.
 
-    ``scale_M`` multiplies the logits. What is multiplied is of type ``kind``, all sums are in float32 (float64 if that is given).
+    ``scale_M`` multiplies the logits. Products are of type ``kind``, all sums are in float32 (float64 if that is given).
     """
 
     @staticmethod

@@ -15,8 +15,8 @@ import torch
 from broker.messages import FloatArray, IntArray, Trajectory
 from learner.training.batch import PackedChunk
 
-SPAN = 4  # attention lays a shared prompt out for each of its samples: at most so many times the tokens of a chunk
-SLACK = 1 / 32  # of a chunk's room: so much may stay empty before a prompt is laid down twice to fill it
+SPAN = 4  # attention copies a shared prompt for each of its samples: at most this many times the tokens of a chunk
+SLACK = 1 / 32  # share of a chunk that may stay empty before a prompt is stored twice to fill it
 
 
 @dataclass(frozen=True, slots=True)

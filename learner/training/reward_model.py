@@ -261,12 +261,24 @@ def _majority(rows: _Rows, labels: int) -> float | None:
     return 0.5 if labels == 1 else max(rows.targets.count(label) for label in range(labels)) / len(rows)
 
 
+def save_classifier(model: Any, tokenizer_source: str, directory: Path) -> None:
+    """Write a classifier as a directory of transformers, with a bias of 0 where its head has none.
+
+    Servers give the head a bias that transformers' classes have not, and leave it as it was drawn where the file says nothing
+    (SGLang's Qwen2 and Qwen3 do): scores would be off by another number after each start.
+    """
+    weights, head = dict(model.state_dict()), getattr(model, "score", None)
+    if isinstance(head, torch.nn.Linear) and head.bias is None:
+        weights["score.bias"] = torch.zeros(head.out_features, dtype=head.weight.dtype)
+    model.save_pretrained(directory, state_dict=weights)
+    save_tokenizer(tokenizer_source, directory)
+
+
 def _write(model: Any, model_dir: str, report: RewardModelReport, out: Path) -> None:
     """The directory, written beside and renamed."""
     beside = out.with_name(out.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    save_tokenizer(model_dir, beside)
+    save_classifier(model, model_dir, beside)
     (beside / REPORT).write_text(json.dumps(asdict(report), indent=1))
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)

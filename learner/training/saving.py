@@ -1,16 +1,22 @@
-"""Keeps the state on the disk: one process writes whole files, a pool's ranks a part each (``learner.parallel.saving``)."""
+"""Keeps the state on the disk, beside training: one process writes whole files, a pool's ranks a part each (``learner.parallel.saving``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from learner.model import lora
-from learner.model.load import save_model
-from learner.training.checkpoint import Checkpoints
+from learner.model.load import save_tokenizer
+from learner.model.policy import PolicyWeights
+from learner.training.checkpoint import Checkpoints, flatten
+from learner.training.tensorfiles import TENSORS, disk_error, write_tensors
 
 if TYPE_CHECKING:
     from learner.training.state import LearnerState
@@ -31,22 +37,100 @@ class Saver(Protocol):
     def wait(self) -> None:
         """Wait for what is under way. Raises CheckpointError or OSError if it could not be written."""
 
+    def check(self) -> None:
+        """The same, unless something is still under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A state as it was: the model's tensors under the names that its own file has, and the rest of the state's."""
+
+    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    tree: Any
+
 
 class WholeSaver:
-    """Of one process: everything is written before training goes on."""
+    """Of one process: a step waits for the copy into the CPU's memory, and a thread writes it. The room for the copy is kept for the next."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def save(
         self, state: LearnerState, checkpoints: Checkpoints, keep: int, name: str, extra: Mapping[str, Any]
     ) -> Path:
-        return checkpoints.save(
-            state.progress, tree_of(state, extra), lambda directory: _write_model(state, directory), keep, name
-        )
+        self.wait()
+        progress, model, source = state.progress, state.model, state.model_path
+        kept = self._keep(state, extra)
+        final, beside = checkpoints.begin(progress, name)
+        if (adapters := state.adapter_files()) is not None:
+            state.adapters.write(model, source, adapters, beside / "adapter")
+
+        def write() -> None:
+            write_model(model, source, beside, kept.weights)
+            write_tensors(kept.tensors, beside / TENSORS)
+            checkpoints.finish(progress, kept.tree, final, beside, keep)
+
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread.start()
+        if name:
+            self.wait()
+        return final
 
     def write(self, state: LearnerState, beside: Path, extra: Mapping[str, Any]) -> None:
         raise NotImplementedError("one process has no others to follow it")
 
     def wait(self) -> None:
-        pass
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def check(self) -> None:
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:  # raised in the trainer's thread, by what it does next
+            self._error = error
+
+    @torch.no_grad()
+    def _keep(self, state: LearnerState, extra: Mapping[str, Any]) -> Kept:
+        """Copy the state. What is one tensor under two names stays one."""
+        tensors: dict[str, Tensor] = {}
+        tree = flatten(tree_of(state, extra), tensors)
+        weights = PolicyWeights(state.model) if lora.is_adapted(state.model) else state.model.state_dict()
+        room: dict[str, Tensor] = {}
+        seen: dict[tuple[Any, ...], Tensor] = {}
+
+        def copied(name: str, tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            place = self._room.pop(name, None)
+            if place is None or (place.shape, place.dtype) != (tensor.shape, tensor.dtype):
+                place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            room[name] = place.copy_(tensor)
+            return place
+
+        def weight(name: str, tensor: Tensor) -> Tensor:
+            where = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+            if where not in seen or not tensor.numel():
+                seen[where] = copied(f"model/{name}", tensor)
+            return seen[where]
+
+        names = list(weights)
+        kept = Kept(
+            {name: weight(name, weights[name]) for name in names},
+            {path: copied(f"state/{path}", tensor) for path, tensor in tensors.items()},
+            tree,
+        )
+        self._room = room
+        return kept
 
 
 def tree_of(state: LearnerState, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +145,10 @@ def tree_of(state: LearnerState, extra: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_model(state: LearnerState, directory: Path) -> None:
-    save_model(state.model, state.model_path, directory)
-    if state.adapter_files() is not None:
-        state.adapters.write(state.model, state.model_path, state.adapter_files() or "", directory / "adapter")
+def write_model(model: Any, tokenizer_source: str, directory: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write ``model`` as ``learner.model.load.save_model`` does, with ``weights`` for those that it has now. Raises OSError."""
+    try:
+        model.save_pretrained(directory, state_dict=dict(weights))
+    except SafetensorError as error:
+        raise disk_error(error, directory) or error from error
+    save_tokenizer(tokenizer_source, directory)

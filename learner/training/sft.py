@@ -28,8 +28,8 @@ from learner.training.placement import ALONE, Placement
 from learner.training.residence import Residence
 from learner.training.share import Share
 
-SMOOTHING = 0.9  # of the accuracy's moving average
-COOLED = 0.05  # share of the rate that the cool-down ends at
+SMOOTHING = 0.9  # factor of the accuracy's moving average
+COOLED = 0.05  # share of the learning rate at the end of the cool-down
 
 
 @dataclass(frozen=True, slots=True)

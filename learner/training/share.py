@@ -15,7 +15,7 @@ from torch import Tensor
 from learner.training.batch import PackedChunk
 from learner.training.deal import PADDING, deal
 
-PADDED = 2  # tokens of a padding chunk
+PADDED = 2  # number of tokens of a padding chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Share:
 
 
 def padding() -> PackedChunk:
-    """A chunk that nothing of is trained: its loss is 0, and so are its gradients."""
+    """A chunk without trained tokens: its loss is 0, and so are its gradients."""
     none, nowhere = torch.zeros(PADDED, dtype=torch.bool), torch.zeros(PADDED, dtype=torch.long)
     return PackedChunk(
         tokens_T=nowhere,

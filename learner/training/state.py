@@ -16,7 +16,7 @@ from broker.weights.sink import TensorSpec
 from learner.config import LearnerConfig
 from learner.model import lora
 from learner.model.adapters import AdapterFiles
-from learner.model.load import load_model, load_tokenizer, set_gradient_checkpointing
+from learner.model.load import check_vocabulary, load_model, load_tokenizer, set_gradient_checkpointing
 from learner.model.loraconfig import LoraTable
 from learner.tables import RANDOM, LearnerTable, Training
 from learner.training.checkpoint import Checkpoints, Progress, open_state, read_progress, resolved
@@ -107,14 +107,14 @@ class LearnerState:
 
     def replace(self, where: str) -> None:
         """The model is from now on what lies in a directory (of the run), or under its Hugging Face id; ``random:SEED`` are random weights
-        of the run file's model."""
+        of the run file's model, ``random:SEED:SHAPE`` of another. Raises RunFileError for one with another vocabulary."""
+        seed, _, shape = where.removeprefix(RANDOM).partition(":") if where.startswith(RANDOM) else ("", "", where)
         with self.placement.ordering("replace", where=where):
             self.train = None
-            inside = self.directory / where
-            if where.startswith(RANDOM):
-                self.model = self._model(self.model_path, init="random", seed=int(where.removeprefix(RANDOM)))
-            else:
-                self.model = self._model(str(inside) if inside.is_dir() else where)
+            inside = self.directory / shape
+            path = str(inside) if shape and inside.is_dir() else shape or self.model_path
+            self.model = self._model(path, **({"init": "random", "seed": int(seed)} if seed else {}))
+        check_vocabulary(path, self.model_path, self.vocabulary)
 
     def reconfigure(self, config: LearnerConfig, stage: int) -> None:
         """Go on in ``stage`` by other options. Raises RunFileError if they ask for other adapters in the middle of it."""
@@ -127,13 +127,17 @@ class LearnerState:
     def save(self, checkpoints: Checkpoints, keep: int, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
         """Write all that ``load`` takes up; ``extra`` is a supervised stage's own state.
 
-        It may be written in the background, unless the checkpoint has a ``name``: that it has failed is raised by the next call.
+        It may be written in the background, unless the checkpoint has a ``name``: a failure is raised by the next call.
         """
         return self._saver.save(self, checkpoints, keep, name, extra or {})
 
     def write(self, beside: Path, extra: Mapping[str, Any]) -> None:
         """A rank that follows: write the own part of a checkpoint into ``beside``."""
         self._saver.write(self, beside, extra)
+
+    def check(self) -> None:
+        """Raises OSError or CheckpointError if the last checkpoint could not be written."""
+        self._saver.check()
 
     def close(self) -> None:
         """Wait until the last checkpoint is on the disk. Raises OSError or CheckpointError if it could not be written."""

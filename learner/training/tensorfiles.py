@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from broker.errors import CheckpointError
 
@@ -53,6 +56,20 @@ class Stored:
         if not parts:
             return self.pieces[0].file.get_slice(self.pieces[0].key)[:0]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write contiguous tensors of the CPU, without holding the interpreter. Raises OSError, also for what safetensors says of the disk."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise disk_error(error, path) or error from error
+
+
+def disk_error(error: Exception, path: Path) -> OSError | None:
+    """What the operating system has said, where ``error`` only quotes it."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else None
 
 
 def shard_file(rank: int, ranks: int) -> str:

@@ -77,6 +77,12 @@ def _sampling() -> Row:
                     stacked=True,
                 ),
                 graph(
+                    "Slots, by actor", "none",
+                    "Samples that each actor keeps in flight at most, for each of its servers. With adaptive slots it follows "
+                    "the engine: if it keeps falling, answers grow or the cache is small.",
+                    Query(f"{Actor.slots}", "{{daemon}}"),
+                ),
+                graph(
                     "Waiting, by actor and reason", "percentunit",
                     "Share of its time that each actor waits. `no_prompts` asks for more credits, `no_policy` for a "
                     "look at the learner, which has not published any weights.",
@@ -103,6 +109,22 @@ def _sampling() -> Row:
                     "Samples in a second that did not end by themselves. `update` is the price of aborting at new "
                     "weights: choose another update mode; `invalid` is an engine that gives impossible numbers.",
                     Query(or_zero(f"sum by (reason) (rate({Actor.aborted}[]))", "reason"), "{{reason}}"),
+                    stacked=True,
+                ),
+            ],
+            [
+                graph(
+                    "Calls of environments under way, by actor", "none",
+                    "How many calls of environments wait for their answer on average. If it comes near processes times "
+                    "threads of [environments.NAME], episodes wait for each other there: give it more.",
+                    Query(f"sum by (daemon) (rate({Actor.environment_seconds.sum}[]))", "{{daemon}}"),
+                    stacked=True,
+                ),
+                graph(
+                    "Answers of environments, by actor", "suffix:/s",
+                    "How many calls of environments are answered in a second. If it falls while calls are under way, "
+                    "what the environment waits for has become slow.",
+                    Query(f"sum by (daemon) (rate({Actor.environment_seconds.count}[]))", "{{daemon}}"),
                     stacked=True,
                 ),
             ],

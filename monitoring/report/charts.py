@@ -33,8 +33,8 @@ BINS = 200
 """More points than this cannot be told apart, and would make the page large."""
 COLOURS = 8
 BARS = 24
-FEW = 40  # so many points or fewer are marked one by one
-FLAT = 30.0  # above this ratio of the largest to the smallest value, a logarithmic axis shows more
+FEW = 40  # up to this many points, each is marked
+FLAT = 30.0  # if the largest value is more than this many times the smallest, the axis is logarithmic
 
 
 @dataclass(frozen=True, slots=True)

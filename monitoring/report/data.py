@@ -14,6 +14,7 @@ WAITING = "wait_"
 class Sample:
     """One judged sample to show: question, response, reward, and each rewarder's vote with its why.
 
+    An episode has its ``turns``: who spoke, what, and what else is known of it.
     ``period`` is when it was trained (``early`` or ``late``), ``chosen`` why it is shown, ``facts`` what else is known.
     """
 
@@ -25,6 +26,7 @@ class Sample:
     period: str = ""
     chosen: str = ""
     facts: str = ""
+    turns: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from monitoring.report.data import RunReport, waiting_share
 from monitoring.report.scale import figure
 from monitoring.report.svg import esc
 
-ENDS = 0.1  # the share of the steps at either end that a change is measured over
+ENDS = 0.1  # share of the steps at either end between which a change is measured
 
 
 def headline(report: RunReport) -> str:
@@ -19,6 +19,8 @@ def headline(report: RunReport) -> str:
     tiles += _changed(report, "reward_mean", "reward") + _changed(
         report, "response_length_mean", "response length", "tokens"
     )
+    if origin := _table(summary, "forked_from"):
+        tiles.append(("forked from", str(origin.get("run", "")), f"at step {origin.get('step', 0)}"))
     tiles.append(("optimizer steps", f"{len(report.steps):,}", _clock(summary.get("wall_seconds"))))
     tokens, groups = _table(summary, "tokens"), _table(summary, "groups")
     if tokens:

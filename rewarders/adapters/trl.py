@@ -17,6 +17,7 @@ from typing import Any
 from broker import plugins
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
+from broker.spelling import nearest
 from rewarders.adapters.columns import completion, prompt, row
 from rewarders.beside import place
 from rewarders.rewarder import GroupRewarder, Reward
@@ -75,6 +76,12 @@ class TrlFunction(GroupRewarder):
         """A function without ``**kwargs`` gets the columns that it names."""
         given = {**columns, **({} if self.factory else self.arguments)}
         parameters = inspect.signature(self._function).parameters.values()
+        for p in parameters:
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given:
+                raise MessageError(
+                    f"{self.function} asks for the column {p.name!r}{nearest(p.name, sorted(given))} (of the samples): "
+                    "name it in the data's metadata, or give it in arguments"
+                )
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return given
         return {p.name: given[p.name] for p in parameters if p.name in given}

@@ -283,3 +283,60 @@ def test_an_engine_that_is_woken_waits_for_the_weights_of_the_turn_but_not_for_e
     engine.submit(request("b", PROMPTS["b"], 1))
     (done,) = drain(engine, 1)
     assert [v.version for v in done.versions] == [1]
+
+
+# -- episodes ----------------------------------------------------------------------------------------------------------
+
+
+def turns_of(engine: LocalEngine, policy: Policy, between: Sequence[int], turns: int = 3, **changes: Any) -> list[int]:
+    """Episodes of some turns, a reply each, whose tokens are checked against transformers; returns what was not computed anew."""
+    said = {name: list(prompt) for name, prompt in PROMPTS.items()}
+    cached = []
+    for _ in range(turns):
+        for name, tokens in said.items():
+            engine.submit(request(name, tokens, max_new_tokens=20, max_turns=5, stop=tuple("etaoinsr "), **changes))
+        done = drain(engine, len(said))
+        for c in done:
+            wanted = policy.logprobs(np.array(said[c.group_id], np.int32), c.tokens)
+            assert c.logprobs == pytest.approx(wanted, abs=1e-4)
+            cached.append(c.cached)
+            said[c.group_id] += [*c.tokens.tolist(), *between]
+        said = {c.group_id: said[c.group_id] for c in done if c.finish_reason == "stop"}
+    return cached
+
+
+def test_a_later_turn_computes_what_is_new_in_it(policy: Policy) -> None:
+    engine = engine_of(policy, context=128)
+    cached = turns_of(engine, policy, [9, 41, 7])
+    assert cached[: len(PROMPTS)] == [0] * len(PROMPTS) and len(cached) > len(PROMPTS)
+    assert all(known > 0 for known in cached[len(PROMPTS) :])
+    small = engine_of(policy, context=128)
+    small._held._room = 8
+    assert 0 in turns_of(small, policy, [9, 41, 7])[len(PROMPTS) :], "what has no room is computed again"
+
+
+def test_what_was_kept_under_older_weights_is_computed_again(tmp_path: Path, policy: Policy) -> None:
+    newer = Policy(tmp_path, CONFIGS["qwen3"], seed=1)
+    for mode, kept in (("retract", False), ("abort", False), ("in_place", True)):
+        engine = engine_of(policy, context=128, mode=mode)
+        engine.submit(request("a", PROMPTS["a"], max_new_tokens=20, max_turns=5, stop=tuple("etaoinsr ")))
+        (first,) = drain(engine, 1)
+        assert first.finish_reason == "stop"
+        engine.apply(1, newer.weights())
+        tokens = np.array([*PROMPTS["a"], *first.tokens.tolist(), 9, 41, 7], np.int32)
+        engine.submit(request("a", tokens.tolist(), max_new_tokens=20, max_turns=5))
+        (second,) = drain(engine, 1)
+        exact = second.logprobs == pytest.approx(newer.logprobs(tokens, second.tokens), abs=1e-4)
+        assert (second.cached > 0) == kept and exact == (not kept), mode
+
+
+def test_what_is_kept_of_a_sample_is_not_taken_for_another(policy: Policy) -> None:
+    engine = engine_of(policy, context=128)
+    engine.submit(request("a", PROMPTS["a"], max_new_tokens=20, max_turns=5, stop=tuple("etaoinsr ")))
+    (first,) = drain(engine, 1)
+    other = [*PROMPTS["a"], *reversed(first.tokens.tolist()), 9, 3]
+    engine.submit(request("a", other, max_turns=5))
+    (second,) = drain(engine, 1)
+    assert second.logprobs == pytest.approx(policy.logprobs(np.array(other, np.int32), second.tokens), abs=1e-4)
+    engine.cancel("a")
+    assert not engine._held._kept and engine._held._used == 0

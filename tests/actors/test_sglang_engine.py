@@ -14,11 +14,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_local_engine import CONFIGS, PROMPTS, Policy, request
+from test_local_engine import PROMPTS, Policy, request
 
 from actors.engine import Completion, Request
 from actors.sglang.engine import SglangEngine
-from actors.sglang.keeper import Keeper
 from actors.sglang.server import Server
 from broker.control.server import ControlServer
 from broker.errors import EngineError, WeightPushError
@@ -32,29 +31,6 @@ from broker.weights.sink import Lane, Push
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 CONTEXT = 64
 TIMEOUT = 4.0  # seconds that a push may take
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    torch.set_num_threads(1)
-    return Policy(tmp_path_factory.mktemp("policy"), CONFIGS["qwen3"])
-
-
-@pytest.fixture(scope="module")
-def newer(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return Policy(tmp_path_factory.mktemp("newer"), CONFIGS["qwen3"], seed=1)
-
-
-@pytest.fixture(scope="module")
-def server(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file; each puts the weights there that it needs."""
-    server = Server(
-        tmp_path_factory.mktemp("server"), lambda: str(policy.path), device="cpu", dtype="float32", slots=8, context=CONTEXT, seed=1,
-    )  # fmt: skip
-    keeper = Keeper(server)
-    keeper.begin()
-    yield server
-    keeper.stop()
 
 
 Opener = Callable[..., SglangEngine]

@@ -83,6 +83,8 @@ def test_a_typed_function_is_a_tool(shop: Path) -> None:
     assert hear("prize", "{}") == "error: there is no tool 'prize'; did you mean 'price'?"
     assert hear("calculator", '{"expression": "(37*86 + 4) / 2"}') == "1593"
     assert tools.step("It is 1.5.").over
+    thought = '<think><tool_call>{"name": "calculator", "arguments": {"expression": "1+1"}}</tool_call>'
+    assert tools.step(f"{thought} or not</think> It is 2.").over, "a call that is only thought of"
 
 
 def test_what_is_no_tool_is_refused(shop: Path) -> None:

@@ -58,6 +58,11 @@ def do(order):
     if what == "family": family(*more); return "born"
     if what == "family and hang": family(*more); nap(300)
     if what == "family and exit": family(*more); os._exit(5)
+    if what == "fork": os.fork(); return "once"
+    if what == "read": return len(sys.stdin.read())
+    if what == "pool":
+        import multiprocessing
+        with multiprocessing.get_context("fork").Pool(1) as pool: return pool.apply(abs, (-3,))
     if what == "thread":
         import threading
         threading.Thread(target=time.sleep, args=(300,)).start(); return "started"
@@ -129,10 +134,15 @@ def test_a_failure_says_its_kind_and_line_and_those_behind_it_are_answered(
     assert len(failed.why) <= WHY_CHARACTERS
 
 
-@pytest.mark.parametrize("order", [["print"], ["close"], ["thread"], ["big", 3 << 20]], ids=lambda o: o[0])
+ODD = [["print"], ["close"], ["thread"], ["fork"], ["read"], ["pool"], ["big", 3 << 20]]
+
+
+@pytest.mark.parametrize("order", ODD, ids=lambda o: o[0])
 def test_odd_behaviour_that_is_no_failure_disturbs_nothing(plug: Callable[..., Isolated], order: list[Any]) -> None:
-    first, second = answers(plug(timeout=20.0), order, ["echo", 2])
+    isolated = plug(timeout=20.0)
+    first, second = answers(isolated, order, ["echo", 2])
     assert not isinstance(first, Failed) and second == [2]
+    assert answers(isolated, ["echo", 3]) == [[3]] and isolated.restarts == 0
 
 
 @pytest.mark.parametrize("detached", [False, True], ids=["children", "daemons"])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ringtools import headrace
+from ringtools import answer_of
 
 from broker.errors import RunFault
 from broker.log import Log
@@ -76,11 +76,11 @@ def test_a_run_is_deleted_and_its_neighbour_with_a_like_name_is_not(tmp_path: Pa
         consumer = log.consumer([run.topics.prompts], run.topics.group("actors"), "a")
         consumer.commit({(run.topics.prompts, 0): 0})
         consumer.close()
-    told = headrace("broker", "delete", str(tmp_path / "mine.toml"), "--json")
+    told = answer_of("broker", "delete", str(tmp_path / "mine.toml"), "--json")
     assert told.returncode == 0, told.stderr
     assert all("--yes" in row["became"] for row in json.loads(told.stdout))
     assert log.ends(mine.topics.policy) == {0: 1}
-    done = headrace("broker", "delete", str(tmp_path / "mine.toml"), "--yes")
+    done = answer_of("broker", "delete", str(tmp_path / "mine.toml"), "--yes")
     assert done.returncode == 0, done.stderr
     log.close()
     left = other.open_log()

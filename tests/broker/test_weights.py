@@ -422,7 +422,7 @@ def member(name: str, **status: object) -> Member:
 def test_nccl_is_refused_where_it_cannot_work_with_the_cure() -> None:
     refuse_shared("GPU-1", [member("a", gpu="GPU-2"), member("b", gpu="GPU-3"), member("a server elsewhere")])
     with pytest.raises(
-        RunFault, match=r'a and the learner are on one GPU .*backend = "gloo".*weights = "disk".*colocated'
+        RunFault, match=r'a and the learner are on one GPU .*backend = "gloo".*road = "disk".*colocated'
     ):
         refuse_shared("GPU-1", [member("a", gpu="GPU-1")])
     with pytest.raises(RunFault, match="b and a are on one GPU"):

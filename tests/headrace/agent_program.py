@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,7 +48,7 @@ def main(url: str, name: str, log: str) -> None:
         reward = f"{url}/v1/headrace/sessions/{session}/reward"
         answer = patiently(lambda: httpx.post(reward, json={"reward": worth}, timeout=60))  # noqa: B023
         assert answer.status_code == 200, answer.text
-        with open(log, "a") as file:
+        with Path(log).open("a") as file:
             file.write(f"{session} {worth}\n")
 
 

@@ -1,4 +1,4 @@
-"""Whole runs whose engines and learner take turns on one set of devices: to the end, and whatever dies in a turn."""
+"""Whole runs whose engines and learner share one set of devices in shifts: to the end, and whatever dies in a shift."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Watcher:
             self._client.connect(policies[-1].control)
 
     def meet_turn(self, run: subprocess.Popen[bytes]) -> None:
-        """Wait for the learner's turn to train by reinforcement."""
+        """Wait for the learner's shift to train by reinforcement."""
 
         def met() -> bool:
             assert run.poll() is None, said(self._directory)
             self.follow()
             return self.rest and self.turn >= FIRST
 
-        wait_for("the learner's turn", met, 300)
+        wait_for("the learner's shift", met, 300)
 
     def close(self) -> None:
         self._client.close()

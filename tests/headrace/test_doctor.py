@@ -19,7 +19,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import generate_latest
 from rich.console import Console
-from ringtools import SMALL, end_run, freeze, headrace, stopped_in_an_append, wait_for
+from ringtools import SMALL, answer_of, end_run, freeze, stopped_in_an_append, wait_for
 from runlog import scraped
 
 from broker.messages import DeadLetter, Manifest, encode
@@ -123,7 +123,7 @@ class Ring:
 
 
 def diagnosis(run: Path) -> dict[str, Any]:
-    done = headrace("doctor", str(run), "--json")
+    done = answer_of("doctor", str(run), "--json")
     assert done.returncode in (0, 1), done.stderr
     return dict(json.loads(done.stdout))
 
@@ -260,7 +260,7 @@ def test_what_daemons_export_is_read(quiet: Path) -> None:
         assert "0.0.1: full" in found["daemons run different versions"]["evidence"]
         assert "appends of full were refused" in found["the log is full"]["evidence"]
         assert "SGLang server actor-0.server is not healthy" in found
-        shown = headrace("doctor", str(quiet))
+        shown = answer_of("doctor", str(quiet))
         assert shown.returncode == 1 and "it waits, because: the log is full" in shown.stdout
         assert "notice: the clock of fast is wrong" in shown.stdout
 
@@ -318,7 +318,7 @@ def test_rewarders_that_are_out_of_order_or_gamed_are_named(quiet: Path) -> None
 
     with told(quiet, rewarder=rewarder, learner=learner):
         findings = diagnosis(quiet)["findings"]
-        seen = headrace("top", str(quiet), "--once").stdout
+        seen = answer_of("top", str(quiet), "--once").stdout
     found = {f["what"]: f for f in findings}
     outage = found["rewarder 'vowels' is out of order, and rewarder-0 holds its samples"]
     assert "75 s, 12 samples, tried again in 8 s; the last error: no server" in outage["evidence"] and outage["holds"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from handmade import Handmade
-from ringtools import headrace
+from ringtools import answer_of
 
 from broker.errors import RunFault
 from headrace.commands.report import write_report
@@ -104,18 +104,19 @@ def test_wall_time_adds_up_over_sittings(tmp_path: Path) -> None:
 def test_the_commands_on_this_log(made: Handmade, tmp_path: Path) -> None:
     made.run(tmp_path)
     made.write(made.topics.deadletters, b"\xc1 rubbish")
-    text = headrace("trace", str(tmp_path), "3")
+    text = answer_of("trace", str(tmp_path), "3")
     assert text.returncode == 0 and "reward 1.5" in text.stdout and "accuracy=1 (as it should be)" in text.stdout
     assert "staleness 1" in text.stdout and "dropped p-2@0: stale" in text.stdout and "version 1" in text.stdout
-    missing = headrace("trace", str(tmp_path), "9")
+    missing = answer_of("trace", str(tmp_path), "9")
     assert missing.returncode == 3 and missing.stderr.count("\n") == 1
-    tail = headrace("broker", "tail", str(tmp_path), "--count", "1", "--json")
+    tail = answer_of("broker", "tail", str(tmp_path), "--count", "1", "--json")
     assert len(json.loads(tail.stdout)) == 1 and "after" in tail.stdout
-    topics = headrace("broker", "topics", str(tmp_path / "run.toml"), "--json")
+    topics = answer_of("broker", "topics", str(tmp_path / "run.toml"), "--json")
     assert topics.returncode == 2, "a run file leads to runs/NAME"
     rows = {
-        row["topic"]: row["records"] for row in json.loads(headrace("broker", "topics", str(tmp_path), "--json").stdout)
+        row["topic"]: row["records"]
+        for row in json.loads(answer_of("broker", "topics", str(tmp_path), "--json").stdout)
     }
     assert rows["small.trajectories"] == 8 and rows["small.rewards"] == 16
-    assert headrace("broker", "tail", str(tmp_path), "--topic", "step").returncode == 2
-    assert headrace("replay", str(tmp_path), "--steps", "3-2", "--out", str(tmp_path / "out")).returncode == 2
+    assert answer_of("broker", "tail", str(tmp_path), "--topic", "step").returncode == 2
+    assert answer_of("replay", str(tmp_path), "--steps", "3-2", "--out", str(tmp_path / "out")).returncode == 2

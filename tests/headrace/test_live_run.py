@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, by_role, end_run, freeze, headrace, small_copy, start_run, verify, wait_for
+from ringtools import SMALL, answer_of, by_role, end_run, freeze, headrace, small_copy, start_run, verify, wait_for
 from runlog import messages, results_of, said, sha256_of, steps_of
 from runmetrics import check_metrics
 
@@ -44,13 +44,13 @@ def test_a_run_is_watched_edited_asked_stopped_resumed_and_told(tmp_path: Path) 
         wait_for("some steps", lambda: steps_of(home) >= 8 or run.poll() is not None, 120)
         check_metrics(home)
         plug_in(run, file, home)
-        asked = headrace(
+        asked = answer_of(
             "eval", str(home), "--rewarder", "vowels", "--questions", "6", "--k", "3", "--json", "--name", "now"
         )
         assert asked.returncode == 0, asked.stderr
         found = json.loads(asked.stdout.partition("\n")[2])
         assert (found["questions"], found["k"], found["name"]) == (6, 3, "now")
-        assert headrace("eval", str(home), "--rewarder", "vowels", "--name", "now").returncode == 2, (
+        assert answer_of("eval", str(home), "--rewarder", "vowels", "--name", "now").returncode == 2, (
             "a name is given once"
         )
         os.kill(run.pid, signal.SIGINT)
@@ -115,12 +115,12 @@ def check_told(home: Path, steps: int) -> None:
 
 
 def check_lineage(home: Path, steps: int) -> None:
-    lineage = json.loads(headrace("trace", str(home), str(steps), "--json").stdout)
+    lineage = json.loads(answer_of("trace", str(home), str(steps), "--json").stdout)
     assert len(lineage["groups"]) == 4 and all(len(g["samples"]) == 4 for g in lineage["groups"])
     votes = lineage["groups"][0]["samples"][0]["votes"]
     assert {v["rewarder"] for v in votes} == {"vowels", "brevity"}
-    assert headrace("trace", str(home), "99999").returncode == 3
-    topics = json.loads(headrace("broker", "topics", str(home), "--json").stdout)
+    assert answer_of("trace", str(home), "99999").returncode == 3
+    topics = json.loads(answer_of("broker", "topics", str(home), "--json").stdout)
     assert any(t["topic"] == "small.steps" for t in topics)
 
 
@@ -129,7 +129,7 @@ def check_checkpoint(home: Path, steps: int, directory: Path) -> None:
 
     last = sorted((home / "checkpoints").glob("step-*"))[-1]
     assert AutoModelForCausalLM.from_pretrained(last).config.vocab_size == 320
-    replayed = headrace("replay", str(home), "--steps", f"2-{steps + 1}", "--out", str(directory / "replay"))
+    replayed = answer_of("replay", str(home), "--steps", f"2-{steps + 1}", "--out", str(directory / "replay"))
     assert replayed.stdout == sha256_of(last) + "\n", replayed.stderr or "replay gives what the run gave, bit for bit"
 
 
@@ -157,7 +157,7 @@ def test_a_crash_loop_stops_the_run_with_its_reason(tmp_path: Path) -> None:
     finally:
         end_run(run)
     assert "no licence" in (tmp_path / "run" / "run.out").read_text().splitlines()[-1]
-    finding = json.loads(headrace("doctor", str(tmp_path / "run"), "--json").stdout)["findings"][0]
+    finding = json.loads(answer_of("doctor", str(tmp_path / "run"), "--json").stdout)["findings"][0]
     assert finding["what"].startswith("the run was given up") and "no licence" in finding["evidence"]
 
 
@@ -217,5 +217,5 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_the_doctor_names_it(tmp
         end_run(run)
     last = (tmp_path / "run.out").read_text().splitlines()[-1]
     assert "no space for" in last and "free some" in last, last
-    finding = json.loads(headrace("doctor", str(tmp_path), "--json").stdout)["findings"][0]
+    finding = json.loads(answer_of("doctor", str(tmp_path), "--json").stdout)["findings"][0]
     assert finding["what"] == "the disk was full" and "headrace broker trim" in finding["fix"], finding

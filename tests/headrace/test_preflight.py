@@ -41,6 +41,7 @@ def jsonl(path: Path, table: list[dict[str, Any]]) -> Path:
 SETTINGS = [
     (settings.sampling, ["learner.sampling.max_new_tokens=128"], "error", r"max_new_tokens = 128 leaves no room .* context_length = 128"),
     (settings.sampling, [JOB + ".sampling.temperature=0.0"], "error", "temperature = 0: the 4 samples of a prompt are the same"),
+    (settings.sampling, [JOB + ".sampling.temperature=1e-6"], "warning", "temperature = 1e-06: the 4 samples of a prompt are nearly the same"),
     (settings.sampling, ["stage.2.sampling={temperature=0.0}", "stage.2.k=4"], "warning", "temperature = 0 with 4 samples"),
     (settings.sampling, [JOB + ".sampling.temperature=0.7"], "note", "trained as it is at that temperature"),
     (settings.questions, [], "note", "cons@1 is pass@1"),
@@ -58,6 +59,8 @@ SETTINGS = [
     (settings.rewards, ["data.prompts.rewards={vowels=0.0}"], "error", "every weight is 0"),
     (settings.rewards, ["data.prompts.rewards={vowls=1.0}"], "error", "names 'vowls', but .* did you mean 'vowels'"),
     (settings.rewards, ["rewarders.other.use=rewarders.format:Format"], "warning", "no mix names it"),
+    (settings.rewards, ["rewarders.vowels.workers=0"], "note", "workers = 0: none is started here, .*headrace rewarder run.toml --rewarder vowels"),
+    (plugged.made, ["rewarders.vowels={use='rewarders.comparison:Difficulty'}"], "error", "vowels alone, which says the same of all samples of a group"),
     (settings.numbers, ["learner.device=cpu", "learner.dtype=bfloat16"], "warning", "dtype = 'bfloat16' on a CPU"),
     (settings.numbers, ["actors.dtype=bfloat16"], "warning", "dtype = 'bfloat16' on a CPU"),
     (settings.numbers, ["actors.dtype=bfloat16"], "note", "log-probabilities differ by rounding"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, headrace
+from ringtools import SMALL, answer_of
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile
@@ -33,6 +33,11 @@ MISTAKES = [
     ("learner.objective={name='grpo',hihg=0.1}", r"objective 'grpo' does not read 'hihg'; did you mean 'high'\?"),
     ("learner.objective.use=mine.py:Mine", r"learner.objective use = 'mine.py:Mine': there is no mine.py"),
     ("learner.sampling.top_p=.9", r"\[\[stage\]\] rl learner sampling.top_p = 0.9: training needs top_p = 1"),
+    ("learner.sampling.stop=['']", r"\[learner\] sampling.stop.0 = '': string should have at least 1 character"),
+    ("learner.optimizer.lr=inf", r"\[learner\] optimizer.lr = inf: input should be a finite number"),
+    ("run.rewards.vowels=nan", r"\[run\] rewards.vowels = nan: input should be a finite number"),
+    ("data.prompts.rewards={vowels=-inf}", r"\[data.prompts\] rewards.vowels = -inf: input should be a finite number"),
+    ("rewarders.vowels.timeout=inf", r"\[rewarders.vowels\] timeout = inf: input should be a finite number"),
     ("learner.minibatches=64", r"\[learner\] minibatches = 64 of groups_per_step = .*lower minibatches"),
     ("actors.slots=-1", r"\[actors\] slots = -1"),
     ("actors.engine=vllm", r"\[actors\] engine = 'vllm'"),
@@ -69,9 +74,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
-    done = headrace("run", str(SMALL), "--set", "learner.group_sizes=3", "--dir", str(tmp_path / "run"))
+    done = answer_of("run", str(SMALL), "--set", "learner.group_sizes=3", "--dir", str(tmp_path / "run"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'group_size'?" in done.stderr
     assert not (tmp_path / "run").exists(), "nothing is made before the file is right"
-    assert headrace("verify", str(tmp_path)).returncode == 2
-    assert headrace("plan", str(SMALL)).returncode == 0
-    assert "headrace 0" in headrace("--version").stdout
+    assert answer_of("verify", str(tmp_path)).returncode == 2
+    assert answer_of("plan", str(SMALL)).returncode == 0
+    assert "headrace 0" in answer_of("--version").stdout

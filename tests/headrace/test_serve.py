@@ -308,8 +308,15 @@ def test_openais_own_client_talks_to_it(run: House) -> None:
     run.feed("t-1", size=4)
     client = openai.OpenAI(base_url=f"{run.url}/v1", api_key="none", max_retries=0)
     assert [m.id for m in client.models.list()] == ["duty"] and client.models.retrieve("duty").owned_by == "headrace"
-    tools = [{"type": "function", "function": {"name": "price", "description": "Of a thing", "parameters": {"type": "object"}}}]
-    answer = client.chat.completions.create(model="duty", messages=[user("Hello")], tools=tools, user="s1", max_tokens=5)
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "price", "description": "Of a thing", "parameters": {"type": "object"}},
+        }
+    ]
+    answer = client.chat.completions.create(
+        model="duty", messages=[user("Hello")], tools=tools, user="s1", max_tokens=5
+    )
     assert answer.usage.completion_tokens <= 5 and answer.choices[0].finish_reason in ("stop", "length")
     pieces = list(client.chat.completions.create(model="duty", messages=[user("Hello")], user="s2", stream=True))
     whole = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from actors.tools import PARSERS
-from headrace.serving.forms import WRITERS, ApiError, Message, Reply, chunks, completion, is_same, parsed, read_request, said
+from headrace.serving.forms import (
+    WRITERS,
+    ApiError,
+    Message,
+    Reply,
+    chunks,
+    completion,
+    is_same,
+    parsed,
+    read_request,
+    said,
+)
 from headrace.serving.sessions import Book, Part
 
 CALL = '<tool_call>\n{"name": "price", "arguments": {"item": "apple"}}\n</tool_call>'
@@ -50,7 +61,10 @@ def test_calls_go_out_in_openais_form_and_come_back_as_the_same_turn() -> None:
         {"role": "tool", "tool_call_id": call["id"], "content": "3 crowns"},
     ]  # fmt: skip
     assert part.fit(asked({"messages": back}), [TOOL]) == "next"
-    back[1] = {**choice["message"], "tool_calls": [{**call, "function": {"name": "price", "arguments": '{"item":"pear"}'}}]}
+    back[1] = {
+        **choice["message"],
+        "tool_calls": [{**call, "function": {"name": "price", "arguments": '{"item":"pear"}'}}],
+    }
     assert part.fit(asked({"messages": back}), [TOOL]) == "edited", "the agent has changed what the model has said"
     assert part.fit(asked({"messages": back[:1]}), [TOOL]) == "again"
     assert part.fit(asked({"messages": back[:1]}), []) == "edited", "other tools are another prompt"
@@ -60,10 +74,18 @@ def test_a_past_that_was_edited_has_the_model_s_own_words_as_they_were_sampled()
     part = Part(("g@0", 0))
     part.add(turn([("user", "An apple?"), ("assistant", f"  Well.\n{CALL}")], [TOOL]))
     own = of(Reply(f"  Well.\n{CALL}", "stop", 5, 3, 1, "s", True, "hermes"))["message"]
-    written = part.written(asked({"messages": [{"role": "user", "content": "Shorter"}, own, {"role": "user", "content": "?"}]}))
+    written = part.written(
+        asked({"messages": [{"role": "user", "content": "Shorter"}, own, {"role": "user", "content": "?"}]})
+    )
     assert [m.content for m in written] == ["Shorter", f"  Well.\n{CALL}", "?"]
-    few_shot = {"role": "assistant", "content": None, "tool_calls": [{"id": "x", "function": {"name": "price", "arguments": "{}"}}]}
-    (_, shot, _) = part.written(asked({"messages": [{"role": "user", "content": "a"}, few_shot, {"role": "user", "content": "b"}]}))
+    few_shot = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "x", "function": {"name": "price", "arguments": "{}"}}],
+    }
+    (_, shot, _) = part.written(
+        asked({"messages": [{"role": "user", "content": "a"}, few_shot, {"role": "user", "content": "b"}]})
+    )
     assert shot.content == '<tool_call>\n{"name": "price", "arguments": {}}\n</tool_call>'
 
 
@@ -85,11 +107,22 @@ def test_a_stream_is_one_whole_piece() -> None:
 
 
 def test_tool_choice_and_names_and_roles_are_read() -> None:
-    body = {"messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}
-    request = read_request({**body, "tools": [TOOL], "tool_choice": "none", "user": "u1", "metadata": {"task": "t"}}, "m", "", "")
-    assert request.messages == (Message("system", "ab"),) and request.tools == () and (request.session, request.task) == ("u1", "t")
+    body = {
+        "messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    }
+    request = read_request(
+        {**body, "tools": [TOOL], "tool_choice": "none", "user": "u1", "metadata": {"task": "t"}}, "m", "", ""
+    )
+    assert (
+        request.messages == (Message("system", "ab"),)
+        and request.tools == ()
+        and (request.session, request.task) == ("u1", "t")
+    )
     assert said(Message("tool", "3"), "hermes").role == "tool"
-    for wrong in ({"tool_choice": "required"}, {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}]}):
+    for wrong in (
+        {"tool_choice": "required"},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}]},
+    ):
         with pytest.raises(ApiError):
             read_request({**body, **wrong}, "m", "", "")
 

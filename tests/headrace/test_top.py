@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from handmade import Handmade
 from prometheus_client import CollectorRegistry
-from ringtools import headrace
+from ringtools import answer_of
 
 from broker.messages import DeadLetter, Settled
 from broker.run import announced
@@ -97,6 +97,7 @@ def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
     actor, above = CollectorRegistry(), CollectorRegistry()
     metrics, system, whole = ActorMetrics(actor), SystemMetrics(actor, "actor"), RunMetrics(above)
     metrics.inflight.set(17)
+    metrics.slots.set(24)
     metrics.weight_version.set(9)
     whole.up("actor-0", "actor").set(1)
     whole.up("format-0", "rewarder").set(0)
@@ -111,7 +112,8 @@ def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
         found = {d.name: d for d in pulse.take(daemons(run), everyone=True)}
         passed = time.time() - began
     one = found["actor-0"]
-    assert (one.inflight, one.version, one.restarts, one.unit, one.state) == (17, 9, 3, "tok/s", "running")
+    assert (one.inflight, one.slots, one.version, one.restarts) == (17, 24, 9, 3)
+    assert (one.unit, one.state) == ("tok/s", "running")
     assert one.rate is not None and 1000 / passed <= one.rate <= 1000 / 0.3, "over the time between the two looks"
     assert one.busy is not None and 0 <= one.busy < 1
     assert found["format-0"].state == "gone" and "supervisor" not in found
@@ -121,11 +123,11 @@ def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
 def test_one_look_prints_each_view_that_is_asked_for(made: Handmade, tmp_path: Path) -> None:
     (tmp_path / "seconds.json").write_text('{"seconds": 3725.0}')
     asked = [word for name in PAGES for word in ("--view", name)]
-    done = headrace("top", str(tmp_path), "--once", *asked)
+    done = answer_of("top", str(tmp_path), "--once", *asked)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("small  stage 2/2 1-rl (rl)  1:02:05") == len(PAGES) and "\x1b" not in done.stdout
     assert "grad norm" in done.stdout and "it is 4" in done.stdout and "dead letters waiting: 0" in done.stdout
-    wrong = headrace("top", str(tmp_path), "--view", "step")
+    wrong = answer_of("top", str(tmp_path), "--view", "step")
     assert wrong.returncode == 2 and "'steps'" in wrong.stderr
 
 

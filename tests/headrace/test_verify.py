@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from handmade import Handmade
-from ringtools import headrace
+from ringtools import answer_of
 
 from broker.messages import Artefact, Dropped, GroupRef, Position, VoteRef
 from headrace.reading.audit import SHOWN, Audit
@@ -228,10 +228,10 @@ def test_all_problems_are_counted_though_not_all_are_told(made: Handmade) -> Non
 
 def test_the_command_says_so_and_its_exit_status_too(made: Handmade, tmp_path: Path) -> None:
     made.run(tmp_path)
-    sound = headrace("verify", str(tmp_path))
+    sound = answer_of("verify", str(tmp_path))
     assert sound.returncode == 0 and sound.stdout.endswith("sound\n")
     never_fed(made)
-    told, data = headrace("verify", str(tmp_path)), headrace("verify", str(tmp_path), "--json")
+    told, data = answer_of("verify", str(tmp_path)), answer_of("verify", str(tmp_path), "--json")
     assert told.returncode == data.returncode == 1
     assert "PROBLEM: group ghost-0@0 is evaluated" in told.stdout and "NOT SOUND: 1 problems" in told.stdout
     assert json.loads(data.stdout)["ok"] is False and json.loads(data.stdout)["fed"] == 9
@@ -329,8 +329,8 @@ def test_a_step_that_is_set_aside_behind_the_seal_was_not_trained(made: Handmade
 
 def test_the_command_seals(made: Handmade, tmp_path: Path) -> None:
     made.run(tmp_path)
-    assert headrace("verify", str(tmp_path), "--seal").returncode == 0
-    again = headrace("verify", str(tmp_path), "--seal")
+    assert answer_of("verify", str(tmp_path), "--seal").returncode == 0
+    again = answer_of("verify", str(tmp_path), "--seal")
     assert again.returncode == 0 and "begun at record 8 of the steps" in again.stdout
 
 

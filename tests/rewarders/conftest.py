@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,23 @@ class Remote:
         return found
 
 
-@pytest.fixture(scope="session")
-def judge_process() -> Iterator[Remote]:
+@contextmanager
+def judging_server() -> Iterator[Remote]:
     script = Path(__file__).with_name("judge_server.py")
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     port = process.stdout.readline().strip()
-    yield Remote(f"http://127.0.0.1:{port}")
-    process.kill()
-    process.wait()
+    try:
+        yield Remote(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def judge_process() -> Iterator[Remote]:
+    with judging_server() as remote:
+        yield remote
 
 
 @pytest.fixture

@@ -51,6 +51,13 @@ def test_what_a_function_does_wrong_is_an_error() -> None:
         TrlFunction(function="trl_style:raising").judge(group(["a"]))
     with pytest.raises(RunFileError, match="cannot be loaded"):
         TrlFunction(function="trl_style:missing")
+    with pytest.raises(
+        MessageError,
+        match=r"asks for the column 'level'; known: completion_ids, .*, solution, task \(of the samples\): name it in",
+    ):
+        TrlFunction(function="trl_style:plain", conversational=False).judge(group(["a"]))
+    with pytest.raises(MessageError, match="asks for the column 'level'; did you mean 'levels'"):
+        TrlFunction(function="trl_style:plain").judge(group(["a"], metadata={"levels": 3}))
 
 
 def test_a_function_of_a_file_beside_the_run_file(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from conftest import Remote
 from spoken import group, spoken
 
+from broker.calls import CallRefused, Circuit, Pace, Server
 from broker.errors import MessageError, Outage
-from rewarders.calls import CallRefused, Circuit, Pace, Server
 from rewarders.comparison import Tournament
 from rewarders.judge import RUBRICS, Judge, NoVerdict, PairJudge
 from rewarders.reward_model import RewardServer

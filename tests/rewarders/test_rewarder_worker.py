@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from test_math import sample
 
-from broker.errors import HeadraceError, RunFault, RunFileError
+from broker.errors import HeadraceError, MessageError, RunFault, RunFileError
 from broker.log import Log
 from broker.messages import Vote, encode
 from broker.open import open_log
@@ -162,6 +162,54 @@ def test_a_number_is_a_reward(tmp_path: Path) -> None:
     judge = judge_factory({"use": "plain.py:Plain", "options": {}, "base": str(tmp_path)})
     found = [judge([encode(sample(text))])[0] for text in "abcd"]
     assert found == [{"value": 2.0}, {"value": 1.0}, {"value": 0.25}, None]
+
+
+VALUES = [
+    ("numpy.bool_(True)", 1.0), ("numpy.float16(0.5)", 0.5), ("numpy.array(0.25)", 0.25), ("torch.tensor(0.75)", 0.75), ("Decimal('0.5')", 0.5),
+    ("2**70", 2.0**70), ("-0.0", 0.0), ("None", None), ("float('nan')", "finite"), ("numpy.inf", "finite"), ("10**400", "finite"), ("{'value': 1}", "returned dict"),
+    ("[1.0]", "returned list"), ("'1'", "returned str"), ("1j", "returned complex"), ("(x for x in [1])", "returned generator"), ("Reward", "returned type"),
+    ("numpy.ones(2)", "returned ndarray"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "wanted"), VALUES, ids=[code for code, _ in VALUES])
+def test_whatever_a_rewarder_returns_is_a_number_an_abstention_or_an_error(
+    tmp_path: Path, code: str, wanted: float | str | None
+) -> None:
+    imports = (
+        "import numpy\nfrom decimal import Decimal\nfrom rewarders.rewarder import Reward\n"
+        + "import torch\n" * ("torch" in code)
+    )
+    (tmp_path / "any.py").write_text(f"{imports}class Any:\n    def __call__(self, sample):\n        return {code}\n")
+    judge = judge_factory({"use": "any.py:Any", "options": {}, "base": str(tmp_path)})
+    if isinstance(wanted, str):
+        with pytest.raises(MessageError, match=wanted):
+            judge([encode(sample("x"))])
+    else:
+        assert judge([encode(sample("x"))]) == [None if wanted is None else {"value": wanted}]
+
+
+@pytest.mark.parametrize(
+    "code", ["numpy.ones(len(samples))", "(1.0 for s in samples)", "[1.0] * len(samples)", "tuple(1 for s in samples)"]
+)
+def test_verdicts_on_a_group_may_come_as_any_row_of_numbers(tmp_path: Path, code: str) -> None:
+    source = f"import numpy\nclass Any:\n    per_group = True\n    def judge(self, samples):\n        return {code}\n"
+    (tmp_path / "rows.py").write_text(source)
+    judge = judge_factory({"use": "rows.py:Any", "options": {}, "base": str(tmp_path)})
+    assert judge([encode(sample("x"))] * 3) == [{"value": 1.0}] * 3
+
+
+def test_what_takes_a_sample_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text(
+        "def rate(sample):\n    return 1.0\nclass Rate:\n    def __call__(self, sample):\n        return 1.0\nrated = Rate()\n"
+        "def made():\n    return Rate()\n"
+    )
+    for name in ("rate", "rated"):
+        with pytest.raises(RunFileError, match=f"bare.py:{name}' takes a sample itself; name a class"):
+            load_rewarder(f"bare.py:{name}", {}, tmp_path)
+    assert load_rewarder("bare.py:made", {}, tmp_path)(sample("x")) == 1.0, (
+        "a function that makes one is as good as a class"
+    )
 
 
 def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:

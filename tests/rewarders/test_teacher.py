@@ -14,11 +14,11 @@ from conftest import Remote
 from spoken import spoken
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from broker.calls import CallRefused
 from broker.errors import MessageError, RunFileError
 from broker.messages import Sampling, Segment, Trajectory, VersionSpan
 from learner.model.load import save_tokenizer
 from rewarders.beside import beside
-from rewarders.calls import CallRefused
 from rewarders.config import RewarderTable, in_run
 from rewarders.registry import checked
 from rewarders.teacher import Teacher, TeacherServer

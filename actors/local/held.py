@@ -1,0 +1,92 @@
+"""What the local engine keeps of episodes between two turns: keys and values of all that was said, so that a later turn costs what is new."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.engine import Request
+from actors.local.decoder import Cache, Decoder
+from actors.local.rows import Slot
+from broker.messages import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """``tokens`` int32 ``[n]``, and by layer their keys and values ``[KV, n, D]``."""
+
+    tokens: IntArray
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def lay(self, cache: Cache, row: int) -> None:
+        """Into the beginning of a row."""
+        for mine, theirs in ((self.keys, cache.keys), (self.values, cache.values)):
+            for a, b in zip(mine, theirs, strict=True):
+                b[row, :, : len(self.tokens)] = a
+
+
+class Held:
+    """Up to ``room`` tokens of samples that may go on, those that ended last."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._used = 0
+        self._kept: OrderedDict[tuple[str, int], Kept] = OrderedDict()
+
+    def keep(self, slot: Slot, cache: Cache, row: int) -> None:
+        """Keep a sample that has ended in ``row``; its newest token has not entered the cache."""
+        tokens = np.array(slot.tokens[:-1], np.int32)
+        self._drop((slot.request.group_id, slot.index))
+        if len(tokens) > self._room:
+            return
+        while self._used + len(tokens) > self._room:
+            self._drop(next(iter(self._kept)))
+        keys, values = (
+            tuple(layer[row, :, : len(tokens)].clone() for layer in layers) for layers in (cache.keys, cache.values)
+        )
+        self._kept[slot.request.group_id, slot.index] = Kept(tokens, keys, values)
+        self._used += len(tokens)
+
+    def take(self, request: Request) -> Kept | None:
+        """What is kept of the beginning of this request, which is kept no longer."""
+        found = self._drop((request.group_id, request.indices[0])) if len(request.indices) == 1 else None
+        if found is None or len(found.tokens) >= len(request.tokens):
+            return None
+        return found if np.array_equal(found.tokens, request.tokens[: len(found.tokens)]) else None
+
+    def forget(self, group_id: str) -> None:
+        for name in [name for name in self._kept if name[0] == group_id]:
+            self._drop(name)
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._used = 0
+
+    def _drop(self, name: tuple[str, int]) -> Kept | None:
+        found = self._kept.pop(name, None)
+        self._used -= 0 if found is None else len(found.tokens)
+        return found
+
+
+def computed(decoder: Decoder, prompts: Sequence[IntArray], kept: Sequence[Kept]) -> tuple[Cache, Tensor, list[int]]:
+    """``prompts`` in rows of a cache of their own, the logits ``[B, V]`` behind each, and how many tokens of each were ``kept``: all of them have a
+    beginning that is, or none."""
+    starts = [len(k.tokens) for k in kept] or [0] * len(prompts)
+    longest = max(len(p) - start for p, start in zip(prompts, starts, strict=True))
+    tokens = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        tokens[i, : len(prompt) - start] = torch.from_numpy(prompt[start:].astype(np.int64))
+    cache = Cache(decoder, len(prompts), max(starts) + longest)
+    for i, known in enumerate(kept):
+        known.lay(cache, i)
+    begun = torch.tensor(starts, device=decoder.device)
+    lengths = torch.tensor([len(p) for p in prompts], device=decoder.device) - begun
+    tokens = tokens.to(decoder.device)
+    logits = decoder.extend(tokens, begun, lengths, cache) if kept else decoder.prefill(tokens, lengths, cache)
+    return cache, logits, starts

@@ -1,0 +1,147 @@
+"""The sums of ``learner.data.sums`` asked in two languages of two alphabets, and the text of a base model that mixes them while it thinks.
+
+``Compute 3+7-2 mod 10.`` is worked out as ``so 3+7=0,so 0-2=8``, and ``Дай 3+7-2 mod 10.`` as ``и 3+7=0,и 0-2=8``: the word before each
+operation is the only language in a thought, so whether a thought keeps to one language is seen by its letters alone. The language is a
+script's name (``metadata["language"]``), as ``rewarders.language:LanguageConsistency`` takes it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from broker.errors import DataError
+from broker.messages import ChatMessage
+from learner.data import greetings
+from learner.data.source import Document, PromptRow, Span
+from learner.data.sums import Sum, check_terms, draw, question, steps, value
+
+
+class Tongue(NamedTuple):
+    """How a language asks for a sum, and the word that it puts before each operation of a thought."""
+
+    ask: str
+    then: str
+
+
+TONGUES = {"Latin": Tongue("Compute", "so"), "Cyrillic": Tongue("Дай", "и")}
+_STEP = re.compile(r"(?:(\w+) )?(\d[+-]\d=\d)")
+
+
+def asked(problem: Sum, modulus: int, language: str) -> str:
+    return question(problem, modulus).replace(TONGUES["Latin"].ask, TONGUES[language].ask, 1)
+
+
+def worked(problem: Sum, modulus: int, languages: list[str]) -> str:
+    """The working, each operation with the word of the language in its place."""
+    return ",".join(
+        f"{TONGUES[spoken].then} {step}" for spoken, step in zip(languages, steps(problem, modulus), strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class BilingualSums:
+    """Questions without end, half of them in each language; ``seed`` chooses the stream. A source with ``held_out`` asks no sum that one
+    without it asks in any language."""
+
+    min_terms: int = 4
+    max_terms: int = 6
+    modulus: int = 10
+    seed: int = 0
+    held_out: bool = False
+
+    def __post_init__(self) -> None:
+        check_terms(self.min_terms, self.max_terms, self.modulus)
+
+    @property
+    def size(self) -> int | None:
+        return None
+
+    def row(self, number: int) -> PromptRow:
+        rng = random.Random(f"bilingual/{self.seed}/{number}")
+        problem = draw(rng, rng.randint(self.min_terms, self.max_terms), self.modulus, self.held_out)
+        language = rng.choice(list(TONGUES))
+        about = {"terms": 1 + len(problem[1]), "language": language}
+        said = ChatMessage("user", asked(problem, self.modulus, language))
+        return PromptRow((said,), str(value(problem, self.modulus)), "sums", about)
+
+
+@dataclass(frozen=True)
+class BilingualCorpus:
+    """The text that a tiny bilingual base model is made from, as ``learner.data.sums:SumsCorpus`` is, with greetings among its conversations.
+
+    A share ``mixed`` of the workings takes each of its words from either language at random; the others keep to the language of the question.
+    ``greetings`` is the share of conversations that are greetings (``learner.data.greetings``). No question that is held out is among them.
+    """
+
+    max_terms: int = 6
+    modulus: int = 10
+    raw_share: float = 0.5
+    guesses: float = 0.75
+    broken: float = 0.2
+    mixed: float = 0.7
+    greetings: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_terms(2, self.max_terms, self.modulus)
+        for name in ("raw_share", "guesses", "broken", "mixed", "greetings"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} = {getattr(self, name)}; it must be a share in [0, 1]")
+
+    @property
+    def size(self) -> int | None:
+        return None
+
+    def document(self, number: int, level: float) -> Document:
+        rng = random.Random(f"bilingual-corpus/{self.seed}/{number}")
+        most = 2 + int(level * (self.max_terms - 2) + 1e-9)
+        if rng.random() < self.raw_share:
+            return Document(spans=tuple(span for _ in range(3) for span in self._raw(rng, most)))
+        return Document(messages=tuple(turn for _ in range(2) for turn in self._turns(rng, most)), tag="reply")
+
+    def _raw(self, rng: random.Random, most: int) -> tuple[Span, Span]:
+        problem, language = draw(rng, rng.randint(2, most), self.modulus), rng.choice(list(TONGUES))
+        text = worked(problem, self.modulus, self._spoken(rng, problem, language))
+        return Span(asked(problem, self.modulus, language) + "\n", False), Span(text + "\n", True, "chain")
+
+    def _turns(self, rng: random.Random, most: int) -> tuple[ChatMessage, ChatMessage]:
+        if rng.random() < self.greetings:
+            return greetings.conversation(rng)
+        problem, language = draw(rng, rng.randint(2, most), self.modulus), rng.choice(list(TONGUES))
+        thought = worked(problem, self.modulus, self._spoken(rng, problem, language))
+        if rng.random() < self.guesses:
+            thought = "Easy."
+        answer = value(problem, self.modulus)
+        reply = f"<think>{thought}</think><answer>\\boxed{{{answer}}}</answer>"
+        if rng.random() < self.broken:
+            reply = rng.choice(
+                (
+                    f"<think>{thought}</think>\\boxed{{{answer}}}",
+                    f"{thought}<answer>\\boxed{{{answer}}}</answer>",
+                    f"<think>{thought}</think><answer>{answer}</answer>",
+                )
+            )
+        return ChatMessage("user", asked(problem, self.modulus, language)), ChatMessage("assistant", reply)
+
+    def _spoken(self, rng: random.Random, problem: Sum, language: str) -> list[str]:
+        """The language of each operation."""
+        if rng.random() >= self.mixed:
+            return [language] * len(problem[1])
+        return [rng.choice(list(TONGUES)) for _ in problem[1]]
+
+
+@dataclass(frozen=True)
+class OneTongue:
+    """A rewriter (see ``learner.rewriting``) of worked sums: each operation with the word of the question's language. It knows nothing of
+    right and wrong; None for a text that is not worked out."""
+
+    def __call__(self, row: Mapping[str, Any]) -> str | None:
+        text, said = row["response"], row["messages"][-1]["content"]
+        language = next((name for name, tongue in TONGUES.items() if said.startswith(tongue.ask)), None)
+        if language is None or not _STEP.search(text):
+            return None
+        return _STEP.sub(lambda found: f"{TONGUES[language].then} {found[2]}", text)

@@ -1,0 +1,67 @@
+"""A task that asks for what a pretrained model knows of words: ``Which of these is an animal: chair, tiger, rain, hammer? Answer with one word.``
+
+A guess among the words is right once in ``choices`` times. Held-out questions are made of words that no other question has, as answers or
+beside them: who is right there has learned to say what it knew, not these words.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from broker.errors import DataError
+from broker.messages import ChatMessage
+from learner.data.source import PromptRow
+from learner.data.split import is_held_out
+
+KINDS = {
+    "an animal": "tiger dog cat horse cow lion wolf rabbit elephant sheep monkey snake goat bear fox deer pig camel zebra giraffe whale eagle frog",
+    "a fruit": "apple banana pear grape cherry lemon peach mango strawberry plum melon pineapple kiwi lime raspberry blueberry apricot papaya",
+    "a color": "red blue green yellow purple black white brown pink gray violet beige crimson turquoise scarlet maroon magenta",
+    "a country": "France Germany Japan Brazil Canada India Spain Egypt Italy Mexico Norway Sweden Poland Peru Chile Kenya Nigeria Greece Portugal Vietnam",
+    "a piece of clothing": "shirt coat hat sock dress jacket glove shoe scarf skirt sweater boots trousers jeans blouse vest",
+    "a musical instrument": "piano guitar violin drum flute trumpet harp cello clarinet saxophone banjo trombone ukulele accordion",
+    "a vehicle": "car truck bus train bicycle boat tram motorcycle helicopter airplane ferry taxi scooter submarine",
+    "a tool": "hammer saw drill wrench shovel screwdriver axe chisel pliers rake spade ladder",
+    "a part of the body": "hand foot nose ear eye knee elbow finger shoulder neck tongue ankle wrist toe chin",
+    "a profession": "doctor teacher lawyer nurse farmer plumber carpenter pilot baker dentist engineer butcher accountant journalist",
+    "a piece of furniture": "chair table sofa bed desk bookcase wardrobe bench stool dresser armchair cupboard",
+    "a kind of weather": "rain snow fog storm thunder hail drizzle blizzard sunshine hurricane",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WordKinds:
+    """Questions without end; ``seed`` chooses the stream. ``held_out``: only words of the held-out side, otherwise only the others."""
+
+    choices: int = 4
+    seed: int = 0
+    held_out: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.choices <= len(KINDS):
+            raise DataError(
+                f"choices = {self.choices} must be from 2 to {len(KINDS)}: each word is of a kind of its own"
+            )
+
+    @property
+    def size(self) -> int | None:
+        return None
+
+    def row(self, number: int) -> PromptRow:
+        rng = random.Random(f"kinds/{self.seed}/{number}")
+        kinds = rng.sample(list(KINDS), self.choices)
+        chosen = [rng.choice(words(kind, self.held_out)) for kind in kinds]
+        answer, shown = chosen[0], list(chosen)
+        rng.shuffle(shown)
+        text = f"Which of these is {kinds[0]}: {', '.join(shown)}? Answer with one word."
+        return PromptRow((ChatMessage("user", text),), answer, "kinds", {"options": list(shown), "kind": kinds[0]})
+
+
+def words(kind: str, held_out: bool) -> list[str]:
+    """The words of ``kind`` on one side of the split: about a third is held out."""
+    return [word for word in KINDS[kind].split() if side(word) == held_out]
+
+
+def side(word: str) -> bool:
+    return any(is_held_out(f"{word}/{turn}") for turn in range(3))

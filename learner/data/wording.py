@@ -1,0 +1,37 @@
+"""What a row says, in forms that can be compared: its question whatever its spelling and spacing, and its words."""
+
+from __future__ import annotations
+
+import re
+
+from learner.data.source import Document, PromptRow
+
+_WORD = re.compile(r"\w+")
+_TERM = re.compile(r"\w+|[^\w\s]")
+
+
+def question_of(row: PromptRow | Document) -> str:
+    """All that is asked in a row, in lower case and with single blanks."""
+    if isinstance(row, PromptRow):
+        text = "\n".join(m.content for m in row.messages if m.role != "system")
+    elif row.messages:
+        text = "\n".join(m.content for m in row.messages if m.role == "user")
+    else:
+        text = "\n".join(span.text for span in row.spans)
+    return " ".join(text.casefold().split())
+
+
+def text_of(row: PromptRow | Document) -> str:
+    """All that a row would teach: its messages but for the system's, or its text."""
+    if isinstance(row, Document) and not row.messages:
+        return "\n".join(span.text for span in row.spans)
+    return "\n".join(m.content for m in row.messages if m.role != "system")
+
+
+def words_of(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def terms_of(text: str) -> str:
+    """Words and signs, single blanks between them: ``1+2`` and ``1 + 2`` are the same, ``1-2`` is not."""
+    return " ".join(_TERM.findall(text.casefold()))

@@ -1,0 +1,1 @@
+"""Written answers written anew, so that people like to read them: by a model that is asked, and by people."""
