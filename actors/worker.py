@@ -257,8 +257,7 @@ class ActorWorker:
     def _fail(self, work: Work, index: int, said: Said) -> None:
         """An environment failed: the sample begins anew, a few times if the failure is its own."""
         if said.unwanted:
-            record = self._forget(work.prompt.group_id).record
-            return self._intake.done(record)
+            return self._intake.done(self._forget(work.prompt.group_id).record)
         self._metrics.aborted("lost" if said.lost else "environment").inc()
         if not said.lost:
             work.attempts[index] = work.attempts.get(index, 0) + 1

@@ -34,22 +34,20 @@ def _environment(named: str, arguments: str, base: Path, where: str) -> Any:
     if ":" in named:
         found = plugins.load(named, base, where)
         if not isinstance(found, Environment):
-            found = plugins.make(found, given, f"{where} environment = {named!r}")
+            found = plugins.make(found, given, f"{where} load = {named!r}")
     else:
         try:
             found = verifiers.load_environment(named, **given)
         except Exception as error:  # the package's own code, and that of whoever wrote the environment
             raise RunFileError(
-                f"{where} environment = {named!r} cannot be loaded: {type(error).__name__}: {error}; install its package, or name module:name"
+                f"{where} load = {named!r} cannot be loaded: {type(error).__name__}: {error}; install its package, or name module:name"
             ) from error
     if not isinstance(found, Environment):
         raise RunFileError(
-            f"{where} environment = {named!r} is a {type(found).__name__}; it must be an Environment of verifiers, or make one"
+            f"{where} load = {named!r} is a {type(found).__name__}; it must be an Environment of verifiers, or make one"
         )
     if getattr(found, "message_type", "chat") != "chat":
-        raise RunFileError(
-            f"{where} environment = {named!r} completes plain text; only chat environments can be played"
-        )
+        raise RunFileError(f"{where} load = {named!r} completes plain text; only chat environments can be played")
     return found
 
 

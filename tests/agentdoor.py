@@ -74,6 +74,7 @@ class House:
         file = directory / "agents.toml"
         file.write_text(RUN.format(model=model, options=options))
         self.directory, self.engine, self._arguments = directory / "run", engine, arguments
+        self.engine_path = model
         self.run = Run.open(file, [], self.directory)
         record(self.run)
         self.log = self.run.open_log()

@@ -54,10 +54,10 @@ def _watched(named: str, arguments: str, base: Path) -> Any:
 
 @dataclass
 class VerifiersEnvironment:
-    """``environment`` is ``module:name``, ``file.py:name``, or the name of an installed environment; ``arguments`` go to what makes it. With
+    """``load`` is ``module:name``, ``file.py:name``, or the name of an installed environment; ``arguments`` go to what makes it. With
     ``score`` its rubric gives the outcome. ``parser`` is the format of the model's tool calls, ``role`` as whom results are said."""
 
-    environment: str
+    load: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     score: bool = True
     parser: str = "hermes"
@@ -69,7 +69,7 @@ class VerifiersEnvironment:
             raise EnvironmentFault(
                 f"parser {self.parser!r} is not one of {list(PARSERS)}{nearest(self.parser, list(PARSERS))}"
             )
-        self._made = _watched(self.environment, json.dumps(dict(self.arguments), sort_keys=True), self.base)
+        self._made = _watched(self.load, json.dumps(dict(self.arguments), sort_keys=True), self.base)
         self._said: queue.SimpleQueue[Turn | BaseException] = queue.SimpleQueue()
         self._heard = 0  # messages of the conversation that are known
         self._tools = False

@@ -16,9 +16,9 @@ from learner.data.source import PromptRow
 
 @dataclass(frozen=True)
 class VerifiersTasks:
-    """``environment`` and ``arguments`` as in ``actors.adapters.verifiers``; ``split`` is ``train`` or ``eval``."""
+    """``load`` and ``arguments`` as in ``actors.adapters.verifiers``; ``split`` is ``train`` or ``eval``."""
 
-    environment: str
+    load: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     split: str = "train"
     base: Path = Path()
@@ -29,7 +29,7 @@ class VerifiersTasks:
 
     @cached_property
     def _rows(self) -> Any:
-        made = verifiers.environment(self.environment, self.arguments, self.base, "[data]")
+        made = verifiers.environment(self.load, self.arguments, self.base, "[data]")
         return made.get_dataset() if self.split == "train" else made.get_eval_dataset()
 
     @property

@@ -8,8 +8,7 @@ import tomllib
 from pathlib import Path
 
 from actors.config import EnvironmentTable, environment_tables
-from actors.rooms import Rooms
-from actors.said import Said
+from actors.rooms import Rooms, Said
 from actors.tools import PARSERS
 from broker.messages import ChatMessage, Prompt
 from broker.runfile import RunFile

@@ -76,9 +76,9 @@ def test_what_fails_in_it_is_an_error_and_never_a_reward_of_nothing() -> None:
     it.open(prompt_of("doubling"), 0)
     with pytest.raises(EnvironmentFault, match="ValueError: it is broken"):
         it.step("break")
-    with pytest.raises(RunFileError, match=r"environment = 'vf_environments.py:add' .*missing 2 required"):
+    with pytest.raises(RunFileError, match=r"load = .vf_environments.py:add. .*missing 2 required"):
         made("add")
-    with pytest.raises(RunFileError, match="environment = 'no-such-env' cannot be loaded"):
+    with pytest.raises(RunFileError, match="load = 'no-such-env' cannot be loaded"):
         VerifiersEnvironment("no-such-env", base=HERE)
 
 
@@ -103,7 +103,7 @@ def test_reasoning_gyms_environment_of_the_package_plays_in_a_process_of_its_own
         "def basic():\n    return ReasoningGymEnv('basic_arithmetic', num_train_examples=20, num_eval_examples=5, seed=3)\n"
     )
     row = VerifiersTasks("gym.py:basic", base=tmp_path).row(2)
-    options = {"use": "actors.adapters.verifiers:VerifiersEnvironment", "environment": "gym.py:basic"}
+    options = {"use": "actors.adapters.verifiers:VerifiersEnvironment", "load": "gym.py:basic"}
     table = EnvironmentTable.model_validate({**options, "memory_mb": 8192, "timeout": 60.0, "processes": 1})
     rooms = Rooms({"vf": table}, tmp_path)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from agentdoor import House, house, until, user
 from safetensors.torch import load_file
 
 from actors.local.engine import LocalEngine
+from broker.runfile import RunFile
+from headrace.running.runfile import check
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +348,24 @@ def test_a_door_that_others_reach_needs_a_key_and_a_run_has_one_door(run: House,
     shown = run.get("/v1/headrace/actors")
     assert shown.status_code == 401, "an agent is no actor"
     assert (run.directory / "serve.json").stat().st_mode & 0o077 == 0
+
+
+def test_the_pages_own_blocks_play_and_reward_a_session(run: House, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "agents.md").read_text()
+    tables = tomllib.loads(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
+    tables["run"] |= {"name": "NAME", "model": str(run.engine_path)}
+    tables["stage"] = [{"kind": "rl", "steps": 1}]
+    (tmp_path / "page.toml").write_text(tomli_w.dumps(tables))
+    check(RunFile.read(tmp_path / "page.toml"))
+    run.feed("t-1")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = "\n".join(blocks).replace("http://127.0.0.1:8800", run.url).replace("NAME", "duty")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (command,) = re.findall(r"^    curl (.*)$", page, re.MULTILINE)
+    assert "/v1/headrace/sessions" in command
+    (vote,) = run.votes()
+    assert (vote.value, vote.why) == (1.0, "tests pass")
+    (sample,) = until(run.samples).values()
+    assert (sample.session, len(sample.turns), run.events("bound")[0].data["task"]) == ("fix-17-a", 4, "fix-17")
