@@ -62,7 +62,7 @@ sampling = {{ max_new_tokens = 60, max_turns = 6 }}
 kind = "rl"
 steps = 2
 """
-STOPS = tuple("0123456789aeiouAEIOU+-")
+STOPS = tuple("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 """So that the random model ends its replies."""
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from actors.adapters.http import HttpEnvironment
 from actors.config import EnvironmentTable
+from actors.room import Said
 from actors.rooms import Rooms
-from actors.said import Said
 from broker.errors import EnvironmentFault
 from broker.messages import ChatMessage, Prompt
 
