@@ -94,7 +94,7 @@ def test_an_agent_program_is_trained_on_and_kills_lose_nothing(tmp_path: Path) -
         samples = {t.id: t for t in record("trajectories", Trajectory)}
         voted = {f"{v.group_id}#{v.index}" for v in record("rewards", Vote)}
         steps = [m for m in record("steps", Manifest) if m.kind == "step"]
-        trained = {f"{g.group_id}#{s.index}" for m in steps for g in m.groups for s in g.samples}
+        trained = {f"{g.group_id}#{s[0]}" for m in steps for g in m.groups for s in g.samples}
         assert len(steps) == 6 and len(trained) == 48 and trained <= samples.keys() & voted
         assert all(t.session and t.environment == "agents" for t in samples.values())
         assert any(len(t.segments) == 4 for t in samples.values()), "two turns, one episode"
