@@ -17,7 +17,7 @@ from actors.engine import Completion, Request
 from actors.environment import Turn
 from actors.prompting import array
 from broker.chat import Chats, Rendered
-from broker.messages import ChatMessage, FloatArray, IntArray, Prompt, Reply, Segment, Trajectory, VersionSpan
+from broker.messages import ChatMessage, FloatArray, IntArray, Prompt, Reply, Sampling, Segment, Trajectory, VersionSpan
 
 
 @dataclass(slots=True)
@@ -179,3 +179,12 @@ def between(chats: Chats, episode: Episode, said: Sequence[ChatMessage]) -> Rend
     options = {**prompt.template, "tools": [dict(t) for t in episode.tools]} if episode.tools else prompt.template
     before = episode.first if episode.session else prompt.messages
     return chats.of(options).continuation(before, said, episode.ended)
+
+
+def together(episodes: Sequence[Episode]) -> list[Request]:
+    """What the engine is asked for by episodes of one prompt that begin: those that say and want the same share a request."""
+    alike: dict[tuple[bytes, Sampling], list[Request]] = {}
+    for episode in episodes:
+        request = episode.request()
+        alike.setdefault((request.tokens.tobytes(), request.sampling), []).append(request)
+    return [replace(several[0], indices=tuple(i for r in several for i in r.indices)) for several in alike.values()]

@@ -6,7 +6,6 @@ several answered at a time, by threads of its child: for environments that wait 
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -26,9 +25,7 @@ from broker.isolation import Failed, Isolated
 if TYPE_CHECKING:
     from actors.episodes import Episode
 
-log = logging.getLogger("environment")
 LOST = "lost"
-RETRY_SECONDS, SAY_SECONDS = 1.0, 30.0  # between two tries of what is away, and between two times that this is said
 BATCH = 32  # calls that a child is given at a time
 COLLECT_SECONDS = 0.05  # that a child of a wide room waits for an answer before it says that there is none
 
@@ -36,7 +33,8 @@ COLLECT_SECONDS = 0.05  # that a child of a wide room waits for an answer before
 @dataclass(frozen=True, slots=True)
 class Said:
     """What came of a call for episode ``ticket``: a turn, or why there is none. ``lost``: another episode's failure may have taken it along;
-    ``suspect``: or it has ended the process itself, which is only known if it is alone. ``unwanted``: its group has ended elsewhere.
+    ``suspect``: or it has ended the process itself, which is only known if it is alone. ``away``: what the environment asks is away.
+    ``unwanted``: its group has ended elsewhere.
 
     ``seconds`` have passed since the call, waiting for its process included."""
 
@@ -45,6 +43,7 @@ class Said:
     why: str = ""
     lost: bool = False
     suspect: bool = False
+    away: bool = False
     seconds: float = 0.0
     unwanted: bool = False
 
@@ -70,9 +69,7 @@ class Room(threading.Thread):
         options = {"use": table.use, "options": table.options, "base": str(base), "name": name, "threads": self._threads(table)}  # fmt: skip
         self._child = Isolated("actors.host:host", options, timeout=table.timeout, memory_mb=table.memory_mb)
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._out, self._table, self._name = out, table, name
-        self._held: list[Call] = []  # what these ask is away: they are made again
-        self._away = -SAY_SECONDS  # when that was last said
+        self._out, self._table = out, table
         self.tickets: set[int] = set()
         self.start()
 
@@ -122,7 +119,7 @@ class Room(threading.Thread):
                 self._tell(calls[place], result)
         except HeadraceError as error:  # the child refuses to start: its class or options are wrong
             for call in calls[answered:]:
-                self._tell(call, Failed("error", str(error)))
+                self._tell(call, _failure(error))
         except (OSError, ValueError) as error:  # ended under way
             for call in calls[answered:]:
                 self._tell(call, Failed("killed", f"{type(error).__name__}: {error}"))
@@ -131,32 +128,13 @@ class Room(threading.Thread):
         if call.what == "close":
             return
         seconds = time.monotonic() - call.asked
-        if isinstance(result, Failed) and result.kind == "outage":
-            self._hold(call, result.why)
-        elif isinstance(result, Failed):
-            self._out.put(Said(call.ticket, None, str(result), seconds=seconds))
+        if isinstance(result, Failed):
+            self._out.put(Said(call.ticket, None, str(result), away=result.kind == "outage", seconds=seconds))
         elif result == LOST:
             why = "its process ended with another episode"
             self._out.put(Said(call.ticket, None, why, lost=True, suspect=suspect, seconds=seconds))
         else:
             self._out.put(Said(call.ticket, unpack(result), seconds=seconds))
-
-    def _hold(self, call: Call, why: str) -> None:
-        """What the environment asks is away: its episode waits, and somebody hears of it."""
-        if not self._held:
-            again = threading.Timer(RETRY_SECONDS, self._call_again)
-            again.daemon = True
-            again.start()
-        self._held.append(call)
-        if time.monotonic() - self._away > SAY_SECONDS:
-            self._away = time.monotonic()
-            log.warning("environment %s waits: %s", self._name, why)
-
-    def _call_again(self) -> None:
-        held, self._held = self._held, []
-        for call in held:
-            if call.ticket in self.tickets:
-                self.put(call)
 
 
 class WideRoom(Room):
@@ -181,11 +159,12 @@ class WideRoom(Room):
                 if self._child.restarts != starts:
                     self._lose("killed: its process ended")
                 self._exchange()
-            except Failed as error:
+            except HeadraceError as error:
                 self._child.stop()
-                self._lose(str(error))
-            except HeadraceError as error:  # the child refuses to start: its class or options are wrong
-                self._fail(Failed("error", str(error)))
+                if self._running:
+                    self._lose(str(error))
+                else:  # the child does not start: its class or options are wrong, or what it needs is away
+                    self._fail(_failure(error))
             except (OSError, ValueError) as error:
                 self._child.stop()
                 self._lose(f"killed: {type(error).__name__}: {error}")
@@ -201,7 +180,11 @@ class WideRoom(Room):
                 return True
             if call is None:
                 return False
-            (self._closing if call.what == "close" else self._waiting).append(call)
+            if call.what == "close":  # what the episode still asks for is wanted no more
+                self._waiting = deque(c for c in self._waiting if c.ticket != call.ticket)
+                self._closing.append(call)
+            else:
+                self._waiting.append(call)
 
     def _exchange(self) -> None:
         """Give the child what it has room for, and hear what it has to say. Raises Failed where it ends under way."""
@@ -209,8 +192,11 @@ class WideRoom(Room):
             self._waiting.popleft() for _ in range(min(len(self._waiting), self._table.threads - len(self._running)))
         ]
         self._running |= {call.ticket: (call, time.monotonic()) for call in begun}
-        given, self._closing = [*self._closing, *begun], []
-        payloads = [call.pack() for call in given] + [Call(0, "collect", {"seconds": COLLECT_SECONDS}).pack()]
+        over = [call for call in self._closing if call.ticket not in self._running]
+        self._closing = [call for call in self._closing if call.ticket in self._running]
+        payloads = [call.pack() for call in [*over, *begun]]
+        if self._running:
+            payloads.append(Call(0, "collect", {"seconds": COLLECT_SECONDS}).pack())
         starts = self._child.restarts
         for _, result in self._child.call(payloads):
             if isinstance(result, Failed):
@@ -245,8 +231,11 @@ class WideRoom(Room):
 
     def _fail(self, failure: Failed) -> None:
         """Nothing can be answered."""
-        for call in [*self._waiting, *(call for call, _ in self._running.values())]:
+        for call in self._waiting:
             self._tell(call, failure)
         self._waiting.clear()
         self._closing.clear()
-        self._running.clear()
+
+
+def _failure(error: HeadraceError) -> Failed:
+    return error if isinstance(error, Failed) else Failed("error", str(error))

@@ -10,20 +10,20 @@ import time
 from collections.abc import Iterable
 
 from actors.config import ActorsTable
-from actors.engine import Completion, Engine, Request
+from actors.engine import Completion, Engine
 from actors.environment import Turn
-from actors.episodes import Episode, between, opening
+from actors.episodes import Episode, between, opening, together
 from actors.intake import Intake
+from actors.later import Later
 from actors.pace import pace_of
 from actors.prompting import render
 from actors.rooms import Rooms, Said
-from actors.turns import resumed
 from actors.work import Work
 from broker.chat import Chats
 from broker.daemon import keep_going
 from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
 from broker.log import Record
-from broker.messages import Prompt, Sampling, decode, encode
+from broker.messages import Prompt, decode, encode
 from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
@@ -50,6 +50,7 @@ class ActorWorker:
         self._work: dict[str, Work] = {}
         self._places: dict[int, tuple[str, int]] = {}
         """The group and index of each ticket of ``rooms``."""
+        self._later: Later[tuple[str, int]] = Later()
         self._group_size = 1  # of the newest prompt: what the next one will probably take
 
     def run(self, stop: Stop) -> None:
@@ -70,6 +71,8 @@ class ActorWorker:
         for completion in done:
             self._hear(completion)
         self._say(self._rooms.ready())
+        for group_id, index in self._later.due():
+            self._begin(self._work[group_id], [index])
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
         self._metrics.weight_version.set(self._engine.version)
         if self._intake.pending:
@@ -142,14 +145,9 @@ class ActorWorker:
 
     def _ask(self, work: Work, episodes: list[Episode]) -> None:
         """Have the engine sample first replies, those to one and the same prompt together."""
-        alike: dict[tuple[bytes, Sampling], list[Episode]] = {}
-        for episode in episodes:
-            alike.setdefault((episode.tokens.tobytes(), episode.request().sampling), []).append(episode)
-            work.episodes[episode.index] = episode
-        for several in alike.values():
-            first = several[0].request()
-            indices = tuple(e.index for e in several)
-            self._engine.submit(Request(first.group_id, indices, first.tokens, first.sampling, first.min_version))
+        work.episodes |= {episode.index: episode for episode in episodes}
+        for request in together(episodes):
+            self._engine.submit(request)
 
     def _hear(self, done: Completion) -> None:
         """A reply has come: the end of the sample, or something for its environment to answer."""
@@ -161,12 +159,8 @@ class ActorWorker:
             self._metrics.aborted("update").inc()
             episode.aborts += 1
             if episode.aborts == ABORTS:
-                log_.warning(
-                    "sample %d of %s was ended by new weights %d times; it is kept from now on",
-                    done.index,
-                    done.group_id,
-                    ABORTS,
-                )
+                why = "sample %d of %s was ended by new weights %d times; it is kept from now on"
+                log_.warning(why, done.index, done.group_id, ABORTS)
             return self._engine.submit(episode.request(keep=episode.aborts >= ABORTS))
         if done.finish_reason == "refused":
             return self._refuse(work, done.index, done.text)
@@ -200,7 +194,7 @@ class ActorWorker:
                         self._opened(work, index, said.turn, said.seconds)
                     )
                 else:
-                    episode = episode or self._resume(work, index, said.turn)
+                    episode = episode or work.resume(index, said.turn)
                     episode.answered(said.turn, said.seconds)
                     self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
@@ -218,12 +212,6 @@ class ActorWorker:
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
         return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
-
-    def _resume(self, work: Work, index: int, turn: Turn) -> Episode:
-        """Go on with what another actor began."""
-        assert turn.asked is not None
-        episode = work.episodes[index] = resumed(work.prompt, index, turn.asked.earlier)
-        return episode
 
     def _refuse(self, work: Work, index: int, why: str) -> None:
         """What was said last in a sample cannot be answered: an agent hears why, anything else ends with its group."""
@@ -255,15 +243,25 @@ class ActorWorker:
         return self._publish(work, episode)
 
     def _fail(self, work: Work, index: int, said: Said) -> None:
-        """An environment failed: the sample begins anew, a few times if the failure is its own."""
+        """An environment failed: the sample begins anew, a few times if the failure is its own, later if what it asks is away."""
         if said.unwanted:
             return self._intake.done(self._forget(work.prompt.group_id).record)
-        self._metrics.aborted("lost" if said.lost else "environment").inc()
+        self._metrics.aborted("lost" if said.lost else "outage" if said.away else "environment").inc()
+        if said.away:
+            return self._wait(work, index, said.why)
         if not said.lost:
             work.attempts[index] = work.attempts.get(index, 0) + 1
             if work.attempts[index] >= ATTEMPTS:
                 return self._give_up(work, index, f"environment {work.prompt.environment!r}: {said.why}")
         return self._again(work, index)
+
+    def _wait(self, work: Work, index: int, why: str) -> None:
+        """Try a sample again when there was time for what is away to come back."""
+        group_id = work.prompt.group_id
+        pause = self._later.put((group_id, index))
+        log_.warning("%s#%d: %s; it is tried again in %g s", group_id, index, why, pause)
+        work.episodes.pop(index, None)
+        self._close(work, index)
 
     def _again(self, work: Work, index: int) -> None:
         """Begin a sample anew."""
@@ -278,8 +276,9 @@ class ActorWorker:
             self._places.pop(ticket, None)
 
     def _release(self, work: Work) -> None:
-        for index in list(work.tickets):
+        for index in range(work.prompt.group_size):
             self._close(work, index)
+            self._later.forget((work.prompt.group_id, index))
 
     def _forget(self, group_id: str) -> Work:
         """Nothing more is wanted of this group."""
@@ -305,6 +304,7 @@ class ActorWorker:
         self._close(work, index, episode.finish_reason)
         del work.episodes[index]
         work.missing.discard(index)
+        self._later.forget((group_id, index))
         if not work.missing:
             del self._work[group_id]
             self._intake.done(work.record)

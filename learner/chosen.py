@@ -17,7 +17,7 @@ from broker.run import Run
 from learner.config import LearnerConfig
 from learner.data.contamination import Benchmarked, Contamination, asked_rows, looked_through
 from learner.data.registry import open_documents, open_prompts
-from learner.data.selection import CurriculumTable, Selected, finite, read_rows
+from learner.data.selection import CurriculumTable, finite, read_rows, selected
 from learner.data.source import DocumentSource, PromptSource
 from learner.planning.curriculum import Read, chosen_rows, pass_rates
 from learner.tables import SourceTable
@@ -37,20 +37,22 @@ class Clean:
 
     def prompts(self, name: str, table: SourceTable) -> PromptSource:
         """Raises RunFileError, DataError."""
-        source: PromptSource = self._cleaned(name, table, open_prompts(name, table, self._run.file))
+        source: PromptSource = self._cleaned(name, table, open_prompts(name, table, self._run.file), False)
         return source
 
     def documents(self, name: str, table: SourceTable) -> DocumentSource:
         """Raises as ``prompts``."""
-        source: DocumentSource = self._cleaned(name, table, open_documents(name, table, self._run.file))
+        source: DocumentSource = self._cleaned(name, table, open_documents(name, table, self._run.file), True)
         return source
 
-    def _cleaned(self, name: str, table: SourceTable, source: Any) -> Any:
+    def _cleaned(self, name: str, table: SourceTable, source: Any, documents: bool) -> Any:
         if not table.select.decontaminate:
             return source
         if name not in self._kept:
             size = finite(source, f"[data.{name}]")
-            found = contamination(self._config, name, source, range(size), self._benchmarks(table.select.ngram))
+            found = contamination(
+                self._config, name, source, range(size), self._benchmarks(table.select.ngram), documents
+            )
             hit = {one.row for one in found.hits}
             self._kept[name] = [n for n in range(size) if n not in hit]
             if size and not self._kept[name]:
@@ -63,7 +65,7 @@ class Clean:
                 found.by_benchmark() or "none",
             )
             self._report(found)
-        return Selected(source, self._kept[name])
+        return selected(source, self._kept[name], documents)
 
     def _benchmarks(self, ngram: int) -> Benchmarked:
         if ngram not in self._against:
@@ -91,11 +93,13 @@ def benchmarked(config: LearnerConfig, ngram: int, leave_out: str = "") -> Bench
     return Benchmarked(asked, ngram)
 
 
-def contamination(config: LearnerConfig, name: str, source: Any, numbers: range, against: Benchmarked) -> Contamination:
+def contamination(
+    config: LearnerConfig, name: str, source: Any, numbers: range, against: Benchmarked, documents: bool = False
+) -> Contamination:
     """Look for the rows of ``source`` with these numbers in the benchmarks; one that is a benchmark itself is looked for in the others."""
     if name in config.benchmarks():
         against = benchmarked(config, against.ngram, leave_out=name)
-    return looked_through(name, read_rows(source, numbers), against)
+    return looked_through(name, read_rows(source, numbers, documents), against)
 
 
 @dataclass(frozen=True)

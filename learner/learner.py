@@ -68,8 +68,7 @@ class Learner:
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
-        self._road, self._steps, self._endings = road, steps, endings
-        self._record = record
+        self._road, self._steps, self._endings, self._record = road, steps, endings, record
         self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
         self._file = run.file
@@ -117,8 +116,7 @@ class Learner:
         self.telemetry.limits(0, 0)
 
     def next(self) -> Planned | None:
-        """Wait for the next planned step; None when the learner is to stop. A shift on shared devices begins once all its steps are
-        planned, and goes on as long as another is."""
+        """Wait for the next planned step; None when the learner is to stop. A shift begins once all its steps are planned."""
         if self.shifts.under_way:
             planned = None if self.stop else self.planning.next(timeout=0.0)
             if planned is not None:
@@ -151,9 +149,7 @@ class Learner:
             result = execute(self.state, manifest, planned.groups, planned.offset)
         except (CheckpointError, LogError, OSError):
             raise
-        except (
-            Exception
-        ) as error:  # a user's loss, a limit of the model, memory: whatever it is, it must not end the run
+        except Exception as error:  # a user's loss, a limit of the model, memory: it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
             self._put_aside(manifest, error)
@@ -178,9 +174,8 @@ class Learner:
         self._steps.flush()
         self._set_aside += 1
         if self._set_aside >= HOPELESS_STEPS:
-            raise RunFault(
-                f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
-            ) from error
+            told = f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
+            raise RunFault(told) from error
         self._restore(step)
 
     def publish(self) -> None:
@@ -315,9 +310,7 @@ class Learner:
         """Begin the evaluations that were requested in the meantime."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
-            if (
-                asked.name in self._endings.by_name
-            ):  # a learner was killed between its answer and the removal of the request
+            if asked.name in self._endings.by_name:  # a learner was killed before it removed the request
                 place(self.run.directory, asked.name).unlink(missing_ok=True)
                 continue
             try:

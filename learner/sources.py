@@ -13,7 +13,7 @@ from learner.chosen import Choice, Clean
 from learner.config import LearnerConfig
 from learner.data.mixture import MixedDocuments, Part
 from learner.data.registry import open_rows
-from learner.data.selection import Selected
+from learner.data.selection import selected
 from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
@@ -42,7 +42,7 @@ class Sources:
         if key not in self._schedules:
             source: PromptSource = self.clean.prompts(name, self._table(name))
             if shuffle and name in self._rows:
-                source = Selected(source, self._rows[name])
+                source = selected(source, self._rows[name])
             eras = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
             self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, *eras)
         return self._schedules[key]

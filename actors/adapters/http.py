@@ -24,7 +24,7 @@ class HttpEnvironment:
     """Plays at ``url``, which has ``request_timeout`` seconds to answer. ``key_from`` names an environment variable with a bearer token.
 
     A server that cannot be reached, or says that it is busy, is waited for. One that answers too late or with something else ends the episode
-    as an error with the reason, which is never a reward of 0. A step that is tried again has the same ``turn``: a server may see it twice.
+    as an error with the reason, which is never a reward of 0.
     """
 
     url: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from broker.errors import DecodeError
 from broker.log import Log, Producer, Reader, Record
@@ -35,9 +36,10 @@ class Join:
         self.outages = outages or Outages()
         self.shadows = Shadows()
         self._log, self._topics, self._vocabulary, self._worker = log, topics, vocabulary, worker
-        self._trajectories = log.reader(topics.trajectories, state.trajectories)
-        self._rewards = log.reader(topics.rewards, state.rewards)
-        self._deadletters = log.reader(topics.deadletters, state.deadletters)
+        self._trajectories = log.reader(topics.trajectories, still_there(log, topics.trajectories, state.trajectories))
+        self._rewards = log.reader(topics.rewards, still_there(log, topics.rewards, state.rewards))
+        self._deadletters = log.reader(topics.deadletters, still_there(log, topics.deadletters, state.deadletters))
+        self._letters: dict[Position, DeadLetter] = {}  # that a restart would need to know
         self._producer: Producer = letters or log.producer()
         self._buried: set[tuple[str, int, int]] = set()
 
@@ -121,6 +123,7 @@ class Join:
             return  # it lies in the dead letters already
         if isinstance(message, DeadLetter):
             self._buried.add((message.topic, message.partition, message.offset))
+            self._letters[record.position] = replace(message, key=b"", value=b"")
             if message.group_id in self.groups:
                 self.dead.setdefault(message.group_id, message.error)
 
@@ -156,7 +159,19 @@ class Join:
             samples, votes = group.positions()
             _lower(trajectories, samples)
             _lower(rewards, votes)
-        return trajectories, rewards, {}
+        return trajectories, rewards, self._letters_needed(trajectories, rewards)
+
+    def _letters_needed(self, trajectories: Offsets, rewards: Offsets) -> Offsets:
+        """From where on dead letters say something: of groups that are outstanding, or of records that a restart would read again."""
+        low = {self._topics.trajectories: trajectories, self._topics.rewards: rewards}
+        self._letters = {
+            position: letter for position, letter in self._letters.items()
+            if letter.group_id in self.groups or letter.offset >= low.get(letter.topic, {}).get(letter.partition, letter.offset + 1)
+        }  # fmt: skip
+        self._buried = {(m.topic, m.partition, m.offset) for m in self._letters.values()}
+        needed = self._deadletters.offsets()
+        _lower(needed, self._letters)
+        return needed
 
     def close(self) -> None:
         for reader in (self._trajectories, self._rewards, self._deadletters):
@@ -168,6 +183,12 @@ def _lower(offsets: Offsets, positions: Iterable[Position]) -> None:
     for partition, offset in positions:
         if offset < offsets.get(partition, 0):
             offsets[partition] = offset
+
+
+def still_there(log: Log, topic: str, offsets: Mapping[int, int]) -> Offsets:
+    """``offsets``, or where retention has passed them, what is left."""
+    begins = log.begins(topic)
+    return {p: max(offset, begins.get(p, 0)) for p, offset in offsets.items()}
 
 
 def read_all(reader: Reader, ends: Mapping[int, int]) -> list[Record]:
