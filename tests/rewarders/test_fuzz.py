@@ -19,6 +19,8 @@ from broker.messages import Trajectory, encode
 from rewarders.config import WorkerTable
 from rewarders.registry import Judge, judge_factory
 
+pytestmark = pytest.mark.xdist_group("languages and rubrics")  # seconds to load
+
 DEADLINE = 2.0  # seconds of this process; the worker's own default is ten of the clock
 PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "|special_token|", "\\boxed{", "}", "{", "```", "`", "$", "$$", "\\[", "\\]", "\\(", "\\text{", "\\begin{align}", "\\end{align}",
