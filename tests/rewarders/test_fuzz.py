@@ -76,6 +76,7 @@ def test_no_rewarder_of_the_package_escapes() -> None:
 def test_any_text_gets_a_verdict_within_its_bounds(name: str, judge_of: Callable[[str], Judge]) -> None:
     case, judge = CASES[name], judge_of(name)
     patience = WorkerTable().timeout
+    verdicts(judge, case, ["what the first sample loads is loaded"])
 
     @settings(
         max_examples=case.examples,
