@@ -25,7 +25,7 @@ def group(*texts: str, finish: str = "stop", votes: float | None = 1.0) -> Group
         )  # fmt: skip
         made.add_sample(sample, Position(0, index))
         if votes is not None:
-            made.add_vote(Vote("g-0@c", index, "accuracy", votes), Position(0, index))
+            made.add_vote(Vote("g-0@c", index, "accuracy", "value", votes), Position(0, index))
     return made
 
 
