@@ -15,7 +15,7 @@ HERE := not kafka and not sglang and not gpu and not watch and not real
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real run run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real run run-r1 run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -50,11 +50,15 @@ $(REAL)/config.json: | $(STAMP)
 run-real: $(REAL)/config.json
 	@$(BIN)/headrace run recipes/real.toml
 
+# The recipe of DeepSeek-R1 in miniature, from a base model to two distilled students.
+run-r1: $(STAMP)
+	@$(BIN)/headrace run recipes/tiny_r1.toml
+
 run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
 test: $(STAMP) setup-sandbox
-	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Pools of learners, shared devices, the doctor's stalls, SIGKILL of anything: trees of processes that take their time, one at a time.
 test-slow: $(STAMP)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -21,6 +21,9 @@ from actors.config import EnvironmentTable
 from actors.environment import Turn, unpack
 from broker.errors import HeadraceError
 from broker.isolation import Failed, Isolated
+
+if TYPE_CHECKING:
+    from actors.episodes import Episode
 
 LOST = "lost"
 BATCH = 32  # calls that a child is given at a time
@@ -30,7 +33,8 @@ COLLECT_SECONDS = 0.05  # that a child of a wide room waits for an answer before
 @dataclass(frozen=True, slots=True)
 class Said:
     """What came of a call for episode ``ticket``: a turn, or why there is none. ``lost``: another episode's failure may have taken it along;
-    ``suspect``: or it has ended the process itself, which is only known if it is alone.
+    ``suspect``: or it has ended the process itself, which is only known if it is alone. ``away``: what the environment asks is away.
+    ``unwanted``: its group has ended elsewhere.
 
     ``seconds`` have passed since the call, waiting for its process included."""
 
@@ -39,7 +43,9 @@ class Said:
     why: str = ""
     lost: bool = False
     suspect: bool = False
+    away: bool = False
     seconds: float = 0.0
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,20 @@ class Room(threading.Thread):
     def put(self, call: Call) -> None:
         self._calls.put(call)
 
+    def open(self, ticket: int, prompt: bytes, index: int) -> None:
+        self.put(Call(ticket, "open", {"prompt": prompt, "index": index}))
+
+    def step(self, ticket: int, reply: str, episode: Episode | None) -> None:
+        if episode is None or episode.finish_reason == "stop":  # else it was cut, and ends the episode
+            self.put(Call(ticket, "step", {"reply": reply}))
+
+    def refuse(self, ticket: int, why: str) -> bool:
+        """It cannot be asked for anything else."""
+        return False
+
+    def close(self, ticket: int, why: str) -> None:
+        self.put(Call(ticket, "close"))
+
     def end(self) -> None:
         """Let the thread end; a call that is under way ends with its child."""
         self._calls.put(None)
@@ -99,7 +119,7 @@ class Room(threading.Thread):
                 self._tell(calls[place], result)
         except HeadraceError as error:  # the child refuses to start: its class or options are wrong
             for call in calls[answered:]:
-                self._tell(call, Failed("error", str(error)))
+                self._tell(call, _failure(error))
         except (OSError, ValueError) as error:  # ended under way
             for call in calls[answered:]:
                 self._tell(call, Failed("killed", f"{type(error).__name__}: {error}"))
@@ -109,7 +129,7 @@ class Room(threading.Thread):
             return
         seconds = time.monotonic() - call.asked
         if isinstance(result, Failed):
-            self._out.put(Said(call.ticket, None, str(result), seconds=seconds))
+            self._out.put(Said(call.ticket, None, str(result), away=result.kind == "outage", seconds=seconds))
         elif result == LOST:
             why = "its process ended with another episode"
             self._out.put(Said(call.ticket, None, why, lost=True, suspect=suspect, seconds=seconds))
@@ -139,11 +159,12 @@ class WideRoom(Room):
                 if self._child.restarts != starts:
                     self._lose("killed: its process ended")
                 self._exchange()
-            except Failed as error:
+            except HeadraceError as error:
                 self._child.stop()
-                self._lose(str(error))
-            except HeadraceError as error:  # the child refuses to start: its class or options are wrong
-                self._fail(Failed("error", str(error)))
+                if self._running:
+                    self._lose(str(error))
+                else:  # the child does not start: its class or options are wrong, or what it needs is away
+                    self._fail(_failure(error))
             except (OSError, ValueError) as error:
                 self._child.stop()
                 self._lose(f"killed: {type(error).__name__}: {error}")
@@ -159,7 +180,11 @@ class WideRoom(Room):
                 return True
             if call is None:
                 return False
-            (self._closing if call.what == "close" else self._waiting).append(call)
+            if call.what == "close":  # what the episode still asks for is wanted no more
+                self._waiting = deque(c for c in self._waiting if c.ticket != call.ticket)
+                self._closing.append(call)
+            else:
+                self._waiting.append(call)
 
     def _exchange(self) -> None:
         """Give the child what it has room for, and hear what it has to say. Raises Failed where it ends under way."""
@@ -167,8 +192,11 @@ class WideRoom(Room):
             self._waiting.popleft() for _ in range(min(len(self._waiting), self._table.threads - len(self._running)))
         ]
         self._running |= {call.ticket: (call, time.monotonic()) for call in begun}
-        given, self._closing = [*self._closing, *begun], []
-        payloads = [call.pack() for call in given] + [Call(0, "collect", {"seconds": COLLECT_SECONDS}).pack()]
+        over = [call for call in self._closing if call.ticket not in self._running]
+        self._closing = [call for call in self._closing if call.ticket in self._running]
+        payloads = [call.pack() for call in [*over, *begun]]
+        if self._running:
+            payloads.append(Call(0, "collect", {"seconds": COLLECT_SECONDS}).pack())
         starts = self._child.restarts
         for _, result in self._child.call(payloads):
             if isinstance(result, Failed):
@@ -203,8 +231,11 @@ class WideRoom(Room):
 
     def _fail(self, failure: Failed) -> None:
         """Nothing can be answered."""
-        for call in [*self._waiting, *(call for call, _ in self._running.values())]:
+        for call in self._waiting:
             self._tell(call, failure)
         self._waiting.clear()
         self._closing.clear()
-        self._running.clear()
+
+
+def _failure(error: HeadraceError) -> Failed:
+    return error if isinstance(error, Failed) else Failed("error", str(error))

@@ -1,7 +1,7 @@
 """Episodes: what the recipe learns, and what a slow environment costs. ``benchmarks/tools.md`` is written from what lies in the folder.
 
 python benchmarks/bench_tools.py FOLDER learn --seeds 0 1 2     # recipes/tiny_tools.toml, whole, once a seed
-python benchmarks/bench_tools.py FOLDER slow --pairs 2          # an instant environment and a slow one, in turn
+python benchmarks/bench_tools.py FOLDER slow --pairs 1          # an instant environment and a slow one, in turn
 python benchmarks/bench_tools.py FOLDER page
 """
 
@@ -11,14 +11,15 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from broker.messages import StepResult
+from toolsbench.throughput import measure, model
+
 from headrace.reading.history import History
 from headrace.reading.summary import versions
 from headrace.running.rundir import reopen
@@ -26,10 +27,8 @@ from headrace.running.rundir import reopen
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "benchmarks" / "tools.md"
 RECIPE = ROOT / "recipes" / "tiny_tools.toml"
-WAITING = ROOT / "benchmarks" / "toolsbench" / "waiting.toml"
-WARM_UP = 15  # steps: the pipeline of eight steps is full, and the slow environment's first answers have come
-REAL_SECONDS = 60.0  # the longest step of an environment that is asked about
-STEP_SHARE = 1.0  # how long that is here: as long as an optimizer step with the instant environment
+STEPS = 5
+SHARES = (1.0, 4.0)  # the longest answer of the slow environment, in steps
 NAMES = ("python", "torch", "transformers", "numpy")
 
 
@@ -64,37 +63,23 @@ def learn(folder: Path, seed: int) -> None:
     (folder / f"learn-{seed}.json").write_text(json.dumps(found, indent=1))
 
 
-def rate(directory: Path) -> dict[str, float]:
-    """Trained tokens a second and seconds a step, behind the warm-up."""
-    opened = reopen(directory)
-    with closing(opened.open_log()) as log:
-        results: list[StepResult] = History.of(log, opened.topics).results(reinforced=True)
-    begun, counted = results[WARM_UP - 1], results[WARM_UP:]
-    seconds = counted[-1].created - begun.created
-    return {
-        "tokens": sum(r.metrics["tokens_trained"] for r in counted) / seconds,
-        "step": seconds / len(counted),
-        "staleness": statistics.fmean(r.metrics["staleness_mean"] for r in counted),
-    }
-
-
 def slow(folder: Path, pairs: int) -> None:
-    """The order changes from pair to pair: a machine that grows slower must not look like an environment that does."""
-    first = folder / "first"
-    run(WAITING, first, "environments.waiting.longest=0.0")
-    longest = round(STEP_SHARE * rate(first)["step"], 3)
-    found: list[dict[str, Any]] = []
-    for pair in range(pairs):
-        kinds = [("instant", 0.0), ("slow", longest)]
-        measured = {}
-        for name, seconds in kinds[:: 1 if pair % 2 else -1]:
-            directory = folder / f"pair-{pair}-{name}"
-            run(WAITING, directory, f"environments.waiting.longest={seconds}")
-            measured[name] = rate(directory)
-        found.append(measured)
-        (folder / "slow.json").write_text(
-            json.dumps({"longest": longest, "pairs": found, "load": os.getloadavg()[1]}, indent=1)
-        )
+    """Instant and slow in turn, within one process: a machine that others use must not look like an environment that is slow."""
+    path = model(folder / "model")
+    first = measure(folder / "first", path, 0.0, steps=STEPS, warm_up=2)
+    rows: list[dict[str, Any]] = []
+    for share in SHARES:
+        longest = round(share * first.step, 3)
+        for pair in range(pairs):
+            kinds = [("instant", 0.0), ("slow", longest)][:: 1 if pair % 2 else -1]
+            found = {
+                name: asdict(
+                    measure(folder / f"{share}-{pair}-{name}", path, seconds, steps=STEPS, warm_up=int(share) + 2)
+                )
+                for name, seconds in kinds
+            }
+            rows.append({"share": share, "longest": longest, **found})
+            (folder / "slow.json").write_text(json.dumps({"rows": rows, "load": os.getloadavg()[1]}, indent=1))
 
 
 def page(folder: Path) -> str:
@@ -133,22 +118,23 @@ def _learned(row: dict[str, Any]) -> str:
 
 
 def _slow(found: dict[str, Any]) -> list[str]:
-    ratios = [pair["slow"]["tokens"] / pair["instant"]["tokens"] for pair in found["pairs"]]
-    step = statistics.fmean(pair["instant"]["step"] for pair in found["pairs"])
-    rows = [
-        f"| {n} | {p['instant']['tokens']:.0f} | {p['slow']['tokens']:.0f} | {p['slow']['tokens'] / p['instant']['tokens']:.1%} |"
-        f" {p['instant']['step']:.2f} | {p['slow']['step']:.2f} | {p['instant']['staleness']:.1f} | {p['slow']['staleness']:.1f} |"
-        for n, p in enumerate(found["pairs"], start=1)
-    ]
-    return [
+    lines = [
         "## A slow environment", "",
-        f"`benchmarks/toolsbench/waiting.toml`: three replies an episode, `max_lag = 8`, one process of 512 threads. The slow environment takes 0 to {found['longest']:.2f} s",
-        f"for each answer, evenly spread; the instant one none. What is asked about are steps of 0 to {REAL_SECONDS:.0f} s in a training whose optimizer steps take as",
-        f"long as the longest of them; here a step takes {step:.2f} s, so that minute is scaled to {found['longest']:.2f} s. Not scaled: turns, `max_lag`, threads, slots.",
-        "Trained tokens a second, behind the first 15 steps:", "",
-        "| pair | instant | slow | ratio | s a step, instant | slow | mean staleness, instant | slow |", "|---|---|---|---|---|---|---|---|", *rows, "",
-        f"Median ratio {statistics.median(ratios):.1%}. The machine was shared with other work (load {found['load']:.0f}); the order changed from pair to pair.", "",
+        "A real log, engine and environment, and a learner that is infinitely fast: its credits alone (`benchmarks/toolsbench/throughput.py`), 4 groups of 8 a",
+        "step, `max_lag = 8`, 32 slots, three replies of about eighteen tokens an episode, one process of 512 threads. The slow environment takes between 0 and",
+        "`longest` seconds for each answer, evenly spread; the instant one takes none. What is asked about are answers of up to 60 s; what they cost depends on",
+        "how long a step of the training takes beside them. So the seconds are scaled: `longest` is given as a share of the time in which the engine samples",
+        "one step with the instant environment (1: a training with a step a minute; 4: one with four steps a minute). Turns, lag, slots and threads are not.", "",
+        "| longest / step | longest, s | tokens/s, instant | slow | ratio | slots taken, instant | slow |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    for row in found["rows"]:
+        instant, late = row["instant"], row["slow"]
+        lines.append(
+            f"| {row['share']:g} | {row['longest']:.2f} | {instant['tokens']:.0f} | {late['tokens']:.0f} | {late['tokens'] / instant['tokens']:.1%} |"
+            f" {instant['taken']:.1%} | {late['taken']:.1%} |"
+        )
+    told = f"The machine was shared with other work (load {found['load']:.0f}), so tokens a second wander; the share of slots that are taken does not depend on that."
+    return [*lines, "", told, ""]
 
 
 def main() -> None:
@@ -156,7 +142,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("learn", "slow", "page"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=1)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.what == "learn":

@@ -75,6 +75,10 @@ class DataError(HeadraceError):
     """A data source cannot be read, or one of its rows is not what it should be."""
 
 
+class DataAway(DataError):
+    """The data is elsewhere, and cannot be had from here at the moment."""
+
+
 class ChatError(HeadraceError):
     """A chat template refuses a conversation, or cannot hold it as it is."""
 

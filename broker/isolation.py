@@ -274,9 +274,7 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a judge prints must not come between the frames
     orders = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, sys.stdin.fileno())  # nor may a judge, or what it starts, read the orders
-    os.close(nothing)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())  # nor may it, or what it starts, read the orders
     start = read_frame(orders)
     write_frame(out, {"pid": os.getpid()})
     try:
@@ -310,8 +308,8 @@ def judge(payloads: list[Any], handler: Handler, orders: IO[bytes], out: IO[byte
             data = framed({"result": handler(payload)})
         except (Exception, SystemExit) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
             data = framed({"error": told(error), "kind": kind_of(error)})
-        if os.getpid() != me:
-            os._exit(0)  # a fork that came back from the judge: one answers
+        if os.getpid() != me:  # a fork that came back from the judge: one answers
+            os._exit(0)
         out.write(data)
         out.flush()
     if wanted is not None:

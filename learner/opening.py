@@ -189,7 +189,7 @@ def _planner(
     feed.eras.update(found.state.eras)
     planner = Planner(
         join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
-        lambda groups: telemetry.metrics.asked_again.inc(groups),
+        lambda groups: telemetry.metrics.asked_again.inc(groups), found.expired,
     )  # fmt: skip
     mixes = [run.table.rewards, *config.mixes()]
     planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})

@@ -167,6 +167,9 @@ class WeightRoadTable(Table):
 
     publish_dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the weights that engines get (default: ``dtype``). Checkpoints are always in float32."""
+    sparse: Literal["auto", "always", "never"] = "auto"
+    """Whether receivers get only what has changed since the version before, where that is less than half (it never is with float32): ``auto``
+    does so where the lanes leave this machine. Over gloo; where one receiver is an SGLang server, all get the whole."""
     publish_every: int = Field(default=1, ge=1)
     road: str = "broadcast"
     """``broadcast``: in lanes by torch.distributed; ``disk``: from ``RUN/weights`` on a file system that all receivers see; or a road of

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +18,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network, and one asks fo
 
 ROOT = Path(__file__).resolve().parent.parent
 TREES = ("processes", "chaos")
+TAKE_TIME = (*TREES, "slow", "kafka", "sglang", "gpu", "watch")
+LONG = 10.0  # seconds
 TINY = ROOT / "recipes" / "tiny_model"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two lanes: tests that start a tree of processes run one at a time, beside the others. Tests marked ``gpu`` need a device."""
+    """Two lanes: tests that start a tree of processes run one at a time, beside the others, which stay together by file, so that what a
+    file's tests share is made once. Tests marked ``gpu`` need a device."""
     for item in items:
         if any(item.get_closest_marker(name) for name in TREES):
             item.add_marker(pytest.mark.xdist_group("processes"))
+        elif not item.get_closest_marker(
+            "xdist_group"
+        ):  # files that load the same large things name a group of their own
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(
         key=lambda item: not any(item.get_closest_marker(name) for name in TREES)
     )  # the long lane begins at once
@@ -33,6 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         for item in marked:
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that take long, and whose markers do not say so: for whoever reads it, as no test depends on the machine's speed."""
+    seconds: dict[str, float] = defaultdict(float)
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport) and not any(name in report.keywords for name in TAKE_TIME):
+            seconds[report.nodeid] += report.duration
+    for name, took in sorted(seconds.items(), key=lambda pair: -pair[1]):
+        if took > LONG:
+            terminalreporter.write_line(f"took {took:.0f} s without the marker slow or processes: {name}")
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,9 @@ class Ring:
         feed = Feed(prompts, TOPICS.prompts, TOPICS.partitions, found.cursor, found.missing, TOPICS.deadletters)
         feed.eras.update(found.state.eras)
         version = tail.newest.step if tail.newest else 0
-        self.planner = Planner(self.join, feed, self.log.producer(), TOPICS.steps, version, time.time(), found.fed)
+        self.planner = Planner(
+            self.join, feed, self.log.producer(), TOPICS.steps, version, time.time(), found.fed, expired=found.expired
+        )
         self.collections = Collections(self.join, self.planner._steps, TOPICS.steps)
 
     def fed(self) -> list[Prompt]:

@@ -1,18 +1,19 @@
 """Pools for tests: real processes on the loopback. Rank 0 works through cases, the others are what they are in a run.
 
-``python -m pooltools`` with torchrun's environment is one rank.
+The ranks are forked from one process that has loaded torch and the learner, and does nothing else: most of a rank's start is loading those.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +25,60 @@ from learner.__main__ import LOST_SECONDS
 from learner.config import LearnerConfig
 from monitoring.ports import free_ports
 
-HERE = Path(__file__).resolve().parent
+LOADED = ("learner.parallel.follower", "learner.parallel.group", "learner.training.executor", "learner.training.state")
 SECONDS = 60.0
 NAMED = (GroupRef("d-0@0", Position(0, 0), (SampleRef(0, Position(0, 0), ()), SampleRef(1, Position(0, 1), ()))),)
 """A manifest names what it trains; here the samples are given beside it."""
 
 
+class Rank:
+    """One process of a pool."""
+
+    def __init__(self, *arguments: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(LOADED))
+        self._process = context.Process(target=rank_main, args=arguments)
+        self._process.start()
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Its exit status, that of a signal negative; raises TimeoutError."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"a rank (pid {self._process.pid}) has not ended after {seconds} s")
+        return self._process.exitcode
+
+    def send_signal(self, signal: int) -> None:
+        if self._process.is_alive():
+            os.kill(self._process.pid or 0, signal)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
 class Ranks:
-    """A pool of real processes. Rank 0 waits on its stdin for calls: a test module, whose ``main(pool, *arguments)`` it makes."""
+    """A pool of real processes. Rank 0 waits for calls: a test module, whose ``main(pool, *arguments)`` it makes."""
 
     def __init__(self, world: int, device: str = "cpu", timeout: float = 60.0) -> None:
-        place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
-        path = f"{HERE}:{HERE.parent}:{os.environ.get('PYTHONPATH', '')}"
-        self.processes: list[subprocess.Popen[str]] = []
-        self._errors = [tempfile.TemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
-        for rank in range(world):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "pooltools", device, str(timeout)]
-            errors, pipe = self._errors[rank], subprocess.PIPE
-            process = subprocess.Popen(
-                command, env={**os.environ, **place, **own}, stdin=pipe, stdout=pipe, stderr=errors, text=True
-            )
-            self.processes.append(process)
+        port = free_ports(1)[0]
+        self._calls, theirs = multiprocessing.Pipe()
+        self._errors = [tempfile.NamedTemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
+        self.processes = [
+            Rank(rank, world, port, device, timeout, self._errors[rank].name, None if rank else theirs)
+            for rank in range(world)
+        ]
+        theirs.close()
 
     def call(self, module: str, *arguments: str) -> Any:
         """What ``main`` of the module at path ``module`` returned on rank 0, through JSON."""
         self.send(module, *arguments)
-        said = self.processes[0].stdout
-        assert said is not None
-        line = said.readline()
-        assert line, self.errors()
-        return json.loads(line)
+        try:
+            return json.loads(self._calls.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise AssertionError(self.errors()) from None
 
     def send(self, module: str, *arguments: str) -> None:
         """Have rank 0 make a call, without waiting for it."""
-        asked = self.processes[0].stdin
-        assert asked is not None
-        asked.write(json.dumps([module, *arguments]) + "\n")
-        asked.flush()
+        self._calls.send_bytes(json.dumps([module, *arguments]).encode())
 
     def errors(self) -> str:
         """The last words of all ranks."""
@@ -72,8 +89,7 @@ class Ranks:
 
     def end(self) -> list[int]:
         """Let rank 0 end the pool; returns the exit statuses."""
-        for process in self.processes:
-            process.stdin.close()  # type: ignore[union-attr]
+        self._calls.close()
         try:
             return [process.wait(SECONDS) for process in self.processes]
         finally:
@@ -107,30 +123,37 @@ def steps(made: Any, first: int, last: int, groups: int = 4) -> dict[str, float]
     return metrics
 
 
-def rank_main() -> None:
-    from learner.parallel.follower import follow
-    from learner.parallel.group import join
-    from learner.parallel.place import Place
-
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    place = Place(rank, world, rank, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), False)
-    if place.rank:
-        follow(join(place))
-        os._exit(0)
-    pool = join(place, sys.argv[1], float(sys.argv[2]))
-    out, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        module, *arguments = json.loads(line)
-        sys.path.insert(0, str(Path(module).parent))
-        print(json.dumps(importlib.import_module(Path(module).stem).main(pool, *arguments)), file=out, flush=True)
-    pool.end()
-    os._exit(0)
-
-
-if __name__ == "__main__":
+def rank_main(
+    rank: int, world: int, port: int, device: str, timeout: float, errors: str, calls: Connection | None
+) -> None:
+    """One rank, from its fork to its end."""
+    file = os.open(errors, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, sys.stderr.fileno())
+    os.dup2(file, sys.stdout.fileno())
     try:
-        rank_main()
+        take_part(rank, world, port, device, timeout, calls)
     except BaseException:
         traceback.print_exc()
         time.sleep(LOST_SECONDS)
     os._exit(1)  # a pool that broke would keep the interpreter waiting
+
+
+def take_part(rank: int, world: int, port: int, device: str, timeout: float, calls: Connection | None) -> None:
+    from learner.parallel.follower import follow
+    from learner.parallel.group import join
+    from learner.parallel.place import Place
+
+    place = Place(rank, world, rank, "127.0.0.1", port, False)
+    if calls is None:
+        follow(join(place))
+        os._exit(0)
+    pool = join(place, device, timeout)
+    while True:
+        try:
+            module, *arguments = json.loads(calls.recv_bytes())
+        except EOFError:
+            break
+        sys.path.insert(0, str(Path(module).parent))
+        calls.send_bytes(json.dumps(importlib.import_module(Path(module).stem).main(pool, *arguments)).encode())
+    pool.end()
+    os._exit(0)

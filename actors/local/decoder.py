@@ -114,7 +114,10 @@ class Decoder:
         if found["vocab_size"] < self.vocabulary or found["num_attention_heads"] % max(1, found["num_key_value_heads"]):
             raise EngineError(f"the weights are of another model: {found}, and this engine runs {own}")
         config = copy.deepcopy(self.config)
-        config.update({**found, "layer_types": ["full_attention"] * found["num_hidden_layers"]})
+        head, embedding = tensors.get("lm_head.weight"), tensors["model.embed_tokens.weight"]
+        tied = head is None or torch.equal(head, embedding)
+        layers = ["full_attention"] * found["num_hidden_layers"]
+        config.update({**found, "layer_types": layers, "tie_word_embeddings": tied})
         return config
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from actors.engine import Completion, Request, UpdateMode
 from actors.local.decoder import Cache, Decoder
-from actors.local.held import Held, Kept, computed
+from actors.local.held import Held, Kept
 from actors.local.orders import Orders
+from actors.local.prompts import Group, computed, next_batch
 from actors.local.rows import Rows, Slot
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
@@ -30,20 +31,6 @@ from broker.errors import EngineError
 from broker.messages import Sampling
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.sink import WeightSink
-
-PREFILL_TOKENS = 4096  # size of one prefill batch
-
-
-@dataclass(slots=True)
-class _Group:
-    """A request whose prompt is in the cache ``row`` of the prompt cache, with the samples that have no slot yet. ``known`` of its tokens
-    were kept from the turn before."""
-
-    request: Request
-    waiting: deque[int]
-    row: int
-    logits: Tensor
-    known: int
 
 
 class LocalEngine:
@@ -67,7 +54,7 @@ class LocalEngine:
         self._free_prompts = list(range(slots))
         self._held = Held(slots * self._decoder.context)  # as much as the rows of the cache have
         self._queue: deque[Request] = deque()
-        self._ready: deque[_Group] = deque()
+        self._ready: deque[Group] = deque()
         self._done: list[Completion] = []
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._orders = Orders()
@@ -249,28 +236,13 @@ class LocalEngine:
 
     def _prefill(self) -> bool:
         """Compute the prompts of requests at the head of the queue; False if there is none that may start."""
-        batch: list[Request] = []
-        skipped: deque[Request] = deque()
-        longest = 0
-        while self._queue and len(batch) < len(self._free_prompts):
-            request = self._queue.popleft()
-            if request.min_version > self._version:
-                skipped.append(request)
-                continue
-            longest = max(longest, len(request.tokens))
-            if batch and longest * (len(batch) + 1) > PREFILL_TOKENS:
-                self._queue.appendleft(request)
-                break
-            batch.append(request)
-        self._queue.extendleft(reversed(skipped))
-        if not batch:
-            return False
+        batch = next_batch(self._queue, self._version, len(self._free_prompts))
         kept = [self._held.take(request) for request in batch]
         for later in (False, True):
             chosen = [(r, k) for r, k in zip(batch, kept, strict=True) if (k is not None) == later]
             if chosen:
                 self._compute([r for r, _ in chosen], [k for _, k in chosen if k is not None])
-        return True
+        return bool(batch)
 
     def _compute(self, batch: list[Request], kept: list[Kept]) -> None:
         """The prompts of ``batch``, behind the beginnings that are ``kept`` of them, if they are."""
@@ -278,9 +250,9 @@ class LocalEngine:
         for i, request in enumerate(batch):
             row = self._free_prompts.pop()
             self._prompts.copy(scratch, i, row, len(request.tokens))
-            self._ready.append(_Group(request, deque(request.indices), row, logits[i], starts[i]))
+            self._ready.append(Group(request, deque(request.indices), row, logits[i], starts[i]))
 
-    def _start(self, group: _Group, indices: list[int]) -> None:
+    def _start(self, group: Group, indices: list[int]) -> None:
         """Put samples of a group into the next rows and draw the first token of each."""
         first = self._rows.admit(
             group.request, indices, self._version, time.time(), self._prompts, group.row, group.known

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from actors.engine import Request
-from actors.local.decoder import Cache, Decoder
+from actors.local.decoder import Cache
 from actors.local.rows import Slot
 from broker.messages import IntArray
 
@@ -72,21 +70,3 @@ class Held:
         found = self._kept.pop(name, None)
         self._used -= 0 if found is None else len(found.tokens)
         return found
-
-
-def computed(decoder: Decoder, prompts: Sequence[IntArray], kept: Sequence[Kept]) -> tuple[Cache, Tensor, list[int]]:
-    """``prompts`` in rows of a cache of their own, the logits ``[B, V]`` behind each, and how many tokens of each were ``kept``: all of them have a
-    beginning that is, or none."""
-    starts = [len(k.tokens) for k in kept] or [0] * len(prompts)
-    longest = max(len(p) - start for p, start in zip(prompts, starts, strict=True))
-    tokens = torch.zeros((len(prompts), longest), dtype=torch.long)
-    for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
-        tokens[i, : len(prompt) - start] = torch.from_numpy(prompt[start:].astype(np.int64))
-    cache = Cache(decoder, len(prompts), max(starts) + longest)
-    for i, known in enumerate(kept):
-        known.lay(cache, i)
-    begun = torch.tensor(starts, device=decoder.device)
-    lengths = torch.tensor([len(p) for p in prompts], device=decoder.device) - begun
-    tokens = tokens.to(decoder.device)
-    logits = decoder.extend(tokens, begun, lengths, cache) if kept else decoder.prefill(tokens, lengths, cache)
-    return cache, logits, starts

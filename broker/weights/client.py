@@ -41,12 +41,13 @@ class WeightClient:
         self._working = self._stale = False  # working on an order; working on one of a membership that has ended
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
+        sparse = bool(getattr(sink, "sparse", False))
         self._client = ControlClient(
             name,
             "actor",
             receiver=sink.ranks,
             keys=keys,
-            status=lambda: {**status(), "receives": self._receives, "turn": self._turn},
+            status=lambda: {**status(), "receives": self._receives, "turn": self._turn, "sparse": sparse},
             handler=self._hear,
         )
 

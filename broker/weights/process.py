@@ -30,6 +30,7 @@ class Publisher:
         self._flat = [torch.frombuffer(m, dtype=torch.uint8) for m in maps]
         self._stores: dict[str, Any] = {}
         self._groups: list[tuple[Any, Lane]] = []
+        self._changes: Any = None  # of the last comparison
 
     def handle(self, order: dict[str, Any]) -> dict[str, Any]:
         return dict(getattr(self, f"do_{order.pop('do')}")(**order))
@@ -60,15 +61,24 @@ class Publisher:
             self._groups += list(zip(groups, asked, strict=True))
         return {"joined": len(self._groups)}
 
-    def do_push(self, buffer: int, cuts: list[list[int]]) -> dict[str, Any]:
-        """Broadcast one snapshot on all lanes at once, cut into buckets."""
+    def do_compare(self, buffer: int, base: int, size: int, most: int) -> dict[str, Any]:
+        """Find what has changed since another snapshot; 0 bytes where it is more than ``most``."""
+        from broker.weights.sparse import encode
+
+        self._changes = encode(self._flat[base][:size], self._flat[buffer][:size], most)
+        return {"bytes": 0 if self._changes is None else self._changes.numel()}
+
+    def do_push(self, buffer: int, cuts: list[list[int]], sparse: bool = False) -> dict[str, Any]:
+        """Broadcast one snapshot, or the changes that were found last, on all lanes at once, cut into buckets."""
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import broadcast
 
+        flat = self._changes if sparse and self._changes is not None else self._flat[buffer]
+
         def push(group: Any, lane: Lane) -> None:
             for start, end in cuts:
-                piece = self._flat[buffer][start:end]
+                piece = flat[start:end]
                 broadcast(group, piece.to(self._device) if lane.backend == "nccl" else piece, lane.timeout)
 
         with ThreadPoolExecutor(max(1, len(self._groups))) as pool:
@@ -91,9 +101,7 @@ class Publisher:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(template, beside)
         tensors = views([TensorSpec(n, d, tuple(s)) for n, d, s in specs], self._flat[buffer])
-        save_file(
-            {name: t.clone() for name, t in tensors.items()}, beside / "model.safetensors", metadata={"format": "pt"}
-        )
+        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
         for path in [*beside.iterdir(), beside]:
             handle = os.open(path, os.O_RDONLY)
             os.fsync(handle)

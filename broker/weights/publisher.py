@@ -20,6 +20,7 @@ from torch import Tensor
 from broker.control.server import ControlServer, Member
 from broker.errors import WeightPushError
 from broker.weights import layout
+from broker.weights.base import Base
 from broker.weights.replies import Words
 from broker.weights.road import Broadcast, Delivery, Disk, WeightRoad
 from broker.weights.sink import Push, TensorSpec
@@ -39,6 +40,9 @@ class PushStats:
     """Evictions by the member's name."""
     epochs: int = 0
     bytes: int = 0
+    """That went down each lane."""
+    sparse: int = 0
+    """Pushes of changes alone."""
     push_seconds: float = 0.0
     blocked_seconds: float = 0.0
 
@@ -54,14 +58,18 @@ def saved_at(directory: Path, version: int) -> Path:
 
 class WeightPublisher:
     """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``. ``device`` is the
-    one that the weights are on, and from which they are broadcast with the backend ``nccl``."""
+    one that the weights are on, and from which they are broadcast with the backend ``nccl``. With ``sparse`` all receivers get only what has
+    changed since the version before, where every one of them has acknowledged it and that is less; it takes room for one more snapshot.
+    """
 
     def __init__(
         self, control: ControlServer, directory: Path, *, template: Path, lane: int = 8, timeout: float = 60.0,
         bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2, device: str = "cpu",
         road: WeightRoad | Literal["broadcast", "disk"] = "broadcast",
-        on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None,
+        on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None, sparse: bool = False,
     ) -> None:  # fmt: skip
+        self._sparse = sparse and road == "broadcast" and backend == "gloo"
+        self._base: Base | None = None
         self._control, self._directory, self._template = control, directory, template
         self._timeout, self._bucket_bytes, self._keep = timeout, bucket_bytes, keep
         self._on_published, self._device = on_published, device
@@ -110,7 +118,8 @@ class WeightPublisher:
         snapshots = self._snapshots
         assert snapshots is not None, "tensors that come one by one need their specs first: call warm"
         with self._changed:
-            buffer = 1 - self._active if self._active is not None else 0
+            taken = {self._active, self._base.buffer if self._base is not None else None}
+            buffer = next(i for i in range(len(snapshots.flat)) if i not in taken)
             self._waiting = None
         with snapshots.writing(buffer):
             layout.write(self._specs, tensors, snapshots.flat[buffer])
@@ -157,7 +166,7 @@ class WeightPublisher:
     def _allocate(self, specs: tuple[TensorSpec, ...]) -> None:
         self._specs = specs
         _, self._size = layout.places(self._specs)
-        self._snapshots = Snapshots(self._size, self._device)
+        self._snapshots, self._base = Snapshots(self._size, self._device, 3 if self._sparse else 2), None
         starts = self._process.starts if self._process is not None else 0
         self._process = PublisherProcess(
             self._device, self._size, self._snapshots.files, self._timeout, self._away, starts
@@ -206,16 +215,36 @@ class WeightPublisher:
             self._save(version, buffer)
         flat = self._snapshots.flat[buffer]
         push = Push(version, self._specs, self._bucket_bytes, layout.checksum(flat))
-        for _ in range(ATTEMPTS):
-            if self._deliver(Delivery(push, buffer, flat, path)):
+        for attempt in range(ATTEMPTS):
+            sent = self._changes(push, buffer) if self._sparse and not attempt else push
+            if self._deliver(Delivery(sent, buffer, flat, path)):
                 break
+        self._acknowledged(sent, buffer)
         self.stats.push_seconds += time.monotonic() - started
         if not self._road.saved_first:
             self._save(version, buffer)
         self._control.announce(version=version, path=str(path), epoch=self._road.epoch)
         self.stats.pushes += 1
-        self.stats.bytes += self._size
+        self.stats.bytes += sent.sparse or self._size
+        self.stats.sparse += bool(sent.sparse)
         self._on_published(version, path, push.checksum)
+
+    def _changes(self, push: Push, buffer: int) -> Push:
+        """The push of what has changed alone, if all receivers hold what it has changed from and it is less; else ``push`` itself."""
+        base = self._base
+        if base is None or not base.held_by(self._control.receivers()):
+            return push
+        try:
+            return base.changes(self._running(), push, buffer, self._size)
+        except WeightPushError as error:
+            log.warning("version %d goes whole: %s", push.version, error)
+            return push
+
+    def _acknowledged(self, push: Push, buffer: int) -> None:
+        """What the next version's changes are counted from."""
+        if self._sparse:
+            with self._changed:
+                self._base = Base(push.version, buffer, frozenset(m.identity for m in self._members))
 
     def _save(self, version: int, buffer: int) -> None:
         """Write the copy on disk: late joiners, the evicted and a learner that recovers have it from there. Raises WeightPushError."""
@@ -251,6 +280,7 @@ class WeightPublisher:
             log.warning("version %d: %s", delivery.push.version, error)
             self._road.free()
             self._evict(self._words.silent(members, self._control.lives))
+            self._members = []
             return False
         finally:
             self.stats.epochs = self._road.epoch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from broker.errors import WeightPushError
-from broker.weights import group, layout
+from broker.weights import group, layout, sparse
 from broker.weights.sink import Lane, Push
 
 Apply = Callable[[int, Mapping[str, Tensor]], None]
@@ -27,7 +27,7 @@ class DistributedReceiver:
     """
 
     ranks = 1
-    ready = True
+    ready = sparse = True
 
     def __init__(
         self, apply: Apply, device: str = "cpu", rest: Callable[[], None] = _nothing,
@@ -37,6 +37,7 @@ class DistributedReceiver:
         self._group: Any = None
         self._lane: Lane | None = None
         self._flat = torch.empty(0, dtype=torch.uint8)
+        self._holds = -1  # the version whose bytes are in there whole
 
     def join(self, lane: Lane) -> None:
         self.leave()
@@ -45,18 +46,36 @@ class DistributedReceiver:
     def receive(self, push: Push) -> str:
         if self._group is None or self._lane is None:
             raise WeightPushError("a push without a lane")
+        if push.sparse:
+            self._take_changes(push, self._group, self._lane)
+        else:
+            self._take_whole(push, self._group, self._lane)
+        found = layout.checksum(self._flat)
+        if found != push.checksum:
+            raise WeightPushError(f"version {push.version} arrived with checksum {found}, not {push.checksum}")
+        self._holds = push.version
+        self._apply(push.version, layout.views(push.specs, self._flat))
+        return found
+
+    def _take_changes(self, push: Push, lane_group: Any, lane: Lane) -> None:
+        """They are received in any case, so that nobody is kept waiting, and taken where they fit."""
+        changes = torch.empty(push.sparse, dtype=torch.uint8, device=self._flat.device)
+        for start in range(0, push.sparse, push.bucket_bytes):
+            group.broadcast(lane_group, changes[start : start + push.bucket_bytes], lane.timeout)
+        if self._holds != push.base:
+            raise WeightPushError(f"changes since version {push.base} came, and version {self._holds} is held")
+        self._holds = -1
+        sparse.apply(self._flat, changes)
+
+    def _take_whole(self, push: Push, lane_group: Any, lane: Lane) -> None:
         _, size = layout.places(push.specs)
-        on = torch.device(self._device if self._lane.backend == "nccl" else "cpu")
+        self._holds = -1
+        on = torch.device(self._device if lane.backend == "nccl" else "cpu")
         if self._flat.numel() != size or self._flat.device.type != on.type:
             lock = on.type == "cpu" and torch.device(self._device).type == "cuda"  # the engine copies it on
             self._flat = torch.empty(size, dtype=torch.uint8, device=on, pin_memory=lock)
         for bucket in layout.buckets(push.specs, push.bucket_bytes):
-            group.broadcast(self._group, self._flat[bucket.start : bucket.end], self._lane.timeout)
-        found = layout.checksum(self._flat)
-        if found != push.checksum:
-            raise WeightPushError(f"version {push.version} arrived with checksum {found}, not {push.checksum}")
-        self._apply(push.version, layout.views(push.specs, self._flat))
-        return found
+            group.broadcast(lane_group, self._flat[bucket.start : bucket.end], lane.timeout)
 
     def load(self, path: Path, version: int) -> None:
         from safetensors import SafetensorError
@@ -76,7 +95,7 @@ class DistributedReceiver:
         self._group = self._lane = None
 
     def rest(self) -> None:
-        self._flat = torch.empty(0, dtype=torch.uint8)
+        self._flat, self._holds = torch.empty(0, dtype=torch.uint8), -1
         self._rest()
 
     def wake(self, version: int, patience: float) -> None:

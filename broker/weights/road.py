@@ -106,10 +106,15 @@ class Broadcast:
         self._form(process, members)
         wire = {"version": push.version, "specs": [[s.name, s.dtype, list(s.shape)] for s in push.specs],
                 "bucket_bytes": push.bucket_bytes, "checksum": push.checksum, "epoch": self.epoch}  # fmt: skip
+        if push.sparse:
+            wire |= {"base": push.base, "sparse": push.sparse}
         for member in members:
             self._control.tell(member, "push", **wire)
         cuts = [[b.start, b.end] for b in layout.buckets(push.specs, push.bucket_bytes)]
-        process.order("push", buffer=delivery.buffer, cuts=cuts)
+        if push.sparse:
+            starts = range(0, push.sparse, push.bucket_bytes)
+            cuts = [[start, min(start + push.bucket_bytes, push.sparse)] for start in starts]
+        process.order("push", buffer=delivery.buffer, cuts=cuts, sparse=bool(push.sparse))
 
     def free(self) -> None:
         self._process().kill()  # the survivors then say so

@@ -32,12 +32,17 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """One set of weights on its way: version, the tensors in order, how they are cut into buckets, and the checksum."""
+    """One set of weights on its way: version, the tensors in order, how they are cut into buckets, and the checksum.
+
+    With ``sparse`` only the changes since version ``base`` come, in so many bytes (``broker.weights.sparse``); the checksum is that of the whole.
+    """
 
     version: int
     specs: tuple[TensorSpec, ...]
     bucket_bytes: int
     checksum: str
+    base: int = -1
+    sparse: int = 0
 
 
 class WeightSink(Protocol):
@@ -45,7 +50,8 @@ class WeightSink(Protocol):
 
     ``ranks`` is how many ranks of the broadcast it takes: those of an engine that is sharded join one by one, from ``lane.rank``
     on. Every method raises WeightPushError if it fails; the engine then goes on with the weights it had, or stays paused
-    where it cannot know them to be whole.
+    where it cannot know them to be whole. One that keeps the bytes of its last push may say so by ``sparse = True``: it can then take the
+    changes alone, wherever ``Push.sparse`` says that these come.
     """
 
     ranks: int

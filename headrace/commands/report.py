@@ -13,7 +13,9 @@ from typing import Any
 from broker.run import Run
 from headrace.commands.arguments import as_json, run_directory
 from headrace.reading.audit import Audit
+from headrace.reading.history import History
 from headrace.reading.report import report_of
+from headrace.reading.stages import further
 from headrace.reading.summary import WallClock, summarise
 from headrace.reading.verify import verify
 from headrace.reading.votes import Choice, compare, lines
@@ -56,8 +58,10 @@ def write_report(run: Run, wall_seconds: float) -> tuple[dict[str, Any], Audit]:
     with closing(run.open_log()) as log:
         audit = verify(log, run.topics, most=LOOKED_INTO)
         summary = summarise(log, run, audit, wall_seconds)
-        replace(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         report = report_of(log, run, summary, audit)
+        summary |= further(report, History.of(log, run.topics))
+        report.summary = dict(summary)
+        replace(run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_plots(report, run.directory / "plots")
         write_html(report, run.directory / "report.html")
     return summary, audit

@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     rows.answers,
     model.files,
     model.beginnings,
+    model.students,
     model.vocabulary,
     model.context,
     lengths.templates,

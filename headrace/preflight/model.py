@@ -15,6 +15,7 @@ from headrace.preflight.findings import Finding, error, warning
 from headrace.preflight.subject import Subject
 from headrace.running.runfile import check_path
 from learner.model.positions import stretched_from
+from learner.model.sizes import sizes_of, unlike
 
 UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
 """Model types whose attention or positions cannot be computed packed: learner/model/load.py refuses them with the reason."""
@@ -63,12 +64,19 @@ def _window(config: Any) -> int | None:
 def files(subject: Subject) -> Iterator[Finding]:
     """Whether there is a model: its configuration, its tokenizer, its weights where they are needed."""
     where = f"[run] model = {subject.whole.run.model!r}"
-    config = subject.config
+    config, tokenizer = subject.config, subject.tokenizer
+    if subject.model_elsewhere:
+        yield warning(
+            where,
+            "is not on this machine, and Hugging Face cannot be reached: neither its vocabulary, nor its template, nor any length was looked at",
+            f"fetch it where the run starts (hf download {subject.whole.run.model}), and plan again there",
+        )
+        return
     if config is None:
         yield error(
             where, f"has no configuration: {subject.refused_config}", "name a directory or an id of Hugging Face"
         )
-    if subject.tokenizer is None:
+    if tokenizer is None:
         yield error(
             where, f"has no tokenizer: {subject.refused_tokenizer}", "put the tokenizer's files beside the model"
         )
@@ -153,6 +161,28 @@ def beginnings(subject: Subject) -> Iterator[Finding]:
                 f"{nearest(stage.model, earlier)}",
                 "name an earlier stage, or a directory",
             )
+
+
+def students(subject: Subject) -> Iterator[Finding]:
+    """Models that stages begin from and that are another one than the run's: of its family, and with its tokenizer."""
+    own, whole = subject.config, subject.whole
+    if own is None:
+        return
+    names = {stage.name for stage in whole.learner.stages}
+    for stage in whole.learner.stages:
+        if not stage.model or stage.model in names or (other := subject.config_of(stage.model)) is None:
+            continue
+        where = f"[[stage]] {stage.name} model = {stage.model!r}"
+        if strange := unlike(own, other):
+            yield error(
+                where, f"{strange} differs from [run] model = {whole.run.model!r}, and the engines of a run take over other sizes alone",
+                "train it in a run of its own, on what this one has made (path = 'RUN/artefacts/NAME.jsonl')",
+            )  # fmt: skip
+        elif whole.actors.engine != "local" and sizes_of(own) != sizes_of(other):
+            yield error(
+                where, f"is of another size than [run] model, which [actors] engine = {whole.actors.engine!r} cannot take over in a run",
+                "train it in a run of its own, or set engine = 'local'",
+            )  # fmt: skip
 
 
 def context(subject: Subject) -> Iterator[Finding]:

@@ -20,10 +20,15 @@ SHOWN = 120
 
 def readable(subject: Subject) -> Iterator[Finding]:
     """Sources that cannot be opened, rows that cannot be read."""
+    told = set()
     for use in distinct(subject):
         where = f"[data.{use.source}]"
         rows = subject.rows(use)
-        if rows is None:
+        if rows is None and use.source in subject.elsewhere:
+            if use.source not in told:
+                told.add(use.source)
+                yield _elsewhere(where, subject, use.source)
+        elif rows is None:
             yield error(where, subject.refused[use.source].removeprefix(where).strip(), "mend it, or its table")
         elif rows.size == 0:
             yield error(where, "has no rows", "name a source that has some")
@@ -34,6 +39,16 @@ def readable(subject: Subject) -> Iterator[Finding]:
                 yield error(where, what, "mend the rows, or name their columns: columns = { prompt = ... }")
             else:
                 yield warning(where, what, "mend them; each becomes a dead letter, and the others are asked")
+
+
+def _elsewhere(where: str, subject: Subject, source: str) -> Finding:
+    """Data that may be all right, where it is."""
+    path = subject.whole.learner.data[source].path
+    return warning(
+        where,
+        f"{subject.refused[source].removeprefix('data ')}: its rows are not looked at",
+        f"bring the directory, or fetch the set where the run starts (hf download --repo-type dataset {path}), and plan again there",
+    )
 
 
 def answers(subject: Subject) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from broker.chat import Chat, Chats
-from broker.errors import DataError, HeadraceError
+from broker.errors import DataAway, DataError, HeadraceError
 from headrace.running.runfile import WholeRun
 from learner.data.registry import open_documents, open_prompts
 from learner.data.source import Document, PromptRow, row_of
@@ -67,6 +67,8 @@ class Subject:
         self.uses = tuple(_uses(whole))
         self.refused: dict[str, str] = {}
         """Sources that could not be opened, and why."""
+        self.elsewhere: set[str] = set()
+        """Those of them that are not on this machine, and may be all right."""
         self._opened: dict[tuple[str, bool], Any] = {}
         self._rows: dict[tuple[str, bool, int | None], Rows] = {}
 
@@ -82,6 +84,7 @@ class Subject:
                 _ = found.size
             except HeadraceError as fault:
                 found, self.refused[name] = None, str(fault)
+                self.elsewhere |= {name} if isinstance(fault, DataAway) else set()
             except Exception as fault:  # the plug-in boundary: a source is anybody's code
                 found, self.refused[name] = None, f"{type(fault).__name__}: {fault}"
             self._opened[key] = found
@@ -119,6 +122,7 @@ class Subject:
             return AutoTokenizer.from_pretrained(self.model)
         except (OSError, ValueError) as fault:
             self.refused_tokenizer = str(fault).splitlines()[0]
+            self.model_elsewhere |= is_elsewhere(fault)
             return None
 
     refused_tokenizer = ""
@@ -132,9 +136,22 @@ class Subject:
             return AutoConfig.from_pretrained(self.model).get_text_config()
         except (OSError, ValueError) as fault:
             self.refused_config = str(fault).splitlines()[0]
+            self.model_elsewhere |= is_elsewhere(fault)
+            return None
+
+    def config_of(self, model: str) -> Any:
+        """The configuration of another model; None where it cannot be had."""
+        beside = self.whole.file.resolve(model)
+        try:
+            with without_torch():
+                from transformers import AutoConfig
+            return AutoConfig.from_pretrained(str(beside) if beside.exists() else model).get_text_config()
+        except (OSError, ValueError):
             return None
 
     refused_config = ""
+    model_elsewhere = False
+    """Whether the model is not on this machine, and may be all right."""
 
     @cached_property
     def _chats(self) -> Chats:
@@ -143,6 +160,13 @@ class Subject:
     def chat(self, source: str) -> Chat:
         """The chat template with the options of a source."""
         return self._chats.of(self.whole.learner.data[source].chat)
+
+
+def is_elsewhere(fault: BaseException) -> bool:
+    """Whether a model could not be looked at because its files are not here and nobody can be asked for them."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return isinstance(fault.__cause__, LocalEntryNotFoundError | ConnectionError)
 
 
 def read(source: Any, numbers: range | list[int], documents: bool, seconds: float) -> Rows:

@@ -9,10 +9,12 @@ from typing import Any
 from broker.log import Log
 from broker.run import Run
 from headrace.reading.audit import Audit
+from headrace.reading.excerpts import excerpts
 from headrace.reading.history import History, whole
 from headrace.reading.redaction import without_secrets
 from headrace.reading.sampled import trained_samples
 from headrace.reading.showcase import STEPS, showcase
+from headrace.reading.stages import owned, score_of, stage_rows
 from monitoring.report import RunReport
 
 
@@ -24,7 +26,7 @@ def report_of(log: Log, run: Run, summary: Mapping[str, Any], audit: Audit) -> R
     phases = sorted({name for r in results for name in r.phases})
     histograms, texts = trained_samples(log, run.topics, steps)
     ends = steps if len(steps) <= 2 * STEPS else steps[:STEPS] + steps[-STEPS:]
-    counts = dataclasses.asdict(audit)
+    counts, stages = dataclasses.asdict(audit), stage_rows(log, run, history)
     return RunReport(
         name=run.table.name,
         summary=dict(summary),
@@ -39,4 +41,7 @@ def report_of(log: Log, run: Run, summary: Mapping[str, Any], audit: Audit) -> R
         audit={name: value for name, value in counts.items() if isinstance(value, int)},
         dropped=dict(audit.dropped_by_reason),
         problems=list(audit.problems),
+        stages=stages,
+        course=[score_of(e) for e in history.evaluations()],
+        excerpts=excerpts(log, run.topics, owned(run, history)),
     )

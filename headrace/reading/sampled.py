@@ -5,18 +5,20 @@ A run of a few thousand samples is looked at as a whole, and the figures are exa
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TypeVar
 
 from broker.errors import HeadraceError
-from broker.log import Log, Reader
+from broker.log import Log, Reader, Record
 from broker.messages import GroupRef, Manifest, SampleRef, Trajectory
 from broker.topics import Topics
 from headrace.reading.heads import Head
 from headrace.reading.history import whole
-from headrace.reading.records import read, records, scan
+from headrace.reading.records import read, records
 from headrace.reading.textstats import Window
 from monitoring.report import Histogram, TextWindow
 
@@ -30,21 +32,31 @@ SAMPLES = 512  # samples that are read in each window: enough for shares that ar
 
 def generated_tokens(log: Log, topics: Topics) -> int:
     """Response tokens of all samples in the log: counted, or of a longer log reckoned from evenly spaced records."""
+    return generated_until(log, topics, (math.inf,))[0]
+
+
+def generated_until(log: Log, topics: Topics, times: Sequence[float]) -> list[int]:
+    """The same of the samples that the log took up to each of these times, and not up to the one before (rising, in seconds)."""
     topic = topics.trajectories
     begins, ends = log.begins(topic), log.ends(topic)
     total = sum(ends[p] - begins[p] for p in ends)
-    if total <= WHOLE:
-        return sum(m.response_tokens for _, m in scan(log, topic) if isinstance(m, Trajectory))
-    looked, tokens = 0, 0
+    looked, tokens = 0, [0.0] * len(times)
+    for record in records(log, topic) if total <= WHOLE else _spaced(log, topic, begins, ends):
+        message, place = read(record), bisect_left(times, record.timestamp)
+        looked += 1
+        if isinstance(message, Trajectory) and place < len(times):
+            tokens[place] += message.response_tokens
+    scale = total / looked if looked and total > WHOLE else 1.0
+    return [round(count * scale) for count in tokens]
+
+
+def _spaced(log: Log, topic: str, begins: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:
+    """Blocks of records, evenly spaced over each partition."""
     for partition, end in ends.items():
         size = (end - begins[partition]) / BLOCKS
         for start in {begins[partition] + int(size * number) for number in range(BLOCKS)}:
             stop = {**ends, partition: min(end, start + BLOCK)}
-            for record in records(log, topic, {**ends, partition: start}, stop, batch=BLOCK):
-                message = read(record)
-                looked += 1
-                tokens += message.response_tokens if isinstance(message, Trajectory) else 0
-    return round(tokens / looked * total) if looked else 0
+            yield from records(log, topic, {**ends, partition: start}, stop, batch=BLOCK)
 
 
 def trained_samples(log: Log, topics: Topics, steps: Sequence[Head]) -> tuple[list[Histogram], list[TextWindow]]:

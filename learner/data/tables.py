@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from broker.errors import DataError
+from broker.errors import DataAway, DataError
 from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 
@@ -111,6 +111,8 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
             found = datasets.load_from_disk(path)
         else:
             found = datasets.load_dataset(path, config)
+    except ConnectionError as error:
+        raise DataAway(f"data {path!r} is not on this machine, and Hugging Face cannot be reached") from error
     except Exception as error:  # the library raises errors of many kinds; each means that there is no such data
         raise DataError(
             f"data {path!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"

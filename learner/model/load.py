@@ -17,11 +17,14 @@ from broker.errors import CheckpointError, EngineError, RunFileError
 from learner.model import attention, lora
 from learner.model.policy import PolicyWeights
 from learner.model.positions import stretched_from
+from learner.model.sizes import unlike
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
-    "chat_template.jinja", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model*",
+    "chat_template.jinja", "chat_template.json", "added_tokens.json", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
+    "additional_chat_templates",
 )  # fmt: skip
+"""Patterns of what a tokenizer may need; the last is a directory."""
 
 
 def load_model(
@@ -169,14 +172,20 @@ def load_tokenizer(path: str) -> Any:
         raise RunFileError(f"[run] model = {path!r} has no tokenizer: {str(error).splitlines()[0]}") from error
 
 
-def check_vocabulary(path: str, own: str, size: int) -> None:
-    """Raises RunFileError unless the model at ``path``, of ``size`` tokens, has the tokenizer of the run's ``own`` model.
+def check_same_family(path: str, own: str, model: PreTrainedModel) -> None:
+    """Raises RunFileError unless the ``model`` at ``path`` differs from the run's ``own`` in its sizes alone: it has the same tokenizer, and
+    all else that engines do not see in its weights.
 
-    A directory without a tokenizer (a shape, a checkpoint of somewhere else) is taken by its size alone.
+    A directory without a tokenizer (a shape, a checkpoint of somewhere else) is taken by the size of its vocabulary.
     """
     if path == own:
         return
-    there = Path(path)
+    there, size = Path(path), model.config.vocab_size
+    if strange := unlike(AutoConfig.from_pretrained(own).get_text_config(), model.config.get_text_config()):
+        raise RunFileError(
+            f"model = {path!r}: {strange} differs from [run] model = {own!r}, and the engines of a run take over other sizes alone: train it "
+            "in a run of its own"
+        )
     is_shape = there.is_dir() and not (there / "tokenizer.json").exists()
     words = load_tokenizer(own).get_vocab()
     same = len(words) <= size if is_shape else load_tokenizer(path).get_vocab() == words
@@ -231,8 +240,10 @@ def save_tokenizer(tokenizer_source: str, directory: Path) -> None:
     """Copy the tokenizer's files from a directory, or write those of a Hugging Face id."""
     source = Path(tokenizer_source)
     if source.is_dir():
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copy2(source / name, directory / name)
+        for found in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+            if found.is_dir():
+                shutil.copytree(found, directory / found.name, dirs_exist_ok=True)
+            else:
+                shutil.copy2(found, directory / found.name)
     else:
         load_tokenizer(tokenizer_source).save_pretrained(directory)

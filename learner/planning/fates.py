@@ -26,6 +26,7 @@ class Reason(StrEnum):
     STAGE_END = "stage_end"
     REJECTED = "rejected"
     """With what a rejecting stage has against its samples behind a colon."""
+    EXPIRED = "expired"
     SET_ASIDE = "set_aside"
     """In no ``Dropped``: the group stood in a manifest that could not be executed."""
 

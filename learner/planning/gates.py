@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 from broker.messages import Dropped
 from learner.planning.fates import Reason
 from learner.planning.groups import Group
@@ -22,25 +20,38 @@ def gate(group: Group, judged: list[Judged], table: Training, step: int) -> Reas
     return None
 
 
-def summarise(
-    seen: list[tuple[Group, list[Judged]]], dropped: list[Dropped], table: Training | None
-) -> dict[str, float]:
-    """Means over all groups that were judged since the manifest before, trained or not."""
-    metrics: dict[str, float] = {}
-    rewards = [j.reward for _, judged in seen for j in judged]
-    if rewards:
-        metrics["reward_mean"] = fmean(rewards)
-        metrics["response_length_mean"] = fmean(j.trajectory.response_tokens for _, judged in seen for j in judged)
-        metrics["groups_seen"] = float(len(seen))
+class Seen:
+    """Sums over all groups that were judged since the manifest before, trained or not; the groups themselves are let go."""
+
+    def __init__(self) -> None:
+        self._groups = self._samples = self._flat = self._told = 0
+        self._rewards = self._lengths = 0.0
+        self._values: dict[str, tuple[float, int]] = {}
+
+    def add(self, group: Group, judged: list[Judged], table: Training | None) -> None:
+        self._groups += 1
         if table is not None:
-            metrics["zero_variance_group_ratio"] = fmean(is_flat(judged, table) for _, judged in seen)
-        by_rewarder: dict[str, list[float]] = {}
-        for group, judged in seen:
-            for trajectory, *_ in judged:
-                for name, vote in group.votes_on(trajectory.index).items():
-                    if vote.value is not None:
-                        by_rewarder.setdefault(name, []).append(vote.value)
-        metrics.update((f"reward/{name}", fmean(values)) for name, values in by_rewarder.items())
-    for reason in {d.reason for d in dropped}:
-        metrics[f"dropped/{reason}"] = float(sum(d.reason == reason for d in dropped))
-    return metrics
+            self._told += 1
+            self._flat += is_flat(judged, table)
+        for trajectory, reward, *_ in judged:
+            self._samples += 1
+            self._rewards += reward
+            self._lengths += trajectory.response_tokens
+            for name, vote in group.votes_on(trajectory.index).items():
+                if vote.value is not None:
+                    total, count = self._values.get(name, (0.0, 0))
+                    self._values[name] = total + vote.value, count + 1
+
+    def metrics(self, dropped: list[Dropped]) -> dict[str, float]:
+        """The means, and how many groups were dropped for which reason."""
+        metrics: dict[str, float] = {}
+        if self._samples:
+            metrics["reward_mean"] = self._rewards / self._samples
+            metrics["response_length_mean"] = self._lengths / self._samples
+            metrics["groups_seen"] = float(self._groups)
+            if self._told:
+                metrics["zero_variance_group_ratio"] = self._flat / self._told
+            metrics.update((f"reward/{name}", total / count) for name, (total, count) in self._values.items())
+        for reason in {d.reason for d in dropped}:
+            metrics[f"dropped/{reason}"] = float(sum(d.reason == reason for d in dropped))
+        return metrics

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
-from broker.errors import DecodeError
+from broker.errors import DecodeError, LogError
 from broker.log import Log, Producer, Reader, Record
-from broker.messages import DeadLetter, Outage, PlannerState, Position, Trajectory, Vote, decode, encode
+from broker.messages import (
+    DeadLetter,
+    Outage,
+    PlannerState,
+    Position,
+    Settled,
+    Trajectory,
+    Vote,
+    decode,
+    encode,
+)
 from broker.topics import Topics
 from learner.planning.groups import Group
 from learner.planning.outages import Outages
 from learner.planning.shadows import Shadows
 
 Offsets = dict[int, int]
+ROWS = "data."  # and the name of a source: where dead letters of rows that cannot be asked come from
 ACTORS = "actors"  # the consumer group of the actors
 
 
@@ -31,13 +43,16 @@ class Join:
         self.groups: dict[str, Group] = {}
         self.dead: dict[str, str] = {}
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
+        self.rows_again: list[tuple[str, int]] = []
+        """Source and prompt number of rows that could not be asked and are to be asked again, until the planner takes them."""
         self.duplicates = 0
         self.outages = outages or Outages()
         self.shadows = Shadows()
         self._log, self._topics, self._vocabulary, self._worker = log, topics, vocabulary, worker
-        self._trajectories = log.reader(topics.trajectories, state.trajectories)
-        self._rewards = log.reader(topics.rewards, state.rewards)
-        self._deadletters = log.reader(topics.deadletters, state.deadletters)
+        self._trajectories = log.reader(topics.trajectories, still_there(log, topics.trajectories, state.trajectories))
+        self._rewards = log.reader(topics.rewards, still_there(log, topics.rewards, state.rewards))
+        self._deadletters = log.reader(topics.deadletters, still_there(log, topics.deadletters, state.deadletters))
+        self._letters: dict[Position, DeadLetter] = {}  # that a restart would need to know
         self._producer: Producer = letters or log.producer()
         self._buried: set[tuple[str, int, int]] = set()
 
@@ -119,10 +134,23 @@ class Join:
             message = decode(record.value)
         except DecodeError:
             return  # it lies in the dead letters already
+        if isinstance(message, Settled) and message.action == "replayed":
+            self._replayed(Position(record.partition, message.offset))
         if isinstance(message, DeadLetter):
             self._buried.add((message.topic, message.partition, message.offset))
+            self._letters[record.position] = replace(message, key=b"", value=b"")
             if message.group_id in self.groups:
                 self.dead.setdefault(message.group_id, message.error)
+
+    def _replayed(self, position: Position) -> None:
+        """Somebody has replayed a dead letter; where that is a row of the data, it was mended and is asked again."""
+        try:
+            (record,) = self._deadletters.get([position])
+            letter = decode(record.value)
+        except (LogError, DecodeError):  # removed meanwhile
+            return
+        if isinstance(letter, DeadLetter) and letter.topic.startswith(ROWS) and letter.key.isdigit():
+            self.rows_again.append((letter.topic.removeprefix(ROWS), int(letter.key)))
 
     def _bury(self, record: Record, error: str) -> None:
         """Dead-letter a record, once; if its key names an outstanding group, that group ends with it."""
@@ -156,7 +184,19 @@ class Join:
             samples, votes = group.positions()
             _lower(trajectories, samples)
             _lower(rewards, votes)
-        return trajectories, rewards, {}
+        return trajectories, rewards, self._letters_needed(trajectories, rewards)
+
+    def _letters_needed(self, trajectories: Offsets, rewards: Offsets) -> Offsets:
+        """From where on dead letters say something: of groups that are outstanding, or of records that a restart would read again."""
+        low = {self._topics.trajectories: trajectories, self._topics.rewards: rewards}
+        self._letters = {
+            position: letter for position, letter in self._letters.items()
+            if letter.group_id in self.groups or letter.offset >= low.get(letter.topic, {}).get(letter.partition, letter.offset + 1)
+        }  # fmt: skip
+        self._buried = {(m.topic, m.partition, m.offset) for m in self._letters.values()}
+        needed = self._deadletters.offsets()
+        _lower(needed, self._letters)
+        return needed
 
     def close(self) -> None:
         for reader in (self._trajectories, self._rewards, self._deadletters):
@@ -168,6 +208,12 @@ def _lower(offsets: Offsets, positions: Iterable[Position]) -> None:
     for partition, offset in positions:
         if offset < offsets.get(partition, 0):
             offsets[partition] = offset
+
+
+def still_there(log: Log, topic: str, offsets: Mapping[int, int]) -> Offsets:
+    """``offsets``, or where retention has passed them, what is left."""
+    begins = log.begins(topic)
+    return {p: max(offset, begins.get(p, 0)) for p, offset in offsets.items()}
 
 
 def read_all(reader: Reader, ends: Mapping[int, int]) -> list[Record]:

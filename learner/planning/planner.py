@@ -17,7 +17,7 @@ from broker.log import Producer
 from broker.messages import Dropped, Manifest, PlannerState, encode
 from learner.planning.fates import Reason
 from learner.planning.feed import Feed, Feeding, Question
-from learner.planning.gates import gate, summarise
+from learner.planning.gates import Seen, gate
 from learner.planning.groups import Group
 from learner.planning.join import Join
 from learner.planning.rewards import REWARD_RULE, Judged
@@ -69,7 +69,8 @@ class StagePlan:
 
 
 class Planner:
-    """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds."""
+    """``planned`` is the newest version that a manifest orders, ``executed`` the newest that the learner holds; ``expired`` are groups that
+    were outstanding, and whose prompts retention has removed."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Planner:
         fed: dict[int, int],
         published: Callable[[], int] | None = None,
         asked_again: Callable[[int], None] = lambda groups: None,
+        expired: Sequence[str] = (),
     ) -> None:
         self.join, self.feed = join, feed
         self.planned = self.executed = planned
@@ -89,13 +91,10 @@ class Planner:
         self._published = published or (lambda: self.executed)
         self._steps, self._topic, self._started, self._fed = steps, topic, started, fed
         self._in_training = 0  # groups of manifests that are not executed yet: they hold their credits
-        self._dropped: list[Dropped] = []
-        self._seen: list[tuple[Group, list[Judged]]] = []
+        self._dropped = [Dropped(group_id, Reason.EXPIRED.value, 0) for group_id in expired]
+        self._seen = Seen()
         self._buried, self._hopeless = 0, HOPELESS_GROUPS  # groups that died since one was answered, and how many may
-        self._taken: dict[
-            str, float
-        ] = {}  # when it was first seen that actors are done with a group that lacks samples
-        self._table: Training | None = None  # by which the groups in ``_seen`` were judged
+        self._taken: dict[str, float] = {}  # when it was seen that actors are done with a group that lacks samples
 
     # -- credits -------------------------------------------------------------------------------------------------------
 
@@ -121,6 +120,7 @@ class Planner:
         sizes = [f.schedule.source.size for f in stage.sources]
         known = [size for size in sizes if size is not None]
         self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
+        self.feed.rows_again(self.join)
         questions: list[Question] = []
         for before, group in groupby(places, lambda place: self.planned + place // table.groups_per_step):
             floors = [max(0, before - table.max_lag)] * len(list(group))
@@ -212,7 +212,6 @@ class Planner:
     def plan(self, stage: StagePlan) -> Planned | None:
         """The next step's manifest, durable; None while groups are missing for it, or while it waits for a late one."""
         table, step = stage.training, self.planned + 1
-        self._table = table
         ready = self._judged(table, step)[: table.groups_per_step]
         if len(ready) < table.groups_per_step:
             return None
@@ -224,7 +223,8 @@ class Planner:
             self._drop(group, Reason.STALE)
         for group, _ in ready:
             self.join.remove(group.id)
-        self._seen.extend(ready)
+        for group, judged in ready:
+            self._seen.add(group, judged, table)
         self._in_training += len(ready)
         return self._write(step, stage.index, "step", ready)
 
@@ -249,7 +249,7 @@ class Planner:
                 else:
                     may_drop -= reason is Reason.ZERO_VARIANCE
                     self._drop(group, reason)
-                    self._seen.append((group, judged))
+                    self._seen.add(group, judged, table)
         ready += flat[: max(0, table.groups_per_step - len(ready))]
         return sorted(ready, key=lambda item: item[0].oldest_version)
 
@@ -292,13 +292,13 @@ class Planner:
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
-            metrics={**summarise(self._seen, self._dropped, self._table), **self.join.shadows.drain()},
+            metrics={**self._seen.metrics(self._dropped), **self.join.shadows.drain()},
             created=time.time(),
             reward_rule=REWARD_RULE,
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]
-        self._dropped, self._seen = [], []
+        self._dropped, self._seen = [], Seen()
         self.planned = step
         return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
 

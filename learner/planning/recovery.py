@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,8 +11,9 @@ from broker.log import Log, Record
 from broker.messages import Ending, Manifest, PlannerState, Prompt, decode
 from broker.topics import Topics
 from learner.planning.groups import Group
-from learner.planning.join import each, read_all
+from learner.planning.join import each, read_all, still_there
 
+log_ = logging.getLogger("learner")
 AHEAD = 64  # manifests that may lie behind one before it is known whether it can be executed
 
 
@@ -37,18 +39,24 @@ class Recovered:
     cursor: dict[str, int]
     missing: dict[str, list[int]]
     fed: dict[int, int]
+    expired: tuple[str, ...] = ()
+    """Groups for training whose prompts retention has removed: they can have no other end."""
 
 
 def read_tail(log: Log, topics: Topics, offset: int, last: int | None = None) -> Tail:
     """Everything of ``steps`` from ``offset`` on; ``newest`` may be the manifest just before it. With ``last`` at least all that is known of
-    steps up to that one."""
-    tail = Tail()
+    steps up to that one. Raises LogError if the record before ``offset``, which a checkpoint was made with, is not there.
+    """
+    tail, known = Tail(), not offset
     start = max(0, offset - 1)
     begin = log.begins(topics.steps).get(0, 0)
     reader = log.reader(topics.steps, {0: max(begin, start)})
     try:
         for record in each(reader, log.ends(topics.steps)):
             message = decoded(record)
+            if not known and record.offset >= offset:
+                break
+            known = known or isinstance(message, Manifest)
             if last is not None and isinstance(message, Manifest) and message.step > last + AHEAD:
                 break
             if isinstance(message, Manifest) and message.kind == "set_aside":
@@ -61,6 +69,11 @@ def read_tail(log: Log, topics: Topics, offset: int, last: int | None = None) ->
                 tail.endings.append(message)
     finally:
         reader.close()
+    if not known:
+        raise LogError(
+            f"{topics.steps} has no manifest before offset {offset}, up to which a checkpoint goes: it is not the log that the checkpoint "
+            "was made with, or its newest records were lost; give the run its own log back, or begin a new one"
+        )
     return tail
 
 
@@ -72,7 +85,7 @@ def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
     for ending in tail.endings:
         ended.update(ending.group_ids)
         ended.update(d.group_id for d in ending.dropped)
-    reader = log.reader(topics.prompts, state.prompts)
+    reader = log.reader(topics.prompts, still_there(log, topics.prompts, state.prompts))
     groups: dict[str, Group] = {}
     since: dict[str, Prompt] = {}
     try:
@@ -88,12 +101,16 @@ def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
         fed = reader.offsets()
     finally:
         reader.close()
-    lost = known - ended - groups.keys()
+    lost = sorted(known - ended - groups.keys())
+    expired = tuple(group_id for group_id in lost if group_id.rpartition("@")[2].isdigit())
     if lost:
-        raise LogError(f"{topics.prompts} no longer holds {len(lost)} outstanding prompts, among them {min(lost)}")
+        log_.warning(
+            "retention has removed %d prompts that were outstanding, %s among them: groups for training are dropped as expired, others asked anew",
+            len(lost), lost[0],
+        )  # fmt: skip
     cursor, missing = recovered_numbers(since, state.cursor, state.missing)
     ordered = sorted(groups.values(), key=lambda g: (g.prompt.created, g.prompt.number))
-    return Recovered(state, ordered, cursor, missing, fed)
+    return Recovered(state, ordered, cursor, missing, fed, expired)
 
 
 def decoded(record: Record) -> object:

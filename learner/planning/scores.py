@@ -14,13 +14,14 @@ from statistics import fmean
 from broker.messages import Dropped, Evaluation, Trajectory, Vote
 from learner.data.source import STALE_ROW
 from learner.planning.fates import Reason
-from learner.planning.groups import Group
+from learner.planning.groups import Group, Judged
 from learner.planning.intervals import Interval, mean_interval
 from learner.tables import Benchmark
 
 FINISHED = ("stop", "turns")
 """How an answer ends that counts: the others were cut off by a limit, or given up."""
 RIGHT, WRONG, UNJUDGED = "1", "0", "-"
+EXAMPLES = 8  # groups whose places an evaluation's record names
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ def score(
         data=asked.data,
         rewarder=asked.rewarder,
         marks=tuple(q.marks for q in judged),
+        examples=tuple(g.ref([Judged(sample, 0.0) for sample, _ in g.samples.values()]) for g in kept[:EXAMPLES]),
     )
 
 

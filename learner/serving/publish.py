@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from broker import plugins
 from broker.control.server import ControlServer
+from broker.control.wire import is_loopback
 from broker.errors import DecodeError, RunFileError
 from broker.log import Log, Producer, Record
 from broker.messages import PolicyVersion, decode, encode
@@ -62,6 +63,7 @@ class Publishing:
             road=self._road(table.road),
             host=urlsplit(self.control.endpoint).hostname or "127.0.0.1",
             on_published=self._announce,
+            sparse=is_sparse(table, urlsplit(self.control.endpoint).hostname or ""),
         )
         self._publisher.warm(self._specs)
 
@@ -113,6 +115,14 @@ class Publishing:
             self._publisher.close()
         self._announcements.close()
         self._log.close()
+
+
+def is_sparse(table: LearnerTable, host: str) -> bool:
+    """Whether receivers get only what has changed: where it is asked for, or the lanes leave this machine. Engines that give their memory back
+    in turns keep nothing that could be changed."""
+    if table.colocated:
+        return False
+    return table.sparse == "always" or (table.sparse == "auto" and not is_loopback(f"tcp://{host}:0"))
 
 
 def backend_of(table: LearnerTable, device: str) -> str:

@@ -16,7 +16,7 @@ from broker.weights.sink import TensorSpec
 from learner.config import LearnerConfig
 from learner.model import lora
 from learner.model.adapters import AdapterFiles
-from learner.model.load import check_vocabulary, load_model, load_tokenizer, set_gradient_checkpointing
+from learner.model.load import check_same_family, load_model, load_tokenizer, set_gradient_checkpointing
 from learner.model.loraconfig import LoraTable
 from learner.tables import RANDOM, LearnerTable, Training
 from learner.training.checkpoint import Checkpoints, Progress, open_state, read_progress, resolved
@@ -107,14 +107,14 @@ class LearnerState:
 
     def replace(self, where: str) -> None:
         """The model is from now on what lies in a directory (of the run), or under its Hugging Face id; ``random:SEED`` are random weights
-        of the run file's model, ``random:SEED:SHAPE`` of another. Raises RunFileError for one with another vocabulary."""
+        of the run file's model, ``random:SEED:SHAPE`` of another. Raises RunFileError for one of another family."""
         seed, _, shape = where.removeprefix(RANDOM).partition(":") if where.startswith(RANDOM) else ("", "", where)
         with self.placement.ordering("replace", where=where):
             self.train = None
             inside = self.directory / shape
             path = str(inside) if shape and inside.is_dir() else shape or self.model_path
             self.model = self._model(path, **({"init": "random", "seed": int(seed)} if seed else {}))
-        check_vocabulary(path, self.model_path, self.vocabulary)
+        check_same_family(path, self.model_path, self.model)
 
     def reconfigure(self, config: LearnerConfig, stage: int) -> None:
         """Go on in ``stage`` by other options. Raises RunFileError if they ask for other adapters in the middle of it."""

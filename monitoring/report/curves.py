@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from monitoring.report.charts import Line, line_chart
@@ -61,11 +62,18 @@ def _against(report: RunReport) -> str:
 
 
 def _held_out(report: RunReport) -> str:
-    """pass@1 of every evaluation; of two on one version the last is drawn."""
-    found = {step: (value, low, high) for step, _, value, low, high in report.evaluations}
+    """pass@1 of every evaluation, a line a benchmark; of two on one version the last is drawn."""
+    found: dict[str, dict[float, tuple[float, float, float]]] = {}
+    for score in report.course:
+        found.setdefault(score.benchmark, {})[score.step] = score.value, score.low, score.high
     if not found:
-        return ""
-    steps = sorted(found)
-    values, lows, highs = zip(*(found[step] for step in steps), strict=True)
-    line = Line("pass@1", values, lows, highs)
-    return line_chart("Held-out pass@1 (95% interval)", steps, [line], fixed=True)
+        found = {"": {step: (value, low, high) for step, _, value, low, high in report.evaluations}}
+    steps = sorted({step for points in found.values() for step in points})
+    nothing = (math.nan, math.nan, math.nan)
+    lines = []
+    for name, points in found.items():
+        values, lows, highs = (
+            zip(*(points.get(step, nothing) for step in steps), strict=True) if steps else ((), (), ())
+        )
+        lines.append(Line(name if len(found) > 1 else "pass@1", values, lows, highs))
+    return line_chart("Held-out pass@1 (95% interval)", steps, lines, fixed=True) if steps else ""

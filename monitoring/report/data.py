@@ -10,6 +10,10 @@ WAITING = "wait_"
 """The phases of a step whose names begin so are time in which the learner had nothing to do."""
 
 
+SHOWN_ABOVE = ("stages", "writing")
+"""Parts of a summary that the page shows as tables of their own, and that would flood a terminal."""
+
+
 @dataclass(slots=True)
 class Sample:
     """One judged sample to show: question, response, reward, and each rewarder's vote with its why.
@@ -61,6 +65,46 @@ class TextWindow:
 
 
 @dataclass(slots=True)
+class Score:
+    """One evaluation of one benchmark: pass@1 with its interval, the majority vote, and the mean tokens of an answer."""
+
+    benchmark: str
+    step: float
+    questions: int
+    k: int
+    value: float
+    low: float
+    high: float
+    cons: float
+    tokens: float
+
+
+@dataclass(slots=True)
+class StageRow:
+    """What a stage left and what it cost. ``scores`` are the newest evaluations of its model, by benchmark.
+
+    ``seconds`` are those from the stage before (or its own first record) to its last record; ``generated`` and ``trained`` are tokens.
+    """
+
+    name: str
+    kind: str
+    steps: int = 0
+    scores: dict[str, Score] = field(default_factory=dict)
+    trained: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Excerpt:
+    """One question of a benchmark, and a sample of each stage's model: stage, whether it was judged right (None: not judged), text."""
+
+    benchmark: str
+    question: str
+    answers: list[tuple[str, bool | None, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class RunReport:
     """All that a report shows. ``series`` and ``phases`` (seconds) are per optimizer step of the RL stages, by name;
     ``evaluations`` are (step, name, value, low, high). ``audit`` holds the audit's counts, ``problems`` what it found."""
@@ -78,6 +122,10 @@ class RunReport:
     audit: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    stages: list[StageRow] = field(default_factory=list)
+    course: list[Score] = field(default_factory=list)
+    """Every evaluation in the order of the log."""
+    excerpts: list[Excerpt] = field(default_factory=list)
 
 
 def waiting_share(phases: Mapping[str, Sequence[float]]) -> float:

@@ -9,9 +9,10 @@ from string import Template
 
 from monitoring.report.charts import histogram, largest, share_bar, stack_chart
 from monitoring.report.curves import curves
-from monitoring.report.data import RunReport, flatten, waiting_share
+from monitoring.report.data import SHOWN_ABOVE, RunReport, flatten, waiting_share
 from monitoring.report.headline import headline
 from monitoring.report.samples import sample_list
+from monitoring.report.stages import cost_table, language_table, side_by_side, stage_table
 from monitoring.report.svg import esc
 from monitoring.report.writing import writing
 
@@ -68,7 +69,11 @@ def _histograms(report: RunReport) -> str:
 
 
 def _writing(report: RunReport) -> str:
-    return writing(report.texts)
+    return writing(report.texts) + language_table(report.texts)
+
+
+def _side_by_side(report: RunReport) -> str:
+    return side_by_side(report.excerpts)
 
 
 def _samples(report: RunReport) -> str:
@@ -90,8 +95,9 @@ def _audit(report: RunReport) -> str:
 
 
 def _numbers(report: RunReport) -> str:
-    parts = {name: value for name, value in report.summary.items() if isinstance(value, dict)}
-    plain = {name: value for name, value in report.summary.items() if name not in parts}
+    shown = {name: value for name, value in report.summary.items() if name not in SHOWN_ABOVE}
+    parts = {name: value for name, value in shown.items() if isinstance(value, dict)}
+    plain = {name: value for name, value in shown.items() if name not in parts}
     cards = [_card("Run", dict(flatten(plain)))] + [
         _card(k.replace("_", " "), dict(flatten(v))) for k, v in parts.items()
     ]
@@ -115,11 +121,14 @@ def _grid(charts: list[str], without: str) -> str:
 
 SECTIONS = {
     "headline": ("In short", headline),
+    "stages": ("Benchmarks by stage", stage_table),
     "curves": ("Curves", _curves),
     "time": ("Where the learner's time goes", _time),
     "histograms": ("Age and length of trained samples", _histograms),
     "writing": ("How the model writes", _writing),
+    "side-by-side": ("Answers of the stages side by side", _side_by_side),
     "samples": ("Samples and their votes", _samples),
+    "cost": ("Cost of the stages", cost_table),
     "audit": ("Audit of the log", _audit),
     "numbers": ("Numbers and versions", _numbers),
     "config": ("Run file", _config),

@@ -90,6 +90,21 @@ class Fickle:
 
 
 @dataclass
+class Caller:
+    """Asks a service, which is there when the file is."""
+
+    file: str
+
+    def open(self, prompt, index):
+        return Turn()
+
+    def step(self, reply):
+        if not Path(self.file).exists():
+            raise ConnectionRefusedError("nobody answers")
+        return over(1.0)
+
+
+@dataclass
 class Meeting:
     """Its step waits until `all` of them are under way."""
 
@@ -282,6 +297,20 @@ def test_a_slow_environment_does_not_hold_up_sampling(
     (tmp_path / "go").touch()
     work(worker, lambda: committed(log) == 7)
     assert len(samples(log)) == 14
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_environment_that_asks_what_is_away_waits_until_it_is_back(
+    log: Log, worker_of: Callable[..., ActorWorker], tmp_path: Path, threads: int
+) -> None:
+    ask(log, "d-1", stop=SOON)
+    worker = worker_of("games.py:Caller", threads=threads, file=str(tmp_path / "there"))
+    registry: CollectorRegistry = worker.registry  # type: ignore[attr-defined]
+    work(worker, lambda: (registry.get_sample_value("headrace_aborted_total", {"reason": "outage"}) or 0) >= 4)
+    assert not letters(log) and not stopped(samples(log))
+    (tmp_path / "there").touch()
+    work(worker, lambda: committed(log) == 1)
+    assert not letters(log) and all(s.outcome == 1.0 for s in stopped(samples(log)))
 
 
 def test_threads_answer_slow_steps_side_by_side(

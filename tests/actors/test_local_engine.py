@@ -94,7 +94,7 @@ PROMPTS = {"a": [5, 9, 40], "b": [7], "c": [8, 3, 1, 99, 12, 250, 4, 4, 17], "d"
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8), (0.0, 1.0)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8), (0.6, 0.95), (0.0, 1.0)])
 def test_log_probabilities_are_those_of_transformers(
     tmp_path: Path, kind: str, temperature: float, top_p: float
 ) -> None:
@@ -196,6 +196,36 @@ def test_what_can_never_be_served_is_refused(policy: Policy) -> None:
         engine.check(Sampling(max_new_tokens=64))
     with pytest.raises(EngineError, match=r"lack 'model\.norm\.weight'"):
         engine.apply(1, {k: v for k, v in policy.weights().items() if k != "model.norm.weight"})
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+def test_weights_of_another_size_are_taken_over_in_the_middle_of_samples(
+    policy: Policy, tmp_path: Path, mode: Any
+) -> None:
+    sizes = {
+        "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3,
+    }  # fmt: skip
+    other = Policy(tmp_path, Qwen3Config(**{**SHAPE, **sizes}, head_dim=16, tie_word_embeddings=False), seed=4)
+    engine = engine_of(policy, mode=mode)
+    engine.submit(request("a", [5, 6, 7], 2, max_new_tokens=30))
+    for _ in range(4):
+        engine._go_on()
+    thread = threading.Thread(target=engine.apply, args=(1, other.weights()))
+    thread.start()
+    done: list[Completion] = []
+    while len(done) < 2:
+        done += engine.poll(0.5)
+    thread.join()
+    engine.submit(request("b", [9, 10]))
+    while len(done) < 3:
+        done += engine.poll(0.5)
+    for sample_ in done:
+        begins = {span.version: span.start for span in sample_.versions}
+        prompt = np.array([5, 6, 7] if sample_.group_id == "a" else [9, 10], np.int32)
+        wanted = other.logprobs(prompt, sample_.tokens)[begins[1] :]
+        assert np.allclose(sample_.logprobs[begins[1] :], wanted, atol=1e-4)
+    with pytest.raises(EngineError, match="of another model"):
+        engine.apply(2, {**other.weights(), "model.embed_tokens.weight": torch.zeros(100, 48)})
 
 
 def test_sampling_follows_the_distribution() -> None:

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 
 from broker.control.server import ControlServer, Member
 from broker.errors import ControlError, RunFault, WeightPushError
+from broker.weights import layout
 from broker.weights.client import WeightClient
 from broker.weights.devices import gpu_of, refuse_shared
 from broker.weights.group import serve_store
-from broker.weights.publisher import WeightPublisher
+from broker.weights.publisher import WeightPublisher, saved_at
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.road import Direct, WeightRoad
 from broker.weights.sink import Lane, Push
@@ -383,6 +384,23 @@ def test_a_publisher_process_that_is_killed_is_replaced(learner: Learner) -> Non
     learner.push(2)
     assert float(good.wait("took", "2")[2]) == 2
     assert learner.publisher.restarts == 1
+
+
+def test_weights_of_another_shape_go_out_to_those_who_were_there(learner: Learner, tmp_path: Path) -> None:
+    remotes = together(learner, "good", "good")
+    learner.push(1)
+    for remote in remotes:
+        remote.wait("took", "1")
+    learner.publisher.settle()
+    other = {"w": torch.full((30, 40), 2.0), "b": torch.full((9,), 2.0)}
+    learner.publisher.reshape(layout.specs_of(other))
+    learner.publisher.publish(2, other)
+    assert learner.publisher.wait(60) and learner.published[-1] == 2
+    for remote in remotes:
+        assert float(remote.wait("took", "2")[2]) == 2
+    assert learner.publisher.stats.evictions == 0
+    (file,) = saved_at(tmp_path / "weights", 2).glob("*.safetensors")
+    assert {name: tuple(t.shape) for name, t in load_file(file).items()} == {"w": (30, 40), "b": (9,)}
 
 
 def test_a_late_joiner_loads_from_disk_and_gets_the_next_version_by_broadcast(learner: Learner) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from ringtools import SMALL, by_role, end_run, headrace, processes, start_run, verify, wait_for
+from ringtools import SMALL, answer_of, by_role, end_run, processes, start_run, verify, wait_for
 from runlog import results_of, said
 from safetensors.torch import load_file
 
@@ -83,7 +83,7 @@ def test_a_rank_is_killed_the_run_is_stopped_and_nothing_is_lost(tmp_path: Path)
     audit = verify(tmp_path)
     assert (audit["steps"], audit["trained"], audit["outstanding"], audit["problems"]) == (STEPS, 4 * STEPS, 0, [])
     last = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
-    replayed = headrace("replay", str(tmp_path), "--steps", f"2-{STEPS + 1}", "--out", str(tmp_path / "replay"))
+    replayed = answer_of("replay", str(tmp_path), "--steps", f"2-{STEPS + 1}", "--out", str(tmp_path / "replay"))
     assert replayed.returncode == 0, replayed.stderr
     alone = weights(tmp_path / "replay" / f"replay-2-{STEPS + 1}")
     for name, tensor in weights(last).items():

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prometheus_client import CollectorRegistry
-from ringtools import headrace
+from ringtools import answer_of, headrace
 
 from broker.errors import RunFileError
 from headrace.commands.watch import Alerts, watched, watched_runs
@@ -145,10 +145,10 @@ def test_a_taken_port_is_a_fault_and_bad_rules_are_bad_input(tmp_path: Path) -> 
     assert f"port {port} cannot be had" in done.stderr and "0 takes any free one" in done.stderr
     bad = run_directory(tmp_path / "bad", alerts="../bad.yaml")
     (tmp_path / "bad.yaml").write_text("groups: [{name: a, rules: [{alert: X, expr: 'rate('}]}]")
-    done = headrace("watch", str(bad), "--port", "0")
+    done = answer_of("watch", str(bad), "--port", "0")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "[monitoring] alerts" in done.stderr and "parse error" in done.stderr
-    assert headrace("watch", str(home), "--interval", "0").returncode == 2
+    assert answer_of("watch", str(home), "--interval", "0").returncode == 2
 
 
 def test_a_run_is_found_by_its_directory_or_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ringtools import by_role, end_run, headrace, kill_one_of, sets, start_run, verify, wait_for
+from ringtools import answer_of, by_role, end_run, kill_one_of, sets, start_run, verify, wait_for
 from runlog import said, sha256_of, steps_of
 
 from broker.errors import HeldByAnother, LogUnavailable
@@ -51,7 +51,7 @@ def test_killed_and_redone_from_kafka_gives_the_same_weights_bit_for_bit(kafka: 
     audit = verify(tmp_path)
     assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dead_letters"]) == (steps, 4 * steps, 0, 3)
     last = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
-    replayed = headrace("replay", str(tmp_path), "--steps", f"2-{steps + 1}", "--out", str(tmp_path / "replay"))
+    replayed = answer_of("replay", str(tmp_path), "--steps", f"2-{steps + 1}", "--out", str(tmp_path / "replay"))
     assert replayed.stdout.strip() == sha256_of(last), replayed.stderr
     assert replay_from_sqlite(tmp_path, steps + 1) == sha256_of(last), (
         "and the same again from a copy of the log in SQLite"
@@ -85,7 +85,7 @@ def look_at_the_log(directory: Path) -> None:
     """The log's command line says of Kafka what it says of the embedded log."""
 
     def broker(*arguments: str) -> list[dict[str, object]]:
-        done = headrace("broker", *arguments, "--json")
+        done = answer_of("broker", *arguments, "--json")
         assert done.returncode == 0, done.stderr
         return list(json.loads(done.stdout))
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, end_run, headrace, sets, start_run, verify
+from ringtools import SMALL, answer_of, end_run, sets, start_run, verify
 from runlog import said
 
 from broker.kafka.server import KafkaServer
@@ -42,7 +42,7 @@ def test_go_and_javascript_vote_in_a_run(kafka: KafkaServer, built: Path, tmp_pa
     home = tmp_path / "run"
     settings = ["run.name=babel", f"broker.url={kafka.url}", "stage.1.steps=10"]
     options = sets(*settings)
-    init = headrace("broker", "init", str(tmp_path / "run.toml"), *options, "--json")
+    init = answer_of("broker", "init", str(tmp_path / "run.toml"), *options, "--json")
     assert init.returncode == 0 and len(json.loads(init.stdout)) == 6, init.stderr
     arguments = [kafka.address, "babel"]
     others = [
@@ -59,7 +59,7 @@ def test_go_and_javascript_vote_in_a_run(kafka: KafkaServer, built: Path, tmp_pa
             other.wait(20)
     audit = verify(home)
     assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dead_letters"]) == (10, 40, 0, 0)
-    lineage = json.loads(headrace("trace", str(home), "5", "--json").stdout)
+    lineage = json.loads(answer_of("trace", str(home), "5", "--json").stdout)
     votes = {v["rewarder"]: v for v in lineage["groups"][0]["samples"][0]["votes"]}
     assert votes.keys() == {"vowels", "brevity", "letters"}
     assert votes["letters"]["outcome"] == "value" and "vowels" in votes["letters"]["why"]

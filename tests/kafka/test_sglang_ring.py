@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ringtools import by_role, end_run, headrace, processes, start_run, verify, wait_for
+from ringtools import answer_of, by_role, end_run, processes, start_run, verify, wait_for
 from runlog import messages, said, scraped, steps_of
 from test_kafka_ring import options
 
@@ -89,7 +89,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
         asked = [
             "--data", "heldout", "--rewarder", "vowels", "--questions", "4", "--k", "2", "--name", "beside", "--json",
         ]  # fmt: skip
-        done = headrace("eval", str(directory), *asked)
+        done = answer_of("eval", str(directory), *asked)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.partition("\n")[2])
         assert (found["questions"], found["k"]) == (4, 2) and 1 <= found["versions"][0] <= found["versions"][1]

@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 
-from monitoring.report import Histogram, RunReport, Sample, TextWindow
+from monitoring.report import Excerpt, Histogram, RunReport, Sample, Score, StageRow, TextWindow
 
 WORDS = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
 METRICS = (
@@ -31,6 +31,27 @@ def series(steps: int, seed: int = 0) -> dict[str, list[float]]:
     out["staleness_max"] = [float(chance.randint(2, 6)) for _ in done]
     out["step_seconds"] = [20 + 5 * d for d in done]
     return out
+
+
+def stages(steps: int, hostile: str) -> tuple[list[StageRow], list[Score], list[Excerpt]]:
+    """Three stages with two benchmarks, the course of one of them, and two questions with an answer of each stage."""
+
+    def score(benchmark: str, step: float, value: float) -> Score:
+        return Score(
+            benchmark + hostile, step, 400, 16, value, value - 0.05, value + 0.05, value + 0.1, 200 + 900 * value
+        )
+
+    names = [f"{name}{hostile}" for name in ("cold", "zero", "r1")]
+    rows = [
+        StageRow(
+            name, "rl" + hostile, steps, {s.benchmark: s for s in (score("aime", n, 0.2 + 0.3 * n), score("math", n, 0.9 - 0.1 * n))[: n + 1]},
+            10_000 * n, 2_345_678, 3600.0 * n,
+        )
+        for n, name in enumerate(names)
+    ]  # fmt: skip
+    course = [score("aime", float(step), 0.2 + 0.5 * step / steps) for step in range(1, steps + 1, max(1, steps // 8))]
+    answers = [(name, verdict, THOUGHT + hostile) for name, verdict in zip(names, (False, True, None), strict=True)]
+    return rows, course, [Excerpt("aime" + hostile, f"What is {n}?" + hostile, answers) for n in range(2)]
 
 
 def hand_report(steps: int = 300, hostile: str = "") -> RunReport:
@@ -80,5 +101,5 @@ def hand_report(steps: int = 300, hostile: str = "") -> RunReport:
         phases, samples,
         [Histogram("Staleness of trained samples", "versions", early, late), Histogram("Response length of trained samples", "tokens", short, long)],
         windows, {"fed": 5200, "trained": 4800, "problem_count": 1 if hostile else 0}, {"stale": 120, "zero_variance": 260, "odd" + hostile: 1},
-        ["group " + hostile] if hostile else [],
+        ["group " + hostile] if hostile else [], *stages(steps, hostile),
     )  # fmt: skip

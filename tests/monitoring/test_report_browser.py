@@ -104,9 +104,20 @@ def test_hostile_texts_are_shown_and_nothing_else(tmp_path: Path) -> None:
     assert seen.console == [] and seen.asked == [] and found.active == []
     assert not {"script", "img"} & set(found.tags)
     assert [name for name in SECTIONS if name in found.ids] == list(SECTIONS)
-    assert found.tags.count("figure") > 15 and found.tags.count("details") == 8
+    assert found.tags.count("figure") > 15 and found.tags.count("details") == 10
     text = "".join(found.text)
     assert "<script>document.body.innerHTML='owned'" in text, "the model's text is shown as text"
+    for shown in (
+        "pass@1 of the model that each stage left",
+        "cons@16",
+        "3,600",
+        "2.35M",
+        "not judged",
+        "before",
+        "after",
+    ):
+        assert shown in text, shown
+    assert found.tags.count("table") > 6 and text.count("What is 12 + 7?") == 8
     assert "more characters]" in text and "${name} {name} $name" in text
     assert not set(text) & set("\x00\x07\x1b\x9b\u202e\u2066\u200b\ud800")
     assert sorted(map(len, found.text))[-2] < 25_000, "a long line is clipped, other than in the run file"

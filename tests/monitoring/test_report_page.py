@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from handreport import hand_report
 
-from monitoring.report import Histogram, RunReport, write_html
+from monitoring.report import Histogram, RunReport, Score, write_html
 from monitoring.report.charts import BINS, Line, histogram, largest, line_chart, share_bar, stack_chart
 from monitoring.report.data import waiting_share
 from monitoring.report.page import SECTIONS, page
@@ -107,6 +107,39 @@ def test_every_part_is_there(steps: int) -> None:
     ):
         assert word in made
     assert "://" not in made and "nan" not in made and "<script" not in made
+
+
+def test_stages_and_benchmarks_stand_in_a_table_with_the_best_marked() -> None:
+    made = page(hand_report(40))
+    table = made[made.index('id="stages"') : made.index('id="curves"')]
+    assert table.count("<b>") == 2 and "<b>80.0</b>" in table and "[75.0, 85.0], cons@16 90.0" in table
+    assert table.count('<td class="dim">-</td>') == 1, "the first stage was not asked the second benchmark"
+    assert "<figcaption>aime <small>" in table and "<figcaption>Length of the answers <small>tokens" in table
+
+
+def test_what_each_stage_cost() -> None:
+    made = page(hand_report(40))
+    table = made[made.index('id="cost"') : made.index('id="audit"')]
+    assert "<td>10k</td><td>3,600</td><td>33.3%</td>" in table and table.count("<tr>") == 4
+
+
+def test_languages_before_and_after() -> None:
+    made = page(hand_report(40))
+    assert "<th>words in Han</th><td>10.0%</td><td>2.8%</td>" in made
+
+
+def test_answers_of_the_stages_side_by_side() -> None:
+    made = page(hand_report(40))
+    part = made[made.index('id="side-by-side"') : made.index('id="samples"')]
+    assert part.count("<details>") == 2 and part.count('<div class="card">') == 6
+    assert [part.count(f">{word}<") for word in ("right", "wrong", "not judged")] == [2, 2, 2]
+
+
+def test_each_benchmark_has_a_line_of_its_own() -> None:
+    report = hand_report(40)
+    report.course += [Score("math", s.step, 400, 1, 0.5, 0.4, 0.6, 0.5, 90.0) for s in report.course]
+    chart = page(report).split("<figcaption>Held-out pass@1")[1].split("</figure>")[0]
+    assert "aime</li>" in chart and "math</li>" in chart
 
 
 def test_ten_thousand_steps_fit_into_a_few_megabytes(tmp_path: Path) -> None:

@@ -6,7 +6,16 @@ import time
 
 import pytest
 
-from monitoring.writing import prose, reflective_counts, reflective_words, script_words, scripts, terms
+from monitoring.writing import (
+    foreign_share,
+    prose,
+    reflective_counts,
+    reflective_words,
+    repeated_ngrams,
+    script_words,
+    scripts,
+    terms,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +78,31 @@ def test_hostile_text_takes_linear_time(piece: str) -> None:
     text, started = piece * (100_000 // len(piece)), time.process_time()
     prose(text), terms(text), script_words(text), reflective_counts(text)
     assert time.process_time() - started < 2.0
+
+
+def test_ngrams_that_stood_before_are_counted_in_any_script_and_in_words_without_an_end() -> None:
+    assert repeated_ngrams("a b c a b c", 2) == (2, 5), "ab and bc come twice"
+    assert repeated_ngrams("a b", 3) == (0, 0), "shorter than one"
+    assert repeated_ngrams("3+7=0, 3+7=0", 3) == (3, 9), "numbers and signs are terms"
+    assert repeated_ngrams("\u597d" * 10, 2) == (8, 9)
+    repeated, total = repeated_ngrams("ha" * 4000, 4)
+    assert repeated == total - 1 == 996, "a run of letters is cut"
+    began = time.process_time()
+    repeated_ngrams("\u597d" * 200_000, 8)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0.0),
+        ("so it is seven", 0.0),
+        ("so \u0438 so \u0438", 0.5),
+        ("so so so \u0438", 0.25),
+        ("<think>\u0438 3+7=0, \u0438 x \\boxed{7}</think>", 0.0),
+        ("\u8fd9\u662f\u3042", 0.0),
+        ("\u8fd9\u662f `code in another` \u597d", 0.0),
+    ],
+)
+def test_words_of_another_script_than_most_are_foreign(text: str, share: float) -> None:
+    assert foreign_share(text) == pytest.approx(share)

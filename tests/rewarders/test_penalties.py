@@ -14,7 +14,7 @@ from broker.messages import Trajectory
 from rewarders.comparison import Difficulty, Diversity, Tournament
 from rewarders.length import CalibratedLength, Overlong
 from rewarders.reflection import Reflection
-from rewarders.repetition import Repetition, repeated_ngrams
+from rewarders.repetition import Repetition
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 
@@ -68,7 +68,6 @@ def test_the_penalty_grows_with_the_share_that_is_repeated() -> None:
     own = " ".join(rng.choices(WORDS, k=300))
     values = [Repetition()(spoken(own + " and so on it goes" * times)).value for times in (0, 10, 60, 400)]
     assert values == sorted(values, reverse=True) and values[0] == 0.0 and values[-1] < -0.7
-    assert repeated_ngrams("a b c a b c", 2) == (2, 5), "ab and bc come twice"
 
 
 def test_overlong_is_the_penalty_of_dapo() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from plannertools import TOPICS, Ring
 
-from broker.errors import DataError, RunFault
+from broker.errors import DataError, LogError, RunFault
 from broker.log import Log
 from broker.messages import (
     ChatMessage,
@@ -22,6 +23,8 @@ from broker.messages import (
     Outage,
     Prompt,
     Sampling,
+    Settled,
+    Trajectory,
     Vote,
     decode,
     encode,
@@ -32,10 +35,12 @@ from learner.data.source import PromptRow
 from learner.data.sums import SignedSums
 from learner.planning.collect import Collection
 from learner.planning.feed import Ask, Feeding, Schedule
+from learner.planning.groups import Group
 from learner.planning.intervals import wilson
 from learner.planning.join import read_all
 from learner.planning.planner import StagePlan
 from learner.planning.records import ManifestReader
+from learner.planning.recovery import read_tail
 from learner.planning.rewards import reward_of
 from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score
 from learner.planning.thread import PlanningThread
@@ -394,6 +399,28 @@ def test_a_row_that_the_log_cannot_hold_is_one_too(log: Log) -> None:
     assert isinstance(letter, DeadLetter) and letter.offset == 5 and "surrogates not allowed" in letter.error
 
 
+def test_a_row_that_was_mended_is_asked_again_when_its_dead_letter_is_replayed(log: Log) -> None:
+    ring, odd = Ring(log, groups_per_step=4, max_lag=1), {3}
+    stage = stage_of(ring, Rows(8, odd=odd))
+    ring.planner.refill(stage)
+    for prompt in ring.fed():
+        ring.answer(prompt, [0, 1])
+    (letter,) = read_all(log.reader(TOPICS.deadletters), log.ends(TOPICS.deadletters))
+    odd.clear()  # the file is mended
+    producer = log.producer()
+    producer.send(TOPICS.deadletters, b"data.rows", encode(Settled(letter.offset, "replayed")))
+    producer.flush()
+    ring.pump()
+    ring.execute(ring.planner.plan(stage))
+    ring.planner.refill(stage)
+    again = ring.fed()[0]
+    assert again.group_id == "rows-3@0", "before any row of the next epoch"
+    assert decode(letter.value).key == str(again.number).encode()  # type: ignore[union-attr]
+    ring.planner.refill(stage)
+    assert not any(p.group_id == again.group_id for p in ring.fed()), "once"
+    assert not verify(log, TOPICS).problems
+
+
 def test_a_source_of_which_no_row_can_be_asked_ends_the_run(log: Log) -> None:
     ring = Ring(log, groups_per_step=4)
     with pytest.raises(DataError, match=r"\[data.rows\] no row can be asked; the last one: rows.jsonl row"):
@@ -556,3 +583,87 @@ def test_who_abstains_neither_rewards_nor_punishes_and_old_manifests_keep_their_
     assert reward_of(mix, {"accuracy": right, "brevity": silent}, rule=1) == 1.0
     gone = Vote("g", 0, "accuracy", "abstain")
     assert reward_of(mix, {"accuracy": gone, "brevity": silent}) is None
+
+
+def test_groups_whose_prompts_have_expired_are_dropped_and_the_run_goes_on(
+    log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=2)
+    ring.planner.refill(ring.stage)
+    prompts = ring.fed()
+    ring.answer(prompts[0], [0, 1])
+    ring.execute(ring.plan())
+    for topic in (TOPICS.prompts, TOPICS.trajectories, TOPICS.rewards):
+        log.trim(topic, log.ends(topic))  # the learner was away for longer than the log keeps records
+    ring.start()
+    assert not ring.join.groups and "2 prompts that were outstanding" in caplog.text
+    assert ring.planner.refill(ring.stage) == 3, "their credits are back"
+    for prompt in ring.fed():
+        ring.answer(prompt, [0, 1])
+    planned = ring.plan()
+    assert sorted(d.group_id for d in planned.manifest.dropped) == sorted(p.group_id for p in prompts[1:])
+    assert {d.reason for d in planned.manifest.dropped} == {"expired"}
+    ring.start()
+    assert not ring.planner._dropped, "they end once"
+    audit = verify(log, TOPICS)
+    assert (audit.dropped, audit.dropped_by_reason, audit.problems) == (2, {"expired": 2}, [])
+
+
+def test_a_learner_that_trains_nothing_keeps_nothing(log: Log) -> None:
+    """Every group is dropped, and no manifest comes: what is held is bounded by the credits."""
+    ring = Ring(log, groups_per_step=2, max_lag=1)
+    rewards = []
+    for _ in range(40):
+        ring.planner.refill(ring.stage)
+        for prompt in ring.fed():
+            for index in range(2):
+                ring.sample(prompt, index)
+                ring.vote(prompt, index, None, "error")
+            rewards.append(0.5)
+            ring.out.flush()
+        assert ring.plan() is None
+    gc.collect()
+    assert sum(isinstance(it, Group) for it in gc.get_objects()) <= ring.table.credits + 4
+    assert sum(isinstance(it, Trajectory) for it in gc.get_objects()) <= 2 * ring.table.credits + 8
+    ring.planner.refill(ring.stage)
+    for prompt in ring.fed():
+        ring.answer(prompt, [0, 1])
+    metrics = ring.plan().manifest.metrics
+    assert metrics["dropped/unjudged"] == len(rewards) and metrics["groups_seen"] == len(rewards) + 2
+    assert metrics["reward_mean"] == 0.5, "of the samples that have one"
+
+
+def test_a_restart_reads_the_dead_letters_that_still_say_something(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1, max_lag=2)
+    for _ in range(5):
+        ring.out.send(TOPICS.trajectories, b"nobody", b"\xc1 rubbish")
+    ring.out.flush()
+    ring.pump()
+    ring.planner.refill(ring.stage)
+    first, *others = ring.fed()
+    ring.answer(first, [0, 1])
+    ring.pump()
+    assert ring.planner.state().deadletters == {0: 5}, "all are of records that nobody reads again"
+    ring.out.send(TOPICS.trajectories, others[0].group_id.encode(), b"\xc1 rubbish")
+    ring.out.flush()
+    for prompt in others[1:]:
+        ring.sample(prompt, 0)  # it keeps the offsets where they are
+    ring.out.flush()
+    ring.execute(ring.plan())
+    ring.start()
+    ring.pump()
+    ring.pump()
+    assert log.ends(TOPICS.deadletters) == {0: 6}, "nothing is buried twice"
+    assert others[0].group_id not in ring.join.groups
+
+
+def test_a_log_that_does_not_go_up_to_the_checkpoint_is_refused(log: Log) -> None:
+    ring = Ring(log, groups_per_step=1)
+    ring.planner.refill(ring.stage)
+    for prompt in ring.fed():
+        ring.answer(prompt, [0, 1])
+    end = ring.plan().offset
+    assert read_tail(log, TOPICS, end).newest is not None
+    for offset in (end + 1, end + 9):
+        with pytest.raises(LogError, match="no manifest before offset"):
+            read_tail(log, TOPICS, offset)

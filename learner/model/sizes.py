@@ -1,0 +1,38 @@
+"""What a model of another size may differ in from the run's own: engines learn sizes from the weights, and nothing else. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SAME = (
+    "architectures",
+    "head_dim",
+    "rope_parameters",
+    "rms_norm_eps",
+    "hidden_act",
+    "sliding_window",
+    "use_sliding_window",
+)
+"""What must be the same, for weights do not tell it."""
+
+
+def sizes_of(config: Any) -> dict[str, int]:
+    """The sizes of a model by its configuration."""
+    return {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
+
+
+def unlike(config: Any, other: Any) -> str:
+    """What the ``other`` model differs in that weights do not tell, with its values; empty where it is of the same family."""
+    for name in SAME:
+        mine, theirs = _value(config, name), _value(other, name)
+        if mine != theirs:
+            return f"{name} = {theirs!r}"
+    return ""
+
+
+def _value(config: Any, name: str) -> Any:
+    value = getattr(config, name, None)
+    if name == "head_dim" and value is None:
+        return config.hidden_size // config.num_attention_heads
+    return value
