@@ -120,6 +120,7 @@ class Planner:
         sizes = [f.schedule.source.size for f in stage.sources]
         known = [size for size in sizes if size is not None]
         self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
+        self.feed.rows_again(self.join)
         questions: list[Question] = []
         for before, group in groupby(places, lambda place: self.planned + place // table.groups_per_step):
             floors = [max(0, before - table.max_lag)] * len(list(group))
