@@ -298,8 +298,7 @@ class Planner:
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]
-        self._dropped, self._seen = [], Seen()
-        self.planned = step
+        self._dropped, self._seen, self.planned = [], Seen(), step
         return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
 
     def state(self) -> PlannerState:
