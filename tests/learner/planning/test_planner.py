@@ -606,7 +606,8 @@ def test_groups_whose_prompts_have_expired_are_dropped_and_the_run_goes_on(
     ring.start()
     assert not ring.planner._dropped, "they end once"
     audit = verify(log, TOPICS)
-    assert (audit.dropped, audit.dropped_by_reason, audit.problems) == (2, {"expired": 2}, [])
+    assert (audit.dropped, audit.dropped_by_reason, audit.outstanding) == (2, {"expired": 2}, 2)
+    assert all("has expired" in problem for problem in audit.problems), "these topics were to keep everything"
 
 
 def test_a_learner_that_trains_nothing_keeps_nothing(log: Log) -> None:
