@@ -166,6 +166,8 @@ class AgentRoom(threading.Thread):
                 await self._talk(socket)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return f"{type(error).__name__}: {error}"
+        except (ValueError, KeyError, TypeError) as error:  # whoever listens there is no door of this version
+            return f"it says what cannot be read ({type(error).__name__}: {error})"
         return "it has closed the connection"
 
     async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -42,9 +42,13 @@ class Topics:
         return f"{self.run}.deadletters"
 
     @property
-    def sessions(self) -> TopicSpec:
-        """What agents outside did, one ordered partition: made by the first ``headrace serve`` of a run."""
-        return TopicSpec(f"{self.run}.sessions", 1, retention_seconds=self.retention_seconds)
+    def sessions(self) -> str:
+        """What agents outside did: there once somebody has served them."""
+        return f"{self.run}.sessions"
+
+    def sessions_spec(self) -> TopicSpec:
+        """One ordered partition, made by the first ``headrace serve`` of a run."""
+        return TopicSpec(self.sessions, 1, retention_seconds=self.retention_seconds)
 
     def group(self, name: str) -> str:
         """The consumer group ``name`` of this run: several runs may share a cluster."""

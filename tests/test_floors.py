@@ -49,6 +49,7 @@ ROOMS = {
     "headrace.reading": {"headrace.commands", "headrace.running", "headrace.doctor", "headrace.export"},
     "headrace.preflight": {"headrace.commands", "headrace.reading", "headrace.doctor", "headrace.export"},
     "headrace.simulation": {"headrace.commands", "headrace.preflight", "headrace.doctor", "headrace.export"},
+    "headrace.serving": {"headrace.commands", "headrace.preflight", "headrace.running", "headrace.doctor"},
     "headrace.running": {"headrace.commands", "headrace.preflight", "headrace.doctor", "headrace.export"},
 }
 """What the modules of a room may not import, at any depth of their own code."""

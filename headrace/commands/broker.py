@@ -31,7 +31,7 @@ from monitoring.view import clean_text
 
 Rows = list[dict[str, Any]]
 RECENT = 8  # number of records at the end of the steps topic in which to look for the newest manifest first
-TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
+TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters", "sessions")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _of_run(run: Run, topic: str) -> bool:
     """Whether ``topic`` is this run's: a cluster is shared by many, and another run's name may begin like this one's."""
-    return topic in {spec.name for spec in run.topics.specs()}
+    return topic in {run.topics.sessions, *(spec.name for spec in run.topics.specs())}
 
 
 def _groups(run: Run, log: Log) -> dict[str, tuple[str, ...]]:
@@ -228,7 +228,9 @@ def _trim(run: Run, log: Log, options: argparse.Namespace) -> Rows:
 
 def _delete(run: Run, log: Log, options: argparse.Namespace) -> Rows:
     """The run's directory stays: it is yours to remove."""
-    topics, groups = [spec.name for spec in run.topics.specs()], [*_groups(run, log), run.topics.group(STEPS_OWNER)]
+    served = [run.topics.sessions] if run.topics.sessions in log.topics() else []
+    topics = [*(spec.name for spec in run.topics.specs()), *served]
+    groups = [*_groups(run, log), run.topics.group(STEPS_OWNER)]
     if options.yes:
         log.exclusive_producer(run.topics.group(STEPS_OWNER), "headrace broker delete").close()  # no learner lives
         log.delete(topics, groups)

@@ -44,7 +44,7 @@ class Journal:
         await self._write([*entries, self._entry(SessionEvent(session, "reward", data, time.time()))])
 
     def _entry(self, event: SessionEvent) -> Entry:
-        return self._topics.sessions.name, event.session.encode(), encode(event)
+        return self._topics.sessions, event.session.encode(), encode(event)
 
     async def _write(self, entries: list[Entry]) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -10,7 +10,7 @@ from broker.log import Log
 from broker.messages import StepResult, Trajectory, Vote
 from broker.topics import Topics
 from headrace.reading.records import scan
-from headrace.simulation.rates import settled_steps
+from headrace.simulation.rates import covered, settled_steps
 from headrace.simulation.ring import Forecast
 
 
@@ -35,14 +35,12 @@ def observed(log: Log, topics: Topics, stage: int | None = None) -> Forecast:
     waits = {"learner": _learner_waits(steps)}
     actors = sorted({s.actor for s in samples})
     waits["actors"] = (
-        fmean(1 - _covered([(s.started, s.created) for s in samples if s.actor == a], begin, end) for a in actors)
+        fmean(1 - covered([(s.started, s.created) for s in samples if s.actor == a], begin, end) for a in actors)
         if actors
         else 1.0
     )
     for name in sorted({v.rewarder for v in votes}):
-        waits[name] = 1 - _covered(
-            [(v.created - v.seconds, v.created) for v in votes if v.rewarder == name], begin, end
-        )
+        waits[name] = 1 - covered([(v.created - v.seconds, v.created) for v in votes if v.rewarder == name], begin, end)
     return Forecast(
         str(results[0].stage), len(steps), seconds / len(steps), waits,
         fmean(r.metrics.get("staleness_mean", 0.0) for r in steps),
@@ -54,14 +52,3 @@ def observed(log: Log, topics: Topics, stage: int | None = None) -> Forecast:
 def _learner_waits(steps: Sequence[StepResult]) -> float:
     waited = sum(s for r in steps for name, s in r.phases.items() if name.startswith("wait_"))
     return waited / max(1e-9, sum(sum(r.phases.values()) for r in steps))
-
-
-def _covered(spans: Sequence[tuple[float, float]], begin: float, end: float) -> float:
-    """The share of the time from ``begin`` to ``end`` in which at least one of ``spans`` is under way."""
-    total, until = 0.0, begin
-    for start, stop in sorted(spans):
-        start, stop = max(start, until), min(stop, end)
-        if stop > start:
-            total += stop - start
-        until = max(until, stop)
-    return total / (end - begin) if end > begin else 0.0

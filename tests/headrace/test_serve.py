@@ -21,6 +21,8 @@ from actors.local.engine import LocalEngine
 from broker.runfile import RunFile
 from headrace.running.runfile import check
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> LocalEngine:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 from ring import Killed, Ring, ring
 
 from broker.messages import SessionEvent, Trajectory
@@ -62,6 +63,7 @@ def kill_once(made: Ring, version: int) -> None:
     made.on_publish = killing
 
 
+@pytest.mark.processes
 def test_a_learner_trains_on_the_sessions_of_agents_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     with ring(tmp_path / "run", *SHORT, file=FILE) as made:
         command = [sys.executable, "-m", "headrace", "serve", str(made.directory), "--port", "0", "--patience", "1"]
