@@ -5,12 +5,13 @@ Its template writes a system turn where a prompt has none, its end token is also
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ring import Killed, ring
+from ring import Killed, Ring, ring
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,21 +89,34 @@ def test_what_the_actor_sampled_is_what_the_learner_computes(smollm: Path, tmp_p
 
 
 def test_a_killed_learner_is_redone_and_replayed_bit_for_bit(smollm: Path, tmp_path: Path) -> None:
+    published: dict[int, list[str]] = {}
     with ring(tmp_path / "run", f"run.model={smollm}", file=FILE) as made:
 
-        def killing(published: int) -> None:
-            if published == 1:
-                made.on_publish = lambda version: None
+        def told(version: int) -> None:
+            published.setdefault(version, []).append(weights_in(made))
+            if version == 1 and len(published[1]) == 1:
                 raise Killed
 
-        made.on_publish = killing
+        made.on_publish = told
         made.killed()
         assert made.run()
+        assert published.keys() == {0, 1, 2, 3} and len(published[1]) == 2
+        assert published[1][0] == published[1][1], "redone from the log"
         audit = made.verify()
         assert (audit.steps, audit.trained, audit.outstanding, audit.problems) == (3, 6, 0, [])
         mismatch = [result.metrics["mismatch"] for result in made.results()]
         assert len(mismatch) == 3 and max(mismatch) < 1e-4, mismatch
-        last = sorted((tmp_path / "run" / "checkpoints").glob("*-00000003*"))[-1]
-        assert "lm_head.weight" not in safe_open(str(last / "model.safetensors"), "pt").keys()  # noqa: SIM118
+        last = sorted((tmp_path / "run" / "checkpoints").glob("step-00000003*"))[-1]
+        with safe_open(str(last / "model.safetensors"), "pt") as file:
+            assert "lm_head.weight" not in file.keys(), "what is tied is stored once"  # noqa: SIM118
         sha256 = state_sha256(load_model(str(last)))
-        assert replay(reopen(tmp_path / "run"), 1, 3, tmp_path / "again") == sha256, "from the very first step"
+        assert replay(reopen(tmp_path / "run"), 3, 3, tmp_path / "again") == sha256
+
+
+def weights_in(made: Ring) -> str:
+    """Of what the engine samples from."""
+    decoder = made._engine._decoder  # type: ignore[union-attr]
+    digest = hashlib.sha256(decoder.embedding.numpy().tobytes())
+    for layer in decoder.layers:
+        digest.update(layer.qkv.numpy().tobytes() + layer.down.numpy().tobytes())
+    return digest.hexdigest()
