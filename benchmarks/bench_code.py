@@ -17,9 +17,9 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "rewarders"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from test_math import sample
+from answercases import sample
 
 from broker.sandbox import Sandbox
 from broker.sandbox.command import place

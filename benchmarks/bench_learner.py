@@ -1,6 +1,6 @@
 """Memory and speed of the learner's step, as ratios within one run, on one CPU thread; ``gpu`` on a CUDA device.
 
-    bench_learner.py [head] [packing] [sharing] [step] [gpu] [--times 1] [--rounds 5]
+    bench_learner.py [head] [packing] [sharing] [step] [wide] [gpu] [--times 1] [--rounds 5]
 
 Seconds are CPU seconds of the process, the median of ``rounds`` taken in turn; ``times`` repeats it all.
 """
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from learnerbench import gpu, head, packed, sharing, step
+from learnerbench import gpu, head, packed, sharing, step, wide
 
 PARTS = {
     "head": head.report,
     "packing": packed.report,
     "sharing": sharing.report,
     "step": step.report,
+    "wide": wide.report,
     "gpu": gpu.report,
 }
 

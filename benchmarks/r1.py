@@ -37,7 +37,7 @@ STAGES = ("base", "zero", "cold", "reasoning", "tuned", "r1", "medium", "small")
 def scores(name: str, model: str = "") -> dict[str, Any]:
     """A stage that asks what the recipe's own evaluations ask."""
     benchmarks: list[dict[str, Any]] = [
-        {"name": "sums", "data": "heldout", "questions": 300},
+        {"name": "sums", "data": "heldout", "questions": 200},
         {"name": "language", "data": "heldout", "questions": 100, "rewarder": "language"},
         {"name": "hard", "data": "heldout_hard", "questions": 100},
         {"name": "greetings", "data": "heldout_general", "questions": 100, "rewarder": "greeting"},

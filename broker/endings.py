@@ -9,6 +9,9 @@ from typing import ClassVar
 from broker.manifests import Dropped, GroupRef, dropped_of, groups_of, pack_groups
 from broker.wire import Extra, Json, integer, mapping, number, numbers, pack_extras, read_extras, require, strings, text
 
+JUDGED_ENOUGH = 0.9
+"""Share of its answers that have to be judged before an evaluation counts without doubt: those that are not judged are rarely like the others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -39,6 +42,21 @@ class Evaluation:
     rewarder: str = ""
     marks: tuple[str, ...] = ()
     examples: tuple[GroupRef, ...] = ()
+
+    @property
+    def judged_share(self) -> float:
+        """The share of the samples that were asked for that were judged; records of earlier versions do not say it: 1, or 0 without a question."""
+        asked = self.metrics.get("questions_asked", 0.0) * self.k
+        if not asked or "samples_judged" not in self.metrics:
+            return float(self.questions > 0)
+        return self.metrics["samples_judged"] / asked
+
+    @property
+    def doubt(self) -> str:
+        """Why its figures say little or nothing; empty where enough was judged."""
+        if not self.questions:
+            return "nothing could be judged"
+        return f"only {self.judged_share:.0%} of its answers were judged" if self.judged_share < JUDGED_ENOUGH else ""
 
     def pack(self) -> dict[str, Json]:
         return {

@@ -241,7 +241,8 @@ def dropped_of(value: Json) -> tuple[Dropped, ...]:
 class StepResult:
     """What came out of one optimizer step (of any stage). After a redo there may be two for one step: the last holds.
 
-    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds.
+    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds. ``documents`` are those of
+    supervised steps since the result before, this one included: the number of the first, how many, and a digest of their tokens in order.
     """
 
     TYPE: ClassVar[str] = "result"
@@ -251,15 +252,18 @@ class StepResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
+    documents: tuple[int, int, str] | None = None
 
     def pack(self) -> dict[str, Json]:
+        documents = {} if self.documents is None else {"documents": list(self.documents)}
         return {
             "step": self.step, "stage": self.stage, "stage_step": self.stage_step,
-            "metrics": dict(self.metrics), "phases": dict(self.phases), "created": self.created,
+            "metrics": dict(self.metrics), "phases": dict(self.phases), "created": self.created, **documents,
         }  # fmt: skip
 
     @classmethod
     def unpack(cls, wire: Mapping[str, Json]) -> StepResult:
+        documents = wire.get("documents")
         return cls(
             integer(wire["step"]),
             integer(wire["stage"]),
@@ -267,4 +271,5 @@ class StepResult:
             numbers(wire["metrics"]),
             numbers(wire["phases"]),
             number(wire["created"]),
+            None if documents is None else (integer(documents[0]), integer(documents[1]), text(documents[2])),
         )

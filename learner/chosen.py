@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from broker.run import Run
 from learner.config import LearnerConfig
 from learner.data.contamination import Benchmarked, Contamination, asked_rows, looked_through
 from learner.data.registry import open_documents, open_prompts
-from learner.data.selection import CurriculumTable, Selected, finite, read_rows
+from learner.data.selection import CurriculumTable, finite, read_rows, selected
 from learner.data.source import DocumentSource, PromptSource
 from learner.planning.curriculum import Read, chosen_rows, pass_rates
 from learner.tables import SourceTable
@@ -25,6 +25,7 @@ from monitoring.files import replace
 
 log = logging.getLogger("learner")
 REPORT = "contamination.json"
+SAID_SECONDS = 20.0  # between two words of a search that takes long
 
 
 class Clean:
@@ -37,20 +38,22 @@ class Clean:
 
     def prompts(self, name: str, table: SourceTable) -> PromptSource:
         """Raises RunFileError, DataError."""
-        source: PromptSource = self._cleaned(name, table, open_prompts(name, table, self._run.file))
+        source: PromptSource = self._cleaned(name, table, open_prompts(name, table, self._run.file), False)
         return source
 
     def documents(self, name: str, table: SourceTable) -> DocumentSource:
         """Raises as ``prompts``."""
-        source: DocumentSource = self._cleaned(name, table, open_documents(name, table, self._run.file))
+        source: DocumentSource = self._cleaned(name, table, open_documents(name, table, self._run.file), True)
         return source
 
-    def _cleaned(self, name: str, table: SourceTable, source: Any) -> Any:
+    def _cleaned(self, name: str, table: SourceTable, source: Any, documents: bool) -> Any:
         if not table.select.decontaminate:
             return source
         if name not in self._kept:
             size = finite(source, f"[data.{name}]")
-            found = contamination(self._config, name, source, range(size), self._benchmarks(table.select.ngram))
+            found = contamination(
+                self._config, name, source, range(size), self._benchmarks(table.select.ngram), documents
+            )
             hit = {one.row for one in found.hits}
             self._kept[name] = [n for n in range(size) if n not in hit]
             if size and not self._kept[name]:
@@ -63,7 +66,7 @@ class Clean:
                 found.by_benchmark() or "none",
             )
             self._report(found)
-        return Selected(source, self._kept[name])
+        return selected(source, self._kept[name], documents)
 
     def _benchmarks(self, ngram: int) -> Benchmarked:
         if ngram not in self._against:
@@ -81,6 +84,16 @@ class Clean:
         replace(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
+def said_on_the_way(rows: Iterator[tuple[int, Any]], name: str, size: int) -> Iterator[tuple[int, Any]]:
+    """``rows`` as they are; every now and then the log says how far the search has come."""
+    said = time.monotonic()
+    for place, row in enumerate(rows):
+        yield row
+        if time.monotonic() - said > SAID_SECONDS:
+            said = time.monotonic()
+            log.info("[data.%s] looked for %d of %d rows in the benchmarks", name, place + 1, size)
+
+
 def benchmarked(config: LearnerConfig, ngram: int, leave_out: str = "") -> Benchmarked:
     """The questions of all benchmarks that the run file asks. Raises RunFileError, DataError."""
     asked = {
@@ -91,11 +104,13 @@ def benchmarked(config: LearnerConfig, ngram: int, leave_out: str = "") -> Bench
     return Benchmarked(asked, ngram)
 
 
-def contamination(config: LearnerConfig, name: str, source: Any, numbers: range, against: Benchmarked) -> Contamination:
+def contamination(
+    config: LearnerConfig, name: str, source: Any, numbers: range, against: Benchmarked, documents: bool = False
+) -> Contamination:
     """Look for the rows of ``source`` with these numbers in the benchmarks; one that is a benchmark itself is looked for in the others."""
     if name in config.benchmarks():
         against = benchmarked(config, against.ngram, leave_out=name)
-    return looked_through(name, read_rows(source, numbers), against)
+    return looked_through(name, said_on_the_way(read_rows(source, numbers, documents), name, len(numbers)), against)
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,12 @@ class Choice:
     source: PromptSource
     rule: CurriculumTable
 
-    def rows(self, index: int, version: int, made: Callable[[Artefact], None]) -> list[int]:
-        """The row numbers. Raises RunFileError if what was kept cannot be read, or is of a source with other rows; DataError if no row is chosen."""
+    def rows(self, index: int, version: int, cursor: int, made: Callable[[Artefact], None]) -> tuple[list[int], int]:
+        """The row numbers, and the prompt number that they hold from: ``cursor`` when they were chosen. A learner that was killed before its first
+        manifest of them finds both again.
+
+        Raises RunFileError if what was kept cannot be read, or is of a source with other rows; DataError if no row is chosen.
+        """
         path = self.run.directory / "artefacts" / f"{self.name}.rows.json"
         size = finite(self.source, f"[data.{self.data}]")
         if path.exists():
@@ -118,7 +137,7 @@ class Choice:
             read = Read.now(opened, self.run.topics)
             rates = pass_rates(opened, self.run.topics, read, self.rule.rewarder)
         numbers = chosen_rows(self.source, size, rates, self.rule, f"[data.{self.data}]")
-        text = json.dumps({"size": size, "rows": numbers})
+        text = json.dumps({"size": size, "begins": cursor, "rows": numbers})
         about = {
             "data": self.data, "rule": self.rule.model_dump(), "rated": len(rates),
             "read": {name: [list(pair) for pair in offsets.items()] for name, offsets in asdict(read).items()},
@@ -139,16 +158,16 @@ class Choice:
             size,
             len(numbers),
         )
-        return numbers
+        return numbers, cursor
 
-    def _kept(self, raw: bytes, size: int, where: str) -> list[int]:
+    def _kept(self, raw: bytes, size: int, where: str) -> tuple[list[int], int]:
         try:
             found = json.loads(raw)
-            numbers, known = list(map(int, found["rows"])), int(found["size"])
+            numbers, known, begins = list(map(int, found["rows"])), int(found["size"]), int(found["begins"])
         except (ValueError, TypeError, KeyError) as error:
             raise RunFileError(f"{where} cannot be read: {error!r}; remove it, and the rows are chosen anew") from error
         if known != size or not numbers or not all(0 <= n < size for n in numbers):
             raise RunFileError(
                 f"{where} chooses from {known} rows, and [data.{self.data}] has {size} now; remove it, and the rows are chosen anew"
             )
-        return numbers
+        return numbers, begins

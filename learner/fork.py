@@ -56,7 +56,7 @@ def fork(old: Run, step: int, new: Run, say: Callable[[str], None] = log_.info) 
         state, planner, executed = state_at(old, log, step, say)
         missing, gone = under_way(log, old, planner)
     stage = state.progress.stage
-    kept_files(old, new)
+    kept_files(old, new, state.progress)
     planner = PlannerState(cursor=planner.cursor, eras=planner.eras, missing=missing)
     sha256 = state_sha256(state.model)
     origin = Origin(old.table.name, str(old.directory), old.url, step, sha256)
@@ -184,13 +184,22 @@ def under_way(log: Log, old: Run, planner: PlannerState) -> tuple[dict[str, tupl
 # -- the new run ------------------------------------------------------------------------------------------------------------
 
 
-def kept_files(old: Run, new: Run) -> None:
-    """Bring along what stages of the old run have left for later ones: data sets, and models (as hard links where that can be)."""
+def kept_files(old: Run, new: Run, progress: Progress) -> None:
+    """Bring along what stages up to the one under way have left for later ones: data sets, and models (as hard links where that can be).
+
+    What the old run's later stages have made is theirs: the new run makes its own.
+    """
+    stages = LearnerConfig(old.file).stages
+    later = tuple(f"{stage.name}{mark}" for stage in stages[progress.stage + 1 :] for mark in ".-")
     made = old.directory / "artefacts"
-    if made.is_dir():
-        shutil.copytree(made, new.directory / "artefacts")
-    for path in sorted((old.directory / "checkpoints").glob("stage-*")):
-        shutil.copytree(path, new.directory / "checkpoints" / path.name, copy_function=_link)
+    for path in sorted(made.iterdir()) if made.is_dir() else ():
+        if path.is_file() and not path.name.startswith(later or ("\0",)):
+            (new.directory / "artefacts").mkdir(exist_ok=True)
+            shutil.copy2(path, new.directory / "artefacts" / path.name)
+    for index, stage in enumerate(stages[: progress.stage + progress.closed]):
+        kept = old.directory / "checkpoints" / f"stage-{index}-{stage.name}"
+        if kept.is_dir():
+            shutil.copytree(kept, new.directory / "checkpoints" / kept.name, copy_function=_link)
 
 
 def _link(source: str, target: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broker.errors import CheckpointError, LogError, RunFault, RunFileError
+from broker.errors import CheckpointError, DataError, LogError, RunFault, RunFileError
 from broker.log import Producer
 from broker.messages import Artefact, Ending, Evaluation, Manifest, StepResult, encode
 from broker.run import Run
@@ -21,6 +22,7 @@ from learner.planning.planner import Planned, StagePlan
 from learner.planning.requests import find, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
+from learner.reading import Read
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
 from learner.sources import Sources
@@ -46,34 +48,20 @@ class Learner:
     did not end, ``extra`` is what a supervised stage kept in the checkpoint."""
 
     def __init__(
-        self,
-        run: Run,
-        config: LearnerConfig,
-        stop: Stop,
-        telemetry: Telemetry,
-        state: LearnerState,
-        checkpoints: Checkpoints,
-        planning: Planning,
-        shifts: Shifts,
-        road: Road,
-        steps: Producer,
-        record: Callable[[StepResult], None],
-        endings: Endings,
-        unfinished: set[str],
-        sources: Sources,
-        extra: Mapping[str, Any],
-        resumed_step: int,
-        restore: Callable[[int], None],
-    ) -> None:
+        self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, state: LearnerState,
+        checkpoints: Checkpoints, planning: Planning, shifts: Shifts, road: Road, steps: Producer,
+        record: Callable[[StepResult], None], endings: Endings, unfinished: set[str], sources: Sources,
+        extra: Mapping[str, Any], resumed_step: int, restore: Callable[[int], None],
+    ) -> None:  # fmt: skip
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
-        self._road, self._steps, self._endings = road, steps, endings
-        self._record = record
+        self._road, self._steps, self._endings, self._record = road, steps, endings, record
         self.sources, self._restore = sources, restore
         self._plan: StagePlan | None = None
         self._file = run.file
         self._asked: set[str] = set()
+        self._read = Read()
         self._set_aside = 0  # manifests that could not be executed, one after the other
 
     @property
@@ -90,16 +78,7 @@ class Learner:
         names = dict.fromkeys(name for phase in phases for name in phase.weights)
         self.sources.begin_stage(index, self.config.stages[index].name, names, self.progress.version, self.made)
         first = self.progress.version - begun
-        asked = [
-            (
-                first + phase.begins,
-                tuple(
-                    self.sources.feeding(name, training.group_size, phase.sampling, weight, mix=phase.rewards.get(name))
-                    for name, weight in phase.weights.items()
-                ),
-            )
-            for phase in phases
-        ]
+        asked = [(first + p.begins, self.sources.feedings(p, training.group_size)) for p in phases]
         return StagePlan(index, training, asked[0][1], first + steps, tuple(asked[1:]))
 
     def begin(self, plan: StagePlan | None) -> None:
@@ -117,8 +96,7 @@ class Learner:
         self.telemetry.limits(0, 0)
 
     def next(self) -> Planned | None:
-        """Wait for the next planned step; None when the learner is to stop. A shift on shared devices begins once all its steps are
-        planned, and goes on as long as another is."""
+        """Wait for the next planned step; None when the learner is to stop. A shift begins once all its steps are planned."""
         if self.shifts.under_way:
             planned = None if self.stop else self.planning.next(timeout=0.0)
             if planned is not None:
@@ -151,9 +129,7 @@ class Learner:
             result = execute(self.state, manifest, planned.groups, planned.offset)
         except (CheckpointError, LogError, OSError):
             raise
-        except (
-            Exception
-        ) as error:  # a user's loss, a limit of the model, memory: whatever it is, it must not end the run
+        except Exception as error:  # a user's loss, a limit of the model, memory: it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
             self._put_aside(manifest, error)
@@ -178,9 +154,8 @@ class Learner:
         self._steps.flush()
         self._set_aside += 1
         if self._set_aside >= HOPELESS_STEPS:
-            raise RunFault(
-                f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
-            ) from error
+            told = f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
+            raise RunFault(told) from error
         self._restore(step)
 
     def publish(self) -> None:
@@ -194,10 +169,11 @@ class Learner:
         before = self.progress
         self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
+        self._read.take(report.first, report.tokens)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
         self.telemetry.step(result)
         if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
-            self._record(result)
+            self._record(replace(result, documents=self._read.told()))
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 
@@ -315,13 +291,11 @@ class Learner:
         """Begin the evaluations that were requested in the meantime."""
         for asked in find(self.run.directory, self._asked):
             self._asked.add(asked.name)
-            if (
-                asked.name in self._endings.by_name
-            ):  # a learner was killed between its answer and the removal of the request
+            if asked.name in self._endings.by_name:  # a learner was killed before it removed the request
                 place(self.run.directory, asked.name).unlink(missing_ok=True)
                 continue
             try:
                 self.evaluate(self.progress.stage, asked.name, self.progress.version, asked)
-            except RunFileError as error:
+            except (DataError, RunFileError) as error:
                 log_.warning("evaluation %s: %s", asked.name, error)
                 place(self.run.directory, asked.name).unlink(missing_ok=True)

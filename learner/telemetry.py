@@ -129,6 +129,10 @@ class Telemetry:
 
     def evaluation(self, result: Evaluation) -> None:
         low, high = result.pass_at_1_interval
+        if result.doubt:
+            log_.warning("%s: %s, by %s", result.name, result.doubt, result.rewarder or "its rewarder")
+        if not result.questions:
+            return
         self.metrics.pass_at_1.set(result.pass_at_1)
         self.metrics.cons_at_k.set(result.cons_at_k)
         self.metrics.groups("evaluated").inc(result.questions)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
@@ -91,6 +90,8 @@ class Registration:
 
 def own_version() -> str:
     """Version of the installed project; ``unknown`` where it is run without being installed."""
+    from importlib import metadata
+
     try:
         return metadata.version("headrace")
     except metadata.PackageNotFoundError:

@@ -91,9 +91,9 @@ class RewarderWorker:
         self._judges.put([*self._arrived, *self._health.due(self._judges.withdraw)])
         self._arrived = []
         if self._in_flight and len(records) < BATCH:
-            begun = time.monotonic()
-            self._judges.wait(self._pace)
-            time.sleep(max(0.0, begun + self._pace - time.monotonic()))
+            time.sleep(
+                self._pace
+            )  # verdicts gather meanwhile: one that woke this thread would only be waited on for others
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):
                 self._settle(settled)

@@ -52,10 +52,13 @@ def default(lag: int, base: int) -> Setting:
 
 
 def proof() -> Iterator[Setting]:
-    """The default at several lags on every base, beside on-policy GRPO at the best rate known for it, from the same weights."""
+    """The default at several lags on every base, beside on-policy GRPO at the best rate known for it, the plain weight of the sequence, and a
+    smaller rate, all from the same weights."""
     for base in BASES:
         yield default(8, base)
         yield Setting("grpo", 0, 1e-3, 0.9, base)
+        yield replace(default(8, base), objective="tis_sequence")
+        yield replace(default(8, base), lr=5e-4)
         yield default(0, base)
         yield default(16, base)
     for lag, base in product((4, 2), BASES):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from broker.control.server import ControlServer, Member
 from broker.errors import WeightPushError
 from broker.weights import layout
+from broker.weights.base import Base
 from broker.weights.replies import Words
 from broker.weights.road import Broadcast, Delivery, Disk, WeightRoad
 from broker.weights.sink import Push, TensorSpec
@@ -28,9 +29,6 @@ from broker.weights.worker import PublisherProcess
 
 log = logging.getLogger("weights")
 ATTEMPTS = 5  # number of epochs in which one version is tried before it is left to the next one
-
-
-WORTH = 0.5  # of the whole is the most that changes may take: they have to be found, and made at the other end
 
 
 @dataclass(slots=True)
@@ -51,15 +49,6 @@ class PushStats:
     @property
     def evictions(self) -> int:
         return self.evicted.total()
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The version that was acknowledged last, the buffer that it lies in, and the members that hold it."""
-
-    version: int
-    buffer: int
-    holders: frozenset[bytes]
 
 
 def saved_at(directory: Path, version: int) -> Path:
@@ -177,7 +166,7 @@ class WeightPublisher:
     def _allocate(self, specs: tuple[TensorSpec, ...]) -> None:
         self._specs = specs
         _, self._size = layout.places(self._specs)
-        self._snapshots = Snapshots(self._size, self._device, 3 if self._sparse else 2)
+        self._snapshots, self._base = Snapshots(self._size, self._device, 3 if self._sparse else 2), None
         starts = self._process.starts if self._process is not None else 0
         self._process = PublisherProcess(
             self._device, self._size, self._snapshots.files, self._timeout, self._away, starts
@@ -242,18 +231,14 @@ class WeightPublisher:
 
     def _changes(self, push: Push, buffer: int) -> Push:
         """The push of what has changed alone, if all receivers hold what it has changed from and it is less; else ``push`` itself."""
-        base, members = self._base, self._control.receivers()
-        if base is None or not members or not all(
-            m.identity in base.holders and m.status.get("sparse") for m in members
-        ):  # fmt: skip
+        base = self._base
+        if base is None or not base.held_by(self._control.receivers()):
             return push
         try:
-            most = int(WORTH * self._size)
-            found = self._running().order("compare", buffer=buffer, base=base.buffer, size=self._size, most=most)
+            return base.changes(self._running(), push, buffer, self._size)
         except WeightPushError as error:
             log.warning("version %d goes whole: %s", push.version, error)
             return push
-        return replace(push, base=base.version, sparse=int(found["bytes"])) if found["bytes"] else push
 
     def _acknowledged(self, push: Push, buffer: int) -> None:
         """What the next version's changes are counted from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from broker.errors import RunFileError
 from broker.runfile import RunFile
@@ -50,13 +51,14 @@ def looked(whole: WholeRun, ngram: int | None = None) -> Iterator[Contamination]
         read = set(getattr(stage, "weights", dict)()) or set(stage.sources().values()) - asked
         for name in sorted((read & config.data.keys()) - done):
             done.add(name)
-            opening = open_documents if isinstance(stage, SupervisedTable) else open_prompts
-            source = opening(name, config.data[name], whole.file)
+            documents = isinstance(stage, SupervisedTable)
+            opening = open_documents if documents else open_prompts
+            source: Any = opening(name, config.data[name], whole.file)
             n = ngram or config.data[name].select.ngram
             if n not in against:
                 against[n] = benchmarked(config, n)
             size = source.size if source.size is not None else ENDLESS
-            yield contamination(config, name, source, range(size), against[n])
+            yield contamination(config, name, source, range(size), against[n], documents)
 
 
 def lines(found: Contamination) -> Iterator[str]:

@@ -68,11 +68,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         print(
             json.dumps(
-                {
-                    key: value
-                    for key, value in asdict(result).items()
-                    if key not in ("group_ids", "metrics", "marks", "examples")
-                },
+                {key: value for key, value in asdict(result).items() if key not in ("group_ids", "marks", "examples")},
                 indent=2,
             )
         )
@@ -85,10 +81,14 @@ def told(result: Evaluation) -> str:
     (low, high), (cons_low, cons_high) = result.pass_at_1_interval, result.cons_at_k_interval
     first, last = result.versions
     sampled = f"version {first}" if first == last else f"versions {first} to {last}"
+    if not result.questions:
+        return f"{result.name}, {sampled}: {result.doubt}, of {result.metrics.get('questions_asked', 0):.0f} questions"
     lost = f"; {len(result.dropped)} could not be judged" if result.dropped else ""
+    lost += f"; {result.doubt}" if result.doubt else ""
     return (
         f"{result.name}, {sampled}: pass@1 {result.pass_at_1:.3f} [{low:.3f}, {high:.3f}], "
-        f"cons@{result.k} {result.cons_at_k:.3f} [{cons_low:.3f}, {cons_high:.3f}] "
+        f"cons@{result.k} {result.cons_at_k:.3f} [{cons_low:.3f}, {cons_high:.3f}], "
+        f"pass@{result.k} {result.metrics.get('pass_at_k', 0.0):.3f} "
         f"over {result.questions} questions, {result.response_tokens:.0f} tokens each{lost}"
     )
 

@@ -17,6 +17,7 @@ from broker.runfile import RunFile
 from headrace.commands.arguments import run_file
 from headrace.preflight.ahead import RUN_SECONDS, lines, look_ahead
 from headrace.reading.records import newest
+from headrace.running.nursery import Nursery, nursery
 from headrace.running.run_edits import Edits, commands
 from headrace.running.rundir import record
 from headrace.running.runfile import WholeRun, check
@@ -42,17 +43,19 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     whole = check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
-    if not looked_at(whole.file):
-        return BAD_INPUT
-    if not options.kafka:
-        return run_all(Run.open(options.file, options.overrides, options.directory), options.plain)
-    from broker.kafka.server import KafkaServer
+    with nursery() as forks:  # it imports while the checks are made
+        if not looked_at(whole.file):
+            return BAD_INPUT
+        if not options.kafka:
+            return run_all(Run.open(options.file, options.overrides, options.directory), options.plain, forks)
+        from broker.kafka.server import KafkaServer
 
-    home = (options.directory or Path("runs") / whole.run.name).resolve()
-    with KafkaServer(home / "kafka") as server:
-        url = f"broker.url={server.url}?replication=1"
-        scrape = f'monitoring.targets.kafka="{server.metrics}"'
-        return run_all(Run.open(options.file, [*options.overrides, url, scrape], options.directory), options.plain)
+        home = (options.directory or Path("runs") / whole.run.name).resolve()
+        with KafkaServer(home / "kafka") as server:
+            url = f"broker.url={server.url}?replication=1"
+            scrape = f'monitoring.targets.kafka="{server.metrics}"'
+            run = Run.open(options.file, [*options.overrides, url, scrape], options.directory)
+            return run_all(run, options.plain, forks)
 
 
 def looked_at(file: RunFile) -> bool:
@@ -67,7 +70,7 @@ def looked_at(file: RunFile) -> bool:
     return not looked.errors
 
 
-def run_all(run: Run, plain: bool) -> int:
+def run_all(run: Run, plain: bool, forks: Nursery | None = None) -> int:
     """Run to the end. Returns the exit status; raises RunFileError for bad input, RunFault for a fault."""
     from headrace.reading.summary import WallClock
 
@@ -85,7 +88,7 @@ def run_all(run: Run, plain: bool) -> int:
                 for line in [*opening(run, whole), *(f"  changed  {change}" for change in changed)]:
                     view.note(line)
                 with told(run.directory / "logs" / "supervisor.out"):
-                    status = supervise(run, whole, view, clock.start())
+                    status = supervise(run, whole, view, clock.start(), forks)
             finally:
                 view.close()
                 clock.keep()
@@ -139,11 +142,11 @@ def opening(run: Run, whole: WholeRun) -> list[str]:
     ]
 
 
-def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock) -> int | None:
+def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock, forks: Nursery | None = None) -> int | None:
     from headrace.running.progress import Progress
     from headrace.running.watcher import Watcher
 
-    supervisor = Supervisor(commands(whole, run), run.directory / "logs", "learner-0", view.note)
+    supervisor = Supervisor(commands(whole, run), run.directory / "logs", "learner-0", view.note, forks)
     edits = Edits(run, whole, supervisor, view.note)
     with closing(Progress(run, whole.learner, supervisor.views)) as progress, closing(Watcher(run)) as watcher:
 

@@ -23,13 +23,13 @@ def contaminated(subject: Subject) -> Iterator[Finding]:
         table = config.data[use.source].select
         if use.purpose == "held out" or use.source in done or source is None or source.size == 0:
             continue
+        if use.source in config.benchmarks():
+            continue  # ``settings.held_out`` says so
         done.add(use.source)
         if table.ngram not in against:
             against[table.ngram] = Benchmarked(_asked(subject), table.ngram)
         most = min(MOST, source.size if source.size is not None else ENDLESS)
         rows = read(source, range(most), use.purpose == "documents", SECONDS)
-        if use.source in config.benchmarks():
-            continue  # ``settings.held_out`` says so
         found = looked_through(use.source, iter(rows.good.items()), against[table.ngram])
         yield from _contamination(found, table.decontaminate, source.size)
 

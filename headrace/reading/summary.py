@@ -79,10 +79,11 @@ def summarise(log: Log, run: Run, audit: Audit, wall_seconds: float) -> dict[str
         "steps": len(results),
         "wall_seconds": round(wall_seconds, 1),
         "pass_at_1": {
-            "before": named[0].pass_at_1 if named else None,
-            "after": named[-1].pass_at_1 if named else None,
+            "before": named[0].pass_at_1 if named and named[0].questions else None,
+            "after": named[-1].pass_at_1 if named and named[-1].questions else None,
             "k": named[-1].k if named else None,
             "questions": named[-1].questions if named else None,
+            "judged_share": round(named[-1].judged_share, 4) if named else None,
         },
         "groups": {
             "fed": audit.fed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -73,7 +74,9 @@ class Progress:
             if "reward_mean" in message.metrics:
                 view.rewards.append(message.metrics["reward_mean"])
         elif isinstance(message, Evaluation):
-            view.evaluations.append((message.name, message.pass_at_1, *message.pass_at_1_interval))
+            name = f"{message.name} ({message.doubt})" if message.doubt else message.name
+            value = message.pass_at_1 if message.questions else math.nan
+            view.evaluations.append((name, value, *message.pass_at_1_interval))
         elif isinstance(message, Head):
             self._stage(min(message.stage + (message.kind == "close"), len(self._config.stages) - 1))
 

@@ -16,6 +16,7 @@ from typing import IO
 
 from broker.daemon import AWAY
 from broker.errors import RunFault, RunFileError
+from headrace.running.nursery import Nursery, Process
 from monitoring.daemon import PARENT, Stop
 from monitoring.view import DaemonView
 
@@ -45,7 +46,7 @@ class Command:
 @dataclass(slots=True)
 class _Daemon:
     command: Command
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     output: IO[bytes] | None = None
     restarts: int = 0
     due: float = 0.0
@@ -59,14 +60,22 @@ class _Daemon:
 
 
 class Supervisor:
-    """``critical`` is the daemon whose end is the end of the run (the learner); ``logs`` takes what the daemons print.
+    """``critical`` is the daemon whose end is the end of the run (the learner); ``logs`` takes what the daemons print; ``nursery`` starts
+    those that it takes.
 
     Start it from a thread that lives as long as the run: the kernel ends the daemons with it.
     """
 
-    def __init__(self, commands: Sequence[Command], logs: Path, critical: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        logs: Path,
+        critical: str,
+        note: Callable[[str], None],
+        nursery: Nursery | None = None,
+    ) -> None:
         self._daemons = [_Daemon(command) for command in commands]
-        self._logs, self._critical, self._note = logs, critical, note
+        self._logs, self._critical, self._note, self._nursery = logs, critical, note, nursery
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def change(self, commands: Sequence[Command], restart: Collection[str]) -> None:
@@ -172,7 +181,13 @@ class Supervisor:
             daemon.output = (self._logs / f"{daemon.command.name}.out").open("ab")
         daemon.said = os.fstat(daemon.output.fileno()).st_size
         environment = {**os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        daemon.process = subprocess.Popen(
+        forks = self._nursery
+        if forks is not None and forks.takes(daemon.command.arguments):
+            if forks.ready():
+                daemon.process = forks.start(daemon.command.arguments, daemon.output, environment)
+            elif forks.importing:
+                return  # at the next look
+        daemon.process = daemon.process or subprocess.Popen(
             [sys.executable, "-m", *daemon.command.arguments],
             stdin=subprocess.DEVNULL, stdout=daemon.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip

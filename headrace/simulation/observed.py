@@ -6,24 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from broker.errors import RunFault
 from broker.log import Log
 from broker.messages import StepResult, Trajectory, Vote
 from broker.topics import Topics
-from headrace.reading.history import History
 from headrace.reading.records import scan
-from headrace.simulation.rates import WARM_STEPS
+from headrace.simulation.rates import settled_steps
 from headrace.simulation.ring import Forecast
 
 
-def observed(log: Log, topics: Topics, rewarders: Sequence[str] = ()) -> Forecast:
-    """The RL steps of a run behind the first ones. A rewarder waits while none of its votes is being made. Raises RunFault if there are too few."""
-    history = History.of(log, topics)
-    results = [r for r in history.results(reinforced=True) if r.stage_step > WARM_STEPS]
-    if len(results) < 3:
-        raise RunFault(
-            f"{topics.run} has {len(results)} RL steps behind the first {WARM_STEPS}: too few to be compared with"
-        )
+def observed(log: Log, topics: Topics, stage: int | None = None) -> Forecast:
+    """The steps of an RL stage behind its first ones. A rewarder waits while it judges nothing: what a judgement costs beside is not in the log.
+
+    Raises RunFault if there are too few.
+    """
+    results = settled_steps(log, topics, stage)
     begin, end = results[0].created, results[-1].created
     steps, seconds = results[1:], end - begin
     samples, written = list[Trajectory](), Counter[str]()
@@ -43,7 +39,7 @@ def observed(log: Log, topics: Topics, rewarders: Sequence[str] = ()) -> Forecas
         if actors
         else 1.0
     )
-    for name in rewarders or sorted({v.rewarder for v in votes}):
+    for name in sorted({v.rewarder for v in votes}):
         waits[name] = 1 - _covered(
             [(v.created - v.seconds, v.created) for v in votes if v.rewarder == name], begin, end
         )

@@ -21,6 +21,7 @@ from broker.topics import Topics
 from headrace.reading.history import History
 from headrace.reading.records import scan
 
+LEAST_STEPS = 4
 WARM_STEPS = 3  # of a stage, that are left out: the first ones load, compile, and find queues empty
 ENOUGH = 0.15  # spread of a step's tokens, relative to their mean, from which a constant and a slope can be told apart
 MOST_GROUPS = 2048  # whose lengths are kept
@@ -103,16 +104,30 @@ class Rates:
         return out
 
 
-def measured(log: Log, topics: Topics) -> Rates:
-    """The rates of a recorded run, from its RL steps. Raises RunFault if it has too few."""
-    history = History.of(log, topics)
-    results = [r for r in history.results(reinforced=True) if r.stage_step > WARM_STEPS]
-    if len(results) < 3:
+def settled_steps(log: Log, topics: Topics, stage: int | None = None) -> list[StepResult]:
+    """The results of the steps of an RL stage behind its first ones (by default of the first that has enough). Raises RunFault if none has."""
+    found: dict[int, list[StepResult]] = defaultdict(list)
+    for result in History.of(log, topics).results(reinforced=True):
+        if result.stage_step > WARM_STEPS and stage in (None, result.stage):
+            found[result.stage].append(result)
+    enough = next((results for results in found.values() if len(results) >= LEAST_STEPS), None)
+    if enough is None:
+        most = max(map(len, found.values()), default=0)
         raise RunFault(
-            f"{topics.run} has {len(results)} RL steps behind the first {WARM_STEPS}: too few to measure rates by"
+            f"{topics.run} has {most} RL steps behind the first {WARM_STEPS} of a stage; rates are measured by {LEAST_STEPS} at least"
         )
-    since = min(r.created for r in results)
-    samples = [m for _, m in scan(log, topics.trajectories) if isinstance(m, Trajectory) and m.started >= since]
+    return enough
+
+
+def measured(log: Log, topics: Topics, stage: int | None = None) -> Rates:
+    """The rates of a recorded run, from the steps of an RL stage. Raises RunFault if it has too few."""
+    results = settled_steps(log, topics, stage)
+    begin, end = results[0].created, results[-1].created
+    samples = [
+        m
+        for _, m in scan(log, topics.trajectories)
+        if isinstance(m, Trajectory) and begin <= m.started and m.created <= end
+    ]
     votes = [m for _, m in scan(log, topics.rewards) if isinstance(m, Vote) and not m.shadow]
     prompts = {m.group_id: m for _, m in scan(log, topics.prompts) if isinstance(m, Prompt)}
     if not samples:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -103,10 +103,14 @@ class BilingualCorpus:
             return Document(spans=tuple(span for _ in range(3) for span in self._raw(rng, most)))
         return Document(messages=tuple(turn for _ in range(2) for turn in self._turns(rng, most)), tag="reply")
 
-    def _raw(self, rng: random.Random, most: int) -> tuple[Span, Span]:
+    def _raw(self, rng: random.Random, most: int) -> Iterator[Span]:
+        """A worked problem. What can be known of it has the tag ``chain``: which word comes next cannot."""
         problem, language = draw(rng, rng.randint(2, most), self.modulus), rng.choice(list(TONGUES))
-        text = worked(problem, self.modulus, self._spoken(rng, problem, language))
-        return Span(asked(problem, self.modulus, language) + "\n", False), Span(text + "\n", True, "chain")
+        spoken = self._spoken(rng, problem, language)
+        yield Span(asked(problem, self.modulus, language) + "\n", False)
+        for place, (spoken_in, step) in enumerate(zip(spoken, steps(problem, self.modulus), strict=True)):
+            yield Span(TONGUES[spoken_in].then + " ", True)
+            yield Span(step + ("," if place + 1 < len(spoken) else "\n"), True, "chain")
 
     def _turns(self, rng: random.Random, most: int) -> tuple[ChatMessage, ChatMessage]:
         if rng.random() < self.greetings:

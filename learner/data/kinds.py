@@ -1,4 +1,4 @@
-"""A task that asks for what a pretrained model knows of words: ``Which of these is an animal: chair, tiger, rain, hammer? Answer with one word.``
+"""A task that asks for what a pretrained model knows of words: ``Which is an animal: chair, tiger, rain, hammer?``
 
 A guess among the words is right once in ``choices`` times. Held-out questions are made of words that no other question has, as answers or
 beside them: who is right there has learned to say what it knew, not these words.
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from broker.errors import DataError
 from broker.messages import ChatMessage
-from learner.data.source import PromptRow
+from learner.data.source import Document, PromptRow
 from learner.data.split import is_held_out
 
+SYSTEM = "Answer with one word."
 KINDS = {
     "an animal": "tiger dog cat horse cow lion wolf rabbit elephant sheep monkey snake goat bear fox deer pig camel zebra giraffe whale eagle frog",
     "a fruit": "apple banana pear grape cherry lemon peach mango strawberry plum melon pineapple kiwi lime raspberry blueberry apricot papaya",
@@ -54,8 +55,20 @@ class WordKinds:
         chosen = [rng.choice(words(kind, self.held_out)) for kind in kinds]
         answer, shown = chosen[0], list(chosen)
         rng.shuffle(shown)
-        text = f"Which of these is {kinds[0]}: {', '.join(shown)}? Answer with one word."
-        return PromptRow((ChatMessage("user", text),), answer, "kinds", {"options": list(shown), "kind": kinds[0]})
+        text = f"Which is {kinds[0]}: {', '.join(shown)}?"
+        asked = (ChatMessage("system", SYSTEM), ChatMessage("user", text))
+        return PromptRow(asked, answer, "kinds", {"options": list(shown), "kind": kinds[0]})
+
+
+@dataclass(frozen=True)
+class WordKindDocuments(WordKinds):
+    """The form of an answer and nothing else, for a cold start: each question is answered with any one of its words, right once in
+    ``choices`` times."""
+
+    def document(self, number: int, level: float) -> Document:
+        row = self.row(number)
+        said = random.Random(f"kinds/{self.seed}/{number}/said").choice(list(row.metadata["options"]))
+        return Document(messages=(*row.messages, ChatMessage("assistant", said)), tag="reply")
 
 
 def words(kind: str, held_out: bool) -> list[str]:

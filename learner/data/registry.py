@@ -19,18 +19,20 @@ READS = "rows"
 
 def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
     """A source of prompts. Raises RunFileError for a wrong table, DataError for what cannot be read."""
-    source = _selected(name, table, file, TablePrompts)
+    source = _open(name, table, file, TablePrompts)
     if not hasattr(source, "row"):
         raise RunFileError(f"[data.{name}] gives documents for supervised training, not prompts")
-    return source
+    chosen: PromptSource = _selected(name, table, file, source, False)
+    return chosen
 
 
 def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSource:
     """A source of supervised documents. Raises as ``open_prompts``."""
-    source = _selected(name, table, file, TableDocuments)
+    source = _open(name, table, file, TableDocuments)
     if not hasattr(source, "document"):
         raise RunFileError(f"[data.{name}] gives prompts, not documents for supervised training")
-    return source
+    chosen: DocumentSource = _selected(name, table, file, source, True)
+    return chosen
 
 
 def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
@@ -44,11 +46,11 @@ def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
     return rows
 
 
-def _selected(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
+def _selected(name: str, table: SourceTable, file: RunFile, source: Any, documents: bool) -> Any:
     """The source with the rows that its ``select`` chooses by themselves; what needs other sources or the log is ``learner.sources``'."""
     cutoff = file.table("run", RunTable).cutoff if table.select.fresh else ""
     day = datetime.date.fromisoformat(cutoff) if cutoff else None
-    return select(_open(name, table, file, of_table), table.select, day, f"[data.{name}]")
+    return select(source, table.select, day, f"[data.{name}]", documents)
 
 
 def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
@@ -58,7 +60,9 @@ def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
             f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
         )
     if not table.path:
-        return plugins.build(table.use, table.options, file.base, where)
+        made = plugins.load(table.use, file.base, where)
+        given = {"base": file.base} if "base" in (plugins.option_names(made) or ()) else {}  # where its own files lie
+        return plugins.make(made, table.options, f"{where} use = {table.use!r}", **given)
     kind = of_table
     if table.use:
         kind = plugins.load(table.use, file.base, where)

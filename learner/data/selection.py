@@ -59,7 +59,7 @@ class SelectTable(Table):
 
 
 @dataclass(frozen=True)
-class Selected:
+class _Selected:
     """Rows ``numbers`` of ``source``, in this order; one may come more than once."""
 
     source: Any
@@ -69,19 +69,31 @@ class Selected:
     def size(self) -> int:
         return len(self.numbers)
 
-    def row(self, number: int) -> PromptRow:
-        found: PromptRow = self.source.row(self.numbers[number])
-        return found
-
-    def document(self, number: int, level: float) -> Document:
-        found: Document = self.source.document(self.numbers[number], level)
-        return found
-
     @cached_property
     def selection(self) -> str:
         """A fingerprint of which rows these are."""
         inner = getattr(self.source, "selection", "")
         return hashlib.sha256(f"{inner}/{list(self.numbers)}".encode()).hexdigest()[:16]
+
+
+class SelectedPrompts(_Selected):
+    """Some of the rows of a source of prompts."""
+
+    def row(self, number: int) -> PromptRow:
+        found: PromptRow = self.source.row(self.numbers[number])
+        return found
+
+
+class SelectedDocuments(_Selected):
+    """Some of the documents of a source of them."""
+
+    def document(self, number: int, level: float) -> Document:
+        found: Document = self.source.document(self.numbers[number], level)
+        return found
+
+
+def selected(source: Any, numbers: Sequence[int], documents: bool = False) -> Any:
+    return SelectedDocuments(source, numbers) if documents else SelectedPrompts(source, numbers)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class Marked:
         return found if is_fresh(found, self.cutoff) else replace(found, metadata={**found.metadata, STALE_ROW: True})
 
 
-def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where: str) -> Any:
+def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where: str, documents: bool = False) -> Any:
     """What is left of ``source`` by all that the source itself tells: marks, dates, repetitions, the cap. Raises DataError, RunFileError."""
     if not (table.dedupe or table.fresh or table.cap):
         return source
@@ -109,7 +121,7 @@ def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where:
         raise RunFileError(
             f"{where} select.fresh = {table.fresh!r} needs the model's cut-off: [run] cutoff = 2024-07-01"
         )
-    if table.fresh and not hasattr(source, "row"):
+    if table.fresh and documents:
         raise RunFileError(f"{where} select.fresh = {table.fresh!r}: documents have no date")
     if table.fresh == "mark":
         source = Marked(source, cutoff)  # type: ignore[arg-type]
@@ -122,8 +134,8 @@ def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where:
         if size and not numbers:
             raise DataError(f"{where} select.fresh = 'only': none of its {size} rows has a date of {cutoff} or later")
     if table.dedupe:
-        numbers = distinct(source, numbers)
-    return Selected(source, capped(numbers, table.cap, where))
+        numbers = distinct(source, numbers, documents)
+    return selected(source, capped(numbers, table.cap, where), documents)
 
 
 def finite(source: Any, where: str) -> int:
@@ -136,20 +148,20 @@ def finite(source: Any, where: str) -> int:
     return size
 
 
-def read_rows(source: Any, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+def read_rows(source: Any, numbers: Sequence[int], documents: bool = False) -> Iterator[tuple[int, Any]]:
     """The rows of these numbers; None for one that cannot be read: it stays, and becomes a dead letter when it is asked."""
     for number in numbers:
         try:
-            yield number, source.row(number) if hasattr(source, "row") else source.document(number, 1.0)
+            yield number, source.document(number, 1.0) if documents else source.row(number)
         except DataError:
             yield number, None
 
 
-def distinct(source: Any, numbers: Sequence[int]) -> list[int]:
+def distinct(source: Any, numbers: Sequence[int], documents: bool = False) -> list[int]:
     """Those of ``numbers`` whose question did not stand before."""
     seen: set[bytes] = set()
     kept = []
-    for number, row in read_rows(source, numbers):
+    for number, row in read_rows(source, numbers, documents):
         if row is not None:
             mark = hashlib.blake2b(question_of(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if mark in seen:

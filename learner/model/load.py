@@ -20,9 +20,11 @@ from learner.model.positions import stretched_from
 from learner.model.sizes import unlike
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
-    "chat_template.jinja", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model*",
+    "chat_template.jinja", "chat_template.json", "added_tokens.json", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
+    "additional_chat_templates",
 )  # fmt: skip
+"""Patterns of what a tokenizer may need; the last is a directory."""
 
 
 def load_model(
@@ -238,8 +240,10 @@ def save_tokenizer(tokenizer_source: str, directory: Path) -> None:
     """Copy the tokenizer's files from a directory, or write those of a Hugging Face id."""
     source = Path(tokenizer_source)
     if source.is_dir():
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copy2(source / name, directory / name)
+        for found in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+            if found.is_dir():
+                shutil.copytree(found, directory / found.name, dirs_exist_ok=True)
+            else:
+                shutil.copy2(found, directory / found.name)
     else:
         load_tokenizer(tokenizer_source).save_pretrained(directory)

@@ -94,9 +94,7 @@ class Planner:
         self._dropped = [Dropped(group_id, Reason.EXPIRED.value, 0) for group_id in expired]
         self._seen = Seen()
         self._buried, self._hopeless = 0, HOPELESS_GROUPS  # groups that died since one was answered, and how many may
-        self._taken: dict[
-            str, float
-        ] = {}  # when it was first seen that actors are done with a group that lacks samples
+        self._taken: dict[str, float] = {}  # when it was seen that actors are done with a group that lacks samples
 
     # -- credits -------------------------------------------------------------------------------------------------------
 
@@ -122,6 +120,7 @@ class Planner:
         sizes = [f.schedule.source.size for f in stage.sources]
         known = [size for size in sizes if size is not None]
         self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
+        self.feed.rows_again(self.join)
         questions: list[Question] = []
         for before, group in groupby(places, lambda place: self.planned + place // table.groups_per_step):
             floors = [max(0, before - table.max_lag)] * len(list(group))
@@ -299,8 +298,7 @@ class Planner:
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]
-        self._dropped, self._seen = [], Seen()
-        self.planned = step
+        self._dropped, self._seen, self.planned = [], Seen(), step
         return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
 
     def state(self) -> PlannerState:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from broker.endings import Evaluation
 from broker.runfile import Table
 from learner.stages.stage import Stage, begin_with_model
 from learner.tables import Benchmark, SamplingTable, Training
@@ -158,13 +159,13 @@ class RlStage(Stage):
         return learner.wait_collections()
 
     def is_reached(self, learner: Learner) -> bool:
-        """Whether an evaluation of this stage was as good as the stage is to become.
+        """Whether an evaluation of this stage, enough of it judged, was as good as the stage is to become.
 
         Once it is, no checkpoint is made before the stage's last: a learner that starts again finds the evaluation in the log.
         """
         mine = self.asked()
-        found = [e.pass_at_1 for name, e in learner.evaluations().items() if name.rpartition(":")[0] in mine]
-        return self.until_pass_at_1 > 0 and max(found, default=0.0) >= self.until_pass_at_1
+        found = [e for name, e in learner.evaluations().items() if name.rpartition(":")[0] in mine]
+        return self.until_pass_at_1 > 0 and best(found) >= self.until_pass_at_1
 
     def _ask_due(self, learner: Learner, index: int, redone: bool = False) -> None:
         """Begin the evaluations that are due at this step; after a restart, also those that the redone steps passed by."""
@@ -182,3 +183,8 @@ class RlStage(Stage):
 
 def _weights(data: str | Mapping[str, float]) -> dict[str, float]:
     return {data: 1.0} if isinstance(data, str) else dict(data)
+
+
+def best(evaluations: Iterable[Evaluation]) -> float:
+    """The highest pass@1 of those that were judged enough to be believed; 0 without any."""
+    return max((e.pass_at_1 for e in evaluations if not e.doubt), default=0.0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from broker.messages import IntArray
 from learner.data.documents import DocumentTokenizer, Tokenized
 from learner.data.source import DocumentSource
 from learner.model import lora
@@ -34,12 +35,15 @@ COOLED = 0.05  # share of the learning rate at the end of the cool-down
 
 @dataclass(frozen=True, slots=True)
 class SftReport:
-    """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it."""
+    """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order, of
+    which ``first`` is the number of the first."""
 
     stage_step: int
     metrics: dict[str, float]
     phases: dict[str, float]
     last: bool
+    first: int = 0
+    tokens: tuple[IntArray, ...] = ()
 
 
 @dataclass(slots=True)
@@ -158,7 +162,9 @@ class SftTrainer:
             "forward_backward": seconds,
             "optimizer": time.monotonic() - packed - seconds,
         }
-        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage))
+        first = (self._at.step - 1) * self._stage.documents_per_step
+        tokens = tuple(document.tokens for document in documents)
+        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage), first, tokens)
 
 
 def take_documents(

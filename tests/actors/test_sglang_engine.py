@@ -74,6 +74,20 @@ def test_log_probabilities_are_those_of_transformers(opened: Opener, policy: Pol
         assert c.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_nucleus_is_sampled_from_as_the_local_engine_does(opened: Opener, policy: Policy) -> None:
+    """As the paper's evaluations ask for it: no token comes from beyond the nucleus at that temperature, and more than one does from within."""
+    engine = opened()
+    for name, prompt in PROMPTS.items():
+        engine.submit(request(name, prompt, 4, temperature=0.6, top_p=0.95))
+    done = drain(engine, 16)
+    for c in done:
+        inside = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, 0.6, 0.95)
+        whole = policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens, 0.6)
+        assert np.isfinite(inside).all(), f"{c.group_id}: a token from beyond the nucleus"
+        assert c.logprobs == pytest.approx(inside, abs=1e-3) or c.logprobs == pytest.approx(whole, abs=1e-3)
+    assert len({tuple(c.tokens) for c in done if c.group_id == "a"}) > 1
+
+
 def test_stop_strings_and_the_context_end_a_sample(opened: Opener) -> None:
     engine = opened()
     engine.submit(request("full", PROMPTS["c"], 1, max_new_tokens=1000))

@@ -60,7 +60,7 @@ def test_the_summary_counts_what_the_log_says(made: Handmade, tmp_path: Path) ->
     run, audit = made.run(tmp_path), verify(made.log, made.topics)
     summary = summarise(made.log, run, audit, 12.5)
     assert summary["steps"] == 2 and summary["wall_seconds"] == 12.5 and summary["seed"] == 5
-    assert summary["pass_at_1"] == {"before": 0.25, "after": 0.75, "k": 2, "questions": 100}
+    assert summary["pass_at_1"] == {"before": 0.25, "after": 0.75, "k": 2, "questions": 100, "judged_share": 1.0}
     assert summary["groups"] == {
         "fed": 8, "trained": 4, "dropped": 1, "dead_lettered": 1, "evaluated": 1, "outstanding": 1,
     }  # fmt: skip

@@ -54,12 +54,17 @@ def test_a_fork_goes_on_from_the_step_with_the_weights_and_the_data_of_the_old_r
     with ring(old, *SHORT, *EVERY) as made:
         made.run()
         topics = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters")
+        (old / "artefacts").mkdir(exist_ok=True)
+        (old / "artefacts" / "rl-prompts.rows.json").write_text("a choice of the stage")
+        (old / "artefacts" / "after-heldout.rows.json").write_text("one of a later stage")
         before, records = bytes_below(old), [made.positions(topic) for topic in topics]
         assert (
             fork(old, new, 5, "learner.optimizer.lr=1e-2", "stage.1.steps=7", "learner.optimizer.weight_decay=0.5") == 0
         )
         assert bytes_below(old) == before, "the old run is only read"
         assert repr([made.positions(topic) for topic in topics]) == repr(records)
+        assert [p.name for p in sorted((new / "artefacts").iterdir())] == ["rl-prompts.rows.json"]
+        assert (new / "checkpoints" / "stage-0-base").is_dir()
         replay(reopen(old), 3, 5, tmp_path / "replayed")
         (again,) = (tmp_path / "replayed").glob("replay-*")
         assert begun_with(new) == state_sha256(load_model(str(again)))

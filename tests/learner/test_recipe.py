@@ -242,6 +242,7 @@ def test_the_recipe_is_killed_in_every_stage_and_loses_nothing(
         assert (audit.steps, audit.outstanding, audit.problems) == (3 + 2 + 4, 0, [])
         assert audit.trained == 2 * audit.steps
         lineage(made, home)
+        documents(made)
         phases(made)
 
 
@@ -268,6 +269,17 @@ def lineage(made: Ring, home: Path) -> None:
             assert (sample.id, text) == (row["metadata"]["sample"], row["response"])
     counts = artefacts["chosen"].about["statistics"]
     assert counts["sums"]["documents"] == counts["total"]["documents"] == artefacts["chosen"].metrics["documents"]
+
+
+def documents(made: Ring) -> None:
+    """What supervised steps read is in the log, and what was read again after a kill is the same."""
+    told: dict[int, dict[tuple[int, int], str]] = {}
+    for result in made.results():
+        if result.documents is not None:
+            first, count, digest = result.documents
+            assert told.setdefault(result.stage, {}).setdefault((first, count), digest) == digest
+    assert set(told) == {0, 5, 8, 10, 11}, "every supervised stage"
+    assert max(map(sum, told[0])) == 4 * 2 and max(map(sum, told[10])) == 2 * 2
 
 
 def phases(made: Ring) -> None:

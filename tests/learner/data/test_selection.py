@@ -93,6 +93,28 @@ def test_rows_from_before_the_cut_off_are_left_out_or_marked(tmp_path: Path) -> 
         opened(tmp_path, *DATED, cutoff="July", fresh="only")
 
 
+def test_documents_are_selected_too(tmp_path: Path) -> None:
+    said = [{"prompt": p, "response": "yes"} for p in ("a?", "A?", "b?", f"Is it so: {LONG}?")]
+    table = SourceTable.model_validate({"path": rows_in(tmp_path, *said), "select": {"dedupe": True, "cap": 3}})
+    file = RunFile({"run": {"name": "a", "model": "m"}}, tmp_path, tmp_path / "run.toml")
+    source = open_documents("math", table, file)
+    assert [source.document(n, 1.0).messages[0].content for n in range(source.size or 0)] == [
+        "a?",
+        "b?",
+        said[3]["prompt"],
+    ]
+    assert not hasattr(source, "row")
+    rows_in(tmp_path, {"prompt": f"{LONG}, is it?"}, name="exam")
+    given = [
+        f'data.heldout={{path="{tmp_path / "exam.jsonl"}"}}',
+        f'data.corpus={{path="{tmp_path / "rows.jsonl"}", select={{dedupe=true, decontaminate=true}}}}',
+    ]
+    run = Run.open(SMALL, given, tmp_path / "run")
+    config = LearnerConfig(run.file)
+    clean = Clean(run, config).documents("corpus", config.data["corpus"])
+    assert [clean.document(n, 1.0).messages[0].content for n in range(clean.size or 0)] == ["a?", "b?"]
+
+
 def test_what_has_no_end_or_no_date_cannot_be_selected_from(tmp_path: Path) -> None:
     file = RunFile({"run": {"name": "a", "model": "m", "cutoff": "2024-07-01"}}, tmp_path, tmp_path / "run.toml")
     for select in ({"dedupe": True}, {"cap": 3}, {"fresh": "only"}):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BloomConfig,
     CohereConfig,
     FalconConfig,
@@ -25,7 +26,7 @@ from transformers import (
 
 from broker.errors import CheckpointError, EngineError, RunFileError
 from learner.model.attention import plan_segments
-from learner.model.load import load_model, load_tokenizer, save_model
+from learner.model.load import load_model, load_tokenizer, save_model, save_tokenizer
 from learner.training.trainer import state_sha256
 
 TINY = str(Path(__file__).resolve().parents[3] / "recipes" / "tiny_model")
@@ -35,6 +36,31 @@ SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 def test_random_weights_follow_from_the_seed() -> None:
     one, again, other = (state_sha256(load_model(TINY, init="random", seed=s)) for s in (3, 3, 4))
     assert one == again != other
+
+
+def test_all_that_a_tokenizer_needs_is_kept(tmp_path: Path) -> None:
+    """Several chat templates lie in a directory of their own, and a sentencepiece model is a file that transformers reads beside the others."""
+    source, kept = tmp_path / "source", tmp_path / "kept"
+    shutil.copytree(TINY, source)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ messages[0].content }}!")
+    for name in ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3", "vocab.txt"):
+        (source / name).write_bytes(name.encode())
+    (source / "model.safetensors").write_bytes(b"weights are no part of it")
+    kept.mkdir()
+    for _ in range(2):  # a checkpoint that is written again
+        save_tokenizer(str(source), kept)
+    copied = {p.name for p in kept.iterdir()}
+    assert {
+        "additional_chat_templates",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model.v3",
+        "vocab.txt",
+    } <= copied
+    assert "model.safetensors" not in copied and "config.json" not in copied
+    templates = AutoTokenizer.from_pretrained(kept).chat_template
+    assert "tools" in templates and templates == AutoTokenizer.from_pretrained(source).chat_template
 
 
 def test_transformers_loads_what_is_saved(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from broker.errors import CheckpointError
+from broker.messages import StepResult, decode, encode
 from learner.data.source import Document, Span
 from learner.data.sums import SumsCorpus
 from learner.model.load import load_model, load_tokenizer
+from learner.reading import Read
 from learner.stages.sft import SftStage
 from learner.training.checkpoint import Checkpoints, Progress, read_state
 from learner.training.sft import Curriculum, SftTrainer
@@ -122,3 +125,21 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
     (path / "headrace.json").write_text("{")
     with pytest.raises(CheckpointError, match="no readable checkpoint"):
         read_state(path)
+
+
+def test_what_steps_have_read_is_told_once_and_is_the_same_after_a_redo() -> None:
+    documents = [np.arange(n, n + 3, dtype=np.int32) for n in range(6)]
+    one, other = Read(), Read()
+    assert one.told() is None
+    for first in (0, 2, 4):
+        one.take(first, documents[first : first + 2])
+    other.take(0, documents[:4])
+    other.take(0, documents[:2])  # killed, and redone from the beginning
+    other.take(2, documents[2:])
+    whole = one.told()
+    assert whole is not None and whole[:2] == (0, 6) and other.told() == whole and one.told() is None
+    other.take(0, [*documents[:5], documents[0]])
+    again = other.told()
+    assert again is not None and again[:2] == (0, 6) and again[2] != whole[2], "other documents"
+    result = StepResult(3, 0, 3, documents=whole)
+    assert decode(encode(result)) == result and "documents" not in StepResult(3, 0, 3).pack()
