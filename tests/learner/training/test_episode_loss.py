@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_a_penalty_on_long_answers_is_of_the_longest_reply_not_of_the_episode() 
     sample = next(e for i in range(99) if len((e := episode(rng, 0, i % 4, [1, 2, 3])).replies) == 4)
     longest = max(s.end - s.start for s in sample.segments if s.trainable)
     assert sample.response_tokens > longest
-    penalty = {"overlong_buffer": 1, "overlong_penalty": 1.0}
+    table = LearnerTable.model_validate({"overlong_buffer": 1, "overlong_penalty": 1.0})
     for limit, wanted in ((longest, -1.0), (longest + 1, 0.0), (sample.response_tokens, 0.0)):
-        table = LearnerTable.model_validate({"sampling": {"max_new_tokens": limit}, **penalty})
-        assert trained_rewards([Judged(sample, 0.5)], table) == [pytest.approx(0.5 + wanted)]
+        limited = replace(sample, sampling=Sampling(max_new_tokens=limit))
+        assert trained_rewards([Judged(limited, 0.5)], table) == [pytest.approx(0.5 + wanted)]
