@@ -76,7 +76,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
             wait_joined(clients, stop)
             gate.close()
         threading.Thread(target=follow, args=(run, clients, newest, stop), name="policy", daemon=True).start()
-        rooms = Rooms(environments, run.file.base)
+        rooms = Rooms(environments, run.file.base, run.directory, name)
         worker = ActorWorker(name, Intake(name, log, run.topics), engine, rooms, table, metrics, broker, system)
         stack.callback(worker.close)
         log_.info("sampling from version %d", engine.version)

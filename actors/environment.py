@@ -19,6 +19,18 @@ MAX_CHARACTERS = 1 << 20  # of a turn: who samples must not be held up by what n
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What an agent outside asks beside its messages, which stand instead of the prompt's: in which ``session`` (``NAME``, from its second
+    part on ``NAME#2``), for at most ``limit`` tokens (0: as sampling says), up to one of the texts ``stop``. ``earlier`` are the turns that
+    the episode had in another actor (``actors.turns``)."""
+
+    session: str
+    limit: int = 0
+    stop: tuple[str, ...] = ()
+    earlier: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What the environment says: ``messages`` for the model to answer, or that the episode is ``over``.
 
@@ -33,6 +45,7 @@ class Turn:
     why: str = ""
     tools: tuple[Mapping[str, Any], ...] = field(default=())
     value: float | None = None
+    asked: Asked | None = None
 
 
 def say(text: str, outcome: float | None = None, role: str = "user", value: float | None = None) -> Turn:

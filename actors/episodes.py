@@ -17,7 +17,7 @@ from actors.engine import Completion, Request
 from actors.environment import Turn
 from actors.prompting import array
 from broker.chat import Chats, Rendered
-from broker.messages import ChatMessage, FloatArray, IntArray, Prompt, Reply, Segment, Trajectory, VersionSpan
+from broker.messages import ChatMessage, FloatArray, IntArray, Prompt, Reply, Sampling, Segment, Trajectory, VersionSpan
 
 
 @dataclass(slots=True)
@@ -44,6 +44,11 @@ class Episode:
     """Whether the last reply has the token that ends a turn."""
     aborts: int = 0
     """How often an update of the weights has ended the turn that is under way."""
+    said: Turn | None = None
+    """What was said last."""
+    session: str = ""
+    first: tuple[ChatMessage, ...] = ()
+    """With a session: what was said before the first reply."""
 
     @classmethod
     def begin(
@@ -56,9 +61,11 @@ class Episode:
             prompt, index, tokens, rendered.opened, np.zeros(len(tokens), np.float32), turns=list(said), tools=tools
         )
         episode.segments.append(Segment("prompt", 0, len(tokens), False))
-        episode.opening = seconds
+        episode.opening, episode.said = seconds, opening
         if opening is not None:
             episode.outcome, episode.why = opening.outcome, opening.why
+            if opening.asked is not None:
+                episode.session, episode.first = opening.asked.session, opening.messages
         return episode
 
     @property
@@ -94,6 +101,7 @@ class Episode:
         """Append what the environment says, and ask for the next reply; None where no further token may follow."""
         role = turn.messages[-1].role if turn.messages else "user"
         start, end = len(self.tokens), len(self.tokens) + len(rendered.ids)
+        self.said = turn
         if self._room(end) < 1:
             return None
         self.tokens = np.concatenate((self.tokens, array(rendered.ids)))
@@ -116,9 +124,12 @@ class Episode:
 
     def request(self, keep: bool = False) -> Request:
         """What the engine is asked for now. ``keep``: weights that arrive must not end it."""
-        sampling = replace(self.prompt.sampling, max_new_tokens=max(1, self._room(len(self.tokens))))
-        if sampling == self.prompt.sampling:
-            sampling = self.prompt.sampling
+        own, asked = self.prompt.sampling, None if self.said is None else self.said.asked
+        room = max(1, self._room(len(self.tokens)))
+        if asked is not None:
+            room = min(room, asked.limit or room)
+        sampling = replace(own, max_new_tokens=room, stop=own.stop if asked is None else (*own.stop, *asked.stop))
+        sampling = own if sampling == own else sampling
         return Request(*self.id[:1], (self.index,), self.tokens, sampling, self.prompt.min_version, keep)
 
     def trajectory(self, engine: str, actor: str) -> Trajectory:
@@ -149,6 +160,7 @@ class Episode:
             turns=tuple(self.turns) if prompt.environment else (),
             outcome=self.outcome,
             collection=prompt.collection,
+            session=self.session,
             replies=tuple(self.replies) if prompt.environment else (),
             opening=self.opening,
             why=self.why,
@@ -158,11 +170,21 @@ class Episode:
 def opening(chats: Chats, prompt: Prompt, turn: Turn) -> Rendered:
     """The prompt with what the environment says first, and its tools, in the chat template. Raises ChatError."""
     options = {**prompt.template, "tools": [dict(t) for t in turn.tools]} if turn.tools else prompt.template
-    return chats.of(options).prompt([*prompt.messages, *turn.messages])
+    return chats.of(options).prompt(turn.messages if turn.asked else [*prompt.messages, *turn.messages])
 
 
 def between(chats: Chats, episode: Episode, said: Sequence[ChatMessage]) -> Rendered:
     """What stands between the episode's last reply and the next one. Raises ChatError."""
     prompt = episode.prompt
     options = {**prompt.template, "tools": [dict(t) for t in episode.tools]} if episode.tools else prompt.template
-    return chats.of(options).continuation(prompt.messages, said, episode.ended)
+    before = episode.first if episode.session else prompt.messages
+    return chats.of(options).continuation(before, said, episode.ended)
+
+
+def together(episodes: Sequence[Episode]) -> list[Request]:
+    """What the engine is asked for by episodes of one prompt that begin: those that say and want the same share a request."""
+    alike: dict[tuple[bytes, Sampling], list[Request]] = {}
+    for episode in episodes:
+        request = episode.request()
+        alike.setdefault((request.tokens.tobytes(), request.sampling), []).append(request)
+    return [replace(several[0], indices=tuple(i for r in several for i in r.indices)) for several in alike.values()]

@@ -33,7 +33,9 @@ class Host:
     def answer(self, call: dict[str, Any]) -> Any:
         ticket = call["ticket"]
         if call["what"] == "close":
-            self._episodes.pop(ticket, None)
+            closing = getattr(self._episodes.pop(ticket, None), "close", None)
+            if callable(closing):
+                closing()
             return None
         if call["what"] == "open":
             prompt = decode(call["prompt"])

@@ -25,6 +25,7 @@ class Intake:
         self._producer: Producer = log.producer()
         self._mark = Watermark()
         self._finished: list[Record] = []  # handled, but perhaps not durable yet
+        self._unsent = False
         self._flushed = time.monotonic()
 
     def _open(self) -> Consumer:
@@ -55,6 +56,7 @@ class Intake:
         return records
 
     def publish(self, group_id: str, trajectory: bytes) -> None:
+        self._unsent = True
         self._producer.send(self._topics.trajectories, group_id.encode(), trajectory)
 
     def done(self, record: Record) -> None:
@@ -85,6 +87,7 @@ class Intake:
             return
         self._flushed = now
         self._producer.flush()
+        self._unsent = False
         for record in self._finished:
             self._mark.done(record)
         if self._finished:
@@ -95,7 +98,8 @@ class Intake:
 
     @property
     def pending(self) -> bool:
-        return bool(self._finished)
+        """Whether anything is to be made durable or committed."""
+        return bool(self._finished) or self._unsent
 
     def close(self) -> None:
         self.leave()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -21,6 +21,9 @@ from actors.config import EnvironmentTable
 from actors.environment import Turn, unpack
 from broker.errors import HeadraceError
 from broker.isolation import Failed, Isolated
+
+if TYPE_CHECKING:
+    from actors.episodes import Episode
 
 LOST = "lost"
 BATCH = 32  # calls that a child is given at a time
@@ -31,6 +34,7 @@ COLLECT_SECONDS = 0.05  # that a child of a wide room waits for an answer before
 class Said:
     """What came of a call for episode ``ticket``: a turn, or why there is none. ``lost``: another episode's failure may have taken it along;
     ``suspect``: or it has ended the process itself, which is only known if it is alone. ``away``: what the environment asks is away.
+    ``unwanted``: its group has ended elsewhere.
 
     ``seconds`` have passed since the call, waiting for its process included."""
 
@@ -41,6 +45,7 @@ class Said:
     suspect: bool = False
     away: bool = False
     seconds: float = 0.0
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,20 @@ class Room(threading.Thread):
 
     def put(self, call: Call) -> None:
         self._calls.put(call)
+
+    def open(self, ticket: int, prompt: bytes, index: int) -> None:
+        self.put(Call(ticket, "open", {"prompt": prompt, "index": index}))
+
+    def step(self, ticket: int, reply: str, episode: Episode | None) -> None:
+        if episode is None or episode.finish_reason == "stop":  # else it was cut, and ends the episode
+            self.put(Call(ticket, "step", {"reply": reply}))
+
+    def refuse(self, ticket: int, why: str) -> bool:
+        """It cannot be asked for anything else."""
+        return False
+
+    def close(self, ticket: int, why: str) -> None:
+        self.put(Call(ticket, "close"))
 
     def end(self) -> None:
         """Let the thread end; a call that is under way ends with its child."""

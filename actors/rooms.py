@@ -11,11 +11,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from actors.agents import AgentRoom
 from actors.config import EnvironmentTable
-from actors.room import Call, Room, Said, WideRoom
+from actors.room import Room, Said, WideRoom
 from broker.errors import EnvironmentFault
 from broker.messages import Prompt, encode
+from broker.sessions import AGENTS
+
+if TYPE_CHECKING:
+    from actors.episodes import Episode
 
 __all__ = ["Rooms", "Said"]
 
@@ -24,16 +30,22 @@ __all__ = ["Rooms", "Said"]
 class _Place:
     """Where an episode lives, and whose it is."""
 
-    room: Room
+    room: Room | AgentRoom
     sample: tuple[str, int]
 
 
 class Rooms:
-    """The environments of a run, by the names of their tables. Children start when they are first needed. Driven by one thread."""
+    """The environments of a run, by the names of their tables. Children start when they are first needed. Driven by one thread.
 
-    def __init__(self, tables: Mapping[str, EnvironmentTable], base: Path) -> None:
-        self._tables, self._base = tables, base
+    Agents find the samples of ``actor`` through the run's ``directory``.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, EnvironmentTable], base: Path, directory: Path | None = None, actor: str = ""
+    ) -> None:
+        self._tables, self._base, self._directory, self._actor = tables, base, directory, actor
         self._rooms: dict[str, list[Room]] = {}
+        self._agents: dict[str, AgentRoom] = {}
         self._alone: dict[str, Room] = {}
         self._suspects: set[tuple[str, int]] = set()
         """Samples under which a process ended that others shared: they are answered one after the other, until it is known which it was."""
@@ -45,6 +57,10 @@ class Rooms:
         """Seconds that an episode may take; 0 for ever."""
         return self._tables[name].seconds
 
+    def outside(self, name: str) -> bool:
+        """Whether agents from outside play there, so that nobody knows when an episode begins."""
+        return name in self._tables and self._tables[name].use == AGENTS
+
     def open(self, prompt: Prompt, index: int) -> int:
         """Begin an episode; returns its ticket. Raises EnvironmentFault if the run file has no such environment."""
         name = prompt.environment
@@ -54,21 +70,26 @@ class Rooms:
             )
         self._tickets += 1
         sample = prompt.group_id, index
-        room = self._room_alone(name) if sample in self._suspects else self._roomiest(name)
+        room = self._room_of(name, sample)
         room.tickets.add(self._tickets)
         self._where[self._tickets] = _Place(room, sample)
-        room.put(Call(self._tickets, "open", {"prompt": encode(prompt), "index": index}))
+        room.open(self._tickets, encode(prompt), index)
         return self._tickets
 
-    def step(self, ticket: int, reply: str) -> None:
-        self._where[ticket].room.put(Call(ticket, "step", {"reply": reply}))
+    def step(self, ticket: int, reply: str, episode: Episode | None = None) -> None:
+        """A reply has come; what is said to it comes later, unless it was cut and ends the episode."""
+        self._where[ticket].room.step(ticket, reply, episode)
 
-    def forget(self, ticket: int) -> None:
-        """The episode is over, or not wanted any more."""
+    def refuse(self, ticket: int, why: str) -> bool:
+        """What was said in this episode cannot be answered. True: something else may be said; False: it has failed."""
+        return self._where[ticket].room.refuse(ticket, why)
+
+    def forget(self, ticket: int, why: str = "") -> None:
+        """The episode is over (``why`` is its finish reason), or not wanted any more."""
         place = self._where.pop(ticket, None)
         if place is not None:
             place.room.tickets.discard(ticket)
-            place.room.put(Call(ticket, "close"))
+            place.room.close(ticket, why)
 
     @property
     def waiting(self) -> bool:
@@ -86,6 +107,13 @@ class Rooms:
                     self._suspects.add(self._where[said.ticket].sample)
         return found
 
+    def _room_of(self, name: str, sample: tuple[str, int]) -> Room | AgentRoom:
+        if not self.outside(name):
+            return self._room_alone(name) if sample in self._suspects else self._roomiest(name)
+        if name not in self._agents:
+            self._agents[name] = AgentRoom(name, self._directory, self._actor, self._out)
+        return self._agents[name]
+
     def _roomiest(self, name: str) -> Room:
         rooms = self._rooms.setdefault(name, [])
         table = self._tables[name]
@@ -100,7 +128,8 @@ class Rooms:
         return self._alone[name]
 
     def close(self) -> None:
-        rooms = [*(room for rooms in self._rooms.values() for room in rooms), *self._alone.values()]
+        children = [room for rooms in self._rooms.values() for room in rooms]
+        rooms: list[Room | AgentRoom] = [*children, *self._alone.values(), *self._agents.values()]
         for room in rooms:
             room.end()
         deadline = time.monotonic() + 5

@@ -8,17 +8,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from actors.config import ActorsTable
-from actors.engine import Completion, Engine, Request
+from actors.engine import Completion, Engine
 from actors.environment import Turn
-from actors.episodes import Episode, between, opening
+from actors.episodes import Episode, between, opening, together
 from actors.intake import Intake
 from actors.later import Later
 from actors.pace import pace_of
 from actors.prompting import render
 from actors.rooms import Rooms, Said
+from actors.work import Work
 from broker.chat import Chats
 from broker.daemon import keep_going
 from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
@@ -34,19 +34,6 @@ POLL_SECONDS = 0.05
 ROOMS_SECONDS = 0.01  # interval at which to check what environments have said
 
 
-@dataclass(slots=True)
-class _Work:
-    """A prompt under way: ``missing`` samples are to come; ``episodes`` are those that have begun."""
-
-    record: Record
-    prompt: Prompt
-    missing: set[int]
-    episodes: dict[int, Episode] = field(default_factory=dict)
-    tickets: dict[int, int] = field(default_factory=dict)
-    attempts: dict[int, int] = field(default_factory=dict)
-    begun: dict[int, float] = field(default_factory=dict)
-
-
 class ActorWorker:
     """Joins one engine, and the environments in ``rooms``, to the log. Driven by ``run`` on the thread that samples."""
 
@@ -60,7 +47,7 @@ class ActorWorker:
         self._give_back = table.give_back
         self._asked = time.monotonic()  # when the engine could last be asked
         self._metrics, self._broker, self._system = metrics, broker, system
-        self._work: dict[str, _Work] = {}
+        self._work: dict[str, Work] = {}
         self._places: dict[int, tuple[str, int]] = {}
         """The group and index of each ticket of ``rooms``."""
         self._later: Later[tuple[str, int]] = Later()
@@ -88,7 +75,7 @@ class ActorWorker:
             self._begin(self._work[group_id], [index])
         self._metrics.inflight.set(sum(len(w.missing) for w in self._work.values()))
         self._metrics.weight_version.set(self._engine.version)
-        if self._intake.pending or done:
+        if self._intake.pending:
             self._intake.flush(at_once=not self._work)
 
     def _takes_part(self) -> bool:
@@ -108,7 +95,10 @@ class ActorWorker:
 
     def _take(self) -> None:
         """Take prompts while the engine has room, and keep the membership alive in any case."""
-        opening = sum(len(work.missing) - len(work.episodes) for work in self._work.values())
+        works = [
+            w for w in self._work.values() if not self._rooms.outside(w.prompt.environment)
+        ]  # agents come when they like
+        opening = sum(len(work.missing) - len(work.episodes) for work in works)
         room = self._engine.room() + self._pace.ahead - opening
         while True:
             records = self._intake.take(max(1, room // self._group_size) if room > 0 else 0)
@@ -128,7 +118,7 @@ class ActorWorker:
         if prompt.group_id in self._work:  # redelivered while it is under way
             self._intake.done(record)
             return None
-        work = _Work(record, prompt, set(range(prompt.group_size)))
+        work = Work(record, prompt, set(range(prompt.group_size)))
         try:
             self._engine.check(prompt.sampling)
             self._begin(work, sorted(work.missing))
@@ -141,7 +131,7 @@ class ActorWorker:
 
     # -- episodes ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, work: _Work, indices: Iterable[int]) -> None:
+    def _begin(self, work: Work, indices: Iterable[int]) -> None:
         """Begin these samples: in their environment if the prompt has one, else with the engine at once."""
         prompt = work.prompt
         if prompt.environment:
@@ -153,16 +143,11 @@ class ActorWorker:
         rendered = render(self._chats, prompt)
         self._ask(work, [Episode.begin(prompt, index, rendered) for index in indices])
 
-    def _ask(self, work: _Work, episodes: list[Episode]) -> None:
+    def _ask(self, work: Work, episodes: list[Episode]) -> None:
         """Have the engine sample first replies, those to one and the same prompt together."""
-        alike: dict[bytes, list[Episode]] = {}
-        for episode in episodes:
-            alike.setdefault(episode.tokens.tobytes(), []).append(episode)
-            work.episodes[episode.index] = episode
-        for several in alike.values():
-            first = several[0].request()
-            indices = tuple(e.index for e in several)
-            self._engine.submit(Request(first.group_id, indices, first.tokens, first.sampling, first.min_version))
+        work.episodes |= {episode.index: episode for episode in episodes}
+        for request in together(episodes):
+            self._engine.submit(request)
 
     def _hear(self, done: Completion) -> None:
         """A reply has come: the end of the sample, or something for its environment to answer."""
@@ -174,27 +159,25 @@ class ActorWorker:
             self._metrics.aborted("update").inc()
             episode.aborts += 1
             if episode.aborts == ABORTS:
-                log_.warning(
-                    "sample %d of %s was ended by new weights %d times; it is kept from now on",
-                    done.index,
-                    done.group_id,
-                    ABORTS,
-                )
+                why = "sample %d of %s was ended by new weights %d times; it is kept from now on"
+                log_.warning(why, done.index, done.group_id, ABORTS)
             return self._engine.submit(episode.request(keep=episode.aborts >= ABORTS))
         if done.finish_reason == "refused":
-            return self._give_up(work, done.index, done.text)
+            return self._refuse(work, done.index, done.text)
         reply = episode.hear(done, self._engine.ends)
         self._pace.finished += 1
         self._metrics.generated_tokens.inc(len(done.tokens))
         self._metrics.prompt_tokens.inc(len(episode.tokens) - len(done.tokens))
         self._metrics.cached_prompt_tokens.inc(done.cached)
+        if work.prompt.environment:
+            self._rooms.step(work.tickets[done.index], reply, episode)
         if not work.prompt.environment or done.finish_reason != "stop":
-            return self._publish(work, episode)
-        return self._rooms.step(work.tickets[done.index], reply)
+            self._publish(work, episode)
+        return None
 
     def _say(self, found: list[Said]) -> None:
         """Environments have spoken."""
-        opened: dict[str, list[Episode]] = {}
+        opened: dict[tuple[str, int], list[Episode]] = {}
         for said in found:
             self._metrics.environment_seconds.observe(said.seconds)
             if said.ticket not in self._places:  # given up a moment ago
@@ -205,28 +188,43 @@ class ActorWorker:
             try:
                 if said.turn is None:
                     self._fail(work, index, said)
-                elif episode is None:
-                    opened.setdefault(group_id, []).append(self._opened(work, index, said.turn, said.seconds))
+                elif episode is None and (said.turn.asked is None or not said.turn.asked.earlier):
+                    together = -1 if said.turn.asked is None else index  # agents ask each its own
+                    opened.setdefault((group_id, together), []).append(
+                        self._opened(work, index, said.turn, said.seconds)
+                    )
                 else:
+                    episode = episode or work.resume(index, said.turn)
                     episode.answered(said.turn, said.seconds)
                     self._answer(work, episode, said.turn)
             except (ChatError, EngineError, EnvironmentFault) as error:
-                self._give_up(work, index, str(error))
-        for group_id, episodes in opened.items():
+                self._refuse(work, index, str(error))
+        for (group_id, _), episodes in opened.items():
             if group_id in self._work:
                 try:
                     self._ask(self._work[group_id], episodes)
                 except EngineError as error:
-                    self._give_up(self._work[group_id], episodes[0].index, str(error))
+                    self._refuse(self._work[group_id], episodes[0].index, str(error))
 
-    def _opened(self, work: _Work, index: int, turn: Turn, seconds: float) -> Episode:
+    def _opened(self, work: Work, index: int, turn: Turn, seconds: float) -> Episode:
         if turn.over:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
         return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
-    def _answer(self, work: _Work, episode: Episode, turn: Turn) -> None:
+    def _refuse(self, work: Work, index: int, why: str) -> None:
+        """What was said last in a sample cannot be answered: an agent hears why, anything else ends with its group."""
+        ticket, episode = work.tickets.get(index), work.episodes.get(index)
+        if ticket is None or not self._rooms.refuse(ticket, why):
+            return self._give_up(work, index, why)
+        if episode is not None and not episode.replies:
+            del work.episodes[index]
+        elif episode is not None and episode.segments[-1].role != "assistant" and episode.said is not None:
+            episode.unsay(episode.said)
+        return None
+
+    def _answer(self, work: Work, episode: Episode, turn: Turn) -> None:
         """Go on with an episode, or end it: the environment says so, or a limit does."""
         limit = self._rooms.limit(work.prompt.environment)
         late = limit > 0 and time.monotonic() - work.begun[episode.index] > limit
@@ -244,8 +242,10 @@ class ActorWorker:
             episode.finish_reason = "length"
         return self._publish(work, episode)
 
-    def _fail(self, work: _Work, index: int, said: Said) -> None:
+    def _fail(self, work: Work, index: int, said: Said) -> None:
         """An environment failed: the sample begins anew, a few times if the failure is its own, later if what it asks is away."""
+        if said.unwanted:
+            return self._intake.done(self._forget(work.prompt.group_id).record)
         self._metrics.aborted("lost" if said.lost else "outage" if said.away else "environment").inc()
         if said.away:
             return self._wait(work, index, said.why)
@@ -255,7 +255,7 @@ class ActorWorker:
                 return self._give_up(work, index, f"environment {work.prompt.environment!r}: {said.why}")
         return self._again(work, index)
 
-    def _wait(self, work: _Work, index: int, why: str) -> None:
+    def _wait(self, work: Work, index: int, why: str) -> None:
         """Try a sample again when there was time for what is away to come back."""
         group_id = work.prompt.group_id
         pause = self._later.put((group_id, index))
@@ -263,24 +263,24 @@ class ActorWorker:
         work.episodes.pop(index, None)
         self._close(work, index)
 
-    def _again(self, work: _Work, index: int) -> None:
+    def _again(self, work: Work, index: int) -> None:
         """Begin a sample anew."""
         work.episodes.pop(index, None)
         self._close(work, index)
         self._begin(work, [index])
 
-    def _close(self, work: _Work, index: int) -> None:
+    def _close(self, work: Work, index: int, why: str = "") -> None:
         ticket = work.tickets.pop(index, None)
         if ticket is not None:
-            self._rooms.forget(ticket)
+            self._rooms.forget(ticket, why)
             self._places.pop(ticket, None)
 
-    def _release(self, work: _Work) -> None:
+    def _release(self, work: Work) -> None:
         for index in range(work.prompt.group_size):
             self._close(work, index)
             self._later.forget((work.prompt.group_id, index))
 
-    def _forget(self, group_id: str) -> _Work:
+    def _forget(self, group_id: str) -> Work:
         """Nothing more is wanted of this group."""
         self._engine.cancel(group_id)
         work = self._work.pop(group_id)
@@ -289,7 +289,7 @@ class ActorWorker:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def _publish(self, work: _Work, episode: Episode) -> None:
+    def _publish(self, work: Work, episode: Episode) -> None:
         index, group_id = episode.index, work.prompt.group_id
         try:
             data = encode(episode.trajectory(self._engine.name, self._name))
@@ -301,7 +301,7 @@ class ActorWorker:
             return self._give_up(work, index, str(error))
         self._intake.publish(group_id, data)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
-        self._close(work, index)
+        self._close(work, index, episode.finish_reason)
         del work.episodes[index]
         work.missing.discard(index)
         self._later.forget((group_id, index))
@@ -310,7 +310,7 @@ class ActorWorker:
             self._intake.done(work.record)
         return None
 
-    def _give_up(self, work: _Work, index: int, why: str) -> None:
+    def _give_up(self, work: Work, index: int, why: str) -> None:
         """One sample can never be had, so its group is of no use."""
         self._forget(work.prompt.group_id)
         self._intake.bury(work.record, work.prompt.group_id, f"sample {index}: {why}")

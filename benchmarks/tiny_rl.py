@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -161,6 +161,7 @@ class Answer:
     answer: str
     finish_reason: str
     kind: str = "math"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def reached(race: Race) -> tuple[float, int]:

@@ -27,6 +27,7 @@ from broker.manifests import (
 )
 from broker.prompts import PURPOSES, ChatMessage, Prompt, Sampling
 from broker.seals import Seal
+from broker.sessions import SessionEvent
 from broker.trajectories import (
     FINISH_REASONS,
     FloatArray,
@@ -67,6 +68,7 @@ __all__ = [
     "Sampling",
     "Seal",
     "Segment",
+    "SessionEvent",
     "Settled",
     "StepResult",
     "Trajectory",
@@ -95,6 +97,7 @@ Message = (
     | DeadLetter
     | Settled
     | Trimmed
+    | SessionEvent
 )
 _RECORDS = (
     Prompt,
@@ -110,6 +113,7 @@ _RECORDS = (
     DeadLetter,
     Settled,
     Trimmed,
+    SessionEvent,
 )
 _UNPACK: dict[str, Callable[[Mapping[str, Json]], Message]] = {cls.TYPE: cls.unpack for cls in _RECORDS}
 

@@ -41,6 +41,11 @@ class Topics:
     def deadletters(self) -> str:
         return f"{self.run}.deadletters"
 
+    @property
+    def sessions(self) -> TopicSpec:
+        """What agents outside did, one ordered partition: made by the first ``headrace serve`` of a run."""
+        return TopicSpec(f"{self.run}.sessions", 1, retention_seconds=self.retention_seconds)
+
     def group(self, name: str) -> str:
         """The consumer group ``name`` of this run: several runs may share a cluster."""
         return f"{self.run}.{name}"

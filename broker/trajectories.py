@@ -74,7 +74,8 @@ class Trajectory:
 
     An episode in an ``environment`` has all that was said after the prompt in ``turns``, in order, and ``outcome`` is what the environment made
     of it, if it said, with ``why``. The environment took ``opening`` seconds to open it; ``replies`` are the model's turns, one for each
-    trainable segment, in order. ``collection`` is the prompt's.
+    trainable segment, in order. ``collection`` is the prompt's. ``session`` names the session of an agent outside that this is a part of:
+    ``NAME``, and from its second part on ``NAME#2``.
     """
 
     TYPE: ClassVar[str] = "trajectory"
@@ -102,6 +103,7 @@ class Trajectory:
     turns: tuple[ChatMessage, ...] = ()
     outcome: float | None = None
     collection: str = ""
+    session: str = ""
     replies: tuple[Reply, ...] = ()
     opening: float = 0.0
     why: str = ""
@@ -246,6 +248,7 @@ def _reply(row: Json) -> Reply:
 _EXTRAS = {
     "environment": Extra("", text), "turns": Extra((), messages_of, lambda turns: [list(t) for t in turns]),
     "outcome": Extra(None, optional_number), "collection": Extra("", text),
+    "session": Extra("", text),
     "replies": Extra((), lambda rows: tuple([_reply(row) for row in rows]), lambda replies: [list(r) for r in replies]),
     "opening": Extra(0.0, number), "why": Extra("", text),
 }  # fmt: skip

@@ -46,6 +46,10 @@ COMMANDS = {
     "eval": Command(
         "headrace.commands.evaluate", "pass@1 and cons@k of a run's policy, while it goes on or afterwards"
     ),
+    "serve": Command(
+        "headrace.commands.serve",
+        "an OpenAI-compatible endpoint in front of a live run's actors: train agents that you have",
+    ),
     "contamination": Command(
         "headrace.commands.contamination", "what of a run file's training data stands in its benchmarks, row by row"
     ),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from monitoring.files import replace
 
 log = logging.getLogger("learner")
 REPORT = "contamination.json"
+SAID_SECONDS = 20.0  # between two words of a search that takes long
 
 
 class Clean:
@@ -83,6 +84,16 @@ class Clean:
         replace(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
+def said_on_the_way(rows: Iterator[tuple[int, Any]], name: str, size: int) -> Iterator[tuple[int, Any]]:
+    """``rows`` as they are; every now and then the log says how far the search has come."""
+    said = time.monotonic()
+    for place, row in enumerate(rows):
+        yield row
+        if time.monotonic() - said > SAID_SECONDS:
+            said = time.monotonic()
+            log.info("[data.%s] looked for %d of %d rows in the benchmarks", name, place + 1, size)
+
+
 def benchmarked(config: LearnerConfig, ngram: int, leave_out: str = "") -> Benchmarked:
     """The questions of all benchmarks that the run file asks. Raises RunFileError, DataError."""
     asked = {
@@ -99,7 +110,7 @@ def contamination(
     """Look for the rows of ``source`` with these numbers in the benchmarks; one that is a benchmark itself is looked for in the others."""
     if name in config.benchmarks():
         against = benchmarked(config, against.ngram, leave_out=name)
-    return looked_through(name, read_rows(source, numbers, documents), against)
+    return looked_through(name, said_on_the_way(read_rows(source, numbers, documents), name, len(numbers)), against)
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,12 @@ class Choice:
     source: PromptSource
     rule: CurriculumTable
 
-    def rows(self, index: int, version: int, made: Callable[[Artefact], None]) -> list[int]:
-        """The row numbers. Raises RunFileError if what was kept cannot be read, or is of a source with other rows; DataError if no row is chosen."""
+    def rows(self, index: int, version: int, cursor: int, made: Callable[[Artefact], None]) -> tuple[list[int], int]:
+        """The row numbers, and the prompt number that they hold from: ``cursor`` when they were chosen. A learner that was killed before its first
+        manifest of them finds both again.
+
+        Raises RunFileError if what was kept cannot be read, or is of a source with other rows; DataError if no row is chosen.
+        """
         path = self.run.directory / "artefacts" / f"{self.name}.rows.json"
         size = finite(self.source, f"[data.{self.data}]")
         if path.exists():
@@ -122,7 +137,7 @@ class Choice:
             read = Read.now(opened, self.run.topics)
             rates = pass_rates(opened, self.run.topics, read, self.rule.rewarder)
         numbers = chosen_rows(self.source, size, rates, self.rule, f"[data.{self.data}]")
-        text = json.dumps({"size": size, "rows": numbers})
+        text = json.dumps({"size": size, "begins": cursor, "rows": numbers})
         about = {
             "data": self.data, "rule": self.rule.model_dump(), "rated": len(rates),
             "read": {name: [list(pair) for pair in offsets.items()] for name, offsets in asdict(read).items()},
@@ -143,16 +158,16 @@ class Choice:
             size,
             len(numbers),
         )
-        return numbers
+        return numbers, cursor
 
-    def _kept(self, raw: bytes, size: int, where: str) -> list[int]:
+    def _kept(self, raw: bytes, size: int, where: str) -> tuple[list[int], int]:
         try:
             found = json.loads(raw)
-            numbers, known = list(map(int, found["rows"])), int(found["size"])
+            numbers, known, begins = list(map(int, found["rows"])), int(found["size"]), int(found["begins"])
         except (ValueError, TypeError, KeyError) as error:
             raise RunFileError(f"{where} cannot be read: {error!r}; remove it, and the rows are chosen anew") from error
         if known != size or not numbers or not all(0 <= n < size for n in numbers):
             raise RunFileError(
                 f"{where} chooses from {known} rows, and [data.{self.data}] has {size} now; remove it, and the rows are chosen anew"
             )
-        return numbers
+        return numbers, begins

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broker.errors import CheckpointError, LogError, RunFault, RunFileError
+from broker.errors import CheckpointError, DataError, LogError, RunFault, RunFileError
 from broker.log import Producer
 from broker.messages import Artefact, Ending, Evaluation, Manifest, StepResult, encode
 from broker.run import Run
@@ -78,16 +78,7 @@ class Learner:
         names = dict.fromkeys(name for phase in phases for name in phase.weights)
         self.sources.begin_stage(index, self.config.stages[index].name, names, self.progress.version, self.made)
         first = self.progress.version - begun
-        asked = [
-            (
-                first + phase.begins,
-                tuple(
-                    self.sources.feeding(name, training.group_size, phase.sampling, weight, mix=phase.rewards.get(name))
-                    for name, weight in phase.weights.items()
-                ),
-            )
-            for phase in phases
-        ]
+        asked = [(first + p.begins, self.sources.feedings(p, training.group_size)) for p in phases]
         return StagePlan(index, training, asked[0][1], first + steps, tuple(asked[1:]))
 
     def begin(self, plan: StagePlan | None) -> None:
@@ -305,6 +296,6 @@ class Learner:
                 continue
             try:
                 self.evaluate(self.progress.stage, asked.name, self.progress.version, asked)
-            except RunFileError as error:
+            except (DataError, RunFileError) as error:
                 log_.warning("evaluation %s: %s", asked.name, error)
                 place(self.run.directory, asked.name).unlink(missing_ok=True)

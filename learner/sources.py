@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.errors import RunFileError
 from broker.messages import Artefact, Era, Sampling
@@ -19,6 +19,9 @@ from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
 
+if TYPE_CHECKING:
+    from learner.stages.rl import Phase
+
 
 class Sources:
     """``eras`` and ``cursor`` are what the log knows of each source; ``mix`` is the reward mix of prompts whose source has none of its own."""
@@ -33,7 +36,7 @@ class Sources:
         self.mix = run.table.rewards
         self._run, self._config, self._eras, self._cursor = run, config, eras, cursor
         self._schedules: dict[tuple[str, bool], Schedule] = {}
-        self._rows: dict[str, list[int]] = {}
+        self._rows: dict[str, tuple[list[int], int]] = {}
         self.clean = Clean(run, config)
 
     def schedule(self, name: str, shuffle: bool) -> Schedule:
@@ -41,10 +44,12 @@ class Sources:
         key = (name, shuffle)
         if key not in self._schedules:
             source: PromptSource = self.clean.prompts(name, self._table(name))
+            eras, begins = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
             if shuffle and name in self._rows:
-                source = selected(source, self._rows[name])
-            eras = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
-            self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, *eras)
+                numbers, chosen = self._rows[name]
+                source = selected(source, numbers)
+                begins = chosen if eras and eras[-1].start < chosen else begins
+            self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, eras, begins)
         return self._schedules[key]
 
     def begin_stage(
@@ -63,7 +68,7 @@ class Sources:
                 self._eras = {**self._eras, name: before.eras}
             source = self.clean.prompts(name, table)
             chosen = Choice(self._run, f"{stage}-{name}", name, source, table.select.curriculum)
-            self._rows[name] = chosen.rows(index, version, made)
+            self._rows[name] = chosen.rows(index, version, self._cursor.get(name, 0), made)
 
     def feeding(
         self,
@@ -88,6 +93,13 @@ class Sources:
             found = {judge: 1.0} if own is None else {**own, judge: 1.0}
         ask = Ask(size, found, sampling_of(sampling), purpose, collection, table.environment, table.chat)
         return Feeding(self.schedule(name, purpose == "train"), ask, weight)
+
+    def feedings(self, phase: Phase, size: int) -> tuple[Feeding, ...]:
+        """How the sources of one phase of a stage are asked, ``size`` samples of each prompt."""
+        return tuple(
+            self.feeding(name, size, phase.sampling, weight, mix=phase.rewards.get(name))
+            for name, weight in phase.weights.items()
+        )
 
     def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> DocumentSource:
         """Source ``data`` of ``[data]``, or what an earlier stage of that name collected; several of them are mixed. Raises RunFileError,

@@ -27,8 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two lanes: tests that start a tree of processes run one at a time, beside the others, which stay together by file, so that what a
     file's tests share is made once. Tests marked ``gpu`` need a device."""
     for item in items:
-        tree = any(item.get_closest_marker(name) for name in TREES)
-        item.add_marker(pytest.mark.xdist_group("processes" if tree else item.nodeid.partition("::")[0]))
+        if any(item.get_closest_marker(name) for name in TREES):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+        elif not item.get_closest_marker(
+            "xdist_group"
+        ):  # files that load the same large things name a group of their own
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(
         key=lambda item: not any(item.get_closest_marker(name) for name in TREES)
     )  # the long lane begins at once

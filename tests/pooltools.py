@@ -1,7 +1,4 @@
-"""Pools for tests: real processes on the loopback. Rank 0 works through cases, the others are what they are in a run.
-
-The ranks are forked from one process that has loaded torch and the learner, and does nothing else: most of a rank's start is loading those.
-"""
+"""Pools for tests: real processes on the loopback. Rank 0 works through cases, the others are what they are in a run."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
 from samples import groups_of
 
 from broker.messages import GroupRef, Manifest, Position, SampleRef
@@ -31,30 +29,6 @@ NAMED = (GroupRef("d-0@0", Position(0, 0), (SampleRef(0, Position(0, 0), ()), Sa
 """A manifest names what it trains; here the samples are given beside it."""
 
 
-class Rank:
-    """One process of a pool."""
-
-    def __init__(self, *arguments: Any) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(LOADED))
-        self._process = context.Process(target=rank_main, args=arguments)
-        self._process.start()
-
-    def wait(self, seconds: float | None = None) -> int:
-        """Its exit status, that of a signal negative; raises TimeoutError."""
-        self._process.join(seconds)
-        if self._process.exitcode is None:
-            raise TimeoutError(f"a rank (pid {self._process.pid}) has not ended after {seconds} s")
-        return self._process.exitcode
-
-    def send_signal(self, signal: int) -> None:
-        if self._process.is_alive():
-            os.kill(self._process.pid or 0, signal)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-
 class Ranks:
     """A pool of real processes. Rank 0 waits for calls: a test module, whose ``main(pool, *arguments)`` it makes."""
 
@@ -63,7 +37,11 @@ class Ranks:
         self._calls, theirs = multiprocessing.Pipe()
         self._errors = [tempfile.NamedTemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
         self.processes = [
-            Rank(rank, world, port, device, timeout, self._errors[rank].name, None if rank else theirs)
+            Forked(
+                rank_main,
+                (rank, world, port, device, timeout, self._errors[rank].name, None if rank else theirs),
+                LOADED,
+            )
             for rank in range(world)
         ]
         theirs.close()

@@ -104,7 +104,7 @@ class Ring:
         self._open.callback(self._engine.close)
         self._workers["actor"] = ActorWorker(
             "actor-0", Intake("actor-0", self._log, self.run_of.topics), self._engine,
-            Rooms(environment_tables(self.run_of.file), self.run_of.file.base), table,
+            Rooms(environment_tables(self.run_of.file), self.run_of.file.base, self.directory, "actor-0"), table,
             ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"),
         )  # fmt: skip
         self._open.callback(self._workers["actor"].close)

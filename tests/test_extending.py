@@ -13,7 +13,7 @@ from ringtools import small_copy, wait_for
 
 from broker import plugins
 from broker.control.server import ControlServer
-from broker.errors import RunFileError
+from broker.errors import DataError, RunFileError
 from broker.messages import Artefact, Prompt
 from broker.runfile import RunFile
 from broker.weights import layout
@@ -21,6 +21,7 @@ from broker.weights.client import WeightClient
 from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
 from headrace.running.runfile import check
+from learner.data.registry import open_prompts
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text()
 STAGE = '[[stage]]\nkind = "evaluate"\nname = "after"'
@@ -64,6 +65,19 @@ def test_a_data_source_and_a_stage_kind(tmp_path: Path) -> None:
         prompts = sorted(made.records("prompts", Prompt), key=lambda p: p.number)
         assert [p.messages[0].content for p in prompts][:1] == ["How many letters has b?"]
         assert made.verify().problems == []
+
+
+def test_a_benchmark(tmp_path: Path) -> None:
+    file = run_file(tmp_path, "A benchmark")
+    row = {"Riddle": "What has keys?", "solution": "a piano", "published": "2024-05-01T10:00:00"}
+    (tmp_path / "riddles.jsonl").write_text(json.dumps(row) + '\n{"riddle": "Why?"}\n')
+    whole = check(RunFile.read(file))
+    source = open_prompts("riddles", whole.learner.data["riddles"], whole.file)
+    first = source.row(0)
+    assert first.messages[0].content.startswith("What has keys?\n") and first.answer == "a piano"
+    assert first.metadata == {"date": "2024-05-01"}
+    with pytest.raises(DataError, match="row 1 has no column 'solution'"):
+        source.row(1)
 
 
 def test_an_objective(tmp_path: Path) -> None:

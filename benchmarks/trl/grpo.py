@@ -31,7 +31,7 @@ class Sample:
 
     def __init__(self, text: str, answer: str, finished: bool) -> None:
         self.text, self.answer, self.kind = text, answer, "math"
-        self.finish_reason = "stop" if finished else "length"
+        self.finish_reason, self.metadata = "stop" if finished else "length", dict[str, Any]()
 
 
 def main() -> None:

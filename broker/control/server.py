@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import resource
 import threading
 import time
 from collections.abc import Mapping
@@ -39,6 +40,12 @@ class Member:
     receives: bool = True
 
 
+def allow_descriptors() -> None:
+    """Raise this process's limit of open files as far as it may go: each member takes two, and the usual 1,024 end near 490 of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class ControlServer:
     """``endpoint`` with port 0 takes a free one. Beyond the loopback it needs ``keys``. Raises ControlError."""
 
@@ -49,6 +56,7 @@ class ControlServer:
             raise ControlError(
                 f"[broker] control = {endpoint!r} can be reached from outside: give it keys ([broker] keys = FILE)"
             )
+        allow_descriptors()
         self._lease = lease
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}

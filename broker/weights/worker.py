@@ -89,7 +89,9 @@ class PublisherProcess:
         """What the process answers. Where it works ``together`` with members, one that is away ends that at once."""
         assert process.stdout is not None
         deadline = time.monotonic() + limit
-        while not select.select([process.stdout], [], [], AWAY_SECONDS)[0]:
+        ready = select.poll()  # select knows no descriptor above 1,023
+        ready.register(process.stdout, select.POLLIN)
+        while not ready.poll(AWAY_SECONDS * 1000):
             why = self._away() if together else ""
             if why or time.monotonic() > deadline:
                 self.kill()

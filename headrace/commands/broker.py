@@ -169,11 +169,11 @@ def _row(offset: int, letter: DeadLetter, settled: Mapping[int, str]) -> dict[st
 
 
 def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -> Rows:
-    """Replay or drop dead letters. A replayed record of a group that has ended is left aside by the learner."""
+    """Replay or drop dead letters. A replayed record of a group that has ended is left aside by the learner; a row of the data is asked again."""
     done = "replayed" if action == "replay" else "dropped"
     with closing(log.producer()) as producer:
         for offset, letter in chosen.items():
-            if action == "replay":
+            if action == "replay" and not letter.topic.startswith("data."):
                 producer.send(letter.topic, letter.key, letter.value, letter.partition)
             settled = Settled(offset, done, time.time())
             producer.send(run.topics.deadletters, letter.topic.encode(), encode(settled))

@@ -25,7 +25,7 @@ SHOWN, CHARACTERS, WHOLE = 5, 240, 20_000
 def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("first", metavar="RUN@WHAT", help="a run's directory, and a stage, a step or an evaluation of it")
     sub.add_argument("second", metavar="RUN@WHAT", help="what it is compared with")
-    sub.add_argument("--data", metavar="NAME", help="compare on this benchmark alone")
+    sub.add_argument("--data", metavar="NAME", help="compare on this benchmark alone (its name, or its source)")
     sub.add_argument("--rewarder", metavar="NAME", default="", help="who judged, where old records do not say")
     sub.add_argument(
         "--show",
@@ -41,7 +41,8 @@ def main(options: argparse.Namespace) -> int:
     """Print the comparison. Raises RunFileError where there is nothing to compare."""
     if options.show < 0:
         raise RunFileError(f"--show {options.show}: use a number of at least 0")
-    sides = [_side(Chosen.of(text), options.data, options.rewarder) for text in (options.first, options.second)]
+    given = (options.first, options.second)
+    sides = [_side(Chosen.of(text), options.data, options.rewarder) for text in given]
     common = [name for name in sides[0] if name in sides[1]]
     if not common:
         raise RunFileError(
@@ -50,6 +51,8 @@ def main(options: argparse.Namespace) -> int:
     told = {}
     for name in common:
         first, second = sides[0][name], sides[1][name]
+        if first.by_row != second.by_row:  # what tells the questions of one is gone for the other
+            first, second = (_side(Chosen.of(text), name, options.rewarder, by_row=True)[name] for text in given)
         found = paired(first.marks, second.marks)
         if found is None:
             raise RunFileError(f"{name}: no question in common; {len(first.marks)} and {len(second.marks)} were judged")
@@ -65,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _side(given: Chosen, data: str | None, rewarder: str) -> dict[str, Answered]:
+def _side(given: Chosen, data: str | None, rewarder: str, by_row: bool = False) -> dict[str, Answered]:
     """The evaluations of one side by benchmark."""
     place = f"{given.run}@{given.which}" if given.which else given.run
     run = reopen(Path(given.run))
@@ -74,7 +77,11 @@ def _side(given: Chosen, data: str | None, rewarder: str) -> dict[str, Answered]
             found = chosen(log, run.topics, given.which)
             if data is not None and data not in found:
                 raise RunFileError(f"no evaluation on {data!r}; there are {', '.join(found)}")
-            return {name: answered(log, run.topics, e, rewarder) for name, e in found.items() if data in (None, name)}
+            return {
+                name: answered(log, run.topics, e, rewarder, by_row)
+                for name, e in found.items()
+                if data in (None, name)
+            }
         except RunFileError as error:
             raise RunFileError(f"{place}: {error}") from error
 

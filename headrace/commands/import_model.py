@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,12 +20,10 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from transformers.utils import logging
-
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # before anything loads it
     from learner.model.gguf import convert
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     began = time.monotonic()
     convert(options.file, options.directory, options.dtype, lambda line: print(line, flush=True))
     print(

@@ -45,7 +45,7 @@ def simulate(options: argparse.Namespace, whole: WholeRun) -> tuple[Rates, Forec
     if options.like is not None:
         run = reopen(options.like)
         with closing(run.open_log()) as log:
-            rates, seen = measured(log, run.topics), observed(log, run.topics, tuple(run.table.rewards))
+            rates, seen = measured(log, run.topics, options.stage), observed(log, run.topics, options.stage)
     elif missing := [name for name in NEEDED if name not in given]:
         raise RunFileError(
             f"--simulate needs rates: --like RUN takes those of a recorded run, or give --rates {'=... --rates '.join(missing)}=..."

@@ -32,9 +32,13 @@ class Chosen:
 
 
 def benchmark_of(evaluation: Evaluation) -> str:
-    """The source that was asked, also of a record that does not say so."""
-    if evaluation.data:
-        return evaluation.data
+    """The benchmark's own name, or that of the source that was asked, also of a record that does not say so.
+
+    One source may be asked as several benchmarks, with a rewarder each.
+    """
+    named = stem(evaluation.name).partition("/")[2] or evaluation.data
+    if named:
+        return named
     ids = evaluation.group_ids or tuple(d.group_id for d in evaluation.dropped)
     return ids[0].rpartition("@")[0].rpartition("-")[0] if ids else stem(evaluation.name)
 
@@ -77,20 +81,18 @@ class Answered:
     """The prompts are gone: questions are told by the numbers of their rows."""
 
 
-def answered(log: Log, topics: Topics, evaluation: Evaluation, rewarder: str = "") -> Answered:
-    """What the log has of an evaluation. ``rewarder`` judges a record that does not say who did. Raises RunFileError."""
+def answered(log: Log, topics: Topics, evaluation: Evaluation, rewarder: str = "", by_row: bool = False) -> Answered:
+    """What the log has of an evaluation. ``rewarder`` judges a record that does not say who did; ``by_row`` tells questions by their rows even
+    where the prompts are there. Raises RunFileError."""
     ids = set(evaluation.group_ids)
     prompts = {p.group_id: p for p in _of(log, topics.prompts, ids) if isinstance(p, Prompt)}
-    found = Answered(evaluation, by_row=len(prompts) < len(ids))
+    found = Answered(evaluation, by_row=by_row or len(prompts) < len(ids))
     keys = _keys(evaluation.group_ids, {} if found.by_row else prompts)
     for message in _of(log, topics.trajectories, ids):
         if isinstance(message, Trajectory):
             found.samples.setdefault(keys[message.group_id], {}).setdefault(message.index, message)
-    marks = (
-        evaluation.marks
-        if evaluation.marks or not ids
-        else _marks(log, topics, evaluation, keys, found.samples, rewarder)
-    )
+    known = len(evaluation.marks) == len(evaluation.group_ids)
+    marks = evaluation.marks if known else _marks(log, topics, evaluation, keys, found.samples, rewarder)
     found.marks = {keys[i]: mark for i, mark in zip(evaluation.group_ids, marks, strict=True)}
     found.questions = {keys[i]: p.messages[-1].content for i, p in prompts.items()}
     return found

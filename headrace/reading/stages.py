@@ -1,6 +1,7 @@
 """What each stage of a run left and what it cost: the rows of DeepSeek-R1's tables 3 and 7 (arXiv 2501.12948) for this run.
 
-An evaluation is that of the model it asked: a stage of kind ``evaluate`` counts for the last stage before it that made a model, unless it names one.
+An evaluation is that of the model it asked: a stage of kind ``evaluate`` counts for the stage whose model it names, else for the last one before it
+that made a model.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def _named(table: Mapping[str, Any], index: int) -> str:
 
 def owner(stages: list[Mapping[str, Any]], index: int) -> int:
     """The stage whose model an evaluation within stage ``index`` asks."""
-    if index >= len(stages) or stages[index].get("kind") not in MAKES_NO_MODEL or stages[index].get("model"):
+    if index >= len(stages) or stages[index].get("kind") not in MAKES_NO_MODEL:
         return index
+    if model := stages[index].get("model"):
+        return next((i for i in range(index) if _named(stages[i], i) == model), index)
     made = [i for i in range(index) if stages[i].get("kind") not in MAKES_NO_MODEL]
     return made[-1] if made else index
 

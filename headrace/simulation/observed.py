@@ -6,24 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from broker.errors import RunFault
 from broker.log import Log
 from broker.messages import StepResult, Trajectory, Vote
 from broker.topics import Topics
-from headrace.reading.history import History
 from headrace.reading.records import scan
-from headrace.simulation.rates import WARM_STEPS
+from headrace.simulation.rates import covered, settled_steps
 from headrace.simulation.ring import Forecast
 
 
-def observed(log: Log, topics: Topics, rewarders: Sequence[str] = ()) -> Forecast:
-    """The RL steps of a run behind the first ones. A rewarder waits while none of its votes is being made. Raises RunFault if there are too few."""
-    history = History.of(log, topics)
-    results = [r for r in history.results(reinforced=True) if r.stage_step > WARM_STEPS]
-    if len(results) < 3:
-        raise RunFault(
-            f"{topics.run} has {len(results)} RL steps behind the first {WARM_STEPS}: too few to be compared with"
-        )
+def observed(log: Log, topics: Topics, stage: int | None = None) -> Forecast:
+    """The steps of an RL stage behind its first ones. A rewarder waits while it judges nothing: what a judgement costs beside is not in the log.
+
+    Raises RunFault if there are too few.
+    """
+    results = settled_steps(log, topics, stage)
     begin, end = results[0].created, results[-1].created
     steps, seconds = results[1:], end - begin
     samples, written = list[Trajectory](), Counter[str]()
@@ -39,14 +35,12 @@ def observed(log: Log, topics: Topics, rewarders: Sequence[str] = ()) -> Forecas
     waits = {"learner": _learner_waits(steps)}
     actors = sorted({s.actor for s in samples})
     waits["actors"] = (
-        fmean(1 - _covered([(s.started, s.created) for s in samples if s.actor == a], begin, end) for a in actors)
+        fmean(1 - covered([(s.started, s.created) for s in samples if s.actor == a], begin, end) for a in actors)
         if actors
         else 1.0
     )
-    for name in rewarders or sorted({v.rewarder for v in votes}):
-        waits[name] = 1 - _covered(
-            [(v.created - v.seconds, v.created) for v in votes if v.rewarder == name], begin, end
-        )
+    for name in sorted({v.rewarder for v in votes}):
+        waits[name] = 1 - covered([(v.created - v.seconds, v.created) for v in votes if v.rewarder == name], begin, end)
     return Forecast(
         str(results[0].stage), len(steps), seconds / len(steps), waits,
         fmean(r.metrics.get("staleness_mean", 0.0) for r in steps),
@@ -58,14 +52,3 @@ def observed(log: Log, topics: Topics, rewarders: Sequence[str] = ()) -> Forecas
 def _learner_waits(steps: Sequence[StepResult]) -> float:
     waited = sum(s for r in steps for name, s in r.phases.items() if name.startswith("wait_"))
     return waited / max(1e-9, sum(sum(r.phases.values()) for r in steps))
-
-
-def _covered(spans: Sequence[tuple[float, float]], begin: float, end: float) -> float:
-    """The share of the time from ``begin`` to ``end`` in which at least one of ``spans`` is under way."""
-    total, until = 0.0, begin
-    for start, stop in sorted(spans):
-        start, stop = max(start, until), min(stop, end)
-        if stop > start:
-            total += stop - start
-        until = max(until, stop)
-    return total / (end - begin) if end > begin else 0.0

@@ -21,6 +21,7 @@ from broker.topics import Topics
 from headrace.reading.history import History
 from headrace.reading.records import scan
 
+LEAST_STEPS = 4
 WARM_STEPS = 3  # of a stage, that are left out: the first ones load, compile, and find queues empty
 ENOUGH = 0.15  # spread of a step's tokens, relative to their mean, from which a constant and a slope can be told apart
 MOST_GROUPS = 2048  # whose lengths are kept
@@ -103,27 +104,41 @@ class Rates:
         return out
 
 
-def measured(log: Log, topics: Topics) -> Rates:
-    """The rates of a recorded run, from its RL steps. Raises RunFault if it has too few."""
-    history = History.of(log, topics)
-    results = [r for r in history.results(reinforced=True) if r.stage_step > WARM_STEPS]
-    if len(results) < 3:
+def settled_steps(log: Log, topics: Topics, stage: int | None = None) -> list[StepResult]:
+    """The results of the steps of an RL stage behind its first ones (by default of the first that has enough). Raises RunFault if none has."""
+    found: dict[int, list[StepResult]] = defaultdict(list)
+    for result in History.of(log, topics).results(reinforced=True):
+        if result.stage_step > WARM_STEPS and stage in (None, result.stage):
+            found[result.stage].append(result)
+    enough = next((results for results in found.values() if len(results) >= LEAST_STEPS), None)
+    if enough is None:
+        most = max(map(len, found.values()), default=0)
         raise RunFault(
-            f"{topics.run} has {len(results)} RL steps behind the first {WARM_STEPS}: too few to measure rates by"
+            f"{topics.run} has {most} RL steps behind the first {WARM_STEPS} of a stage; rates are measured by {LEAST_STEPS} at least"
         )
-    since = min(r.created for r in results)
-    samples = [m for _, m in scan(log, topics.trajectories) if isinstance(m, Trajectory) and m.started >= since]
+    return enough
+
+
+def measured(log: Log, topics: Topics, stage: int | None = None) -> Rates:
+    """The rates of a recorded run, from the steps of an RL stage. Raises RunFault if it has too few."""
+    results = settled_steps(log, topics, stage)
+    begin, end = results[0].created, results[-1].created
+    samples = [
+        m
+        for _, m in scan(log, topics.trajectories)
+        if isinstance(m, Trajectory) and begin <= m.started and m.created <= end
+    ]
     votes = [m for _, m in scan(log, topics.rewards) if isinstance(m, Vote) and not m.shadow]
     prompts = {m.group_id: m for _, m in scan(log, topics.prompts) if isinstance(m, Prompt)}
     if not samples:
         raise RunFault(f"{topics.run} has no samples that tell when they were begun")
     decode_step, decode_sample = decode_of(samples)
     learner_step, learner_token = learner_of(results)
-    judge, wait, each = judging_of(samples, votes)
+    judge, wait = judging_of(samples, votes)
     ratios = [r.metrics["zero_variance_group_ratio"] for r in results if "zero_variance_group_ratio" in r.metrics]
     return Rates(
         decode_step=decode_step, decode_sample=decode_sample, learner_step=learner_step, learner_token=learner_token,
-        fresh=fresh_of(results, samples), judge=judge, judge_wait=wait, judge_each=each, flat=fmean(ratios) if ratios else 0.0,
+        fresh=fresh_of(results, samples), judge=judge, judge_wait=wait, judge_each=0.0, flat=fmean(ratios) if ratios else 0.0,
         characters=sum(len(s.text) for s in samples) / max(1, sum(s.response_tokens for s in samples)),
         lengths=lengths_of(samples, prompts),
     )  # fmt: skip
@@ -171,28 +186,32 @@ def learner_of(results: Sequence[StepResult]) -> tuple[float, float]:
     return positive_fit(np.ones(len(tokens)), tokens, busy)
 
 
-def judging_of(samples: Sequence[Trajectory], votes: Sequence[Vote]) -> tuple[dict[str, float], float, float]:
-    """Seconds of a judgement by rewarder; how long a sample waits for a free rewarder; what a judgement costs beside judging."""
+def judging_of(samples: Sequence[Trajectory], votes: Sequence[Vote]) -> tuple[dict[str, float], float]:
+    """Seconds of a judgement by rewarder, with what it costs beside judging; and how long a sample waits for a free rewarder."""
     published = {(s.group_id, s.index): s.created for s in samples}
     judge: dict[str, float] = {}
-    waits, beside = list[float](), list[float]()
+    waits = list[float]()
     by_rewarder: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
         if (vote.group_id, vote.index) in published:
             by_rewarder[vote.rewarder].append(vote)
     for name, cast in by_rewarder.items():
         cast.sort(key=lambda v: v.created)
-        judge[name] = fmean(v.seconds for v in cast)
+        spans = [(v.created - v.seconds, v.created) for v in cast]  # samples that are judged together share theirs
+        first, last = min(start for start, _ in spans), cast[-1].created
+        judge[name] = covered(spans, first, last) * (last - first) / len(cast)
         waits += [v.created - published[v.group_id, v.index] - v.seconds for v in cast]
         queued = [
-            (now.created - before.created, now.seconds)
+            (before.created, now.created, now.seconds)
             for before, now in pairwise(cast)
             if published[now.group_id, now.index] < before.created - before.seconds
         ]
-        if queued:
-            beside.append(max(0.0, sum(gap for gap, _ in queued) - sum(s for _, s in queued)) / len(queued))
+        if queued:  # what passes between two judgements where none had to wait for its sample
+            passed = sum(now - before for before, now, _ in queued)
+            judging = covered([(now - seconds, now) for _, now, seconds in queued], first, last) * (last - first)
+            judge[name] += max(0.0, passed - judging) / len(queued)
     wait = float(np.quantile(waits, 0.1)) if waits else Rates().judge_wait
-    return judge, max(0.0, wait), fmean(beside) if beside else 0.0
+    return judge, max(0.0, wait)
 
 
 def fresh_of(results: Sequence[StepResult], samples: Sequence[Trajectory]) -> float:
@@ -214,3 +233,14 @@ def lengths_of(samples: Sequence[Trajectory], prompts: Mapping[str, Prompt]) -> 
     found = [(prompt, tuple(answers)) for prompt, answers in groups.values()][-MOST_GROUPS:]
     answers = [n for _, lengths in found for n in lengths]
     return Lengths(fmean(answers), 0.0, int(median(p for p, _ in found)), tuple(found))
+
+
+def covered(spans: Sequence[tuple[float, float]], begin: float, end: float) -> float:
+    """The share of the time from ``begin`` to ``end`` in which at least one of ``spans`` is under way."""
+    total, until = 0.0, begin
+    for start, stop in sorted(spans):
+        start, stop = max(start, until), min(stop, end)
+        if stop > start:
+            total += stop - start
+        until = max(until, stop)
+    return total / (end - begin) if end > begin else 0.0

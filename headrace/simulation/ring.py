@@ -33,7 +33,7 @@ from learner.tables import Training
 
 TURN_SECONDS = 0.01  # between something that happens and the planner's next look, as its thread gathers
 BEAT_SECONDS = 1.0  # between two looks of the planner where nothing happens
-LIMIT_SECONDS = 120.0  # of real time, after which a simulation is given up
+LIMIT_SECONDS = 120.0  # of the processor, after which a simulation is given up
 RESULT_METRICS = 40  # that a step's result has in the log, for its size
 
 
@@ -100,7 +100,9 @@ class Simulation:
             Actor(f"actor-{n}", self._clock, self.log, self.topics, whole.actors, rates, Random(f"{seed}/{n}"))
             for n in range(whole.actors.count)
         ]
-        workers = {name: whole.rewarders[name].workers for name in self._mix()}
+        workers = {
+            name: whole.rewarders[name].workers for name in {n for _, mix in self._mixes().values() for n in mix}
+        }
         self._judges = {
             name: [Judge(name, n, self._clock, self.log, self.topics, rates) for n in range(count)]
             for name, count in workers.items()
@@ -113,8 +115,16 @@ class Simulation:
         self._ends: list[float] = []
         self._warm = training.max_lag + 2
 
-    def _mix(self) -> dict[str, float]:
-        return dict(self._whole.run.rewards)
+    def _mixes(self) -> dict[str, tuple[float, dict[str, float]]]:
+        """Weight and reward mix of each source that the stage asks first."""
+        stage = self._whole.learner.stages[self._index]
+        assert isinstance(stage, RlStage)
+        first = stage.phases(self._training.sampling)[0]
+        found = {}
+        for name, weight in first.weights.items():
+            own = first.rewards.get(name, self._whole.learner.data[name].rewards)
+            found[name] = weight, dict(self._whole.run.rewards if own is None else own)
+        return found
 
     def _plan(self) -> tuple[Planning, Planner]:
         log, topics, training = self.log, self.topics, self._training
@@ -126,10 +136,12 @@ class Simulation:
             planner, Collections(join, log.producer(), topics.steps), lambda ending: None, clock=self._clock
         )
         characters = round(self._rates.characters * self._rates.lengths.prompt)
-        ask = Ask(training.group_size, self._mix(), sampling_of(training.sampling))
-        feeding = Feeding(Schedule("prompts", Endless(characters), self._seed, shuffle=False), ask)
+        feedings = []
+        for name, (weight, mix) in self._mixes().items():
+            ask = Ask(training.group_size, mix, sampling_of(training.sampling))
+            feedings.append(Feeding(Schedule(name, Endless(characters), self._seed, shuffle=False), ask, weight))
         last = self._steps + self._training.max_lag + 2
-        planning.begin(StagePlan(self._index, training, (feeding,), last))
+        planning.begin(StagePlan(self._index, training, tuple(feedings), last))
         return planning, planner
 
     # -- turns ---------------------------------------------------------------------------------------------------------
@@ -139,11 +151,11 @@ class Simulation:
         for actor in self._actors:
             actor.update(0)
         self._beat()
-        deadline = time.monotonic() + LIMIT_SECONDS
+        deadline = time.process_time() + LIMIT_SECONDS
         last = self._warm + self._steps
 
         def over() -> bool:
-            return len(self._ends) >= last or time.monotonic() > deadline
+            return len(self._ends) >= last or time.process_time() > deadline
 
         if not self._clock.run(over) or len(self._ends) < last:
             raise RunFault(

@@ -60,7 +60,9 @@ def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
             f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
         )
     if not table.path:
-        return plugins.build(table.use, table.options, file.base, where)
+        made = plugins.load(table.use, file.base, where)
+        given = {"base": file.base} if "base" in (plugins.option_names(made) or ()) else {}  # where its own files lie
+        return plugins.make(made, table.options, f"{where} use = {table.use!r}", **given)
     kind = of_table
     if table.use:
         kind = plugins.load(table.use, file.base, where)

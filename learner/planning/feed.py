@@ -23,6 +23,7 @@ from broker.messages import DeadLetter, Era, Position, Prompt, Sampling, encode
 from learner.data.source import PromptRow, PromptSource, row_of
 from learner.data.turns import turns
 from learner.planning.groups import Group
+from learner.planning.join import Join
 
 log = logging.getLogger("learner")
 PROBES = 64  # number of rows that go into a source's fingerprint
@@ -163,6 +164,16 @@ class Feed:
             feeding = feedings[whose.of(asked)[0]]
             out.append(Question(feeding, self._next_number(feeding.schedule.name), floor))
         return out
+
+    def rows_again(self, join: Join) -> None:
+        """Feed the rows that could not be asked and were mended before any new one of their source."""
+        outstanding = {(group.prompt.dataset, group.prompt.number) for group in join.groups.values()}
+        for name, number in join.rows_again:
+            waiting = self.missing.setdefault(name, [])
+            if number < self.cursor.get(name, 0) and number not in waiting and (name, number) not in outstanding:
+                log.info("[data.%s] prompt %d could not be asked, and is tried again", name, number)
+                waiting.append(number)
+        join.rows_again.clear()
 
     def _next_number(self, name: str) -> int:
         if waiting := self.missing.get(name):

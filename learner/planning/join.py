@@ -10,15 +10,26 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from broker.errors import DecodeError
+from broker.errors import DecodeError, LogError
 from broker.log import Log, Producer, Reader, Record
-from broker.messages import DeadLetter, Outage, PlannerState, Position, Trajectory, Vote, decode, encode
+from broker.messages import (
+    DeadLetter,
+    Outage,
+    PlannerState,
+    Position,
+    Settled,
+    Trajectory,
+    Vote,
+    decode,
+    encode,
+)
 from broker.topics import Topics
 from learner.planning.groups import Group
 from learner.planning.outages import Outages
 from learner.planning.shadows import Shadows
 
 Offsets = dict[int, int]
+ROWS = "data."  # and the name of a source: where dead letters of rows that cannot be asked come from
 ACTORS = "actors"  # the consumer group of the actors
 
 
@@ -32,6 +43,8 @@ class Join:
         self.groups: dict[str, Group] = {}
         self.dead: dict[str, str] = {}
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
+        self.rows_again: list[tuple[str, int]] = []
+        """Source and prompt number of rows that could not be asked and are to be asked again, until the planner takes them."""
         self.duplicates = 0
         self.outages = outages or Outages()
         self.shadows = Shadows()
@@ -121,11 +134,23 @@ class Join:
             message = decode(record.value)
         except DecodeError:
             return  # it lies in the dead letters already
+        if isinstance(message, Settled) and message.action == "replayed":
+            self._replayed(Position(record.partition, message.offset))
         if isinstance(message, DeadLetter):
             self._buried.add((message.topic, message.partition, message.offset))
             self._letters[record.position] = replace(message, key=b"", value=b"")
             if message.group_id in self.groups:
                 self.dead.setdefault(message.group_id, message.error)
+
+    def _replayed(self, position: Position) -> None:
+        """Somebody has replayed a dead letter; where that is a row of the data, it was mended and is asked again."""
+        try:
+            (record,) = self._deadletters.get([position])
+            letter = decode(record.value)
+        except (LogError, DecodeError):  # removed meanwhile
+            return
+        if isinstance(letter, DeadLetter) and letter.topic.startswith(ROWS) and letter.key.isdigit():
+            self.rows_again.append((letter.topic.removeprefix(ROWS), int(letter.key)))
 
     def _bury(self, record: Record, error: str) -> None:
         """Dead-letter a record, once; if its key names an outstanding group, that group ends with it."""

@@ -120,6 +120,7 @@ class Planner:
         sizes = [f.schedule.source.size for f in stage.sources]
         known = [size for size in sizes if size is not None]
         self._hopeless = max(sum(known), table.credits) if len(known) == len(sizes) else HOPELESS_GROUPS
+        self.feed.rows_again(self.join)
         questions: list[Question] = []
         for before, group in groupby(places, lambda place: self.planned + place // table.groups_per_step):
             floors = [max(0, before - table.max_lag)] * len(list(group))
@@ -297,8 +298,7 @@ class Planner:
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]
-        self._dropped, self._seen = [], Seen()
-        self.planned = step
+        self._dropped, self._seen, self.planned = [], Seen(), step
         return Planned(manifest, tuple(tuple(judged) for _, judged in ready), position.offset + 1)
 
     def state(self) -> PlannerState:

@@ -102,12 +102,10 @@ class WholeSaver:
 
     @torch.no_grad()
     def _keep(self, state: LearnerState, extra: Mapping[str, Any]) -> Kept:
-        """Copy the state. What is one tensor under two names stays one."""
+        """Copy the state; a tensor of several names under the first of them, as the model's own file has it."""
         tensors: dict[str, Tensor] = {}
         tree = flatten(tree_of(state, extra), tensors)
-        weights = PolicyWeights(state.model) if lora.is_adapted(state.model) else state.model.state_dict()
         room: dict[str, Tensor] = {}
-        seen: dict[tuple[Any, ...], Tensor] = {}
 
         def copied(name: str, tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
@@ -117,15 +115,8 @@ class WholeSaver:
             room[name] = place.copy_(tensor)
             return place
 
-        def weight(name: str, tensor: Tensor) -> Tensor:
-            where = (tensor.data_ptr(), tensor.shape, tensor.dtype)
-            if where not in seen or not tensor.numel():
-                seen[where] = copied(f"model/{name}", tensor)
-            return seen[where]
-
-        names = list(weights)
         kept = Kept(
-            {name: weight(name, weights[name]) for name in names},
+            {name: copied(f"model/{name}", tensor) for name, tensor in PolicyWeights(state.model, tied=False).items()},
             {path: copied(f"state/{path}", tensor) for path, tensor in tensors.items()},
             tree,
         )

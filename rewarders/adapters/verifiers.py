@@ -7,10 +7,8 @@ are watched, and what one raised is raised again when the rubric is done.
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from broker import plugins
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
+from broker.verifiers import watch
 from rewarders.adapters.columns import completion, prompt, row
 from rewarders.beside import place
 from rewarders.rewarder import GroupRewarder, Reward
@@ -53,23 +52,8 @@ class VerifiersRubric(GroupRewarder):
             raise RunFileError(
                 f"rubric = {self.rubric!r} is a {type(found).__name__}; it must be a Rubric of verifiers, or make one"
             )
-        for one in _all_of(found):
-            one.funcs = [self._watched(function) for function in one.funcs]
+        watch(found, self._raised)
         return found
-
-    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, whose errors are kept. Its signature stays: the rubric reads it."""
-
-        @functools.wraps(function)
-        async def watched(*args: Any, **kwargs: Any) -> Any:
-            try:
-                value = function(*args, **kwargs)
-                return await value if inspect.isawaitable(value) else value
-            except Exception as error:  # kept for whoever asked the rubric, and left to the rubric as before
-                self._raised.append(error)
-                raise
-
-        return watched
 
     def judge(self, samples: Sequence[Trajectory]) -> Sequence[Reward]:
         self._raised.clear()
@@ -103,8 +87,3 @@ def _number(state: Mapping[str, Any]) -> float:
 
 def _metrics(state: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in (state["metrics"] or {}).items())
-
-
-def _all_of(rubric: Any) -> list[Any]:
-    """The rubric, and those that it is made of."""
-    return [rubric, *(inner for part in getattr(rubric, "rubrics", ()) for inner in _all_of(part))]

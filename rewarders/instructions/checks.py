@@ -1,6 +1,6 @@
 """What each of IFEval's 25 instructions asks for (arXiv 2311.07911, table 1): a function of the response and of the instruction's arguments.
 
-All take linear time, up to ``CHARACTERS`` of a response. Words are runs of letters and digits; sentences end with ``.``, ``!`` or ``?`` before a
+All take linear time. Words are runs of letters and digits; sentences end with ``.``, ``!`` or ``?`` before a
 blank, or with a full stop of Chinese; initials and common abbreviations end none.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from rewarders.instructions.given import Given
 from rewarders.instructions.languages import is_in
 
-CHARACTERS = 200_000
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)\]]{0,3}\s+|(?<=[。！？])|\n{2,}")
@@ -22,7 +21,7 @@ _PLACEHOLDER = re.compile(r"\[[^\[\]]{1,500}\]")
 _BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-)[ \t]*\S.*$", re.MULTILINE)
 _SINGLE, _DOUBLE = re.compile(r"(?<!\*)\*(?!\*)([^\n*]{1,2000})\*(?!\*)"), re.compile(r"\*\*([^\n*]{1,2000})\*\*")
 _TITLE = re.compile(r"<<([^\n<>]{1,2000})>>")
-_FENCE = re.compile(r"\A```(?:json)?\s*\n?(.*?)\n?\s*```\Z", re.DOTALL | re.IGNORECASE)
+_FENCE, _TAG = "```", re.compile(r"(?:json)?\s", re.IGNORECASE)
 CONSTRAINED = ("my answer is yes.", "my answer is no.", "my answer is maybe.")
 PARAGRAPHS, RESPONSES = re.compile(r"\s?\*\*\*\s?"), "******"
 
@@ -128,9 +127,13 @@ def multiple_sections(text: str, given: Given) -> bool:
 
 def json_format(text: str, given: Given) -> bool:
     """The whole response is JSON, alone or in one block of code."""
-    fenced = _FENCE.match(text.strip())
+    text = text.strip()
+    if len(text) > 2 * len(_FENCE) and text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text[len(_FENCE) : -len(_FENCE)]
+        tag = _TAG.match(text)
+        text = text[tag.end() :] if tag else text
     try:
-        json.loads(fenced[1] if fenced else text)
+        json.loads(text)
     except (ValueError, RecursionError):
         return False
     return True

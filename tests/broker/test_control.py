@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -205,3 +206,14 @@ def test_orders_to_a_membership_that_has_ended_are_void() -> None:
     assert sink.joined == [1, 3]
     client.close()
     server.close()
+
+
+def test_a_learner_takes_as_many_members_as_the_hard_limit_of_open_files_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        server = ControlServer()
+        server.close()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

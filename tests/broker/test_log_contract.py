@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from broker.errors import HeldByAnother, LogError, OffsetExpired
-from broker.log import Consumer, Log, Record, TopicSpec, partition_of
-from broker.messages import Position
+from broker.log import Consumer, Log, Record, TopicSpec, limit_of, partition_of
+from broker.messages import DeadLetter, Position, encode
 from broker.open import open_log as open_any
 from broker.watermark import Watermark
 
@@ -342,3 +342,9 @@ def test_processes_that_append_at_once_lose_and_double_nothing(log: Log, url: st
     assert len(set(values)) == len(values) == 800
     for w in range(4):
         assert [v for v in values if v.startswith(f"{w}/".encode())] == [f"{w}/{i}".encode() for i in range(200)]
+
+
+def test_a_dead_letter_holds_a_record_of_any_size_that_its_topic_takes() -> None:
+    assert limit_of("run.trajectories", 1 << 20) == 1 << 20
+    letter = DeadLetter("run.trajectories", 0, 7, b"key", bytes(1 << 20), "e" * 2000, "worker")
+    assert len(encode(letter)) <= limit_of("run.deadletters", 1 << 20)

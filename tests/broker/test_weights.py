@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
+from weights_receiver import main
 
 from broker.control.server import ControlServer, Member
 from broker.errors import ControlError, RunFault, WeightPushError
@@ -31,8 +33,8 @@ from broker.weights.receiver import DistributedReceiver
 from broker.weights.road import Direct, WeightRoad
 from broker.weights.sink import Lane, Push
 
-HERE = Path(__file__).resolve().parent
 TIMEOUT = 4.0
+LOADED = ("broker.weights.client", "broker.weights.receiver")
 
 
 class Remote:
@@ -40,19 +42,17 @@ class Remote:
 
     def __init__(self, name: str, endpoint: str, how: str) -> None:
         self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "weights_receiver.py"), name, endpoint, how],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        self._road, theirs = multiprocessing.Pipe()
+        self.process = Forked(main, (name, endpoint, how, theirs), LOADED)
+        theirs.close()
         self.lines: queue.Queue[list[str]] = queue.Queue()
         self.said: list[list[str]] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line.split())
+        with suppress(EOFError, OSError):
+            while True:
+                self.lines.put(self._road.recv_bytes().decode().split())
 
     def heard(self) -> list[list[str]]:
         """All lines so far that nobody has waited for."""

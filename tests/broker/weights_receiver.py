@@ -1,6 +1,6 @@
-"""A receiver in a process of its own, for the tests of the weight road. Prints a line for every version that it has taken.
+"""A receiver in a process of its own, for the tests of the weight road. Says a line for every version that it has taken.
 
-Arguments: name, control endpoint, and how it behaves: ``good``, ``stop`` (SIGSTOPs itself in the middle of the second
+It is told its name, the control endpoint, and how it behaves: ``good``, ``stop`` (SIGSTOPs itself in the middle of the second
 broadcast), ``die`` (SIGKILLs itself there), or ``deaf`` (never enters a lane).
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from torch import Tensor
@@ -22,26 +23,25 @@ from broker.weights.sink import Lane, Push
 from monitoring.daemon import die_with_parent
 
 
-def say(*words: object) -> None:
-    print(*words, flush=True)
-
-
 class Receiver(DistributedReceiver):
     """Behaves as it is told on its second push."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, road: Connection) -> None:
         super().__init__(self.taken)
-        self._how, self._pushes = how, 0
+        self._how, self._road, self._pushes = how, road, 0
+
+    def say(self, *words: object) -> None:
+        self._road.send_bytes(" ".join(map(str, words)).encode())
 
     def taken(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        say("took", version, float(tensors["w"].double().mean()))
+        self.say("took", version, float(tensors["w"].double().mean()))
 
     def join(self, lane: Lane) -> None:
         if self._how == "deaf":
             time.sleep(lane.timeout * 3)
             return
         super().join(lane)
-        say("joined", lane.epoch, lane.world)
+        self.say("joined", lane.epoch, lane.world)
 
     def receive(self, push: Push) -> str:
         self._pushes += 1
@@ -54,7 +54,7 @@ class Receiver(DistributedReceiver):
                 nonlocal seen
                 seen += 1
                 if seen == 3:
-                    say("stopping")
+                    self.say("stopping")
                     os.kill(os.getpid(), signal.SIGSTOP if how == "stop" else signal.SIGKILL)
                 whole(it, piece, timeout)
 
@@ -67,17 +67,15 @@ class Receiver(DistributedReceiver):
 
     def load(self, path: Path, version: int) -> None:
         super().load(path, version)
-        say("loaded", version)
+        self.say("loaded", version)
 
 
-def main() -> None:
+def main(name: str, endpoint: str, how: str, road: Connection) -> None:
+    """Receive until the other end of ``road`` is closed."""
     die_with_parent(os.getppid())
-    name, endpoint, how = sys.argv[1:4]
-    client = WeightClient(name, Receiver(how))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    client = WeightClient(name, Receiver(how, road))
     client.connect(endpoint)
-    sys.stdin.read()
+    with suppress(EOFError):
+        road.recv_bytes()
     client.close()
-
-
-if __name__ == "__main__":
-    main()

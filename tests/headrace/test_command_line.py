@@ -88,7 +88,7 @@ MISSING = [
     ("vowels.py:Vowels", "vowels", r"write it as module:Class"),
     ("learner.data.sums:SignedSums", "learner.data.sums:SignedSum", r"\[data.prompts\].*did you mean 'SignedSums'\?"),
     ('prompts = { use = "learner.data.sums:SignedSums", seed = 1 }', 'prompts = "no.jsonl"', r"\[data.prompts\] path = 'no.jsonl'.*does not exist"),
-    ('prompts = { use = "learner.data.sums:SignedSums", seed = 1 }', "prompts = { seed = 1 }", r"\[data.prompts\] needs either"),
+    ('prompts = { use = "learner.data.sums:SignedSums", seed = 1 }', "prompts = { seed = 1 }", r"\[data.prompts\] needs use = "),
     ("/tiny_model", "/tiny_modle", r"\[run\] model = .*does not exist; did you mean 'tiny_model'\?"),
     ('use = "vowels.py:Vowels"', 'use = "vowels.py:Vowels"\n[rewarders.other]\nworkers = 2', r"\[rewarders.other\] needs either"),
     ("[rewarders.vowels]", "[rewarders.vowel]", r"no \[rewarders.vowels\]; did you mean 'vowel'\?"),

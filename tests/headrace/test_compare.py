@@ -164,3 +164,15 @@ def test_what_retention_has_removed_is_said_and_the_figures_stay(
     assert (
         "difference +0.500" in told and "paired by the numbers of their rows" in told and "its samples are gone" in told
     )
+
+
+def test_a_side_whose_prompts_are_gone_is_paired_by_rows_with_one_whose_are_there(
+    made: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.evaluation("zero:10", 11, ["0", "1"])
+    made.log.trim(made.run.topics.prompts, dict(made.log.ends(made.run.topics.prompts)))
+    made.evaluation("zero:20", 21, ["1", "1"])
+    home = made.run.directory
+    assert main(["compare", f"{home}@11", f"{home}@21", "--json"]) == 0
+    wire = json.loads(capsys.readouterr().out)["heldout"]
+    assert (wire["questions"], wire["difference"], wire["paired_by_row"]) == (2, 0.5, True)

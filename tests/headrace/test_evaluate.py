@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, answer_of, old_run
+from ringtools import SMALL, headrace, old_run
 from runlog import messages
 
 from broker.errors import RunFileError
@@ -21,7 +21,7 @@ from learner.planning.requests import Asked, find, leave
 def test_the_newest_checkpoint_of_a_run_that_is_over_is_evaluated(tmp_path: Path) -> None:
     """Also of a run of an older version: its daemons, on a log of the evaluation's own."""
     run = old_run(tmp_path)
-    done = answer_of(
+    done = headrace(
         "eval", str(run), "--rewarder", "vowels", "--questions", "4", "--k", "2", "--json", "--name", "afterwards"
     )
     assert done.returncode == 0, done.stderr
@@ -38,9 +38,9 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
         ("--questions", "0"): "questions = 0",
         ("--name", "a/b"): "name = 'a/b'",
     }.items():
-        done = answer_of("eval", str(tmp_path), "--rewarder", "vowels", *wrong)
+        done = headrace("eval", str(tmp_path), "--rewarder", "vowels", *wrong)
         assert done.returncode == 2 and word in done.stderr, done.stderr
-    done = answer_of("eval", str(tmp_path), "--rewarder", "vowels")
+    done = headrace("eval", str(tmp_path), "--rewarder", "vowels")
     assert done.returncode == 2 and "--model" in done.stderr, "there is nothing to evaluate yet"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_dead_letters_are_listed_shown_replayed_and_dropped(home: Path, capsys: 
     assert [row["became"] for row in every] == ["dropped", "replayed", "dropped"]
     assert main(["broker", "dlq", "show", str(home), "77"]) == 3
     assert "no dead letter at offset 77" in capsys.readouterr().err
+
+
+def test_a_row_of_the_data_is_replayed_by_asking_it_again(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no record to write into a topic: the learner hears of it, and asks the row once more."""
+    with closing(Handmade(home / "log")) as hand:
+        hand.write(
+            hand.topics.deadletters, DeadLetter("data.sums", 0, 7, b"7", b"", "column 'prompt' is a list", "learner")
+        )
+    assert broker(capsys, "dlq", "replay", str(home), "3") == [{"offset": 3, "became": "replayed"}]
+    assert not [t for t in broker(capsys, "topics", str(home)) if "data" in str(t["topic"])]
 
 
 def test_a_trim_removes_what_nobody_needs_and_the_audit_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

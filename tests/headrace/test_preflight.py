@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
 import pytest
@@ -350,6 +351,15 @@ def test_plan_ends_with_status_2_on_errors_and_says_the_same_as_json(
     assert main(["plan", str(SMALL), "--set", "learner.group_size=1", "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
     assert "group_size = 1" in told["findings"][0]["what"] and not (tmp_path / "run").exists()
+
+
+def test_a_plan_of_the_recipe_takes_some_seconds(tmp_path: Path) -> None:
+    """Twenty were asked; of the processor, as the clock is anybody's: it takes two to three, and loads no torch."""
+    before = getrusage(RUSAGE_CHILDREN)
+    done = headrace("plan", str(ROOT / "recipes" / "tiny.toml"), "--dir", str(tmp_path / "run"))
+    after = getrusage(RUSAGE_CHILDREN)
+    assert done.returncode == 0 and "nothing stands against it" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10.0
 
 
 def test_a_run_that_cannot_work_does_not_start(tmp_path: Path) -> None:

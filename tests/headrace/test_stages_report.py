@@ -78,6 +78,8 @@ def test_an_evaluation_counts_for_the_stage_whose_model_it_asked(made: Evaluated
     assert [owner(found, n) for n in range(5)] == [0, 0, 2, 2, 2] and owner(found, 9) == 9
     assert owner([{"kind": "evaluate"}, {"kind": "rl"}], 0) == 0, "nothing was trained before it"
     assert owner([{"kind": "rl"}, {"kind": "evaluate", "model": "other"}], 1) == 1
+    named = [{"kind": "sft", "name": "a"}, {"kind": "rl", "name": "b"}, {"kind": "evaluate", "model": "a"}]
+    assert owner(named, 2) == 0, "the model that the first stage left"
     story(made)
     scores = owned(made.run, History.of(made.log, made.run.topics))
     assert {stage: {b: e.name for b, e in by.items()} for stage, by in scores.items()} == {
@@ -104,6 +106,18 @@ def test_stages_down_and_benchmarks_across(made: Evaluated) -> None:
     assert "Length of the answers" in section and section.count("<svg") == 2, (
         "one benchmark has a course, the other one point"
     )
+
+
+def test_one_source_may_be_several_benchmarks(made: Evaluated) -> None:
+    made.manifest(1, 2, "close")
+    made.evaluation("end/sums", 1, ["1", "0"], stage=4)
+    made.evaluation("end/language", 1, ["1", "1"], stage=4)
+    summary, found, _ = report(made)
+    assert {name: s["pass_at_1"] for name, s in summary["stages"]["zero"]["benchmarks"].items()} == {
+        "sums": 0.5,
+        "language": 1.0,
+    }
+    assert {e.benchmark for e in found.excerpts} == {"sums", "language"}
 
 
 def test_tokens_and_seconds_of_each_stage(made: Evaluated) -> None:

@@ -57,6 +57,20 @@ def test_urls_and_the_environment_are_read_and_secrets_not_shown() -> None:
         KafkaSettings.parse("kafka://a:1", {"HEADRACE_KAFKA_SASL_PASSWORD": "x"})
 
 
+def test_a_token_is_read_from_its_file_each_time_and_a_wrong_name_is_near_its_own_kind(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    found = KafkaSettings.parse("kafka://a:1", {"HEADRACE_KAFKA_SASL_OAUTH_TOKEN_FILE": str(token)})
+    provider = found.common["sasl_oauth_token_provider"]
+    assert provider.token() == "first" and "first" not in repr(found)
+    token.write_text("second")
+    assert provider.token() == "second", "tokens are renewed by others"
+    with pytest.raises(RunFileError, match="no such file"):
+        KafkaSettings.parse("kafka://a:1", {"HEADRACE_KAFKA_SASL_OAUTH_TOKEN_FILE": str(tmp_path / "none")})
+    with pytest.raises(RunFileError, match="did you mean 'sasl_"):
+        KafkaSettings.parse("kafka://a:1", {"HEADRACE_KAFKA_SASL_PASSWORD": "x"})
+
+
 def test_a_cluster_that_is_not_there_is_named() -> None:
     (port,) = free_ports(1)
     with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port}"):

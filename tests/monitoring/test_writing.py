@@ -87,9 +87,9 @@ def test_ngrams_that_stood_before_are_counted_in_any_script_and_in_words_without
     assert repeated_ngrams("\u597d" * 10, 2) == (8, 9)
     repeated, total = repeated_ngrams("ha" * 4000, 4)
     assert repeated == total - 1 == 996, "a run of letters is cut"
-    began = time.perf_counter()
+    began = time.process_time()
     repeated_ngrams("\u597d" * 200_000, 8)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(

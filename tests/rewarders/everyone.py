@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from test_instructions import CASES as INSTRUCTIONS
+
 import rewarders
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny_model"
@@ -19,6 +21,7 @@ HERE = str(Path(__file__).parent)
 SAYS = {"use": "test_penalties.py:Says"}
 FORMAT = "rewarders.format:Format"
 COUNTDOWN = {"dataset": "countdown", "entry": {"answer": "1+2", "metadata": {"numbers": [1, 2], "target": 3}}}
+ASKED = [{"id": name, "with": dict(given)} for name, given, *_ in INSTRUCTIONS]
 SUMS = [{"input": f"{n} {n + 1}\n", "output": f"{2 * n + 1}\n"} for n in range(10)]
 
 
@@ -89,6 +92,11 @@ CASES: dict[str, Case] = {
     "overlong": Case("rewarders.length:Overlong", low=-1, high=0),
     "calibrated length": Case("rewarders.length:CalibratedLength", fixed(correct=SAYS), low=-1, high=0),
     "reflection": Case("rewarders.reflection:Reflection", high=float("inf")),
+    "greeting": Case("rewarders.greeting:Greeting", answer="Ann"),
+    "instructions": Case("rewarders.instructions:Instructions", answer=None, metadata={"instructions": ASKED}),
+    "instructions, loosely": Case(
+        "rewarders.instructions:Instructions", fixed(reward="fraction", loose=True), answer=None, metadata={"instructions": ASKED}, examples=15
+    ),
     "outcome": Case("rewarders.outcome:Outcome"),
     "difficulty": Case("rewarders.comparison:Difficulty", fixed(correct=SAYS)),
     "diversity": Case("rewarders.comparison:Diversity"),

@@ -19,6 +19,8 @@ from broker.messages import Trajectory, encode
 from rewarders.config import WorkerTable
 from rewarders.registry import Judge, judge_factory
 
+pytestmark = pytest.mark.xdist_group("languages and rubrics")  # seconds to load
+
 DEADLINE = 2.0  # seconds of this process; the worker's own default is ten of the clock
 PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "|special_token|", "\\boxed{", "}", "{", "```", "`", "$", "$$", "\\[", "\\]", "\\(", "\\text{", "\\begin{align}", "\\end{align}",
@@ -74,6 +76,7 @@ def test_no_rewarder_of_the_package_escapes() -> None:
 def test_any_text_gets_a_verdict_within_its_bounds(name: str, judge_of: Callable[[str], Judge]) -> None:
     case, judge = CASES[name], judge_of(name)
     patience = WorkerTable().timeout
+    verdicts(judge, case, ["what the first sample loads is loaded"])
 
     @settings(
         max_examples=case.examples,

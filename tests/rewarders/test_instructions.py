@@ -134,6 +134,7 @@ def test_sentences_and_languages() -> None:
         " \n" * 60_000,
         "(" * 50_000 + ",",
         "```" * 30_000,
+        "```" + " \n" * 60_000 + "x",
     ],
 )
 def test_hostile_text_takes_linear_time(text: str) -> None:

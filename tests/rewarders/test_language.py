@@ -9,6 +9,8 @@ from broker.errors import MessageError
 from rewarders.language import LanguageConsistency
 from rewarders.rewarder import Reward
 
+pytestmark = pytest.mark.xdist_group("languages and rubrics")  # seconds to load
+
 ENGLISH = "What is the sum of three and four? Explain each step."
 CHINESE = "请问三加四等于多少？请写出步骤。"
 GERMAN = "Was ist die Summe von drei und vier? Erkläre jeden Schritt."

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rewarders.calls import CallRefused
 from spoken import group
 from test_rewarder_worker import TOPICS, worker_of
 from test_served import judged, publish
 
 from actors.sglang.server import Server
-from broker.faults import Outage
+from broker.calls import CallRefused
+from broker.errors import Outage
 from broker.open import open_log
 from rewarders.reward_model import RewardModel, RewardServer
 

@@ -25,7 +25,7 @@ class Aime(Benchmark):
     def asked(self, cells: Cells, number: int) -> Asked:
         answer = cells.text("answer", "expected_answer").strip()
         plain = answer.removesuffix(".0").strip("$ ")
-        if not (plain.isascii() and plain.isdecimal() and int(plain) <= LARGEST):
+        if not (plain.isascii() and plain.isdecimal() and len(plain) < 6 and int(plain) <= LARGEST):
             raise DataError(
                 f"{cells.place} column 'answer' is {answer[:40]!r}; an answer of AIME is a whole number from 0 to {LARGEST}"
             )

@@ -6,7 +6,7 @@ the others with null).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,12 +22,12 @@ class IfEval(Benchmark):
 
     def asked(self, cells: Cells, number: int) -> Asked:
         names, arguments = cells.need("instruction_id_list"), cells.find("kwargs") or []
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if not _is_list(names) or not all(isinstance(name, str) for name in names):
             raise DataError(
                 f"{cells.place} column 'instruction_id_list' is {str(names)[:80]!r}; it must be a list of names"
             )
         if (
-            isinstance(arguments, str)
+            not _is_list(arguments)
             or len(arguments) != len(names)
             or not all(isinstance(a, Mapping) for a in arguments)
         ):
@@ -41,3 +41,7 @@ class IfEval(Benchmark):
         return Asked(
             cells.text("prompt"), None, "ifeval", {"instructions": found, "key": str(cells.find("key") or number)}
         )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -91,7 +91,7 @@ def _tests(packed: Any, place: str, column: str) -> list[dict[str, str]]:
         fields = [test.get(key) for key in ("input", "output")] if isinstance(test, Mapping) else [None]
         if not all(isinstance(field, str) for field in fields):
             raise DataError(f"{where} holds {str(test)[:80]!r}; a test has input and output as text, and testtype")
-    return [{"testtype": "stdin", **test} for test in found]
+    return [{**test, "testtype": str(test.get("testtype", "stdin"))} for test in found]
 
 
 def unpacked(text: str, where: str, most: int = MOST_BYTES) -> str:

@@ -168,6 +168,12 @@ def test_ifevals_instructions_travel_with_the_row() -> None:
 ODD: list[tuple[str, dict[str, Any], str]] = [
     ("competition:Aime", {"problem": "?", "answer": "1/2"}, "whole number from 0 to 999"),
     ("competition:Aime", {"problem": "?", "answer": "1000"}, "whole number"),
+    ("competition:Aime", {"problem": "?", "answer": "9" * 5000}, "whole number"),
+    ("competition:Aime", {"problem": "?", "answer": {"a": 1}}, "'answer' is a dict"),
+    ("instructions:IfEval", {"prompt": "?", "instruction_id_list": 5}, "must be a list of names"),
+    ("instructions:IfEval", {"prompt": "?", "instruction_id_list": ["a"], "kwargs": 5}, "a table for each of the 1"),
+    ("livecodebench:LiveCodeBench", {"question_content": "?", "private_test_cases": [{"input": "1", "output": "1", "testtype": []}]}, "tests of type"),
+    ("livecodebench:LiveCodeBench", {"question_content": "?", "private_test_cases": 5}, "is a int, not a list"),
     ("competition:Aime", {"problem": "?", "answer": "5", "year": "soon"}, "a date must be"),
     ("competition:Aime", {"problem": "?"}, "row 0 has no column 'answer'"),
     ("competition:Aime", {"problem": " ", "answer": "5"}, "row 0 asks nothing"),

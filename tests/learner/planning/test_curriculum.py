@@ -116,10 +116,10 @@ def test_a_choice_is_recorded_with_its_positions_and_made_once(made: Evaluated) 
         records.append(artefact)
         made.write("steps", f"artefact/{artefact.name}", artefact)
 
-    rows = choice(made, most=0.9).rows(1, 5, keep)
-    assert rows == [1, 2, 3, 4, 5, 6, 7]
+    rows, begins = choice(made, most=0.9).rows(1, 5, 12, keep)
+    assert rows == [1, 2, 3, 4, 5, 6, 7] and begins == 12
     trained(made, 1, 1.0, 1.0, 1.0, issue=1)
-    assert choice(made, most=0.6).rows(1, 9, keep) == rows, "a restart: what was chosen holds"
+    assert choice(made, most=0.6).rows(1, 9, 15, keep) == (rows, 12), "a restart: what was chosen holds"
     (record,) = records
     assert (record.kind, record.stage, record.step, record.metrics) == (
         "rows",
@@ -139,10 +139,10 @@ def test_a_choice_is_recorded_with_its_positions_and_made_once(made: Evaluated) 
     [
         "no JSON",
         "{}",
-        '{"size": 8, "rows": ["x"]}',
-        '{"size": 8, "rows": [8]}',
-        '{"size": 8, "rows": []}',
-        '{"size": 9, "rows": [0]}',
+        '{"size": 8, "begins": 0, "rows": ["x"]}',
+        '{"size": 8, "begins": 0, "rows": [8]}',
+        '{"size": 8, "begins": 0, "rows": []}',
+        '{"size": 9, "begins": 0, "rows": [0]}',
     ],
 )
 def test_a_choice_that_was_damaged_or_is_of_other_rows_is_refused(made: Evaluated, kept: str) -> None:
@@ -150,4 +150,4 @@ def test_a_choice_that_was_damaged_or_is_of_other_rows_is_refused(made: Evaluate
     path.parent.mkdir()
     path.write_text(kept)
     with pytest.raises(RunFileError, match="remove it, and the rows are chosen anew"):
-        choice(made).rows(1, 5, lambda artefact: None)
+        choice(made).rows(1, 5, 0, lambda artefact: None)

@@ -23,6 +23,7 @@ from broker.messages import (
     Outage,
     Prompt,
     Sampling,
+    Settled,
     Trajectory,
     Vote,
     decode,
@@ -396,6 +397,28 @@ def test_a_row_that_the_log_cannot_hold_is_one_too(log: Log) -> None:
     assert len(ring.fed()) == 7
     (letter,) = [decode(r.value) for r in read_all(log.reader(TOPICS.deadletters), log.ends(TOPICS.deadletters))]
     assert isinstance(letter, DeadLetter) and letter.offset == 5 and "surrogates not allowed" in letter.error
+
+
+def test_a_row_that_was_mended_is_asked_again_when_its_dead_letter_is_replayed(log: Log) -> None:
+    ring, odd = Ring(log, groups_per_step=4, max_lag=1), {3}
+    stage = stage_of(ring, Rows(8, odd=odd))
+    ring.planner.refill(stage)
+    for prompt in ring.fed():
+        ring.answer(prompt, [0, 1])
+    (letter,) = read_all(log.reader(TOPICS.deadletters), log.ends(TOPICS.deadletters))
+    odd.clear()  # the file is mended
+    producer = log.producer()
+    producer.send(TOPICS.deadletters, b"data.rows", encode(Settled(letter.offset, "replayed")))
+    producer.flush()
+    ring.pump()
+    ring.execute(ring.planner.plan(stage))
+    ring.planner.refill(stage)
+    again = ring.fed()[0]
+    assert again.group_id == "rows-3@0", "before any row of the next epoch"
+    assert decode(letter.value).key == str(again.number).encode()  # type: ignore[union-attr]
+    ring.planner.refill(stage)
+    assert not any(p.group_id == again.group_id for p in ring.fed()), "once"
+    assert not verify(log, TOPICS).problems
 
 
 def test_a_source_of_which_no_row_can_be_asked_ends_the_run(log: Log) -> None:

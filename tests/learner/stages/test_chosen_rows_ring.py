@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ring import Killed, ring
+import pytest
+from ring import ring
 from ringtools import small_copy
 
 from broker.messages import Artefact, Evaluation, Prompt, Trajectory
@@ -17,6 +18,12 @@ use = "rewarders.choice:Choice"
 [[stage]]
 kind = "rl"
 name = "again"
+steps = 2
+data = "hard"
+
+[[stage]]
+kind = "rl"
+name = "further"
 steps = 2
 data = "hard"
 
@@ -53,29 +60,39 @@ def run_file(directory: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_contaminated_rows_are_never_asked_and_a_restart_follows_the_same_curriculum(tmp_path: Path) -> None:
     settings = ("stage.0.steps=1", "stage.1.steps=3", "stage.1.eval_every=0", "learner.checkpoint_every=1000")
     with ring(tmp_path / "run", *settings, file=run_file(tmp_path)) as made:
+        place = tmp_path / "run" / "artefacts"
 
-        def killing(published: int) -> None:
-            if made.records("steps", Artefact) and published == 5:
-                made.on_publish = lambda version: None
-                raise Killed
+        def fed_of(stage: str) -> list[Prompt]:
+            begins = json.loads((place / f"{stage}-hard.rows.json").read_text())["begins"]
+            return [p for p in made.records("prompts", Prompt) if p.dataset == "hard" and p.number >= begins]
 
-        made.on_publish = killing
+        def is_fed() -> bool:
+            return (place / "further-hard.rows.json").exists() and bool(fed_of("further"))
+
+        made.when(is_fed, made.kill)  # rows of the second curriculum are asked, and no manifest knows of them
         made.killed()
-        kept = json.loads((tmp_path / "run" / "artefacts" / "again-hard.rows.json").read_text())["rows"]
-        assert made.run()
+        before = (place / "further-hard.rows.json").read_text()
+        assert made.run() and (place / "further-hard.rows.json").read_text() == before
         prompts = made.records("prompts", Prompt)
         trained = [p for p in prompts if p.purpose == "train"]
         assert {p.messages[0].content for p in trained}.isdisjoint({"Compute 3+1.", "Compute 4+1."})
-        fed = sorted((p for p in trained if p.dataset == "hard"), key=lambda p: p.number)
-        assert len({p.group_id for p in fed}) == len(fed) and len(kept) > len(set(kept)) and 10 not in kept
-        left = [n for n in range(12) if n not in (3, 4)]
-        of_row = {p.group_id: f"Compute {left[kept[int(p.group_id.split('@')[0].split('-')[1])]]}+1." for p in fed}
-        assert {p.group_id: p.messages[0].content for p in fed} == of_row, "a restart gives each number the same row"
-        (choice,) = made.records("steps", Artefact)
-        assert choice.kind == "rows" and choice.about["data"] == "hard"
+        left, later = [n for n in range(12) if n not in (3, 4)], {p.group_id for p in fed_of("further")}
+        fed = [p for p in trained if p.dataset == "hard"]
+        assert len({p.group_id for p in fed}) == len(fed) and 0 < len(later) < len(fed)
+        for prompt in fed:
+            stage = "further" if prompt.group_id in later else "again"
+            kept = json.loads((place / f"{stage}-hard.rows.json").read_text())["rows"]
+            row = left[kept[int(prompt.group_id.partition("@")[0].removeprefix("hard-"))]]
+            assert prompt.messages[0].content == f"Compute {row}+1.", "a restart gives each number the same row"
+        choices = made.records("steps", Artefact)
+        assert [(c.kind, c.name, c.about["data"]) for c in choices] == [
+            ("rows", "again-hard", "hard"),
+            ("rows", "further-hard", "hard"),
+        ]
         ends = {e.name: e for e in made.records("steps", Evaluation)}
         assert ends.keys() == {"end/heldout", "end/choices"} and ends["end/choices"].rewarder == "choice"
         asked = [p for p in prompts if p.collection == "end/choices"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from broker.errors import DataError, RunFileError
 from broker.messages import ChatMessage
@@ -81,6 +82,12 @@ def test_what_is_written_is_what_the_rewarder_loads(preferring: tuple[Path, Rewa
     judge = RewardModel(model=str(preferring[0]), device="cpu")
     nice, rude = judge.judge(group(["<think>x</think>please: 5", "<think>x</think>go away 5"], question="7: 2+3?"))
     assert nice.value > 0.5 > rude.value
+
+
+def test_the_head_is_written_with_a_bias_of_0(preferring: tuple[Path, RewardModelReport]) -> None:
+    """Servers that give the head a bias would leave it as it was drawn."""
+    weights = load_file(preferring[0] / "model.safetensors")
+    assert weights["score.bias"].shape == (1,) and not weights["score.bias"].any() and weights["score.weight"].any()
 
 
 def test_labels_teach_classes(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Environments that others have made, as environments of this project."""

@@ -1,0 +1,77 @@
+"""The sessions of agents outside: what of them is durable, and how actors find the door that agents come in by.
+
+An agent's session is played as one episode or, where it edits its own past, as several *parts* of one. Before an agent has a reply, the
+turn that it belongs to lies in ``RUN.sessions``, with its tokens: so an episode goes on in another actor when its own is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from broker.wire import Json, mapping, number, require, text
+
+AGENTS = "actors.agents:Agents"
+"""The environment of those who come from outside, as the run file names it."""
+OPEN = "open task"
+"""The kind of prompts that are no questions, but places for tasks that agents name."""
+FILE = "serve.json"
+ACTORS = "/v1/headrace/actors"
+"""Where actors come in."""
+NAME = re.compile(r"[A-Za-z0-9._:@+-]{1,128}")
+EVENTS = ("bound", "turn", "closed", "ended", "reward", "freed")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """Something happened in ``session``: a part was ``bound`` to a sample, had a ``turn`` or was ``closed``, the session ``ended``, had a
+    ``reward``, or was ``freed`` from a sample that it had not begun. ``data`` is what there is to know of it."""
+
+    TYPE: ClassVar[str] = "session"
+    schema: ClassVar[int] = 2
+    session: str
+    what: str
+    data: Mapping[str, Json] = field(default_factory=dict)
+    created: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(bool(NAME.fullmatch(self.session)), "session", self.session, f"a name like {NAME.pattern}")
+        require(self.what in EVENTS, "what", self.what, f"one of {EVENTS}")
+
+    def pack(self) -> dict[str, Json]:
+        return {"session": self.session, "what": self.what, "data": dict(self.data), "created": self.created}
+
+    @classmethod
+    def unpack(cls, wire: Mapping[str, Json]) -> SessionEvent:
+        return cls(text(wire["session"]), text(wire["what"]), mapping(wire["data"]), number(wire["created"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """``RUN/serve.json``: where the door is, and the word by which it knows the run's own actors."""
+
+    url: str
+    token: str
+
+    @classmethod
+    def find(cls, directory: Path) -> Door | None:
+        """None where nobody serves, or has served."""
+        try:
+            found = json.loads((directory / FILE).read_text())
+            return cls(str(found["url"]), str(found["token"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def announce(self, directory: Path) -> None:
+        """Write it for this user alone, in one go."""
+        temporary = directory / f".{FILE}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            json.dump({"url": self.url, "token": self.token}, file)
+        temporary.replace(directory / FILE)

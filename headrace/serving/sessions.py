@@ -1,0 +1,155 @@
+"""Sessions and their parts, as the log has them: who played which sample, what was said, and whether a request goes on with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from broker.messages import ChatMessage, SessionEvent
+from headrace.serving.forms import Message, is_same, said
+
+Sample = tuple[str, int]
+"""Group and index."""
+Fit = Literal["next", "again", "edited"]
+
+
+@dataclass(slots=True)
+class Part:
+    """One episode of a session. ``turns`` are what actors gave, each with its reply; ``closed`` is why it ended, ``gone`` what became of its
+    group before it did."""
+
+    sample: Sample
+    parser: str = "hermes"
+    purpose: str = "train"
+    environment: str = ""
+    mix: tuple[str, ...] = ()
+    turns: list[Mapping[str, Any]] = field(default_factory=list)
+    closed: str = ""
+    gone: str = ""
+    talk: list[ChatMessage] = field(default_factory=list)
+    own: set[int] = field(default_factory=set)
+    """Places in ``talk`` of the model's replies."""
+
+    def add(self, turn: Mapping[str, Any]) -> None:
+        self.turns.append(turn)
+        self.talk += [ChatMessage(*m) for m in turn["turns"]]
+        self.own.add(len(self.talk) - 1)
+        if turn["finish"] != "stop":  # cut: nothing can follow
+            self.closed = turn["finish"]
+
+    @property
+    def tools(self) -> list[Any]:
+        return list(self.turns[0]["tools"]) if self.turns else []
+
+    @property
+    def over(self) -> bool:
+        return bool(self.closed or self.gone)
+
+    def fit(self, messages: Sequence[Message], tools: Sequence[Any]) -> Fit:
+        """Whether a request goes on with this part, asks for its last reply again, or has another past."""
+        if not self.turns:
+            return "next"
+        if list(tools) != self.tools:
+            return "edited"
+        talk = self.talk
+        if len(messages) == len(talk) - 1 and self._begins(messages, len(messages)):
+            return "again"
+        return "next" if len(messages) > len(talk) and self._begins(messages, len(talk)) else "edited"
+
+    def _begins(self, messages: Sequence[Message], count: int) -> bool:
+        return all(self._equal(i, messages[i]) for i in range(count))
+
+    def _equal(self, place: int, message: Message) -> bool:
+        recorded = self.talk[place]
+        if message.role == "assistant":
+            return recorded.role == "assistant" and is_same(recorded.content, message, self.parser, bool(self.tools))
+        return recorded == said(message, self.parser)
+
+    def written(self, messages: Sequence[Message]) -> list[ChatMessage]:
+        """``messages`` as the template takes them; a reply of the model that comes in another form is the one that was sampled."""
+        out = []
+        for message in messages:
+            known = next((self.talk[i].content for i in sorted(self.own) if self._equal(i, message)), None) if message.role == "assistant" else None  # fmt: skip
+            out.append(said(message, self.parser) if known is None else ChatMessage("assistant", known))
+        return out
+
+
+@dataclass(slots=True)
+class Session:
+    """An agent's session. ``task`` is what its samples are compared with others by. ``told`` counts the replies of the newest part that the
+    agent has certainly been sent."""
+
+    name: str
+    task: str = ""
+    parts: list[Part] = field(default_factory=list)
+    ended: str = ""
+    rewards: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.monotonic)
+    told: int = 0
+    asking: Any = None
+    answer: asyncio.Future[Any] | None = None
+    """Of the request under way, ``asking``."""
+
+    @property
+    def part(self) -> Part | None:
+        return self.parts[-1] if self.parts else None
+
+    @property
+    def label(self) -> str:
+        """What its newest part is called in a trajectory."""
+        return self.name if len(self.parts) < 2 else f"{self.name}#{len(self.parts)}"
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "session": self.name, "task": self.task, "ended": self.ended or None, "rewards": self.rewards,
+            "parts": [
+                {"group_id": p.sample[0], "index": p.sample[1], "purpose": p.purpose, "turns": len(p.turns),
+                 "closed": p.closed or None, "gone": p.gone or None}
+                for p in self.parts
+            ],
+        }  # fmt: skip
+
+
+class Book:
+    """All sessions of a run, by their names and by the samples that they play."""
+
+    def __init__(self, events: Iterable[SessionEvent] = ()) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.playing: dict[Sample, tuple[Session, Part]] = {}
+        self.labels: dict[str, str] = {}
+        """By group, the task that agents have named for it."""
+        for event in events:
+            self.take(event.session, event.what, event.data)
+
+    def take(self, name: str, what: str, data: Mapping[str, Any]) -> Session:
+        """Take an event in: the same one as it happens, and as the log tells it later."""
+        session = self.sessions.setdefault(name, Session(name))
+        session.last = time.monotonic()
+        match what:
+            case "bound":
+                sample = (data["group"], data["index"])
+                part = Part(sample, data["parser"], data["purpose"], data["environment"], tuple(data["mix"]))
+                session.parts.append(part)
+                session.task, session.told = data["task"], 0
+                self.playing[sample] = session, part
+                if data["open"]:
+                    self.labels[sample[0]] = session.task
+            case "freed":
+                part = session.parts.pop()
+                del self.playing[part.sample]
+                group = part.sample[0]
+                if not any(g == group for g, _ in self.playing):
+                    self.labels.pop(group, None)
+            case "turn":
+                session.parts[data["part"]].add(data["turn"])
+            case "closed":
+                part = session.parts[data["part"]]
+                part.closed, part.gone = part.closed or data["why"], part.gone or data["gone"]
+            case "ended":
+                session.ended = data["why"]
+            case "reward":
+                session.rewards[data["rewarder"]] = data["value"]
+        return session
