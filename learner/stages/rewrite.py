@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from broker import plugins
-from broker.calls import CallRefused
 from broker.errors import DataError, Outage
 from broker.messages import Artefact
 from learner.rewriting.review import offer, read_reviewed, returned
@@ -108,13 +107,13 @@ class RewriteStage(Stage):
                 for future in wait(under_way, LOOK_SECONDS, FIRST_COMPLETED).done:
                     row = under_way.pop(future)
                     try:
-                        text, away = future.result() or "", ""
+                        text, away = _said(future.result()), ""
                     except Outage as error:
                         away = str(error)
                         left.insert(0, row)
                         continue
-                    except CallRefused as error:
-                        log.warning("%s: row %s is given up: %s", self.name, row["id"], error)
+                    except Exception as error:  # the plug-in boundary: a rewriter is anybody's code
+                        log.warning("%s: row %s is given up: %s: %s", self.name, row["id"], type(error).__name__, error)
                         text = ""
                     done[row["id"]] = text
                     file.write(json.dumps({"id": row["id"], "response": text}) + "\n")
@@ -187,6 +186,15 @@ class RewriteStage(Stage):
             about={"data": self.data, "rewriter": self.use, "review": self.review},
             created=time.time(),
         )  # fmt: skip
+
+
+def _said(text: Any) -> str:
+    """What a rewriter has given; empty where there is none to be had. Raises DataError for anything but text."""
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise DataError(f"a rewriter must return text or None, not {type(text).__name__}")
+    return text
 
 
 def _all(rows: Any) -> Iterator[Mapping[str, Any]]:

@@ -223,6 +223,8 @@ def kill_everywhere(made: Ring, monkeypatch: pytest.MonkeyPatch, stages: int) ->
     return seen
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_recipe_is_killed_in_every_stage_and_loses_nothing(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

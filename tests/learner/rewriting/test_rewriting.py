@@ -204,6 +204,17 @@ def test_a_stage_that_was_cut_off_asks_nothing_twice_and_waits_for_a_model_that_
         assert made.run() and len((tmp_path / "calls").read_text().split()) == 10
 
 
+def test_a_row_that_a_rewriter_fails_on_is_given_up_and_the_others_go_on(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "class Odd:\n    def __call__(self, row):\n"
+        "        return {'told-0': 1 / 2, 'told-1': None}.get(row['id'], row['original'] * int(row['id'] != 'told-2' or 1 / 0))\n"
+    )
+    settings = ("stage.0.steps=1", 'stage.1.rewriter={use="odd.py:Odd"}')
+    with ring(tmp_path / "run", *settings, file=file) as made:
+        assert made.run()
+        assert [row["response"] for row in rows_of(made)] == [f"It is {n}." for n in range(3, 8)]
+
+
 def test_people_edit_rows_and_leave_some_out_while_the_run_waits(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
