@@ -11,7 +11,7 @@ import email.utils
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,6 +77,30 @@ class Server:
     def caller(self) -> Caller:
         """The one way to the server: its rate and its circuit are shared by all calls of this process."""
         return Caller(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatServer(Server):
+    """An OpenAI-compatible server (``url`` with ``/v1``), the ``model`` that is asked there, and how it samples; ``extra`` is passed on in
+    the request."""
+
+    model: str
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    extra: dict[str, Any] | None = None
+
+    def reply(self, rules: str, quoted: Sequence[tuple[str, str]], mark: str) -> str:
+        """The reply to ``rules`` about texts by name, each between lines with ``mark``. Raises Outage or CallRefused."""
+        shown = "\n\n".join(f"[{name} {mark}]\n{text}\n[end of {name} {mark}]" for name, text in quoted)
+        body = {
+            "model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens, **(self.extra or {}),
+            "messages": [{"role": "system", "content": rules}, {"role": "user", "content": sayable(shown)}],
+        }  # fmt: skip
+        answer = self.caller.post("/chat/completions", body)
+        try:
+            return str(answer["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError) as error:
+            raise CallRefused(f"{self.url} answers without choices[0].message.content: {str(answer)[:200]}") from error
 
 
 class Caller:

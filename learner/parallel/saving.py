@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from learner.model.load import save_shape
 from learner.parallel.channel import Channel
 from learner.parallel.gather import buckets, gathered, named_tensors, owners
 from learner.training.checkpoint import Checkpoints, flatten, sync
-from learner.training.saving import tree_of
+from learner.training.saving import Beside, tree_of
 from learner.training.shards import first_row
 from learner.training.tensorfiles import Layout, shard_file
 
@@ -85,29 +85,20 @@ class Writer:
 
     def __init__(self, rank: int, writers: Channel) -> None:
         self._rank, self._writers = rank, writers
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._beside = Beside()
 
     def begin(self, part: Part, beside: Path, finish: Callable[[Part], None] | None = None) -> None:
         """Write ``part`` into ``beside``; rank 0 then does ``finish``, once all ranks have written. Raises what the write before
-        this one failed with."""
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(part, beside, finish), name="checkpoint")
-        self._thread.start()
+        this one failed with: CheckpointError or OSError if a rank could not write."""
+        self._beside.begin(partial(self._write, part, beside, finish))
 
     def wait(self) -> None:
         """Wait for what is under way. Raises CheckpointError or OSError if a rank could not write."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._beside.wait()
 
     def check(self) -> None:
         """The same, unless something is still under way."""
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
+        self._beside.check()
 
     def _write(self, part: Part, beside: Path, finish: Callable[[Part], None] | None) -> None:
         status = 0
@@ -118,15 +109,12 @@ class Writer:
         except Exception as error:  # every failure is told to all ranks: none of them may go on as if it were written
             log_.exception("rank %d could not write its part of %s", self._rank, beside)
             status = (error.errno or OTHER) if isinstance(error, OSError) else OTHER
-        try:
-            worst = self._writers.worst(status)
-            if worst and not self._rank:
-                self._error = _failure(worst, beside)
-            elif finish is not None:
-                (beside / INDEX).write_text(json.dumps(part.weights, indent=2))
-                finish(part)
-        except BaseException as error:  # raised where the next part is begun
-            self._error = error
+        worst = self._writers.worst(status)
+        if worst and not self._rank:
+            raise _failure(worst, beside)
+        if finish is not None:
+            (beside / INDEX).write_text(json.dumps(part.weights, indent=2))
+            finish(part)
 
 
 class PartSaver:

@@ -29,6 +29,9 @@ FUSED = 10_000_000
 worth more than what it saves, because runs of small models that were recorded before are replayed bit for bit."""
 KERNELS = ("foreach", "fused")
 
+FROM_FILE = ("betas", "eps", "weight_decay", "momentum")
+"""Options of an optimizer that a run file may change between two starts."""
+
 
 class Optimizers:
     """One or two optimizers that step together. ``rate`` of each is a multiple of the common learning rate."""
@@ -72,15 +75,16 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer, _ in self._parts]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Take up what ``state_dict`` gave. Offloaded state goes past the device. The options stay as they are: they are no state."""
+        """Take up what ``state_dict`` gave. Offloaded state goes past the device. What the run file says of an optimizer is no state."""
         for (optimizer, _), part in zip(self._parts, state, strict=True):
-            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-            recorded = [group.get("fused") for group in part["param_groups"]]
+            own = [dict(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(part if not self.offload else {**part, "state": {}})
-            for group, options, fused in zip(optimizer.param_groups, own, recorded, strict=True):
-                group.update(options)
-                if not fused and group.get("fused"):  # what was begun otherwise goes on bit for bit
-                    group["fused"] = None
+            for group, mine in zip(optimizer.param_groups, own, strict=True):
+                group.update({name: mine[name] for name in FROM_FILE if name in mine})
+                if group.get("fused") and not mine.get(
+                    "fused"
+                ):  # what was begun otherwise goes on bit for bit, if it can
+                    group.update(fused=mine.get("fused"), foreach=mine.get("foreach"))
             if not self.offload:
                 continue
             parameters = (p for group in optimizer.param_groups for p in group["params"])

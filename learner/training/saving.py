@@ -50,13 +50,46 @@ class Kept:
     tree: Any
 
 
+class Beside:
+    """One write at a time, on a thread beside the trainer's. What it fails with is raised where the next one begins, or is waited for."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def begin(self, write: Callable[[], None]) -> None:
+        """Wait for the write before this one, raise what it failed with, and begin."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for what is under way. Raises what it failed with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def check(self) -> None:
+        """The same, unless something is still under way."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:  # raised in the trainer's thread, by what it does next
+            self._error = error
+
+
 class WholeSaver:
     """Of one process: a step waits for the copy into the CPU's memory, and a thread writes it. The room for the copy is kept for the next."""
 
     def __init__(self) -> None:
         self._room: dict[str, Tensor] = {}
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._beside = Beside()
 
     def save(
         self, state: LearnerState, checkpoints: Checkpoints, keep: int, name: str, extra: Mapping[str, Any]
@@ -73,32 +106,19 @@ class WholeSaver:
             write_tensors(kept.tensors, beside / TENSORS)
             checkpoints.finish(progress, kept.tree, final, beside, keep)
 
-        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
-        self._thread.start()
+        self._beside.begin(write)
         if name:
             self.wait()
         return final
 
-    def write(self, state: LearnerState, beside: Path, extra: Mapping[str, Any]) -> None:
-        raise NotImplementedError("one process has no others to follow it")
-
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._beside.wait()
 
     def check(self) -> None:
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
+        self._beside.check()
 
-    def _run(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except BaseException as error:  # raised in the trainer's thread, by what it does next
-            self._error = error
+    def write(self, state: LearnerState, beside: Path, extra: Mapping[str, Any]) -> None:
+        raise NotImplementedError("one process has no others to follow it")
 
     @torch.no_grad()
     def _keep(self, state: LearnerState, extra: Mapping[str, Any]) -> Kept:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Remote
 from everyone import CASES, HERE, Case, Needs, rewarder_classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from judging import Remote
 from spoken import group
 
 from broker.messages import Trajectory, encode

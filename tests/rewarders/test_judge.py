@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from conftest import Remote
+from judging import Remote
 from spoken import group, spoken
 
 from broker.calls import CallRefused, Circuit, Pace, Server

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from answercases import sample
-from conftest import Remote
+from judging import Remote
 
 from broker.errors import HeadraceError
 from broker.runfile import RunFile

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Remote
+from judging import Remote
 from spoken import spoken
 from test_rewarder_worker import TOPICS, worker_of
 

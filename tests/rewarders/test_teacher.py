@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Remote
+from judging import Remote
 from spoken import spoken
 from transformers import AutoConfig, AutoModelForCausalLM
 
