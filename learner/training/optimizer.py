@@ -19,16 +19,11 @@ from learner.training.residence import synchronise, to_device, to_host
 from learner.training.shards import is_sharded, whole
 
 MUON_MOMENTUM = 0.95
-STREAMED = (
-    1 << 28
-)  # bytes of parameters whose offloaded state is on the device at the same time (the state is twice as large)
-
+STREAMED = 1 << 28  # bytes of parameters whose offloaded state is on the device at a time (the state is twice as large)
 
 FUSED = 10_000_000
 """Parameters from which on AdamW takes one pass over each (eight times as fast on a CPU at 135 million): below, what it rounds otherwise is
 worth more than what it saves, because runs of small models that were recorded before are replayed bit for bit."""
-KERNELS = ("foreach", "fused")
-
 FROM_FILE = ("betas", "eps", "weight_decay", "momentum")
 """Options of an optimizer that a run file may change between two starts."""
 
