@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -136,13 +137,36 @@ EXTRAS = {"kafka", "sglang", "lz4", "zstandard", "snappy"}
 """Packages that `make setup` does not install: the suites that need them install them."""
 
 
+@functools.cache
+def at_once(path: Path) -> set[str]:
+    """The modules that a file imports when it is imported itself, by their whole names."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def extras_of(path: Path, seen: set[Path]) -> set[str]:
+    """The extras that importing a file needs, also through files of ours and helpers of the tests."""
+    seen.add(path)
+    needed: set[str] = set()
+    for name in at_once(path):
+        if name.partition(".")[0] in EXTRAS:
+            needed.add(name)
+        places = [ROOT / name.replace(".", "/"), path.parent / name, ROOT / "tests" / name]
+        for file in (place.with_suffix(".py") for place in places):
+            if file.exists() and file not in seen:
+                needed |= {f"{name}: {other}" for other in extras_of(file, seen)}
+    return needed
+
+
 def test_no_test_needs_an_extra_to_be_collected() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
-            wrong = [name for name in names if name.partition(".")[0] in EXTRAS]
-            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong} when it is collected"
+        assert not (wrong := extras_of(path, set())), f"{path.relative_to(ROOT)} needs {wrong} when it is collected"
 
 
 def test_a_floor_that_is_not_listed_is_not_ours() -> None:

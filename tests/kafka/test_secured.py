@@ -6,16 +6,19 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from secured import ADMIN, SecuredServer
 
 from broker.errors import LogError, LogUnavailable, RunFileError
-from broker.kafka.log import KafkaLog
 from broker.kafka.settings import KafkaSettings, security_from
 from broker.log import Consumer, Record
 from broker.outstanding import outstanding
 from broker.topics import STEPS_OWNER, Topics
+
+if TYPE_CHECKING:
+    from broker.kafka.log import KafkaLog
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "kafka.md"
@@ -30,6 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredServer]:
 
 
 def opened(address: str, environment: Mapping[str, str]) -> KafkaLog:
+    from broker.kafka.log import KafkaLog
+
     return KafkaLog(KafkaSettings.parse(f"kafka://{address}?replication=1", environment))
 
 

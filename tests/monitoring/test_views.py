@@ -25,7 +25,7 @@ def run_view(hostile: str = "") -> RunView:
         "tiny" + hostile, "zero (rl)" + hostile, 2, 4, 30, 40, 31, 75.0, {"reward_mean": 0.3}, queues={"prompts" + hostile: 3},
         evaluations=[("before" + hostile, 0.2, 0.1, 0.3)],
         daemons=[
-            DaemonView("actor-0" + hostile, "actor", 41, "running", 2, 31, 1234.5, "tok/s", 17, 0.914),
+            DaemonView("actor-0" + hostile, "actor", 41, "running", 2, 31, 1234.5, "tok/s", 17, 64, 0.914),
             DaemonView("accuracy-0", "rewarder", 0, "gone"),
         ],
         notes=["waiting for the log" + hostile] if hostile else [],
@@ -46,7 +46,7 @@ def test_every_view_says_what_it_is_for() -> None:
     view = run_view()
     expected = {
         "overview": ("30/40", "reward 0.300", "prompts 3", "actor-0 (2 restarts)"),
-        "daemons": ("actor-0", "41", "31", "1,234.5 tok/s", "17", "91%", "accuracy-0"),
+        "daemons": ("actor-0", "41", "31", "1,234.5 tok/s", "17", "64", "91%", "accuracy-0"),
         "queues": ("actors", "1,200", "1:05", "rewarder.format", "dead letters waiting: 4"),
         "steps": ("0.300", "812", "0.345", "0.0123", "2.00", "1.50"),
         "letters": ("rewards[1] 55", "sums-3@2", "learner-0", "no vote", "replayed"),

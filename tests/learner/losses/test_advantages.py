@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from samples import groups_of
 
-from broker.messages import Vote
+from broker.messages import Sampling, Vote
 from broker.verdicts import ValueSpan
 from learner.losses.advantages import (
     batch_advantages,
@@ -97,10 +98,12 @@ def test_the_overlong_penalty_falls_over_its_buffer() -> None:
 def test_a_group_is_flat_after_all_that_makes_its_rewards() -> None:
     """The planner's gate and the trainer's advantages agree: all wrong but of different lengths is not flat under the penalty."""
     (group,) = groups_of(1)
+    asked = Sampling(max_new_tokens=40)  # what a sample was asked for bounds it, whatever the run file says now
+    group = [s._replace(trajectory=replace(s.trajectory, sampling=asked)) for s in group]
     equal = [Judged(s.trajectory, 0.1 + 0.2 if i else 0.3) for i, s in enumerate(group)]
     plain = LearnerTable()
     penalised = LearnerTable.model_validate(
-        {"overlong_buffer": 30, "overlong_penalty": 0.5, "sampling": {"max_new_tokens": 40}}
+        {"overlong_buffer": 30, "overlong_penalty": 0.5, "sampling": {"max_new_tokens": 60}}
     )
     assert is_flat(equal, plain) and not is_flat(equal, penalised) and not is_flat(group, plain)
     for table in (plain, penalised):
