@@ -137,7 +137,7 @@ def _slow(found: dict[str, Any]) -> list[str]:
     told = (
         "The ratio is of slots taken times tokens a CPU second of the actor (its threads that wait for the environment included): what an actor with a core of"
         f" its own would sample. The machine was shared with other work (load {found['load']:.0f}), so tokens a second say little."
-        " Asked are 90%. One pair on a loaded machine settles nothing: with shorter replies the instant environment alone gave 6,607 and 3,482 tokens a CPU second within minutes."
+        " Asked are 90%, as the median of the pairs: single ones wander with what else the machine does."
     )
     return [*lines, "", told, ""]
 

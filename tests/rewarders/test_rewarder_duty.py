@@ -13,7 +13,7 @@ from test_rewarder_worker import TOPICS, publish, turn_until, votes, worker_of
 
 from broker.errors import HeadraceError, RunFileError
 from broker.log import Log
-from broker.messages import Outage, Vote, encode
+from broker.messages import ChatMessage, Outage, Reply, Vote, encode
 from broker.open import open_log
 from broker.runfile import RunFile
 from headrace.reading.records import scan
@@ -256,6 +256,26 @@ def test_history_is_judged_to_its_end_and_counts_only_where_a_vote_is_missing(tm
     assert found == {("g-1@0", 0): True, ("g-1@0", 1): True, ("g-2@0", 0): False, ("g-2@0", 1): True}
     assert len(all_votes(log)) == 5 and voted_on(log, TOPICS, "r") == {("g-2@0", 0), ("g-2@0", 1)}
     assert log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories) == {}
+    log.close()
+
+
+def test_the_history_of_episodes_is_judged_as_a_whole(tmp_path: Path) -> None:
+    text = (
+        "[run]\nname = 't'\nmodel = 'm'\n[broker]\npartitions = 2\n[rewarders.r]\nuse = 'rewarders.outcome:Outcome'\n"
+    )
+    (tmp_path / "run.toml").write_text(text)
+    log = open_log(f"sqlite://{tmp_path}/run/log")
+    log.create(TOPICS.specs())
+    said = (ChatMessage("assistant", "5"), ChatMessage("user", "Higher"), ChatMessage("assistant", "7"))
+    replies = (Reply(0, 1.0, 2.0, 0.5, 0.25), Reply(2, 3.0, 4.0))
+    publish_group(
+        log, "g-1@0", ["7", "7"], "another", environment="game", turns=said, replies=replies, outcome=0.75, why="two guesses"
+    )  # fmt: skip
+    rewarder = [str(tmp_path / "run.toml"), "--dir", str(tmp_path / "run"), "--rewarder", "r"]
+    assert main([*rewarder, "--from", "beginning", "--until", "now"]) == 0
+    found = all_votes(log)
+    assert [(v.value, v.why, v.shadow) for v in found] == [(0.75, "two guesses", True)] * 2
+    assert all(v.spans and v.spans[0].value == 0.25 for v in found), "what a reply is worth goes along"
     log.close()
 
 
