@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from broker.errors import RunFileError
 from broker.runfile import Table
 from broker.spelling import nearest
 from learner.data.selection import SelectTable
@@ -41,6 +42,14 @@ class SourceTable(Table):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
+
+
+def check_named(table: SourceTable, where: str) -> None:
+    """Raises RunFileError where ``table`` names neither a class nor a file; ``where`` names the table."""
+    if not (table.use or table.path):
+        raise RunFileError(
+            f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
+        )
 
 
 class SamplingTable(Table):

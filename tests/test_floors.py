@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ ROOMS = {
 """What the modules of a room may not import, at any depth of their own code."""
 
 
+def named_by(nodes: Iterable[ast.AST]) -> set[str]:
+    """The modules that import statements name, by their whole names; of ``from a import b`` also ``a.b``, which may be one."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
 def imported(path: Path) -> set[str]:
     """The modules that a file imports, by their whole names; not those for type checkers alone."""
     tree = ast.parse(path.read_text())
@@ -63,16 +76,7 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             quiet.update(id(inner) for inner in ast.walk(node))
-    found = set()
-    for node in ast.walk(tree):
-        if id(node) in quiet:
-            continue
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+    return named_by(node for node in ast.walk(tree) if id(node) not in quiet)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -140,14 +144,7 @@ EXTRAS = {"kafka", "sglang", "lz4", "zstandard", "snappy"}
 @functools.cache
 def at_once(path: Path) -> set[str]:
     """The modules that a file imports when it is imported itself, by their whole names."""
-    found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+    return named_by(ast.parse(path.read_text()).body)
 
 
 def extras_of(path: Path, seen: set[Path]) -> set[str]:

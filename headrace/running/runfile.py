@@ -13,6 +13,7 @@ from broker.open import engine_of
 from broker.runfile import BrokerTable, RunFile, RunTable
 from broker.spelling import nearest
 from learner.config import LearnerConfig
+from learner.tables import check_named
 from rewarders.config import RewarderTable, rewarder_tables
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
@@ -63,10 +64,7 @@ def check(file: RunFile) -> WholeRun:
 def _sources(learner: LearnerConfig, file: RunFile, rewarders: Mapping[str, RewarderTable]) -> None:
     for name, source in learner.data.items():
         where = f"[data.{name}]"
-        if not (source.use or source.path):
-            raise RunFileError(
-                f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
-            )
+        check_named(source, where)
         rule = source.select.curriculum
         if rule is not None and rule.rewarder not in rewarders:
             raise RunFileError(

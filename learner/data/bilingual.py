@@ -17,7 +17,7 @@ from broker.errors import DataError
 from broker.messages import ChatMessage
 from learner.data import greetings
 from learner.data.source import Document, PromptRow, Span
-from learner.data.sums import Sum, check_terms, draw, question, steps, value
+from learner.data.sums import Sum, check_terms, draw, question, replied, steps, value
 
 
 class Tongue(NamedTuple):
@@ -119,16 +119,7 @@ class BilingualCorpus:
         thought = worked(problem, self.modulus, self._spoken(rng, problem, language))
         if rng.random() < self.guesses:
             thought = "Easy."
-        answer = value(problem, self.modulus)
-        reply = f"<think>{thought}</think><answer>\\boxed{{{answer}}}</answer>"
-        if rng.random() < self.broken:
-            reply = rng.choice(
-                (
-                    f"<think>{thought}</think>\\boxed{{{answer}}}",
-                    f"{thought}<answer>\\boxed{{{answer}}}</answer>",
-                    f"<think>{thought}</think><answer>{answer}</answer>",
-                )
-            )
+        reply = replied(rng, thought, value(problem, self.modulus), self.broken)
         return ChatMessage("user", asked(problem, self.modulus, language)), ChatMessage("assistant", reply)
 
     def _spoken(self, rng: random.Random, problem: Sum, language: str) -> list[str]:

@@ -11,7 +11,7 @@ from broker.runfile import RunFile, RunTable
 from learner.data.selection import select
 from learner.data.source import DocumentSource, PromptSource
 from learner.data.tables import Rows, TableDocuments, TablePrompts, TableRows, read_table
-from learner.tables import SourceTable
+from learner.tables import SourceTable, check_named
 
 READS = "rows"
 """The field of a class that takes a table: it is given the rows of ``path``, and their place as ``where``."""
@@ -55,10 +55,7 @@ def _selected(name: str, table: SourceTable, file: RunFile, source: Any, documen
 
 def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
     where = f"[data.{name}]"
-    if not (table.use or table.path):
-        raise RunFileError(
-            f"{where} needs use = 'module:Class', or path = 'file, directory or Hugging Face id', or both"
-        )
+    check_named(table, where)
     if not table.path:
         made = plugins.load(table.use, file.base, where)
         given = {"base": file.base} if "base" in (plugins.option_names(made) or ()) else {}  # where its own files lie

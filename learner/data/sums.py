@@ -80,17 +80,21 @@ class SumsCorpus:
     def _conversation(self, rng: random.Random, most: int) -> tuple[ChatMessage, ChatMessage]:
         problem = draw(rng, rng.randint(2, most), self.modulus)
         thought = "Easy." if rng.random() < self.guesses else chain(problem, self.modulus)
-        answer = value(problem, self.modulus)
-        reply = f"<think>{thought}</think><answer>\\boxed{{{answer}}}</answer>"
-        if rng.random() < self.broken:
-            reply = rng.choice(
-                (
-                    f"<think>{thought}</think>\\boxed{{{answer}}}",
-                    f"{thought}<answer>\\boxed{{{answer}}}</answer>",
-                    f"<think>{thought}</think><answer>{answer}</answer>",
-                )
-            )
+        reply = replied(rng, thought, value(problem, self.modulus), self.broken)
         return ChatMessage("user", question(problem, self.modulus)), ChatMessage("assistant", reply)
+
+
+def replied(rng: random.Random, thought: str, answer: int, broken: float) -> str:
+    """A thought and its answer in their form; a share ``broken`` of the replies lacks a part of it."""
+    if rng.random() < broken:
+        return rng.choice(
+            (
+                f"<think>{thought}</think>\\boxed{{{answer}}}",
+                f"{thought}<answer>\\boxed{{{answer}}}</answer>",
+                f"<think>{thought}</think><answer>{answer}</answer>",
+            )
+        )
+    return f"<think>{thought}</think><answer>\\boxed{{{answer}}}</answer>"
 
 
 def check_terms(fewest: int, most: int, modulus: int) -> None:

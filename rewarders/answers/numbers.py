@@ -34,7 +34,3 @@ def number(text: str) -> Fraction | None:
             value = Fraction(parts[-2], parts[-1]) + (parts[0] if form is MIXED else 0)
             return -value if sign == "-" else value
     return None
-
-
-def is_decimal(text: str) -> bool:
-    return "." in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -50,7 +50,6 @@ class Answer:
     choice: str | None = None
     words: bool = False
     fault: str = ""
-    costly: str = field(default="", compare=False)
 
     @property
     def readable(self) -> bool:

@@ -79,10 +79,6 @@ DROPPED = {
     "bf", "it", "mathopen", "mathclose", "hfill", "null", "allowbreak", "large", "Large", "normalsize", "small",
 }  # fmt: skip
 COMMAND = re.compile(r"\\\\|\\([A-Za-z]+)|\\([,;:!> ])|~")
-WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathsf|mathit|mathnormal|mbox|hbox|boldsymbol|bm|underline|boxed"
-    r"|fbox|emph|operatorname|ensuremath|phantom|cancel)\s*\{([^{}]*)\}"
-)  # fmt: skip
 WHOLE = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|hbox|boldsymbol|bm|underline|boxed|fbox|emph|ensuremath)\s*\{"
 )

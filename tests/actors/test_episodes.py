@@ -138,13 +138,18 @@ class Gate:
 '''
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[Log]:
+def log_beside_games(tmp_path: Path) -> Iterator[Log]:
+    """An empty log, with the games in a file beside it."""
     (tmp_path / "games.py").write_text(GAMES)
     log = open_log(f"sqlite://{tmp_path}/log")
     log.create(TOPICS.specs())
     yield log
     log.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    yield from log_beside_games(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from test_episodes import GAMES, TOPICS, ask, committed, samples, stopped
+from test_episodes import TOPICS, ask, committed, log_beside_games, samples, stopped
 from test_local_engine import Policy
 from test_sglang_engine import Road, drain
 
@@ -24,7 +24,6 @@ from actors.sglang.server import Server
 from actors.worker import ActorWorker
 from broker.log import Log
 from broker.messages import Sampling, Trajectory
-from broker.open import open_log
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
@@ -32,11 +31,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
-    (tmp_path / "games.py").write_text(GAMES)
-    log = open_log(f"sqlite://{tmp_path}/log")
-    log.create(TOPICS.specs())
-    yield log
-    log.close()
+    yield from log_beside_games(tmp_path)
 
 
 class Actor:

@@ -69,14 +69,19 @@ class Timed(Handmade):
         self.at(seconds).write(self.topics.steps, result)
 
 
-@pytest.fixture
-def hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
+def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
+    """A log whose clock is the writer's."""
     clock = Clock()
     monkeypatch.setattr("broker.sqlite.topic.time", clock)
     made = Timed(tmp_path / "log", clock)
     made.run(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
+    yield from timed(tmp_path, monkeypatch)
 
 
 def two_steps(hand: Timed) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_timeline import START, Clock, Timed
+from test_timeline import START, Timed, timed
 
 from broker.messages import (
     ChatMessage,
@@ -48,12 +48,7 @@ def episode(**changes: Any) -> Trajectory:
 
 @pytest.fixture
 def hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
-    clock = Clock()
-    monkeypatch.setattr("broker.sqlite.topic.time", clock)
-    made = Timed(tmp_path / "log", clock)
-    made.run(tmp_path)
-    yield made
-    made.close()
+    yield from timed(tmp_path, monkeypatch)
 
 
 def one_step(hand: Timed) -> None:
