@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from suites import asked_for, markers_of
 
 if TYPE_CHECKING:
     from broker.kafka.server import KafkaServer
@@ -21,6 +24,22 @@ TREES = ("processes", "chaos")
 TAKE_TIME = (*TREES, "slow", "kafka", "sglang", "gpu", "watch")
 LONG = 10.0  # seconds
 TINY = ROOT / "recipes" / "tiny_model"
+
+# What collection loads stays: looking through it for cycles again and again, and once more at the end, takes seconds.
+gc.disable()
+atexit.register(gc.freeze)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Load no test file for a suite that it has no part in (``make test-kafka``): some files load for seconds."""
+    if not collection_path.match("test_*.py"):
+        return None
+    return True if asked_for(str(config.option.markexpr)) - markers_of(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
