@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, headrace, old_run
+from ringtools import SMALL, answer_of, headrace, old_run
 from runlog import messages
 
 from broker.errors import RunFileError
