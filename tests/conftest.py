@@ -42,6 +42,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if asked_for(str(config.option.markexpr)) - markers_of(collection_path) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two lanes: tests that start a tree of processes run one at a time, beside the others, which stay together by file, so that what a
     file's tests share is made once. Tests marked ``gpu`` need a device."""
