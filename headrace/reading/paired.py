@@ -81,7 +81,9 @@ def sign_test(more: int, fewer: int) -> float:
     """Two-sided p of so many differences of either sign, if each sign were as likely (exact; ties are left out)."""
     n = more + fewer
     tail = ways = 1
-    for i in range(min(more, fewer)):  # each binomial coefficient from the one before: thousands of questions take no time
+    for i in range(
+        min(more, fewer)
+    ):  # each binomial coefficient from the one before: thousands of questions take no time
         ways = ways * (n - i) // (i + 1)
         tail += ways
     return min(1.0, 2 * tail / 2**n)

@@ -18,7 +18,7 @@ from broker.errors import WeightPushError
 from broker.weights.publisher import WeightPublisher
 from broker.weights.sparse import apply, encode
 
-pytestmark = pytest.mark.xdist_group("weights")  # one process that has loaded torch
+pytestmark = pytest.mark.lane("weights")  # one process that has loaded torch
 
 
 def words(*values: int) -> torch.Tensor:

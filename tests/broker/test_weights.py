@@ -35,7 +35,7 @@ from broker.weights.road import Direct, WeightRoad
 from broker.weights.sink import Lane, Push
 from broker.weights.worker import Started, of_its_own
 
-pytestmark = pytest.mark.xdist_group("weights")  # one process that has loaded torch
+pytestmark = pytest.mark.lane("weights")  # one process that has loaded torch
 TIMEOUT = 4.0
 
 
