@@ -48,14 +48,23 @@ class MixedDocuments:
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     def document(self, number: int, level: float) -> Document:
-        which, before = self._turns.of(number)
+        part, row = self._place(number)
+        found = part.source.document(row, level)
+        return found if part.template is None else replace(found, template=part.template)
+
+    def part_of(self, number: int) -> tuple[str, DocumentSource, int]:
+        """The name of the source that document ``number`` comes from, the source, and the row in it."""
+        part, row = self._place(number)
+        return part.name, part.source, row
+
+    def _place(self, number: int) -> tuple[Part, int]:
+        which, row = self._turns.of(number)
         part = self._parts[which]
         size = part.source.size
         if size is not None:
-            epoch, at = divmod(before, size)
-            before = self._order(which, epoch, size)[at]
-        found = part.source.document(before, level)
-        return found if part.template is None else replace(found, template=part.template)
+            epoch, at = divmod(row, size)
+            row = self._order(which, epoch, size)[at]
+        return part, row
 
     def _permutation(self, which: int, epoch: int, size: int) -> Sequence[int]:
         rows = list(range(size))

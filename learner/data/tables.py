@@ -12,6 +12,7 @@ import csv
 import datetime
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,26 +38,42 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """Rows of a JSON lines file; only their places are held, a row is parsed when it is asked for."""
+    """Rows of a JSON lines file; only their places are held, a row is parsed when it is asked for.
+
+    A file that is edited meanwhile is looked through again, so that a mended row is read as it is now. How many rows there are stays as it
+    was when the file was opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._look()
+        self._count = len(self._places)
+
+    def _look(self) -> None:
         self._places: list[tuple[int, int]] = []  # byte offset, line number
         at = 0
-        with path.open("rb") as file:
+        with self._path.open("rb") as file:
+            self._seen = _seen(os.fstat(file.fileno()))
             for number, line in enumerate(file, 1):
                 if line.strip():
                     self._places.append((at, number))
                 at += len(line)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._count
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
-        at, line = self._places[number]
-        with self._path.open("rb") as file:
-            file.seek(at)
-            raw = file.readline()
+        try:
+            if _seen(self._path.stat()) != self._seen:
+                self._look()
+            if number >= len(self._places):
+                raise DataError(f"{self._path} row {number} is gone: the file has {len(self._places)} rows now")
+            at, line = self._places[number]
+            with self._path.open("rb") as file:
+                file.seek(at)
+                raw = file.readline()
+        except OSError as error:
+            raise DataError(f"{self._path} row {number} cannot be read: {error.strerror}") from error
         try:
             row = json.loads(raw)
         except ValueError as error:
@@ -66,6 +83,11 @@ class JsonLines:
         if not isinstance(row, dict):
             raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
         return row
+
+
+def _seen(status: os.stat_result) -> tuple[int, int, int]:
+    """Differs once a file was edited or replaced."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class CommaSeparated:
@@ -253,12 +275,21 @@ class TableDocuments(_Table):
         row = self.rows[number]
         text = self._cell(row, number, "text", str)
         if text is not None:
-            return Document(spans=(Span(text, True),))
-        messages = self._messages(row, number)
+            return Document(spans=(Span(text, True),), where=self._named(number, "text"))
+        messages, columns = self._messages(row, number), ["messages" if self._has(row, "messages") else "prompt"]
         if messages[-1].role != "assistant":
             response = self._cell(row, number, "response", str, needed=True)
-            messages = (*messages, ChatMessage("assistant", response))
-        return Document(messages=messages, trained=self._trained(row, number, messages))
+            messages, columns = (*messages, ChatMessage("assistant", response)), [*columns, "response"]
+        trained = self._trained(row, number, messages)
+        return Document(messages=messages, trained=trained, where=self._named(number, *columns))
+
+    def _has(self, row: Mapping[str, Any], name: str) -> bool:
+        return row.get(self.columns.get(name, name)) is not None
+
+    def _named(self, number: int, *columns: str) -> str:
+        """File, row and columns, as errors name them."""
+        names = " and ".join(repr(self.columns.get(name, name)) for name in columns)
+        return f"{self.where} row {number} column{'s' * (len(columns) > 1)} {names}"
 
     def _trained(self, row: Mapping[str, Any], number: int, messages: Sequence[ChatMessage]) -> tuple[bool, ...]:
         """Which messages are trained on, by the row's own words and ``train``; empty where every reply is."""

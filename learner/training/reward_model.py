@@ -23,31 +23,13 @@ from transformers import AutoModelForSequenceClassification
 
 from broker.conversations import conversation_tokens
 from broker.errors import DataError, RunFileError
-from broker.messages import ChatMessage
+from learner.data.preferences import Labelled, Pair, read_row
 from learner.model.load import load_tokenizer, save_tokenizer
 from learner.tables import OptimizerTable
 from learner.training.optimizer import build_optimizer, learning_rate
 
 REPORT = "reward_model.json"
 OPTIMIZER = OptimizerTable(lr=1e-5, schedule="linear", warmup_steps=10)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two replies to one conversation, of which the first is preferred."""
-
-    messages: tuple[ChatMessage, ...]
-    chosen: str
-    rejected: str
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A reply to a conversation, and the class it belongs to, from 0."""
-
-    messages: tuple[ChatMessage, ...]
-    reply: str
-    label: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +117,6 @@ def train_reward_model(
     )
     _write(trainer.model, model_dir, report, out)
     return report
-
-
-def read_row(row: Mapping[str, Any], number: int) -> Pair | Labelled:
-    """The row as a Pair or a Labelled. Raises DataError, which names the row, the key and what it must be."""
-    messages = _messages(row, number)
-    if "chosen" in row or "rejected" in row:
-        return Pair(messages, _text(row, "chosen", number), _text(row, "rejected", number))
-    label = row.get("label")
-    if not isinstance(label, int | bool) or label < 0:
-        raise DataError(f"row {number}: label is {label!r}; it must be a class from 0 (or give chosen and rejected)")
-    return Labelled(messages, _text(row, "reply", number), int(label))
 
 
 def split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
@@ -282,19 +253,3 @@ def _write(model: Any, model_dir: str, report: RewardModelReport, out: Path) -> 
     (beside / REPORT).write_text(json.dumps(asdict(report), indent=1))
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
-
-
-def _messages(row: Mapping[str, Any], number: int) -> tuple[ChatMessage, ...]:
-    if "messages" not in row:
-        return (ChatMessage("user", _text(row, "prompt", number)),)
-    try:
-        return tuple(ChatMessage(str(turn["role"]), str(turn["content"])) for turn in row["messages"])
-    except (TypeError, KeyError):
-        raise DataError(f"row {number}: messages must be a list of turns with role and content") from None
-
-
-def _text(row: Mapping[str, Any], key: str, number: int) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise DataError(f"row {number}: {key} is {str(value)[:60]!r}; it must be a text")
-    return value

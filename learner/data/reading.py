@@ -1,0 +1,139 @@
+"""Reads the documents of supervised training as tokens. One that cannot be trained on is left out and buried, and training takes the others.
+
+Which documents are left out follows from the source and from what was buried before: a step that is done again after a crash reads the same
+ones, even where a row was mended in the meantime. A buried document comes back in one of two ways. In the next pass its row is read anew; and
+once somebody replays its dead letter, it joins the next step (``again``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from broker.errors import DataError
+from learner.data.documents import DocumentTokenizer, Tokenized
+from learner.data.source import DocumentSource, document_of, origin
+
+LOOKED = 64
+"""Documents from which a share of them says something; fewer where the source has fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class OddRow:
+    """A row that cannot be trained on: ``number`` counts the documents of the stage, ``row`` the rows of source ``data``."""
+
+    number: int
+    data: str
+    row: int
+    why: str
+
+
+class Graveyard(Protocol):
+    """Where odd documents of one stage go, for good: the dead letters of the run."""
+
+    def __contains__(self, number: object, /) -> bool:
+        """Whether document ``number`` was buried."""
+
+    def bury(self, odd: Sequence[OddRow]) -> None:
+        """Returns once they are durable."""
+
+    def replayed(self) -> list[tuple[int, int]]:
+        """Dead letters that somebody has replayed since the last call: an id of the letter, and the document's number."""
+
+
+class Memory:
+    """A graveyard that lasts as long as the process, for training without a log."""
+
+    def __init__(self) -> None:
+        self.odd: dict[int, OddRow] = {}
+
+    def __contains__(self, number: object) -> bool:
+        return number in self.odd
+
+    def bury(self, odd: Sequence[OddRow]) -> None:
+        self.odd.update((one.number, one) for one in odd)
+
+    def replayed(self) -> list[tuple[int, int]]:
+        return []
+
+
+def refuse_many(odd: int, looked: int, size: int | None, most: float, where: str, last: str) -> None:
+    """Raises DataError where more than the share ``most`` of the rows are odd, or all of them: then it is not single rows that are wrong."""
+    enough = min(LOOKED, size or LOOKED)
+    if odd > most * max(looked, enough) or (odd >= looked >= enough):
+        raise DataError(
+            f"{where} {odd} of {looked} rows cannot be trained on, more than max_odd = {most:g}; the last one: {last}"
+        )
+
+
+class DocumentReader:
+    """``source`` is called ``name`` in the run file. Documents of more than ``longest`` tokens are odd (None: none is too long), and more than
+    the share ``most`` of odd ones is an error."""
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        name: str,
+        tokenizer: DocumentTokenizer,
+        graves: Graveyard,
+        longest: tuple[int, str] | None = None,
+        most: float = 1.0,
+    ) -> None:
+        self._source, self._name, self._tokenizer, self._graves = source, name, tokenizer, graves
+        self._longest, self._most = longest, most
+        self._looked = 0
+        self.odd = 0
+        """Documents of the stage that were left out."""
+        self._again: dict[int, list[int]] = {}
+        self._taken: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"looked": self._looked, "odd": self.odd, "again": dict(self._again), "taken": list(self._taken)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave; an empty one, of a checkpoint without, begins anew."""
+        self._looked, self.odd = int(state.get("looked", 0)), int(state.get("odd", 0))
+        self._again = {int(step): list(numbers) for step, numbers in dict(state.get("again", {})).items()}
+        self._taken = list(state.get("taken", ()))
+
+    def plan_again(self, step: int) -> bool:
+        """Have the documents whose dead letters were replayed join ``step``; whether there are any. They do so for certain once
+        ``state_dict`` is kept."""
+        numbers = []
+        for letter, number in self._graves.replayed():
+            if letter not in self._taken:
+                self._taken.append(letter)
+                numbers.append(number)
+        if numbers:
+            self._again.setdefault(step, []).extend(numbers)
+        return bool(numbers)
+
+    def read(self, step: int, numbers: Iterable[int], level: float) -> tuple[list[Tokenized | None], list[Tokenized]]:
+        """The documents of these ``numbers``, None for those that are left out, and those that join ``step`` again.
+
+        Raises DataError where too many are odd.
+        """
+        odd: list[OddRow] = []
+        found = [None if n in self._graves else self._read(n, level, odd) for n in numbers]
+        again = [document for n in self._again.get(step, ()) if (document := self._read(n, level, odd)) is not None]
+        self._looked += len(found)
+        self.odd += sum(document is None for document in found)
+        if odd:
+            size = self._source.size
+            refuse_many(self.odd, self._looked, size, self._most, f"[data.{odd[-1].data}]", odd[-1].why)
+            self._graves.bury(odd)
+        return found, again
+
+    def _read(self, number: int, level: float, odd: list[OddRow]) -> Tokenized | None:
+        size = self._source.size
+        place = number if size is None else number % size
+        try:
+            found = self._tokenizer.tokenize(document_of(self._source, place, level))
+            if self._longest is not None and len(found.tokens) > self._longest[0]:
+                most, why = self._longest
+                raise DataError(f"it has {len(found.tokens)} tokens, and {why} is {most}")
+        except DataError as error:
+            odd.append(OddRow(number, *origin(self._source, self._name, place), str(error)))
+            return None
+        return found
