@@ -135,7 +135,10 @@ def test_too_many_odd_rows_are_an_error_of_the_file_and_none_of_the_step_is_buri
     reading = reader(documents(tmp_path / "d.jsonl", [GOOD] * 18 + [{"text": 3}] * 3), graves, most=0.1)
     reading.read(0, range(20), 1.0)
     assert sorted(graves.odd) == [18, 19]
-    with pytest.raises(DataError, match=r"\[data.corpus\] 3 of 21 rows cannot be .* max_odd = 0.1; the last one: .*row 20 column 'text'"):
+    with pytest.raises(
+        DataError,
+        match=r"\[data.corpus\] 3 of 21 rows cannot be .* max_odd = 0.1; the last one: .*row 20 column 'text'",
+    ):
         reading.read(1, range(20, 21), 1.0)
     assert sorted(graves.odd) == [18, 19], "a mended file is read on from here"
 
@@ -145,7 +148,9 @@ def test_too_many_odd_rows_are_an_error_of_the_file_and_none_of_the_step_is_buri
     [(1, 4, None, 0.0, True), (6, 6, None, 0.1, False), (7, 7, None, 0.1, True), (7, LOOKED, 10**6, 0.1, True),
      (100, 1001, 10**6, 0.1, False), (3, 3, 3, 1.0, True), (2, 3, 3, 1.0, False), (1, 10, 10, 0.1, False)],
 )  # fmt: skip
-def test_the_limit_is_a_share_of_enough_rows(odd: int, looked: int, size: int | None, most: float, refused: bool) -> None:
+def test_the_limit_is_a_share_of_enough_rows(
+    odd: int, looked: int, size: int | None, most: float, refused: bool
+) -> None:
     try:
         refuse_many(odd, looked, size, most, "[data.x]", "why")
     except DataError:
