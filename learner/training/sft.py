@@ -16,6 +16,7 @@ import torch
 
 from broker.messages import IntArray
 from learner.data.documents import DocumentTokenizer, Tokenized
+from learner.data.mixture import InOrder, Reading
 from learner.data.source import DocumentSource
 from learner.model import lora
 from learner.model.load import set_gradient_checkpointing
@@ -36,7 +37,7 @@ COOLED = 0.05  # share of the learning rate at the end of the cool-down
 @dataclass(frozen=True, slots=True)
 class SftReport:
     """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order, of
-    which ``first`` is the number of the first."""
+    which ``first`` is the number of the first; ``places`` are the source and the row of each."""
 
     stage_step: int
     metrics: dict[str, float]
@@ -44,6 +45,7 @@ class SftReport:
     last: bool
     first: int = 0
     tokens: tuple[IntArray, ...] = ()
+    places: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -92,7 +94,8 @@ class SftTrainer:
         placement: Placement = ALONE,
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        self._model, self._source, self._stage, self._seed, self._placement = model, source, stage, seed, placement
+        self._model, self._stage, self._seed, self._placement = model, stage, seed, placement
+        self._source: Reading = source if isinstance(source, Reading) else InOrder("", source)
         self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag, template)
         table = stage.model_dump(include=set(SupervisedTable.model_fields))
         with placement.ordering("begin_sft", stage=table):
@@ -121,18 +124,15 @@ class SftTrainer:
         finally:
             torch.set_num_threads(threads)
 
-    def _documents(self) -> list[Tokenized]:
-        per_step, size = self._stage.documents_per_step, self._source.size
-        first = self._at.step * per_step
-        numbers = range(first, first + per_step)
-        return [
-            self._tokenizer.tokenize(self._source.document(n if size is None else n % size, self._at.level))
-            for n in numbers
-        ]
+    def _numbers(self) -> range:
+        """Those of the documents of the next step."""
+        first = self._at.step * self._stage.documents_per_step
+        return range(first, first + self._stage.documents_per_step)
 
     def _step(self) -> SftReport:
         started = time.monotonic()
-        documents = self._documents()
+        numbers = self._numbers()
+        documents = [self._tokenizer.tokenize(self._source.document(n, self._at.level)) for n in numbers]
         chunks = pack(
             [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
             self._stage.pack_tokens,
@@ -162,9 +162,9 @@ class SftTrainer:
             "forward_backward": seconds,
             "optimizer": time.monotonic() - packed - seconds,
         }
-        first = (self._at.step - 1) * self._stage.documents_per_step
         tokens = tuple(document.tokens for document in documents)
-        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage), first, tokens)
+        places = tuple(self._source.place(n) for n in numbers)
+        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage), numbers.start, tokens, places)
 
 
 def take_documents(
