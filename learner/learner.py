@@ -22,7 +22,7 @@ from learner.planning.planner import Planned, StagePlan
 from learner.planning.requests import find, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
-from learner.reading import Read
+from learner.reading import Redone, digest, rows_of
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
 from learner.sources import Sources
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from learner.stages.rl import Phase
 
 log_ = logging.getLogger("learner")
-SFT_RECORD_EVERY = 10  # supervised steps between two records in the log
 READY_SECONDS = 0.02  # interval at which to check whether the steps of a shift are planned
 HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
 
@@ -51,17 +50,16 @@ class Learner:
         self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, state: LearnerState,
         checkpoints: Checkpoints, planning: Planning, shifts: Shifts, road: Road, steps: Producer,
         record: Callable[[StepResult], None], endings: Endings, unfinished: set[str], sources: Sources,
-        extra: Mapping[str, Any], resumed_step: int, restore: Callable[[int], None],
+        extra: Mapping[str, Any], resumed_step: int, restore: Callable[[int], None], redone: Redone,
     ) -> None:  # fmt: skip
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
         self._road, self._steps, self._endings, self._record = road, steps, endings, record
-        self.sources, self._restore = sources, restore
+        self.sources, self._restore, self._redone = sources, restore, redone
         self._plan: StagePlan | None = None
         self._file = run.file
         self._asked: set[str] = set()
-        self._read = Read()
         self._set_aside = 0  # manifests that could not be executed, one after the other
 
     @property
@@ -169,11 +167,12 @@ class Learner:
         before = self.progress
         self.state.check()
         self.state.progress = Progress(before.version, index, report.stage_step, False, before.steps_offset)
-        self._read.take(report.first, report.tokens)
         result = StepResult(before.version, index, report.stage_step, report.metrics, report.phases, time.time())
-        self.telemetry.step(result)
-        if report.stage_step % SFT_RECORD_EVERY == 0 or report.last:
-            self._record(replace(result, documents=self._read.told()))
+        if report.tokens:
+            read = report.first, len(report.tokens), digest(report.tokens)
+            self._redone.check(index, report.stage_step, read)
+            result = replace(result, documents=read, rows=rows_of(report.places))
+        self._record(self.telemetry.step(result))
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
 from learner.planning.thread import Planning, PlanningThread
+from learner.reading import Redone
 from learner.serving.publish import Publishing, announce_control
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
@@ -48,7 +49,7 @@ TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's step
 
 
 @dataclass(slots=True)
-class Redone:
+class Recovery:
     """What recovery found: a supervised stage's own state, and the stage's step that it began at."""
 
     tail: Tail
@@ -117,7 +118,7 @@ def open_learner(
     return Learner(
         run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, record, endings, unfinished,
         Sources(run, config, found.state.eras, planner.feed.cursor), redone.extra, redone.resumed_step,
-        restore,
+        restore, Redone(redone.tail.read),
     )  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def recover(
     checkpoints: Checkpoints,
     record: Callable[[StepResult], None],
     last: int | None = None,
-) -> Redone:
+) -> Recovery:
     """Load the newest checkpoint and execute the manifests that follow it, at most up to step ``last``."""
     extra: Mapping[str, Any] = {}
     resumed_step = 0
@@ -161,7 +162,7 @@ def recover(
         if result is not None:
             record(result)
     reader.close()
-    return Redone(tail, extra, resumed_step)
+    return Recovery(tail, extra, resumed_step)
 
 
 def execute_again(

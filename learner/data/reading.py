@@ -11,10 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from broker.errors import DataError
-from learner.data.documents import DocumentTokenizer, Tokenized
-from learner.data.source import DocumentSource, document_of, origin
+import numpy as np
 
+from broker.errors import DataError
+from broker.messages import IntArray
+from learner.data.documents import DocumentTokenizer, Tokenized
+from learner.data.mixture import Reading
+from learner.data.source import Document
+
+NOTHING = np.array([], np.int32)
 LOOKED = 64
 """Documents from which a share of them says something; fewer where the source has fewer."""
 
@@ -27,6 +32,16 @@ class OddRow:
     data: str
     row: int
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The documents of a step: what is trained on, each with its source and row (``places``). ``tokens`` are those of all numbers of the step
+    in order, none for one that was left out."""
+
+    documents: list[Tokenized]
+    places: tuple[tuple[str, int], ...]
+    tokens: tuple[IntArray, ...]
 
 
 class Graveyard(Protocol):
@@ -68,19 +83,17 @@ def refuse_many(odd: int, looked: int, size: int | None, most: float, where: str
 
 
 class DocumentReader:
-    """``source`` is called ``name`` in the run file. Documents of more than ``longest`` tokens are odd (None: none is too long), and more than
-    the share ``most`` of odd ones is an error."""
+    """Documents of more tokens than ``longest`` (how many, and what says so) are odd; more than the share ``most`` of odd ones is an error."""
 
     def __init__(
         self,
-        source: DocumentSource,
-        name: str,
+        source: Reading,
         tokenizer: DocumentTokenizer,
         graves: Graveyard,
         longest: tuple[int, str] | None = None,
         most: float = 1.0,
     ) -> None:
-        self._source, self._name, self._tokenizer, self._graves = source, name, tokenizer, graves
+        self._source, self._tokenizer, self._graves = source, tokenizer, graves
         self._longest, self._most = longest, most
         self._looked = 0
         self.odd = 0
@@ -109,31 +122,45 @@ class DocumentReader:
             self._again.setdefault(step, []).extend(numbers)
         return bool(numbers)
 
-    def read(self, step: int, numbers: Iterable[int], level: float) -> tuple[list[Tokenized | None], list[Tokenized]]:
-        """The documents of these ``numbers``, None for those that are left out, and those that join ``step`` again.
+    def read(self, step: int, numbers: Iterable[int], level: float) -> Found:
+        """The documents of these ``numbers`` that can be trained on, and those that join ``step`` again.
 
         Raises DataError where too many are odd.
         """
         odd: list[OddRow] = []
-        found = [None if n in self._graves else self._read(n, level, odd) for n in numbers]
-        again = [document for n in self._again.get(step, ()) if (document := self._read(n, level, odd)) is not None]
-        self._looked += len(found)
-        self.odd += sum(document is None for document in found)
+        own = {n: None if n in self._graves else self._read(n, level, odd) for n in numbers}
+        again = [(n, self._read(n, level, odd)) for n in self._again.get(step, ())]
+        self._looked += len(own)
+        self.odd += sum(document is None for document in own.values())
         if odd:
-            size = self._source.size
-            refuse_many(self.odd, self._looked, size, self._most, f"[data.{odd[-1].data}]", odd[-1].why)
+            refuse_many(self.odd, self._looked, self._source.size, self._most, f"[data.{odd[-1].data}]", odd[-1].why)
             self._graves.bury(odd)
-        return found, again
+        kept = [(n, document) for n, document in (*own.items(), *again) if document is not None]
+        return Found(
+            [document for _, document in kept],
+            tuple(self._source.place(n) for n, _ in kept),
+            tuple(NOTHING if document is None else document.tokens for document in own.values()),
+        )
 
     def _read(self, number: int, level: float, odd: list[OddRow]) -> Tokenized | None:
-        size = self._source.size
-        place = number if size is None else number % size
+        name, row = self._source.place(number)
         try:
-            found = self._tokenizer.tokenize(document_of(self._source, place, level))
+            document = self._document(number, level, f"[data.{name}] row {row}")
+            found = self._tokenizer.tokenize(document)
             if self._longest is not None and len(found.tokens) > self._longest[0]:
                 most, why = self._longest
-                raise DataError(f"it has {len(found.tokens)} tokens, and {why} is {most}")
+                where = document.where or f"[data.{name}] row {row}"
+                raise DataError(f"{where}: it has {len(found.tokens)} tokens, and {why} is {most}")
         except DataError as error:
-            odd.append(OddRow(number, *origin(self._source, self._name, place), str(error)))
+            odd.append(OddRow(number, name, row, str(error)))
             return None
         return found
+
+    def _document(self, number: int, level: float, where: str) -> Document:
+        """Raises DataError for whatever is wrong with it: a source is anybody's code."""
+        try:
+            return self._source.document(number, level)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{where}: {type(error).__name__}: {str(error)[:300]}") from error

@@ -48,7 +48,7 @@ def row_of(source: PromptSource, number: int) -> PromptRow:
     return row
 
 
-def _named(source: PromptSource | DocumentSource, number: int) -> str:
+def _named(source: PromptSource, number: int) -> str:
     where = getattr(source, "where", "")
     return f"{where} row {number}" if where else f"row {number}"
 
@@ -90,25 +90,3 @@ class DocumentSource(Protocol):
 
     def document(self, number: int, level: float) -> Document:
         """Document ``number`` at difficulty ``level``, always the same one. Raises DataError."""
-
-
-def document_of(source: DocumentSource, number: int, level: float) -> Document:
-    """Document ``number``. Raises DataError for whatever is wrong with it: a source is anybody's code."""
-    try:
-        return source.document(number, level)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{_named(source, number)}: {type(error).__name__}: {str(error)[:300]}") from error
-
-
-def origin(source: Any, name: str, number: int) -> tuple[str, int]:
-    """The source of ``[data]`` that row ``number`` of ``source`` (called ``name``) comes from, and its number there: a mixture and a selection
-    only pass rows on."""
-    while True:
-        if hasattr(source, "part_of"):
-            name, source, number = source.part_of(number)
-        elif hasattr(source, "numbers"):
-            source, number = source.source, source.numbers[number]
-        else:
-            return name, number

@@ -21,7 +21,7 @@ from broker import plugins
 from broker.errors import DataError, Outage
 from broker.messages import Artefact
 from learner.buried import Buried, readable
-from learner.data.tables import Rows
+from learner.data.files import Rows
 from learner.rewriting.review import offer, read_reviewed, returned
 from learner.rewriting.served import Rewriter
 from learner.stages.stage import Stage

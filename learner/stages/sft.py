@@ -75,7 +75,6 @@ class SftStage(Stage, SupervisedTable):
             learner.run.table.seed,
             state.placement,
             learner.sources.template(self.data) if isinstance(self.data, str) else None,
-            self.data if isinstance(self.data, str) else self.name,
             graves,
         )
         if resumed and learner.extra:

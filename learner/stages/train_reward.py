@@ -16,8 +16,8 @@ from pydantic import Field
 
 from broker.messages import Artefact
 from learner.buried import Buried, readable
+from learner.data.files import Rows
 from learner.data.preferences import read_row
-from learner.data.tables import Rows
 from learner.stages.stage import Stage
 from learner.tables import MAX_ODD, OptimizerTable
 

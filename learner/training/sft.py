@@ -16,7 +16,8 @@ import torch
 
 from broker.messages import IntArray
 from learner.data.documents import DocumentTokenizer, Tokenized
-from learner.data.reading import DocumentReader, Graveyard, Memory
+from learner.data.mixture import InOrder, Reading
+from learner.data.reading import DocumentReader, Found, Graveyard, Memory
 from learner.data.source import DocumentSource
 from learner.model import lora
 from learner.model.load import set_gradient_checkpointing
@@ -32,14 +33,14 @@ from learner.training.residence import Residence
 from learner.training.share import Share
 
 SMOOTHING = 0.9  # factor of the accuracy's moving average
-NOTHING = np.array([], np.int32)  # in place of the tokens of a document that is left out
 COOLED = 0.05  # share of the learning rate at the end of the cool-down
 
 
 @dataclass(frozen=True, slots=True)
 class SftReport:
     """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order
-    (none for one that was left out), of which ``first`` is the number of the first."""
+    (none for one that was left out), of which ``first`` is the number of the first; ``places`` are the source and the row of each that was
+    trained on."""
 
     stage_step: int
     metrics: dict[str, float]
@@ -47,6 +48,7 @@ class SftReport:
     last: bool
     first: int = 0
     tokens: tuple[IntArray, ...] = ()
+    places: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -82,8 +84,8 @@ class Curriculum:
 class SftTrainer:
     """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number.
 
-    ``template`` holds options of the chat template, ``name`` is the source's in the run file. Documents that cannot be trained on go to
-    ``graves``, and their step takes the others; DataError is raised once they are more than ``stage.max_odd``.
+    ``template`` holds options of the chat template. Documents that cannot be trained on go to ``graves``, and their step takes the others;
+    DataError is raised once they are more than ``stage.max_odd``.
     """
 
     def __init__(
@@ -95,7 +97,6 @@ class SftTrainer:
         seed: int,
         placement: Placement = ALONE,
         template: Mapping[str, Any] | None = None,
-        name: str = "",
         graves: Graveyard | None = None,
     ) -> None:
         self._model, self._stage, self._seed, self._placement = model, stage, seed, placement
@@ -103,7 +104,8 @@ class SftTrainer:
         longest = longest_trained(model.config.get_text_config())
         if stage.max_tokens and (longest is None or stage.max_tokens <= longest[0]):
             longest = stage.max_tokens, "max_tokens"
-        self._reader = DocumentReader(source, name, words, graves or Memory(), longest, stage.max_odd)
+        reading: Reading = source if isinstance(source, Reading) else InOrder("", source)
+        self._reader = DocumentReader(reading, words, graves or Memory(), longest, stage.max_odd)
         table = stage.model_dump(include=set(SupervisedTable.model_fields))
         with placement.ordering("begin_sft", stage=table):
             if stage.lora is not None and not lora.is_adapted(model):
@@ -140,19 +142,18 @@ class SftTrainer:
         ``state_dict`` must be kept before that step."""
         return self._reader.plan_again(self._at.step)
 
-    def _documents(self) -> tuple[int, list[Tokenized | None], list[Tokenized]]:
-        """Number of the first document of the step, its documents (None: left out), and those that join it again."""
-        per_step = self._stage.documents_per_step
-        first = self._at.step * per_step
-        return first, *self._reader.read(self._at.step, range(first, first + per_step), self._at.level)
+    def _numbers(self) -> range:
+        """Those of the documents of the next step."""
+        first = self._at.step * self._stage.documents_per_step
+        return range(first, first + self._stage.documents_per_step)
 
     def _step(self) -> SftReport:
         started = time.monotonic()
-        first, found, again = self._documents()
-        documents = [document for document in (*found, *again) if document is not None]
-        read = tuple(NOTHING if document is None else document.tokens for document in found)
+        numbers = self._numbers()
+        found = self._reader.read(self._at.step, numbers, self._at.level)
+        documents = found.documents
         if not documents:
-            return self._empty_step(first, read)
+            return self._empty_step(numbers.start, found)
         chunks = pack(
             [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
             self._stage.pack_tokens,
@@ -183,13 +184,15 @@ class SftTrainer:
             "forward_backward": seconds,
             "optimizer": time.monotonic() - packed - seconds,
         }
-        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage), first, read)
+        return SftReport(
+            self._at.step, metrics, phases, self._at.ended(self._stage), numbers.start, found.tokens, found.places
+        )
 
-    def _empty_step(self, first: int, read: tuple[IntArray, ...]) -> SftReport:
+    def _empty_step(self, first: int, found: Found) -> SftReport:
         """A step all of whose documents are left out changes nothing but the count."""
         self._at.step += 1
         metrics = {"tokens_trained": 0.0, "odd_documents": float(self._reader.odd), "level": self._at.level}
-        return SftReport(self._at.step, metrics, {}, self._at.ended(self._stage), first, read)
+        return SftReport(self._at.step, metrics, {}, self._at.ended(self._stage), first, found.tokens)
 
 
 def take_documents(

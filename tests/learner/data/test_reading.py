@@ -11,11 +11,12 @@ import pytest
 
 from broker.errors import DataError
 from learner.data.documents import DocumentTokenizer
-from learner.data.mixture import MixedDocuments, Part
-from learner.data.reading import LOOKED, DocumentReader, Memory, OddRow, refuse_many
+from learner.data.files import read_table
+from learner.data.mixture import InOrder, MixedDocuments, Part
+from learner.data.reading import LOOKED, DocumentReader, Found, Memory, refuse_many
 from learner.data.selection import selected
-from learner.data.source import Document, Span, origin
-from learner.data.tables import TableDocuments, read_table
+from learner.data.source import Document, Span
+from learner.data.tables import TableDocuments
 from learner.model.load import load_tokenizer
 
 TINY = str(Path(__file__).resolve().parents[3] / "recipes" / "tiny_model")
@@ -41,7 +42,13 @@ class Letters(Memory):
 
 
 def reader(source: Any, graves: Memory, most: float = 1.0, **options: Any) -> DocumentReader:
-    return DocumentReader(source, "corpus", DocumentTokenizer(load_tokenizer(TINY)), graves, most=most, **options)
+    reading = source if isinstance(source, MixedDocuments) else InOrder("corpus", source)
+    return DocumentReader(reading, DocumentTokenizer(load_tokenizer(TINY)), graves, most=most, **options)
+
+
+def gaps(found: Found) -> list[bool]:
+    """Of each document of the step, whether it was left out."""
+    return [not len(tokens) for tokens in found.tokens]
 
 
 ODD = [
@@ -68,8 +75,8 @@ def test_an_odd_row_is_buried_with_file_row_and_column_and_the_others_are_read(
 ) -> None:
     graves = Memory()
     reading = reader(documents(tmp_path / "d.jsonl", [GOOD, row, GOOD]), graves, longest=(100, "max_tokens"))
-    found, again = reading.read(0, range(3), 1.0)
-    assert [document is None for document in found] == [False, True, False] and not again
+    found = reading.read(0, range(3), 1.0)
+    assert gaps(found) == [False, True, False] and found.places == (("corpus", 0), ("corpus", 2))
     (odd,) = graves.odd.values()
     assert (odd.number, odd.data, odd.row, reading.odd) == (1, "corpus", 1, 1)
     with pytest.raises(DataError, match=why):
@@ -84,19 +91,18 @@ def test_a_source_that_raises_anything_is_an_odd_row() -> None:
             return Document(spans=(Span(str(1 // (number - 2)) + " 1", True),))
 
     graves = Memory()
-    found, _ = reader(Mine(), graves).read(0, range(4), 1.0)
-    assert [document is None for document in found] == [False, False, True, False]
-    assert "row 2: ZeroDivisionError" in graves.odd[2].why
+    assert gaps(reader(Mine(), graves).read(0, range(4), 1.0)) == [False, False, True, False]
+    assert "[data.corpus] row 2: ZeroDivisionError" in graves.odd[2].why
 
 
 def test_what_was_buried_is_left_out_again_though_it_is_mended_and_comes_in_the_next_pass(tmp_path: Path) -> None:
     path, graves = tmp_path / "d.jsonl", Memory()
     reading = reader(documents(path, [GOOD, {"text": 3}]), graves)
-    assert reading.read(0, range(2), 1.0)[0][1] is None
+    assert gaps(reading.read(0, range(2), 1.0)) == [False, True]
     documents(path, [GOOD, {"text": "three"}])
     again = reader(documents(path, [GOOD, {"text": "three"}]), graves)
-    assert again.read(0, range(2), 1.0)[0][1] is None and again.odd == 1, "the step is done again as it was"
-    assert again.read(1, range(2, 4), 1.0)[0][1] is not None, "in the next pass its row is read anew"
+    assert gaps(again.read(0, range(2), 1.0)) == [False, True] and again.odd == 1, "the step is done again as it was"
+    assert gaps(again.read(1, range(2, 4), 1.0)) == [False, False], "in the next pass its row is read anew"
 
 
 def test_a_file_that_is_mended_while_it_is_read_gives_its_rows_as_they_are_now(tmp_path: Path) -> None:
@@ -122,12 +128,12 @@ def test_a_replayed_document_joins_one_step_and_a_kept_state_says_which(tmp_path
     graves.again = [(17, 1)]
     assert reading.plan_again(1)
     kept = reading.state_dict()
-    assert len(reading.read(1, range(2, 4), 1.0)[1]) == 1
+    assert reading.read(1, range(2, 4), 1.0).places == (("corpus", 2), ("corpus", 3), ("corpus", 1))
     after = reader(documents(path, [GOOD, {"text": "1+2=3"}, GOOD, GOOD]), graves)
     after.load_state_dict(kept)
     graves.again = [(17, 1)]  # a restart reads all dead letters again
     assert not after.plan_again(2) and after.odd == 1
-    assert len(after.read(1, range(2, 4), 1.0)[1]) == 1 and not after.read(2, range(4, 6), 1.0)[1]
+    assert len(after.read(1, range(2, 4), 1.0).documents) == 3 and len(after.read(2, range(4, 6), 1.0).documents) == 2
 
 
 def test_too_many_odd_rows_are_an_error_of_the_file_and_none_of_the_step_is_buried(tmp_path: Path) -> None:
@@ -166,6 +172,6 @@ def test_an_odd_row_of_a_mixture_is_named_by_its_own_source_and_row(tmp_path: Pa
     graves = Memory()
     reader(mixed, graves).read(0, range(5), 1.0)
     (odd,) = graves.odd.values()
-    assert (odd.data, odd.row) == ("b", 2) and "b.jsonl row 2 column 'text'" in odd.why
-    assert origin(mixed, "stage", odd.number) == ("b", 2)
-    assert isinstance(odd, OddRow)
+    assert (odd.data, odd.row) == ("b", 1) and "b.jsonl row 2 column 'text'" in odd.why, (
+        "rows of a selection count anew"
+    )
