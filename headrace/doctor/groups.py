@@ -57,7 +57,8 @@ def set_aside(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"step {step} could not be executed and is set aside{more}: its groups train nothing",
             why,
-            f"`headrace trace {e.run.directory} {step}` shows what it was made of; training goes on with the next step",
+            f"`headrace trace {e.run.directory} {step}` shows what it was made of; training goes on with the next step. Once the cause is mended, "
+            f"`headrace broker dlq replay {e.run.directory} OFFSET` tries it again (`dlq list` has the offset)",
             False,
         )
 
@@ -92,7 +93,8 @@ def odd_rows(e: Evidence) -> Iterator[Finding]:
 
 
 def dead_letters(e: Evidence) -> Iterator[Finding]:
-    recent = [x for x in e.letters if e.now - x.created < RECENT_SECONDS and not x.topic.startswith(ROWS)]
+    told = (ROWS, e.run.topics.steps)  # by other notices
+    recent = [x for x in e.letters if e.now - x.created < RECENT_SECONDS and not x.topic.startswith(told)]
     if recent:
         yield Finding(
             f"{len(recent)} records were buried in the last {RECENT_SECONDS / 60:.0f} minutes",

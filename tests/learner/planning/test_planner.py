@@ -38,7 +38,7 @@ from learner.planning.feed import Ask, Feeding, Schedule
 from learner.planning.groups import Group
 from learner.planning.intervals import wilson
 from learner.planning.join import read_all
-from learner.planning.planner import StagePlan
+from learner.planning.plans import StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_tail
 from learner.planning.rewards import reward_of
