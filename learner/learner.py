@@ -16,6 +16,7 @@ from broker.run import Run
 from broker.runfile import RunTable
 from learner.config import LearnerConfig
 from learner.endings import Endings
+from learner.finite import Finite
 from learner.planning.collect import Collection, Finish
 from learner.planning.feed import Feeding
 from learner.planning.plans import Planned, StagePlan
@@ -60,6 +61,7 @@ class Learner:
         self._plan: StagePlan | None = None
         self._file = run.file
         self._asked: set[str] = set()
+        self._finite = Finite()
         self._set_aside = 0  # manifests that could not be executed, one after the other
 
     @property
@@ -141,6 +143,7 @@ class Learner:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
             self._record(result)
+            self._finite.take(result.step, result.metrics.get("grad_norm"))
         return result
 
     def _put_aside(self, manifest: Manifest, offset: int, error: Exception) -> None:
@@ -179,6 +182,7 @@ class Learner:
             self._redone.check(index, report.stage_step, read)
             result = replace(result, documents=read, rows=rows_of(report.places))
         self._record(self.telemetry.step(result))
+        self._finite.take(report.stage_step, report.metrics.get("grad_norm"))
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ from typing import Any
 from broker.errors import DataError
 from broker.messages import ChatMessage
 
+CLASSES = 1024
+"""More classes than this are a mistake: a head is made with as many outputs as the highest label asks for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -34,8 +37,10 @@ def read_row(row: Mapping[str, Any], number: int) -> Pair | Labelled:
     if "chosen" in row or "rejected" in row:
         return Pair(messages, _text(row, "chosen", number), _text(row, "rejected", number))
     label = row.get("label")
-    if not isinstance(label, int | bool) or label < 0:
-        raise DataError(f"row {number}: label is {label!r}; it must be a class from 0 (or give chosen and rejected)")
+    if not isinstance(label, int | bool) or not 0 <= label < CLASSES:
+        raise DataError(
+            f"row {number}: label is {str(label)[:60]}; it must be a class from 0 to {CLASSES - 1} (or give chosen and rejected)"
+        )
     return Labelled(messages, _text(row, "reply", number), int(label))
 
 

@@ -21,7 +21,7 @@ from learner.data.source import Document, PromptRow, Span
 
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of roles, as the shape {from, value} has them."""
-COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date")
+COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date", "chat")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ class TablePrompts(_Table):
 
 @dataclass(frozen=True)
 class TableDocuments(_Table):
-    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``.
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``. ``chat`` holds a row's own options of the chat
+    template.
 
     Of a conversation of several turns ``train = "all"`` trains every reply, ``"last"`` the last one alone; a message that says
     ``"train": false`` (or ``"weight": 0``) is never trained on.
@@ -158,8 +159,8 @@ class TableDocuments(_Table):
         if messages[-1].role != "assistant":
             response = self._cell(row, number, "response", str, needed=True)
             messages, columns = (*messages, ChatMessage("assistant", response)), [*columns, "response"]
-        trained = self._trained(row, number, messages)
-        return Document(messages=messages, trained=trained, where=self._named(number, *columns))
+        trained, chat = self._trained(row, number, messages), self._cell(row, number, "chat", dict)
+        return Document(messages=messages, template=chat, trained=trained, where=self._named(number, *columns))
 
     def _has(self, row: Mapping[str, Any], name: str) -> bool:
         return row.get(self.columns.get(name, name)) is not None

@@ -222,15 +222,16 @@ def _row(row: Mapping[str, Any], number: int, data: str) -> dict[str, Any]:
     name = str(metadata.get("sample") or f"{data}-{number}")
     return {
         "id": name, "messages": [dict(turn) for turn in turns], "original": response, "response": response,
-        "kind": row.get("kind") or "", "metadata": metadata,
+        "kind": row.get("kind") or "", "metadata": metadata, "chat": row.get("chat"),
     }  # fmt: skip
 
 
 def _document(row: Mapping[str, Any], data: str) -> dict[str, Any]:
     """A row of the artefact: its metadata name the sample that it was made of, and keep its place in the log."""
     how = {"rewritten_from": data, **({"reviewed": row["reviewed"]} if "reviewed" in row else {})}
+    chat = {"chat": row["chat"]} if row.get("chat") else {}
     return {
-        "messages": row["messages"], "response": row["response"], "kind": row["kind"],
+        **chat, "messages": row["messages"], "response": row["response"], "kind": row["kind"],
         "metadata": {**row["metadata"], **how},
     }  # fmt: skip
 

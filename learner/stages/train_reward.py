@@ -64,7 +64,8 @@ class TrainRewardStage(Stage):
     def _train(self, learner: Learner, index: int, out: Path) -> RewardModelReport:
         import torch
 
-        from learner.training.reward_model import Settings, train_reward_model
+        from learner.model.load import load_tokenizer
+        from learner.training.reward_model import Settings, refuse_unwritable, train_reward_model
         from learner.training.sft import SftReport
 
         rows = learner.sources.rows(self.data)
@@ -81,11 +82,17 @@ class TrainRewardStage(Stage):
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
+            begin = self.begins_with(learner)
+            tokenizer = load_tokenizer(begin)
+
+            def written(number: int) -> Mapping[str, Any]:
+                row = self.row(rows, number)
+                refuse_unwritable(read_row(row, number), number, tokenizer)
+                return row
+
             with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
-                kept = readable(rows, lambda n: self.row(rows, n), self.data, self.max_odd, graves)
-            return train_reward_model(
-                self.begins_with(learner), [row for _, row in kept], out, settings, on_step=on_step
-            )
+                kept = readable(rows, written, self.data, self.max_odd, graves)
+            return train_reward_model(begin, [row for _, row in kept], out, settings, on_step=on_step)
         finally:
             torch.set_num_threads(threads)
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from broker.conversations import conversation_tokens
 from broker.errors import DataError, RunFileError
 from learner.data.preferences import Labelled, Pair, read_row
+from learner.finite import Finite
 from learner.model.load import load_tokenizer, save_tokenizer
 from learner.tables import OptimizerTable
 from learner.training.optimizer import build_optimizer, learning_rate
@@ -88,7 +89,7 @@ def train_reward_model(
 
     A row has ``prompt`` (text) or ``messages`` (with role and content), and ``chosen`` and ``rejected``, or ``reply`` and ``label``; all rows are of
     one kind. ``on_step(step, steps, loss)`` hears of each step. ``out`` appears whole or not at all. The same rows, settings and seed give the same
-    weights on one CPU thread. Raises DataError naming the row, RunFileError if there is no such model.
+    weights on one CPU thread. Raises DataError naming the row, RunFileError if there is no such model, RunFault where it does not stay finite.
     """
     read = [read_row(row, number) for number, row in enumerate(rows)]
     kinds = {type(row) for row in read}
@@ -141,12 +142,13 @@ class _Trainer:
         settings = self._settings
         steps = settings.epochs * -(-len(rows) // settings.batch)
         losses: list[float] = []
+        finite = Finite()
         self.model.train()
         for places in self._batches(len(rows)):
             loss = self._loss(rows, places)
             torch.autograd.backward(loss)
             self._optimizers.set_lr(learning_rate(settings.optimizer, len(losses), steps))
-            self._optimizers.step()
+            finite.take(len(losses) + 1, self._optimizers.step())
             losses.append(float(loss.detach()))
             on_step(len(losses), steps, losses[-1])
         return losses
@@ -213,6 +215,15 @@ def _load(model_dir: str, tokenizer: Any, labels: int, settings: Settings) -> An
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
     return model.to(device)
+
+
+def refuse_unwritable(row: Pair | Labelled, number: int, tokenizer: Any) -> None:
+    """Raises DataError for a conversation that the model's chat template or its tokenizer does not take."""
+    for reply in (row.chosen, row.rejected) if isinstance(row, Pair) else (row.reply,):
+        try:
+            conversation_tokens(row.messages, reply, tokenizer, 1)
+        except Exception as error:  # half of a surrogate pair, say; a tokenizer raises what it likes
+            raise DataError(f"row {number} cannot be written in tokens: {str(error)[:300]}") from error
 
 
 def _tokenised(rows: Sequence[Pair | Labelled], tokenizer: Any, longest: int) -> _Rows:
