@@ -662,7 +662,9 @@ def test_metrics_tell_what_was_clipped() -> None:
     assert batch_loss(masked, logprobs, behavior, up, every)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
     _, metrics = async_objective(logprobs, behavior, up, every, weight_cap=1.5)
     assert metrics["capped_fraction"] == 1.0 and metrics["importance_ratio_capped_mean"] > 1.5, "all of one sequence"
-    assert async_objective(logprobs, behavior, up, every, weight_cap=1.5, spread=0.1)[1]["capped_fraction"] == pytest.approx(1 / 3)
+    assert async_objective(logprobs, behavior, up, every, weight_cap=1.5, spread=0.1)[1][
+        "capped_fraction"
+    ] == pytest.approx(1 / 3)
     assert dapo(logprobs, behavior, up, every)[1]["clip_fraction_high"] == pytest.approx(1 / 3)
     _, metrics = topr(logprobs, behavior, down, every)
     assert metrics["capped_fraction"] == pytest.approx(1 / 3) and metrics["importance_ratio_capped_mean"] == 1.0
