@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from actors.engine import Completion, Request, UpdateMode
-from actors.local.decoder import Cache, Decoder
+from actors.local.decoder import Decoder
 from actors.local.held import Held, Kept
 from actors.local.orders import Orders
 from actors.local.prompts import Group, computed, next_batch
@@ -50,7 +50,7 @@ class LocalEngine:
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
         self._mode, self._device, self._slots = mode, device, slots
         self._rows = Rows(self._decoder, slots)
-        self._prompts = Cache(self._decoder, slots, self._decoder.context)
+        self._prompts = self._decoder.cache(slots, self._decoder.context)
         self._free_prompts = list(range(slots))
         self._held = Held(slots * self._decoder.context)  # as much as the rows of the cache have
         self._queue: deque[Request] = deque()
@@ -100,8 +100,8 @@ class LocalEngine:
         """Take up a model of another size; keys and values of the old one are of no use."""
         old = self._decoder
         self._decoder = Decoder(config, old.dtype, old.device, old.context)
-        self._rows.cache = Cache(self._decoder, self._rows.capacity, old.context)
-        self._prompts = Cache(self._decoder, self._rows.capacity, old.context)
+        self._rows.cache = self._decoder.cache(self._rows.capacity, old.context)
+        self._prompts = self._decoder.cache(self._rows.capacity, old.context)
 
     def _abort(self) -> None:
         """End the live samples as they are, but for those that are to be kept."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from actors.engine import Request
-from actors.local.decoder import Cache
+from actors.local.cache import Cache
 from actors.local.rows import Slot
 from broker.messages import IntArray
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from actors.engine import Request
-from actors.local.decoder import Cache, Decoder
+from actors.local.cache import Cache
+from actors.local.decoder import Decoder
 from broker.messages import VersionSpan
 
 
@@ -53,7 +54,7 @@ class Rows:
 
     def __init__(self, decoder: Decoder, capacity: int) -> None:
         self.capacity, self.context, device = capacity, decoder.context, decoder.device
-        self.cache = Cache(decoder, capacity, decoder.context)
+        self.cache = decoder.cache(capacity, decoder.context)
         self.live: list[Slot] = []
         self._last = torch.zeros(capacity, dtype=torch.long, device=device)  # the newest token of each
         self._length = torch.zeros(capacity, dtype=torch.long, device=device)  # of the sequence so far
