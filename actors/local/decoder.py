@@ -8,35 +8,22 @@ untied heads. Sliding windows, experts and dynamic rotary scaling are refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from actors.local.cache import Cache
-from actors.local.rotary import paired, rotary, turn
+from actors.local.attending import Attention
+from actors.local.cache import Cache, heads_first
+from actors.local.layers import Fusing, Layer, placed, taken
+from actors.local.rotary import rotary, turn
 from broker.errors import EngineError
 
 MAX_ROWS = 65536
-TURNED = frozenset(("q_proj", "k_proj", "q_norm", "k_norm"))
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-
-@dataclass(slots=True)
-class Layer:
-    """One layer's weights, fused; matrices are ``[in, out]``, as a product with few rows likes them. The weights of the norms before ``qkv``
-    and ``gate_up`` are multiplied into these; ``norms`` are those of queries and keys, a row a head. Queries and keys are in pairs
-    (``actors/local/rotary.py``)."""
-
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor
-    norms: Tensor | None
-    gate_up: Tensor
-    down: Tensor
 
 
 class Decoder:
@@ -61,7 +48,10 @@ class Decoder:
         self._eps = torch.tensor(self.eps, device=device)
         self._shares = {n: torch.full((n,), 1 / n, device=device) for n in (self.hidden, self.head_dim)}
         self._zero, self._never = (torch.tensor(x, dtype=dtype, device=device) for x in (0.0, float("-inf")))
+        self._attention = Attention(self.heads, self.kv_heads, self.head_dim, dtype, device)
         self.layers: list[Layer] = []
+        self._outs: list[Tensor] = []  # what stands behind the attention of one token, a layer
+        self.embedding = self.final_norm = self.head = torch.empty(0, dtype=dtype, device=device)
 
     def cache(self, rows: int, length: int) -> Cache:
         """Room for keys and values of ``rows`` sequences of up to ``length`` tokens."""
@@ -86,50 +76,24 @@ class Decoder:
         return config
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take these weights (Hugging Face names); they are copied. Raises EngineError if one is missing."""
-
-        def take(name: str) -> Tensor:
-            if name not in tensors:
-                raise EngineError(f"the weights lack {name!r}")
-            found = tensors[name].detach().to(self.device, self.dtype)
-            return paired(found, self.head_dim) if name.split(".")[-2] in TURNED else found
-
-        def maybe(name: str) -> Tensor | None:
-            return take(name).clone() if name in tensors else None
-
-        def matrix(*names: str, norm: str = "") -> Tensor:
-            parts = [take(name) for name in names]
-            whole = torch.empty((parts[0].shape[1], sum(len(p) for p in parts)), dtype=self.dtype, device=self.device)
-            scale, at = take(norm).float()[:, None] if norm else None, 0
-            for part in parts:
-                whole[:, at : at + len(part)] = part.t() if scale is None else part.t() * scale
-                at += len(part)
-            return whole
-
-        layers = []
-        for i in range(self.depth):
-            at, attn = f"model.layers.{i}.", f"model.layers.{i}.self_attn."
-            biased = f"{attn}q_proj.bias" in tensors
-            query_norm, key_norm = maybe(f"{attn}q_norm.weight"), maybe(f"{attn}k_norm.weight")
-            layers.append(
-                Layer(
-                    qkv=matrix(*(f"{attn}{x}_proj.weight" for x in "qkv"), norm=f"{at}input_layernorm.weight"),
-                    qkv_bias=torch.cat([take(f"{attn}{x}_proj.bias") for x in "qkv"]) if biased else None,
-                    out=matrix(f"{attn}o_proj.weight"),
-                    norms=None if query_norm is None or key_norm is None else torch.cat(
-                        (query_norm.expand(self.heads, -1), key_norm.expand(self.kv_heads, -1))
-                    ),
-                    gate_up=matrix(
-                        f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight", norm=f"{at}post_attention_layernorm.weight"
-                    ),
-                    down=matrix(f"{at}mlp.down_proj.weight"),
-                )
-            )  # fmt: skip
-        self.embedding = take("model.embed_tokens.weight").clone()
-        self.final_norm = take("model.norm.weight").clone()
+        """Take these weights (Hugging Face names): they are copied, into the room of those before. Raises EngineError if one is missing or of
+        another shape; those before are whole then."""
+        fusing = Fusing(
+            self.heads, self.kv_heads, self.head_dim, self.hidden, self.config.intermediate_size, self.dtype, self.device
+        )  # fmt: skip
+        found = [fusing.read(tensors, i) for i in range(self.depth)]
+        vocabulary, place = (self.vocabulary, self.hidden), (self.dtype, self.device)
+        embedding = taken(tensors, "model.embed_tokens.weight", vocabulary)
+        final_norm = taken(tensors, "model.norm.weight", (self.hidden,))
         untied = "lm_head.weight" in tensors and not self.config.tie_word_embeddings
-        self.head = take("lm_head.weight").clone() if untied else self.embedding
-        self.layers = layers
+        head = taken(tensors, "lm_head.weight", vocabulary) if untied else None
+        before: Sequence[Layer | None] = self.layers or [None] * self.depth
+        self.layers = [fusing.layer(parts, into) for parts, into in zip(found, before, strict=True)]
+        self._outs = [self._attention.projection(layer.out) for layer in self.layers]
+        self.embedding = placed(embedding, self.embedding, *place)
+        self.final_norm = placed(final_norm, self.final_norm, *place)
+        own = self.head if self.head is not self.embedding else None
+        self.head = self.embedding if head is None else placed(head, own, *place)
 
     def move(self, device: str) -> None:
         """Hold the weights on ``device``; they are computed with on ``self.device`` only."""
@@ -139,6 +103,7 @@ class Decoder:
                 tensor = getattr(layer, field.name)
                 if tensor is not None:
                     setattr(layer, field.name, tensor.to(device))
+        self._outs = [self._attention.projection(layer.out) for layer in self.layers]
         self.embedding, self.final_norm = self.embedding.to(device), self.final_norm.to(device)
         self.head = self.embedding if tied else self.head.to(device)
 
@@ -147,12 +112,11 @@ class Decoder:
         rows, length = tokens_BT.shape
         turns = self._turns[:length, None]
         hidden = self.embedding[tokens_BT]
-        for i, layer in enumerate(self.layers):
-            query, key, value = self._project(layer, hidden, turns)
-            key, value = key.transpose(1, 2), value.transpose(1, 2)
-            cache.keys[i][:rows, :, :length] = key
-            cache.values[i][:rows, :, :length] = value
-            grouped = self.heads != self.kv_heads
+        grouped = self.heads != self.kv_heads
+        for layer, known in zip(self.layers, cache.layers, strict=True):
+            query, new = self._project(layer, hidden, turns)
+            known[:rows, :length] = new
+            key, value = heads_first(new, self.kv_heads)
             out = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, is_causal=True, enable_gqa=grouped)
             hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
         last = hidden[torch.arange(rows, device=hidden.device), lengths_B - 1]
@@ -165,18 +129,17 @@ class Decoder:
         rows, length = tokens_BT.shape
         which = self._numbers[:rows]
         positions = starts_B[:, None] + self._numbers[:length]
-        longest = cache.keys[0].shape[2]
-        mask = torch.where(self._numbers[:longest] <= positions[:, :, None], self._zero, self._never)[:, None]
+        mask = torch.where(self._numbers[: cache.length] <= positions[:, :, None], self._zero, self._never)[:, None]
         turns = self._turns[positions.clamp(max=self.context - 1)][:, :, None]  # more is padding
         hidden = self.embedding[tokens_BT]
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            query, key, value = self._project(layer, hidden, turns)
-            keys[which[:, None], :, positions] = key
-            values[which[:, None], :, positions] = value
-            grouped = self.heads != self.kv_heads
+        grouped = self.heads != self.kv_heads
+        for layer, known in zip(self.layers, cache.layers, strict=True):
+            query, new = self._project(layer, hidden, turns)
+            known[which[:, None], positions] = new
+            key, value = heads_first(known[:rows], self.kv_heads)
             out = F.scaled_dot_product_attention(
-                query.transpose(1, 2), keys[:rows], values[:rows], attn_mask=mask, enable_gqa=grouped
-            )
+                query.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=grouped
+            )  # fmt: skip
             hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
         return self._logits(hidden[which, lengths_B - 1])
 
@@ -185,23 +148,20 @@ class Decoder:
 
         ``longest`` is at least the largest position + 1. What does not depend on the layer is computed once: rotations, mask, rows.
         """
-        rows, groups, queries = tokens_B.shape[0], self.heads // self.kv_heads, self.heads
-        where = self._numbers[:rows, None], self._numbers[: 2 * self.kv_heads], positions_B[:, None]
-        mask = torch.where(self._numbers[:longest] <= positions_B[:, None], self._zero, self._never)[:, None, None]
+        rows, queries = tokens_B.shape[0], self.heads
+        which = self._numbers[:rows]
+        mask = torch.where(self._numbers[:longest] <= positions_B[:, None], self._zero, self._never)
         turns = self._turns[positions_B][:, None]
         hidden = self.embedding[tokens_B]
-        for layer, both in zip(self.layers, cache.both, strict=True):
+        for layer, out, known in zip(self.layers, self._outs, cache.layers, strict=True):
             qkv = self._linear(self._normed(hidden), layer.qkv, layer.qkv_bias)
             qkv = qkv.view(rows, queries + 2 * self.kv_heads, self.head_dim)
             turned = qkv[:, : queries + self.kv_heads]
             if layer.norms is not None:
                 torch.mul(self._normed(turned), layer.norms, out=turned)
             turn(turned, turns)
-            both[where] = qkv[:, queries:]
-            query = qkv[:, :queries].view(rows, self.kv_heads, groups, self.head_dim)
-            key, value = both[:rows, :, :longest].chunk(2, 1)
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-            hidden = torch.addmm(hidden, out.reshape(rows, -1), layer.out)
+            known[which, positions_B] = qkv[:, queries:]
+            hidden = torch.addmm(hidden, self._attention(qkv[:, :queries], known[:rows, :longest], mask), out)
             gate, up = torch.mm(self._normed(hidden), layer.gate_up).chunk(2, -1)
             hidden = torch.addmm(hidden, F.silu(gate).mul_(up), layer.down)
         return self._logits(hidden)
@@ -219,15 +179,15 @@ class Decoder:
     def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
-    def _project(self, layer: Layer, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: Layer, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries ``[B, T, heads, D]``, and keys and values as the cache has them ``[B, T, 2 KV, D]``."""
         qkv = F.linear(self._normed(hidden), layer.qkv.t(), layer.qkv_bias)
         qkv = qkv.unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim))
         turned = qkv[:, :, : self.heads + self.kv_heads]
         if layer.norms is not None:
             turned.copy_(F.rms_norm(turned, (self.head_dim,), None, self.eps) * layer.norms)
         turn(turned, turns)
-        query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
-        return query, key, value
+        return qkv[:, :, : self.heads], qkv[:, :, self.heads :]
 
     def _finish(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         hidden = hidden + F.linear(attended, layer.out.t())
