@@ -147,7 +147,7 @@ class Manifest:
     the first of its log; version ``step`` is that of another run, ``origin``. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
     were judged since the manifest before, dropped ones included. ``reward_rule`` says how votes became rewards (see
-    ``learner.planning.rewards``).
+    ``learner.planning.rewards``). ``again`` is the step whose groups these are, where that was set aside and is tried again.
     """
 
     TYPE: ClassVar[str] = "manifest"
@@ -163,6 +163,7 @@ class Manifest:
     why: str = ""
     reward_rule: int = 1
     origin: Origin | None = None
+    again: int = 0
 
     def __post_init__(self) -> None:
         require(self.step >= 0 and self.stage >= 0, "step, stage", (self.step, self.stage), "at least 0")
@@ -215,7 +216,12 @@ def _origin(value: Json) -> Origin:
     return Origin(text(run), text(where), text(url), integer(step), text(sha256))
 
 
-_EXTRAS_OF_MANIFEST = {"why": Extra("", text), "reward_rule": Extra(1, integer), "origin": Extra(None, _origin, list)}
+_EXTRAS_OF_MANIFEST = {
+    "why": Extra("", text),
+    "reward_rule": Extra(1, integer),
+    "origin": Extra(None, _origin, list),
+    "again": Extra(0, integer),
+}
 
 
 def pack_groups(groups: tuple[GroupRef, ...]) -> list[Json]:
@@ -241,8 +247,10 @@ def dropped_of(value: Json) -> tuple[Dropped, ...]:
 class StepResult:
     """What came out of one optimizer step (of any stage). After a redo there may be two for one step: the last holds.
 
-    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds. ``documents`` are those of
-    supervised steps since the result before, this one included: the number of the first, how many, and a digest of their tokens in order.
+    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds. A supervised step says what it
+    was trained on: ``documents`` are the number of the first in the stage, how many, and a digest of their tokens in order; ``rows`` are
+    those of each source, as runs of (first row, how many) in the order in which they came. Older logs have one record for ten such steps,
+    whose documents are those of all ten, and no rows.
     """
 
     TYPE: ClassVar[str] = "result"
@@ -253,17 +261,16 @@ class StepResult:
     phases: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
     documents: tuple[int, int, str] | None = None
+    rows: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     def pack(self) -> dict[str, Json]:
-        documents = {} if self.documents is None else {"documents": list(self.documents)}
         return {
-            "step": self.step, "stage": self.stage, "stage_step": self.stage_step,
-            "metrics": dict(self.metrics), "phases": dict(self.phases), "created": self.created, **documents,
+            "step": self.step, "stage": self.stage, "stage_step": self.stage_step, "metrics": dict(self.metrics),
+            "phases": dict(self.phases), "created": self.created, **pack_extras(self, _EXTRAS_OF_RESULT),
         }  # fmt: skip
 
     @classmethod
     def unpack(cls, wire: Mapping[str, Json]) -> StepResult:
-        documents = wire.get("documents")
         return cls(
             integer(wire["step"]),
             integer(wire["stage"]),
@@ -271,5 +278,21 @@ class StepResult:
             numbers(wire["metrics"]),
             numbers(wire["phases"]),
             number(wire["created"]),
-            None if documents is None else (integer(documents[0]), integer(documents[1]), text(documents[2])),
+            **read_extras(wire, _EXTRAS_OF_RESULT),
         )
+
+
+def _documents(value: Json) -> tuple[int, int, str] | None:
+    return None if value is None else (integer(value[0]), integer(value[1]), text(value[2]))
+
+
+def _rows(value: Json) -> dict[str, tuple[tuple[int, int], ...]]:
+    return {
+        text(name): tuple((integer(first), integer(count)) for first, count in runs) for name, runs in value.items()
+    }
+
+
+_EXTRAS_OF_RESULT = {
+    "documents": Extra(None, _documents, list),
+    "rows": Extra({}, _rows, lambda rows: {name: [list(run) for run in runs] for name, runs in rows.items()}),
+}

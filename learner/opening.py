@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from broker.control.server import ControlServer
@@ -23,6 +24,7 @@ from broker.topics import STEPS_OWNER
 from learner.config import LearnerConfig
 from learner.endings import Endings
 from learner.learner import Learner
+from learner.planning.again import Found, set_aside
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
 from learner.planning.join import Join
@@ -31,6 +33,7 @@ from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
 from learner.planning.thread import Planning, PlanningThread
+from learner.reading import Redone
 from learner.serving.publish import Publishing, announce_control
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
@@ -48,7 +51,7 @@ TAKEOVER_SECONDS = 15.0  # a learner that is being ended may hold the run's step
 
 
 @dataclass(slots=True)
-class Redone:
+class Recovery:
     """What recovery found: a supervised stage's own state, and the stage's step that it began at."""
 
     tail: Tail
@@ -105,7 +108,9 @@ def open_learner(
     stack.callback(join.close)
     join.add(found.groups)
     planner = _planner(run, config, join, found, steps, patient(log.producer()), state, publishing, telemetry)
-    planning = _planning(planner, Collections(join, steps, run.topics.steps), endings, shifts, config, telemetry, idle)
+    aside = partial(set_aside, log, run.topics)
+    collections = Collections(join, steps, run.topics.steps)
+    planning = _planning(planner, collections, endings, shifts, config, telemetry, aside, idle)
     planning.start()
     stack.callback(planning.stop)
     shifts.end()
@@ -117,7 +122,7 @@ def open_learner(
     return Learner(
         run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, record, endings, unfinished,
         Sources(run, config, found.state.eras, planner.feed.cursor), redone.extra, redone.resumed_step,
-        restore,
+        restore, Redone(redone.tail.read),
     )  # fmt: skip
 
 
@@ -138,7 +143,7 @@ def recover(
     checkpoints: Checkpoints,
     record: Callable[[StepResult], None],
     last: int | None = None,
-) -> Redone:
+) -> Recovery:
     """Load the newest checkpoint and execute the manifests that follow it, at most up to step ``last``."""
     extra: Mapping[str, Any] = {}
     resumed_step = 0
@@ -161,7 +166,7 @@ def recover(
         if result is not None:
             record(result)
     reader.close()
-    return Redone(tail, extra, resumed_step)
+    return Recovery(tail, extra, resumed_step)
 
 
 def execute_again(
@@ -203,12 +208,13 @@ def _planning(
     shifts: Shifts,
     config: LearnerConfig,
     telemetry: Telemetry,
+    aside: Callable[[int, int], Found],
     idle: Callable[[], None] | None,
 ) -> Planning:
     telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
     telemetry.metrics.duplicates.set_function(lambda: planner.join.duplicates)
     ahead = config.learner.shift_steps if shifts.colocated else 1
-    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way}
+    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way, "aside": aside}
     if idle is not None:
         return Planning(planner, collections, endings.take, idle=idle, **how)
     return PlanningThread(planner, collections, endings.take, log_away=telemetry.log_away, **how)

@@ -11,11 +11,11 @@ from broker.run import Run
 from broker.spelling import nearest
 from learner.chosen import Choice, Clean
 from learner.config import LearnerConfig
-from learner.data.mixture import MixedDocuments, Part
+from learner.data.files import Rows
+from learner.data.mixture import InOrder, MixedDocuments, Part, Reading
 from learner.data.registry import open_rows
 from learner.data.selection import selected
 from learner.data.source import DocumentSource, PromptSource
-from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
 
@@ -101,11 +101,11 @@ class Sources:
             for name, weight in phase.weights.items()
         )
 
-    def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> DocumentSource:
+    def documents(self, data: str | tuple[str, ...] | Mapping[str, float]) -> Reading:
         """Source ``data`` of ``[data]``, or what an earlier stage of that name collected; several of them are mixed. Raises RunFileError,
         DataError."""
         if isinstance(data, str):
-            return self._documents(data)
+            return InOrder(data, self._documents(data))
         weights = data if isinstance(data, Mapping) else dict.fromkeys(data, 0.0)
         parts = [Part(name, self._documents(name), weight, self.template(name)) for name, weight in weights.items()]
         return MixedDocuments(parts, self._run.table.seed)

@@ -103,6 +103,16 @@ class Handmade:
     def result(self, step: int, metrics: Mapping[str, float], stage: int = 1, seconds: float = 0.5) -> None:
         self.write(self.topics.steps, StepResult(step, stage, step - 1, metrics, {"optimizer": seconds}, 1.0))
 
+    def supervised(
+        self, step: int, first: int, stage: int = 0, sha256: str = "aa", count: int = 4, **rows: Any
+    ) -> None:
+        """A step of supervised training on ``count`` documents."""
+        read = rows or {"corpus": ((first, count),)}
+        self.write(
+            self.topics.steps,
+            StepResult(0, stage, step, {"loss": 1.0}, {}, 1.0, (first, count, sha256 + str(step)), read),
+        )
+
     def evaluation(self, name: str, value: float, *group_ids: str, dropped: tuple[Dropped, ...] = ()) -> None:
         self.write(self.topics.steps, Evaluation(name, 1, 1, 100, 2, value, (value, value), value, (value, value), (0, 0), 3.0, group_ids, dropped))  # fmt: skip
 

@@ -21,6 +21,11 @@ class Audit:
     outstanding: int = 0
     steps: int = 0
     samples_trained: int = 0
+    supervised_steps: int = 0
+    documents: int = 0
+    """Those that supervised steps were trained on; in every pass anew."""
+    reread: int = 0
+    """Supervised steps that were made again behind a checkpoint and have read other documents: data or run file were changed meanwhile."""
     dead_letters: int = 0
     duplicate_samples: int = 0
     """Samples that came again while their group was among the last ``duplicates.REMEMBERED`` of its partition."""
@@ -48,7 +53,7 @@ class Audit:
 
 
 COUNTS = (
-    "fed", "trained", "dropped", "dead_lettered", "evaluated", "collected", "outstanding", "steps", "samples_trained", "dead_letters",
-    "duplicate_samples", "expired", "looked_into",
+    "fed", "trained", "dropped", "dead_lettered", "evaluated", "collected", "outstanding", "steps", "samples_trained",
+    "supervised_steps", "documents", "reread", "dead_letters", "duplicate_samples", "expired", "looked_into",
 )  # fmt: skip
 """The counts in the order in which people are shown them."""

@@ -28,7 +28,7 @@ def tables(run: Run) -> list[Mapping[str, Any]]:
     return [table if isinstance(table, Mapping) else {} for table in (raw if isinstance(raw, list) else [raw])]
 
 
-def _named(table: Mapping[str, Any], index: int) -> str:
+def named(table: Mapping[str, Any], index: int) -> str:
     return str(table.get("name") or f"{index}-{str(table.get('kind', '')).rpartition(':')[2]}")
 
 
@@ -37,7 +37,7 @@ def owner(stages: list[Mapping[str, Any]], index: int) -> int:
     if index >= len(stages) or stages[index].get("kind") not in MAKES_NO_MODEL:
         return index
     if model := stages[index].get("model"):
-        return next((i for i in range(index) if _named(stages[i], i) == model), index)
+        return next((i for i in range(index) if named(stages[i], i) == model), index)
     made = [i for i in range(index) if stages[i].get("kind") not in MAKES_NO_MODEL]
     return made[-1] if made else index
 
@@ -83,13 +83,18 @@ def stage_rows(log: Log, run: Run, history: History) -> list[StageRow]:
         begin = min(times[index]) if before is None else before
         kind = str(stages[index].get("kind", "")) if index < len(stages) else ""
         evaluated = {data: score_of(e) for data, e in scores.get(name, {}).items()}
-        rows.append(StageRow(name, kind, steps, evaluated, round(trained), tokens, max(0.0, end - begin)))
+        documents = sum(r.documents[1] for r in results if r.documents is not None)
+        odd = int(max((r.metrics.get("odd_documents", 0.0) for r in results), default=0.0))
+        documents = max(0, documents - odd)
+        rows.append(
+            StageRow(name, kind, steps, evaluated, round(trained), tokens, max(0.0, end - begin), documents, odd)
+        )
         before = end
     return rows
 
 
 def _name(stages: list[Mapping[str, Any]], index: int) -> str:
-    return _named(stages[index], index) if index < len(stages) else f"stage {index}"
+    return named(stages[index], index) if index < len(stages) else f"stage {index}"
 
 
 def further(report: RunReport, history: History) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def _stage(row: StageRow) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "kind": row.kind, "steps": row.steps, "tokens_trained": row.trained, "tokens_generated": row.generated,
-        "seconds": round(row.seconds, 1), "benchmarks": benchmarks,
+        "documents": row.documents, "odd_documents": row.odd, "seconds": round(row.seconds, 1), "benchmarks": benchmarks,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The lineage of one optimizer step: which samples, from which versions, judged how, at which log positions."""
+"""The lineage of one optimizer step: which samples, from which versions, judged how, at which log positions; of a supervised one, which documents."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from broker.errors import DecodeError, HeadraceError, RunFault
 from broker.log import Log, Reader
 from broker.messages import GroupRef, Manifest, Message, Position, Prompt, SampleRef, StepResult, Trajectory, Vote
 from broker.topics import Topics
+from headrace.reading.heads import head_of
 from headrace.reading.history import History, whole
 from headrace.reading.origin import origin_of, told
-from headrace.reading.records import read
+from headrace.reading.records import read, records
 from headrace.reading.turns import ending, spoken
 from learner.planning.rewards import reward_of
 
@@ -34,7 +35,38 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
         "set_aside": why,
+        "again": manifest.again,
         "forked_from": origin._asdict() if origin is not None else None,
+    }
+
+
+def trace_supervised(log: Log, topics: Topics, stage: int, step: int) -> dict[str, Any]:
+    """Everything about step ``step`` of supervised stage ``stage``, as JSON can say it; of a redo the last. Raises RunFault if the log has none.
+
+    ``rows`` are those of each source, as runs of first row and number; a log of old has ``documents`` of ten steps, and no rows.
+    """
+    found, steps = None, set()
+    for record in records(log, topics.steps):
+        head = head_of(record)
+        if head.type != StepResult.TYPE or head.stage != stage:
+            continue
+        message = read(record)
+        if isinstance(message, StepResult):
+            steps.add(message.stage_step)
+            found = message if message.stage_step == step else found
+    if found is None:
+        there = f"; it has {min(steps)}..{max(steps)}" if steps else ""
+        raise RunFault(f"the log of {topics.run} has no step {step} of stage {stage}{there}")
+    first, count, sha256 = found.documents or (0, 0, "")
+    return {
+        "step": step,
+        "stage": stage,
+        "version": found.step,
+        "created": found.created,
+        "documents": {"first": first, "count": count, "sha256": sha256},
+        "rows": {name: [list(run) for run in runs] for name, runs in found.rows.items()},
+        "metrics": dict(found.metrics),
+        "phases": dict(found.phases),
     }
 
 
@@ -53,7 +85,9 @@ def find(log: Log, topics: Topics, step: int) -> tuple[Manifest, StepResult | No
     history = History.around(log, topics, step, step)
     head = next((h for h in history.manifests if h.kind == "step" and h.step == step), None)
     if head is None:
-        raise RunFault(f"the log of {topics.run} has no step {step}{known_steps(log, topics)}")
+        raise RunFault(
+            f"the log of {topics.run} has no step {step}{known_steps(log, topics)}; a step of a supervised stage: --stage NAME"
+        )
     done = history.executed(head)
     return next(whole(log, topics, [head])), done.result if done is not None else None, history.aside.get(step, "")
 

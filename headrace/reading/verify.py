@@ -1,4 +1,5 @@
-"""The audit of a run: every prompt has exactly one fate, no sample is trained twice, every position is readable.
+"""The audit of a run: every prompt has exactly one fate, no sample is trained twice, every position is readable, no supervised step is without
+a record of what it read.
 
 It reads the log as a stream and holds only the groups that have no end yet. It may begin at a seal, which an audit before it has left,
 and read the samples of some of the manifests only. What retention was asked to remove is counted, not held against the run.
@@ -11,7 +12,7 @@ from contextlib import closing
 
 from broker.errors import DecodeError, RunFault
 from broker.log import Log
-from broker.messages import Artefact, DeadLetter, Evaluation, Manifest, Position, Seal, encode
+from broker.messages import Artefact, DeadLetter, Evaluation, Manifest, Position, Seal, StepResult, encode
 from broker.topics import Topics
 from headrace.reading.audit import Audit
 from headrace.reading.duplicates import count_duplicates
@@ -21,9 +22,10 @@ from headrace.reading.history import History
 from headrace.reading.lineage import lineage
 from headrace.reading.origin import origin_of, told
 from headrace.reading.records import read, records, scan
+from headrace.reading.supervised import Supervised
 
-RESUMED = ("fed", "trained", "dropped", "dead_lettered", "evaluated", "collected", "steps", "samples_trained", "dead_letters",
-           "duplicate_samples", "expired", "looked_into")  # fmt: skip
+RESUMED = ("fed", "trained", "dropped", "dead_lettered", "evaluated", "collected", "steps", "samples_trained", "supervised_steps",
+           "documents", "reread", "dead_letters", "duplicate_samples", "expired", "looked_into")  # fmt: skip
 """The counts that an audit takes over from a seal."""
 
 
@@ -64,6 +66,7 @@ class _Verification:
         self._begun, self._ends = seal, log.ends(topics.steps)
         self.audit = Audit()
         self._fates = Fates(log, topics, self.audit).begin(seal)
+        self._supervised = Supervised(self.audit).begin(seal.counts if seal is not None else {})
         self._trajectories: dict[int, int] = {}
         self._deadletters: dict[int, int] = {}
         self._every = 1
@@ -96,10 +99,12 @@ class _Verification:
                     audit.problem(f"record {record.offset} of the steps cannot be read: {message.reason}")
                 elif isinstance(message, Manifest | Evaluation | Artefact):
                     self._fates.take(record.offset, record.timestamp, message)
+                elif isinstance(message, StepResult):
+                    self._supervised.take(message)
                 if isinstance(message, Artefact):
                     samples.look_into(message)
                 if isinstance(message, Manifest) and message.kind == "step":
-                    audit.samples_trained += sum(len(group.samples) for group in message.groups)
+                    audit.samples_trained += 0 if message.again else sum(len(group.samples) for group in message.groups)
                     if message.step % self._every == 0:
                         samples.look_into(message)
         self._fates.finish()
@@ -125,7 +130,7 @@ class _Verification:
         """What says that all that was read is sound."""
         fates, audit = self._fates, self.audit
         offset, _ = fates.newest
-        counts = {name: getattr(audit, name) for name in RESUMED}
+        counts = {name: getattr(audit, name) for name in RESUMED} | self._supervised.counts()
         return Seal(
             self._ends[0], fates.version, offset, counts, dict(audit.dropped_by_reason), fates.fed, self._trajectories,
             self._deadletters, tuple(fates.open), time.time(),

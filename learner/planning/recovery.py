@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from broker.errors import DecodeError, LogError
 from broker.log import Log, Record
-from broker.messages import Ending, Manifest, PlannerState, Prompt, decode
+from broker.messages import Ending, Manifest, PlannerState, Prompt, StepResult, decode
 from broker.topics import Topics
 from learner.planning.groups import Group
 from learner.planning.join import each, read_all, still_there
@@ -21,12 +21,14 @@ AHEAD = 64  # manifests that may lie behind one before it is known whether it ca
 class Tail:
     """The ``steps`` topic behind a checkpoint: manifests with the offset behind each, what ended collections, and the newest manifest.
 
-    ``set_aside`` are the steps that could not be executed, with the reason.
+    ``set_aside`` are the steps that could not be executed, with the reason; ``read`` has the digest of what each supervised step has read, by
+    stage and step.
     """
 
     manifests: list[tuple[Manifest, int]] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
     set_aside: dict[int, str] = field(default_factory=dict)
+    read: dict[tuple[int, int], str] = field(default_factory=dict)
     newest: Manifest | None = None
 
 
@@ -67,6 +69,8 @@ def read_tail(log: Log, topics: Topics, offset: int, last: int | None = None) ->
                     tail.manifests.append((message, record.offset + 1))
             elif isinstance(message, Ending):
                 tail.endings.append(message)
+            elif isinstance(message, StepResult) and message.documents is not None and message.rows:
+                tail.read[message.stage, message.stage_step] = message.documents[2]
     finally:
         reader.close()
     if not known:

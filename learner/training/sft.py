@@ -16,9 +16,12 @@ import torch
 
 from broker.messages import IntArray
 from learner.data.documents import DocumentTokenizer, Tokenized
+from learner.data.mixture import InOrder, Reading
+from learner.data.reading import DocumentReader, Found, Graveyard, Memory
 from learner.data.source import DocumentSource
 from learner.model import lora
 from learner.model.load import set_gradient_checkpointing
+from learner.model.positions import longest_trained
 from learner.tables import SupervisedTable
 from learner.training.batch import PackedChunk
 from learner.training.logprobs import score
@@ -35,8 +38,9 @@ COOLED = 0.05  # share of the learning rate at the end of the cool-down
 
 @dataclass(frozen=True, slots=True)
 class SftReport:
-    """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order, of
-    which ``first`` is the number of the first."""
+    """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order
+    (none for one that was left out), of which ``first`` is the number of the first; ``places`` are the source and the row of each that was
+    trained on."""
 
     stage_step: int
     metrics: dict[str, float]
@@ -44,6 +48,7 @@ class SftReport:
     last: bool
     first: int = 0
     tokens: tuple[IntArray, ...] = ()
+    places: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -79,7 +84,8 @@ class Curriculum:
 class SftTrainer:
     """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number.
 
-    ``template`` holds options of the chat template.
+    ``template`` holds options of the chat template. Documents that cannot be trained on go to ``graves``, and their step takes the others;
+    DataError is raised once they are more than ``stage.max_odd``.
     """
 
     def __init__(
@@ -91,9 +97,15 @@ class SftTrainer:
         seed: int,
         placement: Placement = ALONE,
         template: Mapping[str, Any] | None = None,
+        graves: Graveyard | None = None,
     ) -> None:
-        self._model, self._source, self._stage, self._seed, self._placement = model, source, stage, seed, placement
-        self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag, template)
+        self._model, self._stage, self._seed, self._placement = model, stage, seed, placement
+        words = DocumentTokenizer(tokenizer, stage.until_tag, template)
+        longest = longest_trained(model.config.get_text_config())
+        if stage.max_tokens and (longest is None or stage.max_tokens <= longest[0]):
+            longest = stage.max_tokens, "max_tokens"
+        reading: Reading = source if isinstance(source, Reading) else InOrder("", source)
+        self._reader = DocumentReader(reading, words, graves or Memory(), longest, stage.max_odd)
         table = stage.model_dump(include=set(SupervisedTable.model_fields))
         with placement.ordering("begin_sft", stage=table):
             if stage.lora is not None and not lora.is_adapted(model):
@@ -104,10 +116,14 @@ class SftTrainer:
         self._at = Curriculum(level=0.0 if stage.until_accuracy else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curriculum": asdict(self._at), "optimizers": self._optimizers.state_dict()}
+        return {
+            "curriculum": asdict(self._at), "reading": self._reader.state_dict(),
+            "optimizers": self._optimizers.state_dict(),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._at = Curriculum(**state["curriculum"])
+        self._reader.load_state_dict(state.get("reading", {}))
         with self._placement.ordering("resume_sft"):
             self._optimizers.load_state_dict(state["optimizers"])
 
@@ -121,18 +137,23 @@ class SftTrainer:
         finally:
             torch.set_num_threads(threads)
 
-    def _documents(self) -> list[Tokenized]:
-        per_step, size = self._stage.documents_per_step, self._source.size
-        first = self._at.step * per_step
-        numbers = range(first, first + per_step)
-        return [
-            self._tokenizer.tokenize(self._source.document(n if size is None else n % size, self._at.level))
-            for n in numbers
-        ]
+    def read_again(self) -> bool:
+        """Have documents that were left out, and whose dead letters somebody has replayed, join the next step. Where there are some (True),
+        ``state_dict`` must be kept before that step."""
+        return self._reader.plan_again(self._at.step)
+
+    def _numbers(self) -> range:
+        """Those of the documents of the next step."""
+        first = self._at.step * self._stage.documents_per_step
+        return range(first, first + self._stage.documents_per_step)
 
     def _step(self) -> SftReport:
         started = time.monotonic()
-        documents = self._documents()
+        numbers = self._numbers()
+        found = self._reader.read(self._at.step, numbers, self._at.level)
+        documents = found.documents
+        if not documents:
+            return self._empty_step(numbers.start, found)
         chunks = pack(
             [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
             self._stage.pack_tokens,
@@ -155,16 +176,23 @@ class SftTrainer:
         self._at.see(hits / max(1, wanted), self._stage)
         metrics = {
             "loss": loss, "accuracy": self._at.accuracy, "level": self._at.level, "grad_norm": norm, "lr": rate,
-            "tokens_trained": float(trained), **activations.metrics(self._optimizers),
+            "tokens_trained": float(trained), "odd_documents": float(self._reader.odd),
+            **activations.metrics(self._optimizers),
         }  # fmt: skip
         phases = {
             "pack": packed - started,
             "forward_backward": seconds,
             "optimizer": time.monotonic() - packed - seconds,
         }
-        first = (self._at.step - 1) * self._stage.documents_per_step
-        tokens = tuple(document.tokens for document in documents)
-        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage), first, tokens)
+        return SftReport(
+            self._at.step, metrics, phases, self._at.ended(self._stage), numbers.start, found.tokens, found.places
+        )
+
+    def _empty_step(self, first: int, found: Found) -> SftReport:
+        """A step all of whose documents are left out changes nothing but the count."""
+        self._at.step += 1
+        metrics = {"tokens_trained": 0.0, "odd_documents": float(self._reader.odd), "level": self._at.level}
+        return SftReport(self._at.step, metrics, {}, self._at.ended(self._stage), first, found.tokens)
 
 
 def take_documents(

@@ -71,14 +71,24 @@ def cost_table(report: RunReport) -> str:
     """Tokens and seconds of each stage (table 7)."""
     if not report.stages:
         return '<p class="dim">No stage has left a record.</p>'
-    columns = ("stage", "kind", "steps", "tokens generated", "tokens trained", "seconds", "share of the time")
+    columns = (
+        "stage",
+        "kind",
+        "steps",
+        "tokens generated",
+        "tokens trained",
+        "documents",
+        "left out",
+        "seconds",
+        "share of the time",
+    )
     total = sum(row.seconds for row in report.stages) or 1.0
     body = "".join(
         f"<tr><th>{esc(row.name, 80)}</th>"
         + "".join(
             f"<td>{esc(cell, 60)}</td>"
             for cell in (
-                row.kind, f"{row.steps:,}", figure(row.generated), figure(row.trained), f"{row.seconds:,.0f}", f"{row.seconds / total:.1%}",
+                row.kind, f"{row.steps:,}", figure(row.generated), figure(row.trained), figure(row.documents), figure(row.odd), f"{row.seconds:,.0f}", f"{row.seconds / total:.1%}",
             )
         )
         + "</tr>"

@@ -14,7 +14,7 @@ from broker.errors import RunFault
 from headrace.commands.report import write_report
 from headrace.reading.report import report_of
 from headrace.reading.summary import WallClock, summarise
-from headrace.reading.trace import trace
+from headrace.reading.trace import trace, trace_supervised
 from headrace.reading.verify import verify
 
 
@@ -46,6 +46,24 @@ def test_a_step_that_is_not_there_is_said_so(made: Handmade) -> None:
         trace(made.log, made.topics, 9)
     with pytest.raises(RunFault, match="has no step 1;"):
         trace(made.log, made.topics, 1)  # it was made by the supervised stage
+
+
+def test_a_supervised_step_is_traced_to_the_rows_of_its_sources(made: Handmade, tmp_path: Path) -> None:
+    made.supervised(11, 40, first_half=((7, 2), (3, 1)), other=((0, 1),))
+    made.supervised(11, 40, first_half=((7, 2), (4, 1)), other=((0, 1),))
+    lineage = trace_supervised(made.log, made.topics, 0, 11)
+    assert lineage["rows"] == {"first_half": [[7, 2], [4, 1]], "other": [[0, 1]]}, "of a redo the last result holds"
+    assert lineage["documents"] == {"first": 40, "count": 4, "sha256": "aa11"} and lineage["metrics"] == {"loss": 1.0}
+    with pytest.raises(RunFault, match=r"has no step 12 of stage 0; it has 11..11"):
+        trace_supervised(made.log, made.topics, 0, 12)
+    made.run(tmp_path)
+    text = answer_of("trace", str(tmp_path), "11", "--stage", "0-sft")
+    assert text.returncode == 0 and "documents 40 to 43 of the stage" in text.stdout
+    assert "first_half: 3 rows: 7-8, 4" in text.stdout and "other: 1 rows: 0" in text.stdout
+    told = json.loads(answer_of("trace", str(tmp_path), "11", "--stage", "0-sft", "--json").stdout)
+    assert told == lineage
+    unknown = answer_of("trace", str(tmp_path), "11", "--stage", "0-stf")
+    assert unknown.returncode == 2 and "did you mean '0-sft'" in unknown.stderr
 
 
 def test_what_cannot_be_read_is_told_in_its_place(made: Handmade) -> None:

@@ -14,7 +14,7 @@ import pytest
 from handmade import Handmade
 from ringtools import answer_of
 
-from broker.messages import Artefact, Dropped, GroupRef, Position, VoteRef
+from broker.messages import Artefact, Dropped, GroupRef, Position, StepResult, VoteRef
 from headrace.reading.audit import SHOWN, Audit
 from headrace.reading.fates import Fates
 from headrace.reading.prompts import Prompts
@@ -251,6 +251,24 @@ def test_a_step_that_was_set_aside_has_trained_nothing(made: Handmade) -> None:
     assert audit.dropped_by_reason["set_aside"] == 2
 
 
+def test_a_step_that_is_tried_again_is_trained_after_all_and_nothing_else_may_say_so(made: Handmade) -> None:
+    groups = made.group("p-7@0"), made.group("p-8@0")
+    made.manifest(4, *groups, state=made.state("p-6@0"))
+    made.manifest(4, kind="set_aside", why="-")
+    made.manifest(5, *groups, state=made.state("p-6@0"), again=4)
+    audit = verify(made.log, made.topics)
+    assert audit.problems == [] and (audit.trained, audit.dropped) == (6, 1)
+    assert "set_aside" not in audit.dropped_by_reason
+    made.manifest(6, *groups, state=made.state("p-6@0"), again=4)
+    made.manifest(7, groups[0], state=made.state("p-6@0"), again=5)
+    told = verify(made.log, made.topics).problems
+    assert told == [
+        "manifest step 6 trains the groups of step 4 again, which was not set aside",
+        "manifest step 7 trains the groups of step 5 again, which was not set aside",
+        "manifest step 7 says that it is step 5 again, and has other groups",
+    ]
+
+
 def test_a_step_that_nobody_ordered_cannot_be_set_aside(made: Handmade) -> None:
     made.manifest(9, kind="set_aside", why="-")
     assert verify(made.log, made.topics).problems == ["step 9 is set aside, but no manifest orders it"]
@@ -271,6 +289,46 @@ def test_groups_end_in_an_artefact(made: Handmade) -> None:
 def test_what_an_artefact_kept_is_looked_up(made: Handmade) -> None:
     collect(made, with_sample(made.group("c-0@kept"), position=Position(0, 999)))
     assert any("group c-0@kept of artefact kept" in problem for problem in verify(made.log, made.topics).problems)
+
+
+# -- supervised steps --------------------------------------------------------------------------------------------------
+
+
+def supervised(made: Handmade, *steps: int) -> None:
+    for step in steps:
+        made.supervised(step, 4 * (step - 1), stage=5)
+
+
+def test_supervised_steps_are_counted_once_and_a_redo_reads_the_same(made: Handmade) -> None:
+    supervised(made, 1, 2, 3, 2, 3, 4)
+    audit = verify(made.log, made.topics)
+    assert (audit.supervised_steps, audit.documents, audit.reread, audit.problems) == (4, 16, 0, [])
+    made.supervised(4, 12, stage=5, sha256="other")
+    assert verify(made.log, made.topics).reread == 1, "the data was changed before the step was made again"
+
+
+def test_a_supervised_step_without_a_record_is_found(made: Handmade) -> None:
+    supervised(made, 1, 2, 5)
+    wanted = "stage 5: no record says what the steps between 2 and 5 have read, documents 8 to 15"
+    assert verify(made.log, made.topics).problems == [wanted]
+
+
+def test_a_log_of_old_has_a_record_for_ten_supervised_steps(made: Handmade) -> None:
+    for step in (10, 20, 24):
+        first = 0 if step == 10 else 40 if step == 20 else 80
+        made.write(made.topics.steps, StepResult(0, 5, step, documents=(first, 4 * step - first, "aa")))
+    audit = verify(made.log, made.topics)
+    assert (audit.supervised_steps, audit.documents, audit.problems) == (24, 96, [])
+
+
+def test_an_audit_behind_a_seal_goes_on_with_a_supervised_stage_where_it_was(made: Handmade) -> None:
+    supervised(made, 1, 2, 3)
+    verify_on(made.log, made.topics)
+    supervised(made, 3, 4)
+    second = verify_on(made.log, made.topics)
+    assert (second.supervised_steps, second.documents, second.problems) == (4, 16, [])
+    supervised(made, 7)
+    assert verify_on(made.log, made.topics).problem_count == 1
 
 
 # -- seals -------------------------------------------------------------------------------------------------------------

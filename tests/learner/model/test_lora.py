@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from broker.errors import CheckpointError, RunFileError
 from broker.messages import Manifest
 from broker.runfile import parse
+from learner.data.greetings import GreetingReplies
+from learner.data.mixture import MixedDocuments, Part
 from learner.data.sums import SumsCorpus
 from learner.model import lora
 from learner.model.load import _check, load_model, load_tokenizer, save_base, save_model
@@ -237,12 +239,13 @@ def test_other_weights_in_the_middle_of_a_run_leave_no_adapters(tiny_model: Path
 
 def sft(model: Any, **changes: Any) -> SftTrainer:
     fields = {"kind": "sft", "steps": 6, "documents_per_step": 4, "optimizer": {"lr": 1e-2}, "lora": {"rank": 4}}
-    return SftTrainer(model, load_tokenizer(str(TINY)), SumsCorpus(), SftStage.model_validate({**fields, **changes}), 3)
+    mixed = MixedDocuments([Part("sums", SumsCorpus(), 3.0), Part("replies", GreetingReplies(4), 1.0)], 3)
+    return SftTrainer(model, load_tokenizer(str(TINY)), mixed, SftStage.model_validate({**fields, **changes}), 3)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": True}])
-def test_supervised_stages_train_adapters_and_go_on_bit_for_bit(
+def test_supervised_stages_train_adapters_on_mixed_sources_and_go_on_bit_for_bit(
     tiny_model: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     whole = load_model(str(tiny_model))

@@ -1,4 +1,4 @@
-"""Supervised training in a pool: the steps of one process, stopped on some ranks and gone on with on others."""
+"""Supervised training in a pool, on two sources: the steps of one process, stopped on some ranks and gone on with on others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 from pooltools import Ranks, executor
 
+from learner.data.greetings import GreetingReplies
+from learner.data.mixture import MixedDocuments, Part
 from learner.data.sums import SumsCorpus
 from learner.stages.sft import SftStage
 from learner.training.checkpoint import Checkpoints, read_state
@@ -24,6 +26,11 @@ STAGE = {
 }  # fmt: skip
 
 
+def mixed() -> MixedDocuments:
+    """A source without end beside one of four documents, which comes to its end within the steps."""
+    return MixedDocuments([Part("sums", SumsCorpus(), 3.0), Part("replies", GreetingReplies(4), 1.0)], 0)
+
+
 def main(plan: Any, model: str, home: str, load: str, count: str) -> dict[str, Any]:
     """Take ``count`` steps, from the checkpoint ``load`` if there is one, and save."""
     made = executor(plan, model, home)
@@ -32,12 +39,12 @@ def main(plan: Any, model: str, home: str, load: str, count: str) -> dict[str, A
         extra = made.load(Path(load))
     else:
         made.start("pretrained")
-    training = SftTrainer(made.model, made.tokenizer(), SumsCorpus(), SftStage.model_validate(STAGE), 0, plan)
+    training = SftTrainer(made.model, made.tokenizer(), mixed(), SftStage.model_validate(STAGE), 0, plan)
     if extra:
         training.load_state_dict(extra)
-    reports = [report.metrics for report in islice(training.steps(), int(count))]
+    reports = list(islice(training.steps(), int(count)))
     path = made.save(Checkpoints(Path(home)), 9, f"after-{count}", training.state_dict())
-    return {"metrics": reports, "path": str(path)}
+    return {"metrics": [r.metrics for r in reports], "places": [r.places for r in reports], "path": str(path)}
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +68,6 @@ def test_steps_on_two_ranks_then_on_three_are_those_of_one_process(
     assert read_state(Path(first["path"]))["extra"]["curriculum"]["step"] == 4
     rest = three_ranks.call(__file__, str(tiny_model), str(tmp_path), first["path"], "4")
     check(rest["metrics"], alone["metrics"][4:])
+    places = [tuple(map(tuple, step)) for found in (first, rest) for step in found["places"]]
+    assert places == list(alone["places"])
+    assert {row for step in places for name, row in step if name == "replies"} == {0, 1, 2, 3}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 
 from broker.errors import CheckpointError
 from broker.messages import StepResult, decode, encode
+from learner.data.mixture import MixedDocuments, Part
 from learner.data.source import Document, Span
 from learner.data.sums import SumsCorpus
 from learner.model.load import load_model, load_tokenizer
-from learner.reading import Read
+from learner.reading import Redone, digest, rows_of
 from learner.stages.sft import SftStage
 from learner.training.checkpoint import Checkpoints, Progress, read_state
 from learner.training.sft import Curriculum, SftTrainer
@@ -127,19 +130,51 @@ def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
         read_state(path)
 
 
-def test_what_steps_have_read_is_told_once_and_is_the_same_after_a_redo() -> None:
-    documents = [np.arange(n, n + 3, dtype=np.int32) for n in range(6)]
-    one, other = Read(), Read()
-    assert one.told() is None
-    for first in (0, 2, 4):
-        one.take(first, documents[first : first + 2])
-    other.take(0, documents[:4])
-    other.take(0, documents[:2])  # killed, and redone from the beginning
-    other.take(2, documents[2:])
-    whole = one.told()
-    assert whole is not None and whole[:2] == (0, 6) and other.told() == whole and one.told() is None
-    other.take(0, [*documents[:5], documents[0]])
-    again = other.told()
-    assert again is not None and again[:2] == (0, 6) and again[2] != whole[2], "other documents"
-    result = StepResult(3, 0, 3, documents=whole)
-    assert decode(encode(result)) == result and "documents" not in StepResult(3, 0, 3).pack()
+def test_what_a_step_has_read_is_rows_of_each_source_and_a_digest() -> None:
+    documents = [np.arange(n, n + 3, dtype=np.int32) for n in range(4)]
+    assert rows_of([("a", 4), ("b", 9), ("a", 5), ("a", 0), ("b", 11)]) == {
+        "a": ((4, 2), (0, 1)),
+        "b": ((9, 1), (11, 1)),
+    }
+    whole = digest(documents)
+    assert digest(documents) == whole != digest(documents[::-1]) and rows_of([]) == {}
+    result = StepResult(3, 0, 3, documents=(0, 4, whole), rows={"a": ((4, 2), (0, 1))})
+    assert decode(encode(result)) == result
+    assert not {"documents", "rows"} & StepResult(3, 0, 3).pack().keys(), "a step of reinforcement has neither"
+
+
+def test_a_step_that_is_made_again_is_held_against_its_record(caplog: pytest.LogCaptureFixture) -> None:
+    redone = Redone({(7, 3): "aa", (7, 4): "bb"})
+    assert redone.check(7, 3, (48, 16, "aa")) and redone.check(7, 5, (80, 16, "cc")) and not caplog.records
+    assert not redone.check(7, 4, (64, 16, "xx"))
+    assert "step 4 of stage 7 reads other documents than before the restart (16 from number 64 on)" in caplog.text
+    assert redone.check(7, 4, (64, 16, "xx")), "it is said once"
+
+
+def mixed() -> MixedDocuments:
+    """Ten documents and two, mixed half and half: a pass over both is twelve, of which the ten are not all."""
+    parts = [Part("sums", Few(10, "3+7=3\n"), 1.0), Part("others", Few(2, "7+3=3\n"), 1.0)]
+    return MixedDocuments(parts, seed=0)
+
+
+@dataclass(frozen=True)
+class Few:
+    size: int
+    text: str
+
+    def document(self, number: int, level: float) -> Document:
+        assert 0 <= number < self.size
+        return Document(spans=(Span(f"{number} ", False), Span(self.text, True, "chain")))
+
+
+def test_mixed_sources_are_read_on_behind_a_pass() -> None:
+    torch.set_num_threads(1)
+    model = load_model(TINY, init="random", seed=1)
+    whole = SftTrainer(model, load_tokenizer(TINY), mixed(), stage(steps=5), 0)
+    reports = list(whole.steps())
+    rows = [row for report in reports for name, row in report.places if name == "sums"]
+    assert sorted(rows) == list(range(10)) != rows, "the last ones too, though a pass of both sources is over before"
+    assert reports[1].first == 4 and len(reports[1].tokens) == 4
+    half = SftTrainer(load_model(TINY, init="random", seed=1), load_tokenizer(TINY), mixed(), stage(steps=5), 0)
+    list(islice(half.steps(), 2))
+    assert next(half.steps()).places == reports[2].places, "what is read follows from the number of the step"
