@@ -191,6 +191,7 @@ def test_what_an_environment_could_not_answer_is_a_dead_letter_and_can_be_asked_
         assert made.verify().problems == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["open", "step"])
 def test_an_environment_that_takes_all_memory_takes_nobody_along(tmp_path: Path, place: str) -> None:
     file = run_file(tmp_path, "memory_mb = 256")
