@@ -143,7 +143,8 @@ class Learner:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
             self._record(result)
-            self._finite.take(result.step, result.metrics.get("grad_norm"))
+            told = result.metrics
+            self._finite.take(result.step, told.get("grad_norm"), told.get("tokens_invalid", 0.0))
         return result
 
     def _put_aside(self, manifest: Manifest, offset: int, error: Exception) -> None:

@@ -111,7 +111,9 @@ class RewriteStage(Stage):
             under_way: dict[Future[str | None], dict[str, Any]] = {}
             while left or under_way:
                 if learner.stop:
-                    pool.shutdown(cancel_futures=True)
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    if running := sum(future.running() for future in under_way):
+                        log.info("%s stops once %d requests under way have ended", self.name, running)
                     return None
                 while left and len(under_way) < self.requests and not (away and under_way):
                     row = left.pop(0)

@@ -24,6 +24,9 @@ def test_one_step_is_said_and_many_in_a_row_end_the_run(caplog: pytest.LogCaptur
     ):
         for step in range(41, 99):
             finite.take(step, math.inf)
+    with caplog.at_level(logging.WARNING, "learner"):
+        finite.take(99, 0.0, 7.0)
+    assert "7 tokens of step 99 are left out" in caplog.text
     assert "the gradient of step 41 is not finite (norm inf): the weights stay" in caplog.text
 
 
