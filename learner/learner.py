@@ -218,11 +218,12 @@ class Learner:
 
     def wait_collections(self) -> bool:
         """Wait for all collections under way; False when the learner is to stop."""
-        while self.planning.pending():
-            if self.stop:
-                return False
-            self.planning.wait(0.1)
-            self._follow_asked()
+        with self.telemetry.phase("collect"):
+            while self.planning.pending():
+                if self.stop:
+                    return False
+                self.planning.wait(0.1)
+                self._follow_asked()
         return True
 
     def artefact(self, name: str) -> Artefact | None:

@@ -74,7 +74,8 @@ class RewriteStage(Stage):
         if learner.artefact(self.name) is not None:
             return True
         found = learner.sources.rows(self.data)
-        with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
+        graves = Buried(learner.run, index, learner.stop, learner.telemetry.log_away)
+        with graves, learner.telemetry.phase("read"):
             kept = readable(found, lambda n: self.row(found, n), self.data, self.max_odd, graves)
         rows = [row for _, row in kept]
         if not rows:
