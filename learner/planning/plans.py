@@ -13,7 +13,8 @@ from learner.tables import Training
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the one behind it."""
+    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the offset
+    after it."""
 
     manifest: Manifest
     groups: tuple[tuple[Judged, ...], ...]
