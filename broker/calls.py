@@ -1,4 +1,4 @@
-"""Asks a server over HTTP, with all that goes wrong on the way: retries with back-off and jitter, a rate limit, a circuit breaker.
+"""Calls a server over HTTP and handles its failures: retries with back-off and jitter, a rate limit, a circuit breaker.
 
 A server that is away, overloaded or broken (no connection, no answer in time, status 408, 425, 429, 5xx) is tried again, and then it is an
 ``Outage``: the sample waits. A server that refuses the request for good (any other status, an answer that is no JSON) is ``CallRefused``: an
@@ -73,7 +73,7 @@ class _Away(HeadraceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Where a judging server is and how patiently it is asked: the options that all rewarders over HTTP share.
+    """The address of a judging server and how patiently it is called: the options that all rewarders over HTTP share.
 
     ``url`` without the path of the method. ``key_from`` names the environment variable that holds the API key. ``request_timeout`` in
     seconds bounds one attempt, ``tries`` the attempts, between which it waits ``backoff`` seconds, doubled each time, times a random share

@@ -1,7 +1,7 @@
-"""Conversations as tokens: the one place where messages, replies and documents meet a model's chat template.
+"""Turns conversations into tokens: the only place where messages, replies and documents meet a model's chat template.
 
-Text of messages never becomes control tokens; a reply is always written as it was given, whatever the template does to earlier ones; what
-the template adds is never trained. A template is a program of the model's author: what it refuses is said with its own words.
+The text of messages never becomes control tokens. A reply is always written as it was given, whatever the template does to earlier ones, and
+what the template adds is never trained. A template is a program of the model's author; its refusals are reported in its own words.
 
 Limits: where a model has no token of its own for a mark of its template (``[INST]`` of Llama 2), text cannot be told from the mark.
 """
@@ -70,7 +70,7 @@ class Chat:
         return Rendered(self._ids(text, mark), self._opened(text))
 
     def continuation(self, messages: Sequence[ChatMessage], said: Sequence[ChatMessage], ended: bool) -> Rendered:
-        """What stands between a reply to ``messages`` and the next one, if ``said`` is said in between.
+        """The tokens between a reply to ``messages`` and the next reply, if ``said`` is said in between.
 
         ``ended`` tells whether the reply already has the token that ends a turn. The reply itself is not needed: what was sampled is never
         tokenised again.
@@ -89,7 +89,8 @@ class Chat:
         return Rendered(self._ids(between, mark), self._opened(between))
 
     def disarmed(self, message: ChatMessage, mark: str) -> str:
-        """The text of a message with ``mark`` in everything that reads as a control token, for who writes the template by other means."""
+        """The text of a message with ``mark`` inserted into everything that reads as a control token, for callers that apply the template
+        themselves."""
         return self._guard(message, mark)
 
     @property
@@ -196,7 +197,7 @@ class Chat:
             raise ChatError(f"the chat template refuses roles {[t['role'] for t in turns]}: {error}") from error
 
     def _opened(self, text: str) -> str:
-        """The end of a prompt from a tag on that is open in it, such as ``<think>``."""
+        """The end of a prompt, beginning with a tag that it leaves open, such as ``<think>``."""
         at = text.rfind(PROBE) + 1
         for tag in TAG.finditer(text, at):
             name, closing = tag.group(1), f"</{tag.group(1)}>"

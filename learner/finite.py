@@ -1,4 +1,4 @@
-"""Notices that training has left the finite numbers: one such step is left out and said, and many in a row end the run, for no later one heals."""
+"""Detects gradients that are not finite: a single step is skipped and logged, many in a row end the run, because no later step recovers."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class OptimizerTable(Table):
 
 
 class RlOptimizerTable(OptimizerTable):
-    """As learning from stale samples wants it (benchmarks/staleness.md): no first-moment momentum, and a rate that falls."""
+    """Settings for learning from stale samples (benchmarks/staleness.md): no first-moment momentum, and a falling rate."""
 
     betas: tuple[Momentum, Momentum] = (0.0, 0.95)
     schedule: Literal["constant", "linear", "cosine"] = "linear"

@@ -92,7 +92,7 @@ def slow_partition(e: Evidence) -> Iterator[Finding]:
             yield Finding(
                 f"partition {worst} of {topic} is slow for {group}",
                 f"{most} of {total} open records lie in it, and they do not get fewer",
-                "its member hangs on one record or is short of time: see that worker's log, or end it, others take its place",
+                "its member is stuck on one record, or too slow: see that worker's log, or end it, and others take its place",
             )
 
 

@@ -20,7 +20,7 @@ REMEMBERED = 4096  # groups that are remembered for each partition
 
 
 def count_duplicates(log: Log, topics: Topics, starts: Mapping[int, int]) -> tuple[int, dict[int, int]]:
-    """How many samples from ``starts`` on came again, and the offsets behind the last one of each partition."""
+    """How many samples from ``starts`` on came again, and the offsets after the last one of each partition."""
     seen: dict[int, OrderedDict[str, int]] = defaultdict(OrderedDict)
     found, ends = 0, dict(starts)
     for record in records(log, topics.trajectories, starts):

@@ -1,7 +1,7 @@
 """Every group that is fed ends once: the part of the audit that follows prompts and endings side by side.
 
-Only the groups that have no end yet are held. A group that ends and is not among them is a suspect, and what stands elsewhere in
-the log about suspects is looked up when all has been read: a sound log has none.
+Only the groups that have no end yet are held. A group that ends and is not among them is a suspect. What the log says elsewhere
+about suspects is looked up when everything has been read; a sound log has none.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from headrace.reading.heads import Head, head_of
 from headrace.reading.records import at, read, records
 
 REDO_STEPS = 1024
-"""How many steps behind a step its result is looked for once more. A redo goes back to the newest checkpoint, and checkpoints are
+"""How many steps after a step its result is looked for once more. A redo goes back to the newest checkpoint, and checkpoints are
 written far more often than that ([learner] checkpoint_every)."""
 PLANNED_AHEAD = 64  # number of manifests that may precede the next result
 PROBE = 16  # records that one step of the bisection reads
@@ -48,7 +48,7 @@ class History:
         """The steps that could not be executed, with the reason: they have trained nothing."""
         self.seal: Seal | None = None
         self.next = 0
-        """The offset behind the last record that was taken."""
+        """The offset after the last record that was taken."""
         self._keep = keep
         self._results: dict[tuple[int, int], Executed] = {}
         self._made: dict[tuple[int, int], Executed] = {}

@@ -1,4 +1,4 @@
-"""What happens to a request: it finds its session, the session a sample, the sample its actor; and the reply is durable before it is told.
+"""What happens to a request: it finds its session, the session a sample, the sample its actor; and the reply is durable before it is sent.
 
 A request that goes on with what its session has said is the next turn; the same request again has the same reply, unless that was told
 already; any other past is another part: an episode of its own, in another sample.

@@ -288,7 +288,7 @@ def _usage(reply: Reply) -> dict[str, int]:
 
 
 def chunks(reply: Reply, model: str, usage: bool) -> list[str]:
-    """The same as server-sent events: the reply is one piece, for it is kept before anything of it is told."""
+    """The same as server-sent events: the reply is one piece, because it is stored before any of it is sent."""
     message, finish = _of_reply(reply)
     for place, call in enumerate(message.get("tool_calls", ())):
         call["index"] = place

@@ -21,7 +21,7 @@ BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """How far the log was read: the offsets behind the last vote and the last prompt of each partition."""
+    """How far the log was read: the offsets after the last vote and the last prompt of each partition."""
 
     rewards: Offsets
     prompts: Offsets

@@ -223,7 +223,7 @@ class Planner:
     def _late(self, rest: list[Group], table: Training, step: int) -> list[Group]:
         """The incomplete groups of ``rest`` that could no longer be trained in time if ``step`` were taken without them.
 
-        A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps behind this one,
+        A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps after this one,
         earliest deadline first; what is too old already cannot be helped by waiting.
         """
         last = [(g.oldest_version + table.max_lag + 1, g) for g in rest]

@@ -31,7 +31,7 @@ class StagePlan:
     last_step: int
     """The stage ends with this policy version."""
     later: tuple[tuple[int, tuple[Feeding, ...]], ...] = ()
-    """What is asked instead for the steps behind a version, the versions rising."""
+    """What is asked instead for the steps after a version, the versions rising."""
 
     def asked_for(self, step: int) -> tuple[Feeding, ...]:
         """What is asked for the groups that make policy version ``step``."""

@@ -128,7 +128,7 @@ def decoded(record: Record) -> object:
 def recovered_numbers(
     prompts: Mapping[str, Prompt], cursor: Mapping[str, int], due: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest, its cursor, and what was ``due`` below it."""
+    """Cursor and missing numbers after a crash: from the prompts fed since the last manifest, its cursor, and what was ``due`` below it."""
     found: dict[str, set[int]] = {}
     for prompt in prompts.values():
         if prompt.purpose == "train":
