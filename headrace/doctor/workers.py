@@ -1,4 +1,4 @@
-"""Who is needed and not there, or there and too slow: learner, actors, servers, partitions."""
+"""Rules about learner, actors, servers and partitions that are missing or too slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an audit has counted, and what it found wrong."""
+"""The result of an audit: its counts, and the problems that it found."""
 
 from __future__ import annotations
 
