@@ -86,6 +86,7 @@ def test_an_episode_is_played_over_http(rooms: Rooms, how: str) -> None:
     assert end is not None and end.over and end.outcome == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -117,6 +118,7 @@ def test_a_server_that_hangs_or_never_ends_has_its_time_and_no_more(port: int, h
         it.step("one")
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_or_busy_is_an_outage_and_no_failure(tmp_path: Path) -> None:
     number = free_port()
     rooms = rooms_at(number, tmp_path)

@@ -197,6 +197,7 @@ def quiet(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
     from headrace.running.rundir import record
 
@@ -207,12 +208,14 @@ def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
     assert first["what"] == "the log cannot be reached" and str(port) in first["evidence"]
 
 
+@pytest.mark.long
 def test_a_process_that_was_stopped_with_the_log_in_its_hand_is_named(quiet: Path) -> None:
     with stopped_in_an_append(quiet / "log" / "small.steps.sqlite") as process:
         first = diagnosis(quiet)["findings"][0]
     assert first["what"] == "the log cannot be reached" and f"`kill -CONT {process.pid}`" in first["evidence"]
 
 
+@pytest.mark.long
 def test_a_run_that_nobody_runs_says_how_to_go_on(quiet: Path) -> None:
     (quiet / "logs").mkdir()
     (quiet / "logs" / "learner-0.out").write_text("loading\nfault: the model has no such layer\n")

@@ -82,6 +82,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         RunFile.read(tmp_path / "odd.toml")
 
 
+@pytest.mark.long
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     done = answer_of("run", str(SMALL), "--set", "learner.group_sizes=3", "--dir", str(tmp_path / "run"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'group_size'?" in done.stderr
