@@ -364,6 +364,9 @@ def test_long_waits_are_one_line_each() -> None:
     assert waits([(entry("actor-0", "actor"), sampling)], now) == []
     assert waits([(entry("actor-0", "actor", 20.0), loading)], now) == [], "not yet worth a word"
     assert "learner-0 waits for judged groups (45 s)" in waits([(entry("learner-0", "learner"), waiting)], now)
+    asking = exported(lambda r: LearnerMetrics(r).phase_since("collect").set(now - 45), lambda r: None)
+    asked = "learner-0 waits for the answers to an evaluation or a collection (45 s)"
+    assert asked in waits([(entry("learner-0", "learner"), asking)], now)
     assert waits([(entry("learner-0", "learner"), {})], now) == [], "who does not answer is another matter"
     assert waits([(entry("mine", "of tomorrow"), {"up": 1.0})], now) == []
 

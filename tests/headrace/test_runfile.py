@@ -57,6 +57,11 @@ MISTAKES = [
     ("stage.7.steps=5", r"stage '7' is not one of 0..2"),
     ("lerner.lr=1", r"unknown table \[lerner\]; did you mean 'learner'\?"),
     ("learner", r"use table.key=value"),
+    ("stage.0.data=[]", r"data.* names no source"),
+    ('stage.0.data=["corpus", "corpus"]', r"data.* names a source twice"),
+    ("stage.0.data={corpus=-1.0}", r"data.* has a weight that is not above 0"),
+    ("stage.0.optimizer.betas=[0.9, 1.0]", r"betas"),
+    ("learner.optimizer.lr=1e38", r"lr"),
 ]
 
 
