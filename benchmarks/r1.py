@@ -2,6 +2,7 @@
 
 Runs ``recipes/tiny_r1.toml``, then, from the models that it leaves, the arms of ``ARMS``: reinforcement of a student by itself, the language reward
 on the base, and the model reward left on. Both are runs like any other: what is cut off goes on when the same command is given again.
+``--together`` makes them in one process, where cores are scarce.
 Figures go to ``benchmarks/r1/seed-N.json``, and ``--table`` writes those of all seeds into ``benchmarks/r1.md``.
 """
 
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
@@ -71,6 +73,16 @@ def arms(home: Path) -> list[dict[str, Any]]:
         },
         scores("gamed-scores"),
     ]  # fmt: skip
+
+
+def run_together(file: Path, directory: Path, *settings: str) -> None:
+    """The same on the ring of the tests: one process and one thread, with the learner, engine and judges of every run."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from ring import ring
+
+    model = RunFile.read(file, list(settings)).tables["run"]["model"]
+    with ring(directory, f"run.model={(file.parent / model).resolve()}", *settings, file=file) as made:
+        made.run()
 
 
 def run(file: Path, directory: Path, *settings: str) -> None:
@@ -132,7 +144,7 @@ def costs(directory: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(seed: int, home: Path, only: str) -> None:
+def measure(seed: int, home: Path, only: str, run: Callable[..., None] = run) -> None:
     place, began = home / f"seed-{seed}", time.time()
     path = FIGURES / f"seed-{seed}.json"
     FIGURES.mkdir(exist_ok=True)
@@ -257,10 +269,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--home", type=Path, default=ROOT / "runs" / "r1", help="where the runs lie")
     parser.add_argument("--only", choices=("", "recipe", "arms"), default="")
+    parser.add_argument(
+        "--together", action="store_true", help="in one process: less work for the processor, more time"
+    )
     parser.add_argument("--table", action="store_true", help="write the page from the figures that are there")
     options = parser.parse_args()
     if not options.table:
-        measure(options.seed, options.home.resolve(), options.only)
+        measure(options.seed, options.home.resolve(), options.only, run_together if options.together else run)
     write_page()
 
 
