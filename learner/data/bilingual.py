@@ -29,7 +29,7 @@ class Tongue(NamedTuple):
 
 TONGUES = {"Latin": Tongue("Compute", "so"), "Cyrillic": Tongue("Дай", "и")}
 _STEP = re.compile(r"(?:(\w+) )?(\d[+-]\d=\d)")
-_FIRST = re.compile(r"\w+ \d[+-]\d=\d,\s*")  # an operation with another one behind it
+_LAST = re.compile(r"(?<=\d),\s*\w+ \d[+-]\d=\d(?!.*\d[+-]\d=\d)", re.DOTALL)  # the last of several operations
 
 
 def asked(problem: Sum, modulus: int, language: str) -> str:
@@ -135,8 +135,8 @@ class OneTongue:
     """A rewriter (see ``learner.rewriting``) of worked sums: each operation with the word of the question's language. It knows nothing of
     right and wrong; None for a text that is not worked out.
 
-    A share ``skips`` of the workings loses its first operation, as people leave out what they do in their heads: easier to read, and harder
-    to continue for a model that has no head to do it in.
+    A share ``skips`` of the workings loses its last operation, as people leave out what they do in their heads: easier to read, and harder
+    for a model that has no head to do it in.
     """
 
     skips: float = 0.0
@@ -153,5 +153,5 @@ class OneTongue:
         then = TONGUES[language].then
         told = _STEP.sub(lambda found: f"{then} {found[2]}", text)
         if random.Random(f"one-tongue/{said}").random() < self.skips:
-            told = _FIRST.sub("", told, count=1)
+            told = _LAST.sub("", told)
         return told
