@@ -5,6 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 KAFKA_STAMP := .venv/.installed-kafka
 SGLANG_STAMP := .venv/.installed-sglang
+BESIDE := .venv/sglang-beside
 REAL := runs/models/smollm2-135m
 REAL_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
 KILLS ?= 30
@@ -15,7 +16,10 @@ HERE := not kafka and not sglang and not gpu and not watch and not real
 
 RUN ?= runs/tiny
 
-.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real run run-r1 run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+# A suite starts hundreds of processes, and pytest rewrites each test file: the byte code of both is kept, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real sglang-beside run run-r1 run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -58,7 +62,7 @@ run-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP)
 	@$(BIN)/headrace run --kafka recipes/tiny_sglang_kafka.toml
 
 test: $(STAMP) setup-sandbox
-	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "$(HERE) and not slow" -n 3 --dist loadscope --no-loadscope-reorder
 
 # Pools of learners, shared devices, the doctor's stalls, SIGKILL of anything: trees of processes that take their time, one at a time.
 test-slow: $(STAMP)
@@ -66,7 +70,7 @@ test-slow: $(STAMP)
 
 # What a developer runs after every change: no tree of processes, nothing slow.
 quick: $(STAMP) setup-sandbox
-	$(BIN)/python -m pytest tests -m "$(HERE) and not processes and not chaos and not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -m "$(HERE) and not processes and not chaos and not slow" -n 2 --dist loadscope --no-loadscope-reorder
 
 # Dashboards, alerts and the report, in a real Prometheus and a real browser.
 test-watch: $(STAMP) setup-watch
@@ -104,8 +108,13 @@ setup-sglang: $(SGLANG_STAMP)
 
 $(SGLANG_STAMP): $(STAMP)
 	@echo "headrace: installing SGLang (once, 11 GB)"
+	@test ! -f $(BESIDE).whole || { cp -rl $(BESIDE)/. .venv/ && rm -rf $(BESIDE) $(BESIDE).whole; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sglang]'
 	@touch $(SGLANG_STAMP)
+
+# What it needs beyond the environment as it is, unpacked beside that while it is in use; setup-sglang then only links it in.
+sglang-beside: $(STAMP)
+	@test -f $(SGLANG_STAMP) || { rm -rf $(BESIDE) $(BESIDE).whole && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --prefix $(BESIDE) "$$(sed -n 's/^ *\(sglang==.*\)/\1/p' setup.cfg)" && touch $(BESIDE).whole; }
 
 test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP) $(REAL)/config.json
 	$(BIN)/python -m pytest tests -m sglang

@@ -23,6 +23,7 @@ from broker.errors import HeadraceError, RunFault
 from broker.messages import PolicyVersion
 from broker.run import Run, announced, arguments
 from monitoring.daemon import Stop
+from monitoring.garbage import loading
 from monitoring.logs import setup_logging
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
@@ -142,11 +143,14 @@ def wait_joined(clients: Sequence[WeightClient], stop: Stop) -> None:
 
 def warm_up(table: ActorsTable) -> None:
     """Import what sampling needs while the first policy is still being made."""
-    import torch
-    import transformers
+    with loading():
+        import torch
+        import transformers
 
+        _ = transformers.AutoTokenizer
+        if table.engine == "local":
+            _ = transformers.AutoModelForCausalLM
     torch.set_num_threads(table.threads)
-    _ = transformers.AutoTokenizer
 
 
 def follow(run: Run, clients: Sequence[WeightClient], newest: NewestPolicy, stop: Stop) -> None:

@@ -83,6 +83,10 @@ class Chat:
             between = between[len(self._end.text) :]
         return Rendered(self._ids(between, mark), self._opened(between))
 
+    def disarmed(self, message: ChatMessage, mark: str) -> str:
+        """The text of a message with ``mark`` in everything that reads as a control token, for who writes the template by other means."""
+        return self._guard(message, mark)
+
     @property
     def ends(self) -> frozenset[int]:
         """The token ids with which the template ends a reply; empty where it writes none."""

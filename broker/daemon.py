@@ -10,6 +10,7 @@ from typing import Protocol
 
 from broker.errors import HeadraceError, LogUnavailable, RunFileError
 from monitoring.daemon import Stop, die_with_parent
+from monitoring.garbage import end_unsearched
 
 RETRY_SECONDS = 1.0
 AWAY = 75  # exit status (EX_TEMPFAIL) for a log that went away when nobody could wait for it: start again later
@@ -25,6 +26,7 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
     """Run ``serve`` until it ends or is stopped. Returns its exit status, 2 for bad input, 3 for a fault, 75 for a log that is
     away (one line says which)."""
     die_with_parent()
+    end_unsearched()
     stop = Stop().install()
     try:
         return serve(stop)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-from typing import Any
+from typing import IO, Any, Protocol
 
 import msgpack
 
@@ -33,7 +32,18 @@ def _exactly(stream: Any, size: int) -> bytes:
     return data
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+class Child(Protocol):
+    """A child with pipes; ``subprocess.Popen`` is one."""
+
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+def kill(process: Child) -> None:
     """End a child at once and close its pipes."""
     process.kill()
     process.wait()

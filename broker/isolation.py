@@ -34,7 +34,7 @@ START_SECONDS = 60.0
 PATIENCE_SECONDS = 0.25  # a payload that takes longer no longer holds up those queued behind it in its child
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
-DUMP_SECONDS = 0.2
+DUMP_SECONDS = 1.0
 STOPPED = "it was stopped meanwhile"
 
 

@@ -147,7 +147,7 @@ class Manifest:
     the first of its log; version ``step`` is that of another run, ``origin``. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
     were judged since the manifest before, dropped ones included. ``reward_rule`` says how votes became rewards (see
-    ``learner.planning.rewards``).
+    ``learner.planning.rewards``). ``again`` is the step whose groups these are, where that was set aside and is tried again.
     """
 
     TYPE: ClassVar[str] = "manifest"
@@ -163,6 +163,7 @@ class Manifest:
     why: str = ""
     reward_rule: int = 1
     origin: Origin | None = None
+    again: int = 0
 
     def __post_init__(self) -> None:
         require(self.step >= 0 and self.stage >= 0, "step, stage", (self.step, self.stage), "at least 0")
@@ -215,7 +216,12 @@ def _origin(value: Json) -> Origin:
     return Origin(text(run), text(where), text(url), integer(step), text(sha256))
 
 
-_EXTRAS_OF_MANIFEST = {"why": Extra("", text), "reward_rule": Extra(1, integer), "origin": Extra(None, _origin, list)}
+_EXTRAS_OF_MANIFEST = {
+    "why": Extra("", text),
+    "reward_rule": Extra(1, integer),
+    "origin": Extra(None, _origin, list),
+    "again": Extra(0, integer),
+}
 
 
 def pack_groups(groups: tuple[GroupRef, ...]) -> list[Json]:

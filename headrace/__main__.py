@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from broker.errors import HeadraceError, RunFileError
+from monitoring.garbage import end_unsearched
 
 
 class Command(NamedTuple):
@@ -84,6 +85,8 @@ def parser(chosen: str = "") -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        end_unsearched()
     chosen = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     if chosen in OWN_ARGUMENTS:
         if chosen == "learner":

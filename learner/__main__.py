@@ -19,6 +19,7 @@ from broker.run import Run, announced, arguments
 from learner.config import LearnerConfig
 from learner.parallel.place import Place, find_place, follow_agent
 from monitoring.daemon import Stop
+from monitoring.garbage import loading
 
 STOPPED = 130
 LOST_SECONDS = 5.0  # a rank that fails because it lost another one is ended by its watch thread within this time
@@ -68,16 +69,17 @@ def serve_rank(place: Place) -> int:
 
 def serve(run: Run, config: LearnerConfig, stop: Stop, name: str, place: Place | None = None) -> int:
     """Run all stages with metrics and registration around them; with a ``place``, as rank 0 of a pool."""
-    from prometheus_client import CollectorRegistry
-    from transformers.utils import logging as transformers_logging
+    with loading():
+        from prometheus_client import CollectorRegistry
+        from transformers.utils import logging as transformers_logging
 
-    from learner.opening import open_learner
-    from learner.parallel.group import join
-    from learner.stages.running import run_stages
-    from learner.telemetry import Telemetry
-    from learner.training.placement import ALONE
-    from learner.training.state import chosen_device
-    from monitoring.logs import setup_logging
+        from learner.opening import open_learner
+        from learner.parallel.group import join
+        from learner.stages.running import run_stages
+        from learner.telemetry import Telemetry
+        from learner.training.placement import ALONE
+        from learner.training.state import chosen_device
+        from monitoring.logs import setup_logging
 
     setup_logging("learner", name, run.table.name, run.directory)
     transformers_logging.disable_progress_bar()  # a line for every file of a checkpoint

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from broker.errors import CheckpointError, DataError, LogError, RunFault, RunFileError
 from broker.log import Producer
-from broker.messages import Artefact, Ending, Evaluation, Manifest, StepResult, encode
+from broker.messages import Artefact, DeadLetter, Ending, Evaluation, Manifest, StepResult, encode
 from broker.run import Run
 from broker.runfile import RunTable
 from learner.config import LearnerConfig
 from learner.endings import Endings
+from learner.finite import Finite
 from learner.planning.collect import Collection, Finish
 from learner.planning.feed import Feeding
-from learner.planning.planner import Planned, StagePlan
+from learner.planning.plans import Planned, StagePlan
 from learner.planning.requests import find, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
@@ -60,6 +61,7 @@ class Learner:
         self._plan: StagePlan | None = None
         self._file = run.file
         self._asked: set[str] = set()
+        self._finite = Finite()
         self._set_aside = 0  # manifests that could not be executed, one after the other
 
     @property
@@ -130,7 +132,7 @@ class Learner:
         except Exception as error:  # a user's loss, a limit of the model, memory: it must not end the run
             if manifest.kind != "step" or self.state.placement.world > 1:
                 raise
-            self._put_aside(manifest, error)
+            self._put_aside(manifest, planned.offset - 1, error)
             result = None
         else:
             self._set_aside = 0
@@ -141,14 +143,21 @@ class Learner:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
             self._record(result)
+            self._finite.take(result.step, result.metrics.get("grad_norm"))
         return result
 
-    def _put_aside(self, manifest: Manifest, error: Exception) -> None:
-        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded."""
+    def _put_aside(self, manifest: Manifest, offset: int, error: Exception) -> None:
+        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded.
+
+        The dead letter of its manifest, at ``offset``, is what is replayed to try the step again.
+        """
         step, why = manifest.step, f"{type(error).__name__}: {error}"[:1000]
         log_.error("step %d cannot be executed and is set aside: %s", step, why, exc_info=error)
         mark = Manifest(step, manifest.stage, "set_aside", why=why, created=time.time())
-        self._steps.send(self.run.topics.steps, f"set_aside/{step}".encode(), encode(mark))
+        topics, now = self.run.topics, time.time()
+        letter = DeadLetter(topics.steps, 0, offset, f"step {step}".encode(), b"", why, "learner", created=now)
+        self._steps.send(topics.steps, f"set_aside/{step}".encode(), encode(mark))
+        self._steps.send(topics.deadletters, topics.steps.encode(), encode(letter))
         self._steps.flush()
         self._set_aside += 1
         if self._set_aside >= HOPELESS_STEPS:
@@ -173,6 +182,7 @@ class Learner:
             self._redone.check(index, report.stage_step, read)
             result = replace(result, documents=read, rows=rows_of(report.places))
         self._record(self.telemetry.step(result))
+        self._finite.take(report.stage_step, report.metrics.get("grad_norm"))
 
     # -- evaluations and collections -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from broker.control.server import ControlServer
@@ -23,6 +24,7 @@ from broker.topics import STEPS_OWNER
 from learner.config import LearnerConfig
 from learner.endings import Endings
 from learner.learner import Learner
+from learner.planning.again import Found, set_aside
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
 from learner.planning.join import Join
@@ -106,7 +108,9 @@ def open_learner(
     stack.callback(join.close)
     join.add(found.groups)
     planner = _planner(run, config, join, found, steps, patient(log.producer()), state, publishing, telemetry)
-    planning = _planning(planner, Collections(join, steps, run.topics.steps), endings, shifts, config, telemetry, idle)
+    aside = partial(set_aside, log, run.topics)
+    collections = Collections(join, steps, run.topics.steps)
+    planning = _planning(planner, collections, endings, shifts, config, telemetry, aside, idle)
     planning.start()
     stack.callback(planning.stop)
     shifts.end()
@@ -204,12 +208,13 @@ def _planning(
     shifts: Shifts,
     config: LearnerConfig,
     telemetry: Telemetry,
+    aside: Callable[[int, int], Found],
     idle: Callable[[], None] | None,
 ) -> Planning:
     telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
     telemetry.metrics.duplicates.set_function(lambda: planner.join.duplicates)
     ahead = config.learner.shift_steps if shifts.colocated else 1
-    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way}
+    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way, "aside": aside}
     if idle is not None:
         return Planning(planner, collections, endings.take, idle=idle, **how)
     return PlanningThread(planner, collections, endings.take, log_away=telemetry.log_away, **how)

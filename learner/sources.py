@@ -11,11 +11,11 @@ from broker.run import Run
 from broker.spelling import nearest
 from learner.chosen import Choice, Clean
 from learner.config import LearnerConfig
+from learner.data.files import Rows
 from learner.data.mixture import InOrder, MixedDocuments, Part, Reading
 from learner.data.registry import open_rows
 from learner.data.selection import selected
 from learner.data.source import DocumentSource, PromptSource
-from learner.data.tables import Rows
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
 

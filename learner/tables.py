@@ -15,6 +15,7 @@ from learner.losses.table import ObjectiveTable
 from learner.model.loraconfig import LoraTable, Offload, adapted, as_sampled
 
 FLAT = 1e-6  # rewards of a group that differ by less than this, relative to the largest, are equal: the difference is rounding
+MAX_ODD = 0.1  # share of a supervised stage's rows that may be odd: beyond it, the file or its table is wrong, not single rows
 
 
 ROADS = ("broadcast", "disk")
@@ -233,6 +234,10 @@ class SupervisedTable(Table):
     documents_per_step: int = Field(default=32, ge=1)
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5)
     pack_tokens: int = Field(default=4096, ge=16)
+    max_tokens: int = Field(default=0, ge=0)
+    """Tokens of a document at most; a longer one is left out as an odd row is (0: what the model holds)."""
+    max_odd: float = Field(default=MAX_ODD, ge=0, le=1)
+    """Share of documents that may be left out because they cannot be trained on; more are an error (0: the first is)."""
     threads: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
     offload: Offload = "none"

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from broker.messages import Evaluation, StepResult
 from learner.planning.fates import fate_of
-from learner.planning.planner import Planned
+from learner.planning.plans import Planned
 from learner.stages.stage import Stage
 from monitoring.hacking import Monitor
 from monitoring.metrics import BrokerMetrics, LearnerMetrics, SystemMetrics

@@ -133,6 +133,10 @@ class StepMetrics(Metrics):
         "zero_variance_group_ratio", "Share of groups without a gradient", key="zero_variance_group_ratio",
         may_be_zero="rewards may differ in every group",
     )  # fmt: skip
+    odd_documents = gauge(
+        "odd_documents", "Documents of the stage that cannot be trained on and were left out", key="odd_documents",
+        may_be_zero="every document can be trained on",
+    )  # fmt: skip
     activation_memory = gauge(
         "activation_memory_bytes", "What the forward pass of a chunk holds for its backward pass, the most of a step",
         key="activation_memory_bytes",

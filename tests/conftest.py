@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from suites import PROCESSES, TREES, asked_for, lane_of, markers_of
 
 if TYPE_CHECKING:
     from broker.kafka.server import KafkaServer
@@ -17,25 +20,45 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network, and one asks for a data set that is nowhere
 
 ROOT = Path(__file__).resolve().parent.parent
-TREES = ("processes", "chaos")
 TAKE_TIME = (*TREES, "slow", "kafka", "sglang", "gpu", "watch")
 LONG = 10.0  # seconds
 TINY = ROOT / "recipes" / "tiny_model"
 
+# What collection loads stays: looking through it for cycles again and again, and once more at the end, takes seconds.
+gc.disable()
+atexit.register(gc.freeze)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Load no test file for a suite that it has no part in (``make test-kafka``): some files load for seconds."""
+    if not collection_path.match("test_*.py"):
+        return None
+    return True if asked_for(str(config.option.markexpr)) - markers_of(collection_path) else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each lane is one worker's: what its tests share is made once, and trees of processes run one at a time beside all else.
+
+    xdist's own groups come to nothing with pytest 9.2: the marks go into an attribute that it does not read any more.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane_of(ROOT / nodeid.partition("::")[0])
+
+    return Lanes(config, log)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two lanes: tests that start a tree of processes run one at a time, beside the others, which stay together by file, so that what a
-    file's tests share is made once. Tests marked ``gpu`` need a device."""
-    for item in items:
-        if any(item.get_closest_marker(name) for name in TREES):
-            item.add_marker(pytest.mark.xdist_group("processes"))
-        elif not item.get_closest_marker(
-            "xdist_group"
-        ):  # files that load the same large things name a group of their own
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(
-        key=lambda item: not any(item.get_closest_marker(name) for name in TREES)
-    )  # the long lane begins at once
+    """The longest lane begins at once. Tests marked ``gpu`` need a device."""
+    items.sort(key=lambda item: lane_of(item.path) != PROCESSES)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch

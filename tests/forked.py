@@ -28,6 +28,10 @@ class Forked:
             raise TimeoutError(f"process {self.pid} has not ended after {seconds} s")
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        return self._process.exitcode
+
     def send_signal(self, signal: int) -> None:
         if self._process.is_alive():
             os.kill(self.pid, signal)

@@ -14,7 +14,8 @@ from learner.data.sums import SignedSums
 from learner.planning.collect import Collections
 from learner.planning.feed import Ask, Feed, Feeding, Schedule
 from learner.planning.join import Join, read_all
-from learner.planning.planner import Planner, StagePlan
+from learner.planning.planner import Planner
+from learner.planning.plans import StagePlan
 from learner.planning.recovery import read_outstanding, read_tail
 from learner.tables import LearnerTable
 

@@ -8,73 +8,22 @@ untied heads. Sliding windows, experts and dynamic rotary scaling are refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from actors.local.attending import Attention
+from actors.local.cache import Cache, heads_first
+from actors.local.layers import Fusing, Layer, placed, taken
+from actors.local.rotary import rotary, turn
 from broker.errors import EngineError
 
 MAX_ROWS = 65536
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-
-@dataclass(slots=True)
-class Layer:
-    """One layer's weights, fused; matrices are ``[in, out]``, as a product with few rows likes them. The weights of the norms before ``qkv``
-    and ``gate_up`` are multiplied into these; ``norms`` are those of queries and keys, a row a head."""
-
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor
-    norms: Tensor | None
-    gate_up: Tensor
-    down: Tensor
-
-
-class Cache:
-    """Keys and values of ``rows`` sequences of up to ``length`` tokens: per layer ``[rows, KV, length, D]``."""
-
-    def __init__(self, decoder: Decoder, rows: int, length: int) -> None:
-        self._shape = (rows, decoder.kv_heads, length, decoder.head_dim)
-        self._depth, self._dtype, self._device = decoder.depth, decoder.dtype, decoder.device
-        self.allocate()
-
-    def allocate(self) -> None:
-        """Room for all rows, empty."""
-        self.keys, self.values = (
-            [torch.zeros(self._shape, dtype=self._dtype, device=self._device) for _ in range(self._depth)]
-            for _ in range(2)
-        )
-
-    def release(self) -> None:
-        """Hold nothing, until ``allocate``."""
-        self.keys, self.values = [], []
-
-    def move(self, device: str) -> None:
-        """Hold what there is on ``device``."""
-        self.keys, self.values = ([t.to(device) for t in tensors] for tensors in (self.keys, self.values))
-
-    def copy(self, source: Cache, from_row: int, to_row: int, length: int) -> None:
-        """Copy the first ``length`` tokens of a row of ``source`` (which may be this cache)."""
-        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
-            for a, b in zip(mine, theirs, strict=True):
-                a[to_row, :, :length] = b[from_row, :, :length]
-
-    def fill(self, rows: slice, source: Cache, row: int, length: int) -> None:
-        """Copy the first ``length`` tokens of a row of ``source`` to all of ``rows``."""
-        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
-            for a, b in zip(mine, theirs, strict=True):
-                a[rows, :, :length] = b[row, :, :length]
-
-    def move_rows(self, to: Tensor, source: Tensor, length: int) -> None:
-        """Copy the first ``length`` tokens of rows ``source`` to rows ``to``, none of which is a source."""
-        for tensors in (self.keys, self.values):
-            for tensor in tensors:
-                tensor[to, :, :length] = tensor[source, :, :length]
 
 
 class Decoder:
@@ -94,15 +43,21 @@ class Decoder:
         self.depth, self.eps, self.hidden = config.num_hidden_layers, config.rms_norm_eps, config.hidden_size
         self.vocabulary = int(config.vocab_size)
         self.context = min(context, int(config.max_position_embeddings))
-        cos_sin = rotary(config, self.head_dim, self.context)
-        self.cos, self.sin = (x.to(device, dtype) for x in cos_sin)
-        half = self.head_dim // 2
-        self.signed_sin = torch.cat((-self.sin[:, :half], self.sin[:, half:]), -1)  # beside halves that are swapped
+        self._turns = rotary(config, self.head_dim, self.context).to(device)
         self._numbers = torch.arange(max(self.context, MAX_ROWS), device=device)
         self._eps = torch.tensor(self.eps, device=device)
         self._shares = {n: torch.full((n,), 1 / n, device=device) for n in (self.hidden, self.head_dim)}
         self._zero, self._never = (torch.tensor(x, dtype=dtype, device=device) for x in (0.0, float("-inf")))
+        self._attention = Attention(self.heads, self.kv_heads, self.head_dim, dtype, device)
         self.layers: list[Layer] = []
+        self._outs: list[Tensor] = []  # what stands behind the attention of one token, a layer
+        self.embedding = self.final_norm = self.head = torch.empty(0, dtype=dtype, device=device)
+
+    def cache(self, rows: int, length: int) -> Cache:
+        """Room for keys and values of ``rows`` sequences of up to ``length`` tokens."""
+        return Cache(
+            rows, length, kv_heads=self.kv_heads, head_dim=self.head_dim, depth=self.depth, dtype=self.dtype, device=self.device
+        )  # fmt: skip
 
     def other_shape(self, tensors: Mapping[str, Tensor]) -> Any:
         """The configuration of these weights, where they are of another size than the model's; None where they fit. Heads stay as wide as
@@ -121,49 +76,24 @@ class Decoder:
         return config
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take these weights (Hugging Face names); they are copied. Raises EngineError if one is missing."""
-
-        def take(name: str) -> Tensor:
-            if name not in tensors:
-                raise EngineError(f"the weights lack {name!r}")
-            return tensors[name].detach().to(self.device, self.dtype)
-
-        def maybe(name: str) -> Tensor | None:
-            return take(name).clone() if name in tensors else None
-
-        def matrix(*names: str, norm: str = "") -> Tensor:
-            parts = [take(name) for name in names]
-            whole = torch.empty((parts[0].shape[1], sum(len(p) for p in parts)), dtype=self.dtype, device=self.device)
-            scale, at = take(norm).float()[:, None] if norm else None, 0
-            for part in parts:
-                whole[:, at : at + len(part)] = part.t() if scale is None else part.t() * scale
-                at += len(part)
-            return whole
-
-        layers = []
-        for i in range(self.depth):
-            at, attn = f"model.layers.{i}.", f"model.layers.{i}.self_attn."
-            biased = f"{attn}q_proj.bias" in tensors
-            query_norm, key_norm = maybe(f"{attn}q_norm.weight"), maybe(f"{attn}k_norm.weight")
-            layers.append(
-                Layer(
-                    qkv=matrix(*(f"{attn}{x}_proj.weight" for x in "qkv"), norm=f"{at}input_layernorm.weight"),
-                    qkv_bias=torch.cat([take(f"{attn}{x}_proj.bias") for x in "qkv"]) if biased else None,
-                    out=matrix(f"{attn}o_proj.weight"),
-                    norms=None if query_norm is None or key_norm is None else torch.cat(
-                        (query_norm.expand(self.heads, -1), key_norm.expand(self.kv_heads, -1))
-                    ),
-                    gate_up=matrix(
-                        f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight", norm=f"{at}post_attention_layernorm.weight"
-                    ),
-                    down=matrix(f"{at}mlp.down_proj.weight"),
-                )
-            )  # fmt: skip
-        self.embedding = take("model.embed_tokens.weight").clone()
-        self.final_norm = take("model.norm.weight").clone()
+        """Take these weights (Hugging Face names): they are copied, into the room of those before. Raises EngineError if one is missing or of
+        another shape; those before are whole then."""
+        fusing = Fusing(
+            self.heads, self.kv_heads, self.head_dim, self.hidden, self.config.intermediate_size, self.dtype, self.device
+        )  # fmt: skip
+        found = [fusing.read(tensors, i) for i in range(self.depth)]
+        vocabulary, place = (self.vocabulary, self.hidden), (self.dtype, self.device)
+        embedding = taken(tensors, "model.embed_tokens.weight", vocabulary)
+        final_norm = taken(tensors, "model.norm.weight", (self.hidden,))
         untied = "lm_head.weight" in tensors and not self.config.tie_word_embeddings
-        self.head = take("lm_head.weight").clone() if untied else self.embedding
-        self.layers = layers
+        head = taken(tensors, "lm_head.weight", vocabulary) if untied else None
+        before: Sequence[Layer | None] = self.layers or [None] * self.depth
+        self.layers = [fusing.layer(parts, into) for parts, into in zip(found, before, strict=True)]
+        self._outs = [self._attention.projection(layer.out) for layer in self.layers]
+        self.embedding = placed(embedding, self.embedding, *place)
+        self.final_norm = placed(final_norm, self.final_norm, *place)
+        own = self.head if self.head is not self.embedding else None
+        self.head = self.embedding if head is None else placed(head, own, *place)
 
     def move(self, device: str) -> None:
         """Hold the weights on ``device``; they are computed with on ``self.device`` only."""
@@ -173,20 +103,20 @@ class Decoder:
                 tensor = getattr(layer, field.name)
                 if tensor is not None:
                     setattr(layer, field.name, tensor.to(device))
+        self._outs = [self._attention.projection(layer.out) for layer in self.layers]
         self.embedding, self.final_norm = self.embedding.to(device), self.final_norm.to(device)
         self.head = self.embedding if tied else self.head.to(device)
 
     def prefill(self, tokens_BT: Tensor, lengths_B: Tensor, cache: Cache) -> Tensor:
         """Fill rows ``0..B`` of ``cache`` from their tokens (padded on the right); logits ``[B, V]`` behind the last token of each."""
         rows, length = tokens_BT.shape
-        positions = torch.arange(length, device=tokens_BT.device).expand(rows, length)
+        turns = self._turns[:length, None]
         hidden = self.embedding[tokens_BT]
-        for i, layer in enumerate(self.layers):
-            query, key, value = self._project(layer, hidden, positions)
-            key, value = key.transpose(1, 2), value.transpose(1, 2)
-            cache.keys[i][:rows, :, :length] = key
-            cache.values[i][:rows, :, :length] = value
-            grouped = self.heads != self.kv_heads
+        grouped = self.heads != self.kv_heads
+        for layer, known in zip(self.layers, cache.layers, strict=True):
+            query, new = self._project(layer, hidden, turns)
+            known[:rows, :length] = new
+            key, value = heads_first(new, self.kv_heads)
             out = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, is_causal=True, enable_gqa=grouped)
             hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
         last = hidden[torch.arange(rows, device=hidden.device), lengths_B - 1]
@@ -199,18 +129,17 @@ class Decoder:
         rows, length = tokens_BT.shape
         which = self._numbers[:rows]
         positions = starts_B[:, None] + self._numbers[:length]
-        longest = cache.keys[0].shape[2]
-        mask = torch.where(self._numbers[:longest] <= positions[:, :, None], self._zero, self._never)[:, None]
-        turned = positions.clamp(max=self.context - 1)  # of padding alone
+        mask = torch.where(self._numbers[: cache.length] <= positions[:, :, None], self._zero, self._never)[:, None]
+        turns = self._turns[positions.clamp(max=self.context - 1)][:, :, None]  # more is padding
         hidden = self.embedding[tokens_BT]
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            query, key, value = self._project(layer, hidden, turned)
-            keys[which[:, None], :, positions] = key
-            values[which[:, None], :, positions] = value
-            grouped = self.heads != self.kv_heads
+        grouped = self.heads != self.kv_heads
+        for layer, known in zip(self.layers, cache.layers, strict=True):
+            query, new = self._project(layer, hidden, turns)
+            known[which[:, None], positions] = new
+            key, value = heads_first(known[:rows], self.kv_heads)
             out = F.scaled_dot_product_attention(
-                query.transpose(1, 2), keys[:rows], values[:rows], attn_mask=mask, enable_gqa=grouped
-            )
+                query.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=grouped
+            )  # fmt: skip
             hidden = self._finish(layer, hidden, out.transpose(1, 2).reshape(rows, length, -1))
         return self._logits(hidden[which, lengths_B - 1])
 
@@ -219,25 +148,20 @@ class Decoder:
 
         ``longest`` is at least the largest position + 1. What does not depend on the layer is computed once: rotations, mask, rows.
         """
-        rows, groups = tokens_B.shape[0], self.heads // self.kv_heads
+        rows, queries = tokens_B.shape[0], self.heads
         which = self._numbers[:rows]
-        mask = torch.where(self._numbers[:longest] <= positions_B[:, None], self._zero, self._never)[:, None, None]
-        cos, sin = self.cos[positions_B][:, None], self.signed_sin[positions_B][:, None]
+        mask = torch.where(self._numbers[:longest] <= positions_B[:, None], self._zero, self._never)
+        turns = self._turns[positions_B][:, None]
         hidden = self.embedding[tokens_B]
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+        for layer, out, known in zip(self.layers, self._outs, cache.layers, strict=True):
             qkv = self._linear(self._normed(hidden), layer.qkv, layer.qkv_bias)
-            qkv = qkv.view(rows, self.heads + 2 * self.kv_heads, self.head_dim)
-            turned, value = qkv[:, : self.heads + self.kv_heads], qkv[:, self.heads + self.kv_heads :]
+            qkv = qkv.view(rows, queries + 2 * self.kv_heads, self.head_dim)
+            turned = qkv[:, : queries + self.kv_heads]
             if layer.norms is not None:
-                turned = self._normed(turned) * layer.norms
-            turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, -1), sin)
-            keys[which, :, positions_B] = turned[:, self.heads :]
-            values[which, :, positions_B] = value
-            query = turned[:, : self.heads].view(rows, self.kv_heads, groups, self.head_dim)
-            out = F.scaled_dot_product_attention(
-                query, keys[:rows, :, :longest], values[:rows, :, :longest], attn_mask=mask
-            )
-            hidden = torch.addmm(hidden, out.reshape(rows, -1), layer.out)
+                torch.mul(self._normed(turned), layer.norms, out=turned)
+            turn(turned, turns)
+            known[which, positions_B] = qkv[:, queries:]
+            hidden = torch.addmm(hidden, self._attention(qkv[:, :queries], known[:rows, :longest], mask), out)
             gate, up = torch.mm(self._normed(hidden), layer.gate_up).chunk(2, -1)
             hidden = torch.addmm(hidden, F.silu(gate).mul_(up), layer.down)
         return self._logits(hidden)
@@ -246,7 +170,8 @@ class Decoder:
         """``x`` over the root of its mean square in the last dimension: few small products, where ``rms_norm`` makes many passes."""
         if x.dtype != torch.float32:
             return F.rms_norm(x, x.shape[-1:], None, self.eps)
-        squares, size = (x * x).view(-1, x.shape[-1]), x.shape[-1]
+        size = x.shape[-1]
+        squares = (x * x).reshape(-1, size)
         means = torch.addmv(self._eps, squares, self._shares[size])
         return x * means.rsqrt_().view(*x.shape[:-1], 1)
 
@@ -254,18 +179,15 @@ class Decoder:
     def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
-    def _project(self, layer: Layer, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, length = positions.shape
-        normed = self._normed(hidden)
-        qkv = F.linear(normed, layer.qkv.t(), layer.qkv_bias).view(
-            rows, length, self.heads + 2 * self.kv_heads, self.head_dim
-        )
-        query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
+    def _project(self, layer: Layer, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries ``[B, T, heads, D]``, and keys and values as the cache has them ``[B, T, 2 KV, D]``."""
+        qkv = F.linear(self._normed(hidden), layer.qkv.t(), layer.qkv_bias)
+        qkv = qkv.unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim))
+        turned = qkv[:, :, : self.heads + self.kv_heads]
         if layer.norms is not None:
-            query = F.rms_norm(query, (self.head_dim,), layer.norms[0], self.eps)
-            key = F.rms_norm(key, (self.head_dim,), layer.norms[-1], self.eps)
-        cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+            turned.copy_(F.rms_norm(turned, (self.head_dim,), None, self.eps) * layer.norms)
+        turn(turned, turns)
+        return qkv[:, :, : self.heads], qkv[:, :, self.heads :]
 
     def _finish(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         hidden = hidden + F.linear(attended, layer.out.t())
@@ -292,27 +214,3 @@ def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, int]:
         "num_attention_heads": rows(f"{first}self_attn.q_proj.weight") // head_dim,
         "num_key_value_heads": rows(f"{first}self_attn.k_proj.weight") // head_dim,
     }  # fmt: skip
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (RoFormer, arXiv 2104.09864) in the half-split layout of the Hugging Face models."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
-
-
-def rotary(config: Any, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[length, head_dim]`` of the config's rotary parameters."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type", "default")
-    if kind == "default":
-        theta = parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0
-        frequencies, factor = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim), 1.0
-    elif kind in ("linear", "llama3", "yarn"):
-        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    else:
-        raise EngineError(f"the local engine has no rotary scaling {kind!r}; use engine = 'sglang'")
-    angles = torch.outer(torch.arange(length).float(), frequencies)
-    angles = torch.cat((angles, angles), -1)
-    return angles.cos() * factor, angles.sin() * factor

@@ -13,16 +13,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from actors.engine import Completion, Request, UpdateMode
-from actors.local.decoder import Cache, Decoder
+from actors.local.decoder import Decoder
 from actors.local.held import Held, Kept
 from actors.local.orders import Orders
 from actors.local.prompts import Group, computed, next_batch
-from actors.local.rows import Rows, Slot
+from actors.local.rows import Rows
 from actors.local.sampling import sample
 from actors.local.stops import StopFinder
 from actors.prompting import answer_text, check_prompt, end_tokens
@@ -50,7 +49,7 @@ class LocalEngine:
         self._stops = StopFinder(self.tokenizer.backend_tokenizer, self._decoder.vocabulary)
         self._mode, self._device, self._slots = mode, device, slots
         self._rows = Rows(self._decoder, slots)
-        self._prompts = Cache(self._decoder, slots, self._decoder.context)
+        self._prompts = self._decoder.cache(slots, self._decoder.context)
         self._free_prompts = list(range(slots))
         self._held = Held(slots * self._decoder.context)  # as much as the rows of the cache have
         self._queue: deque[Request] = deque()
@@ -92,22 +91,21 @@ class LocalEngine:
             self._held.clear()
             if self._rows.live:
                 self._recompute()
-        for slot in self._rows.live:
-            slot.change(version)
+        self._rows.change(version)
         self._requeue()
 
     def _rebuild(self, config: Any) -> None:
         """Take up a model of another size; keys and values of the old one are of no use."""
         old = self._decoder
         self._decoder = Decoder(config, old.dtype, old.device, old.context)
-        self._rows.cache = Cache(self._decoder, self._rows.capacity, old.context)
-        self._prompts = Cache(self._decoder, self._rows.capacity, old.context)
+        self._rows.cache = self._decoder.cache(self._rows.capacity, old.context)
+        self._prompts = self._decoder.cache(self._rows.capacity, old.context)
 
     def _abort(self) -> None:
         """End the live samples as they are, but for those that are to be kept."""
         rows = [row for row, slot in enumerate(self._rows.live) if not slot.request.keep]
         for row in rows:
-            self._finish(self._rows.live[row], "abort")
+            self._finish(row, "abort")
         self._rows.remove(rows)
 
     def _requeue(self) -> None:
@@ -216,23 +214,29 @@ class LocalEngine:
         """One token for every live sample."""
         if self._stale and self._rows.live:
             self._recompute()
-        self._admit()
-        if self._rows.live:
-            self._draw(self._decoder.decode(*self._rows.newest(), self._rows.cache), 0)
+        running = [self._decoder.decode(*self._rows.newest(), self._rows.cache)] if self._rows.live else []
+        logits = running + self._admit()
+        if logits:
+            self._draw(logits[0] if len(logits) == 1 else torch.cat(logits))
 
-    def _admit(self) -> None:
-        """Give free slots to waiting samples; compute the prompts of the next requests when those have run out."""
-        if self._version < 0:
-            return
-        while self._rows.free:
+    def _admit(self) -> list[Tensor]:
+        """Give free slots to waiting samples; compute the prompts of the next requests when those have run out. The logits of each group of them,
+        whose first tokens are drawn with the next ones of all others."""
+        logits: list[Tensor] = []
+        while self._version >= 0 and self._rows.free:
             if not self._ready and not self._prefill():
-                return
+                break
             group = self._ready[0]
             count = min(self._rows.free, len(group.waiting))
-            self._start(group, [group.waiting.popleft() for _ in range(count)])
+            indices = [group.waiting.popleft() for _ in range(count)]
+            self._rows.admit(
+                group.request, indices, self._version, time.time(), self._prompts, group.row, group.known
+            )  # fmt: skip
+            logits.append(group.logits.expand(count, -1))
             if not group.waiting:
                 self._ready.popleft()
                 self._free_prompts.append(group.row)
+        return logits
 
     def _prefill(self) -> bool:
         """Compute the prompts of requests at the head of the queue; False if there is none that may start."""
@@ -252,47 +256,42 @@ class LocalEngine:
             self._prompts.copy(scratch, i, row, len(request.tokens))
             self._ready.append(Group(request, deque(request.indices), row, logits[i], starts[i]))
 
-    def _start(self, group: Group, indices: list[int]) -> None:
-        """Put samples of a group into the next rows and draw the first token of each."""
-        first = self._rows.admit(
-            group.request, indices, self._version, time.time(), self._prompts, group.row, group.known
-        )
-        self._draw(group.logits.expand(len(indices), -1), first)
-
-    def _draw(self, logits: Tensor, first: int) -> None:
-        """Draw the next token of the rows from ``first`` on, and end the samples that are complete with it."""
-        drawn = sample(logits, *self._rows.settings(first, len(logits)), self._generator)
+    def _draw(self, logits: Tensor) -> None:
+        """Draw the next token of every live row, and end the samples that are complete with it."""
+        drawn = sample(logits, *self._rows.settings(), self._generator)
         over: dict[int, str] = {}
-        for row, token in self._rows.draw(*drawn, first, self.ends):
-            slot = self._rows.live[row]
-            if token in self.ends or self._stopped(slot, token):
+        for row, token in self._rows.draw(*drawn, self.ends):
+            if token in self.ends or self._stopped(row, token):
                 over[row] = "stop"
-            elif slot.full:
+            elif self._rows.full(row):
                 over[row] = "length"
+        for row in sorted(over, reverse=True):
+            slot = self._rows.live[row]
+            if over[row] == "stop" and slot.request.sampling.max_turns > 1:  # it may go on
+                self._held.keep(slot, self._rows.tokens(row)[:-1], self._rows.cache, row)
+            self._finish(row, over[row])
         if over:
-            for row in sorted(over, reverse=True):
-                slot = self._rows.live[row]
-                if over[row] == "stop" and slot.request.sampling.max_turns > 1:  # it may go on
-                    self._held.keep(slot, self._rows.cache, row)
-                self._finish(slot, over[row])
             self._rows.remove(over)
 
-    def _stopped(self, slot: Slot, token: int) -> bool:
-        """Whether the newest ``token`` has completed a stop string."""
-        stop = slot.request.sampling.stop
-        return bool(stop) and token in self._stops.candidates(stop) and self._stops.hit(slot.response, stop)
+    def _stopped(self, row: int, token: int) -> bool:
+        """Whether the newest ``token`` of a row has completed a stop string."""
+        stop = self._rows.live[row].request.sampling.stop
+        if not stop or token not in self._stops.candidates(stop):
+            return False
+        return self._stops.hit(self._rows.response(row).tolist(), stop)
 
-    def _finish(self, slot: Slot, reason: str) -> None:
-        request, response = slot.request, slot.response
+    def _finish(self, row: int, reason: str) -> None:
+        slot, response = self._rows.live[row], self._rows.response(row)
+        request = slot.request
         self._done.append(
             Completion(
                 group_id=request.group_id,
                 index=slot.index,
-                tokens=np.array(response, np.int32),
-                logprobs=np.array(slot.logprobs, np.float32),
+                tokens=response,
+                logprobs=self._rows.logprobs(row),
                 versions=tuple(span for span in slot.versions if span.start < len(response)),
                 finish_reason=reason,
-                text=answer_text(self.tokenizer, response, self.ends, request.sampling.stop),
+                text=answer_text(self.tokenizer, response.tolist(), self.ends, request.sampling.stop),
                 started=slot.started,
                 cached=slot.cached,
             )

@@ -9,24 +9,22 @@ import numpy as np
 from torch import Tensor
 
 from actors.engine import Request
-from actors.local.decoder import Cache
+from actors.local.cache import Cache
 from actors.local.rows import Slot
 from broker.messages import IntArray
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """``tokens`` int32 ``[n]``, and by layer their keys and values ``[KV, n, D]``."""
+    """``tokens`` int32 ``[n]``, and by layer their keys and values ``[n, 2 KV, D]``."""
 
     tokens: IntArray
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    layers: tuple[Tensor, ...]
 
     def lay(self, cache: Cache, row: int) -> None:
         """Into the beginning of a row."""
-        for mine, theirs in ((self.keys, cache.keys), (self.values, cache.values)):
-            for a, b in zip(mine, theirs, strict=True):
-                b[row, :, : len(self.tokens)] = a
+        for mine, room in zip(self.layers, cache.layers, strict=True):
+            room[row, : len(self.tokens)] = mine
 
 
 class Held:
@@ -37,18 +35,15 @@ class Held:
         self._used = 0
         self._kept: OrderedDict[tuple[str, int], Kept] = OrderedDict()
 
-    def keep(self, slot: Slot, cache: Cache, row: int) -> None:
-        """Keep a sample that has ended in ``row``; its newest token has not entered the cache."""
-        tokens = np.array(slot.tokens[:-1], np.int32)
+    def keep(self, slot: Slot, tokens: IntArray, cache: Cache, row: int) -> None:
+        """Keep a sample that has ended in ``row``, of which ``tokens`` have entered the cache."""
         self._drop((slot.request.group_id, slot.index))
         if len(tokens) > self._room:
             return
         while self._used + len(tokens) > self._room:
             self._drop(next(iter(self._kept)))
-        keys, values = (
-            tuple(layer[row, :, : len(tokens)].clone() for layer in layers) for layers in (cache.keys, cache.values)
-        )
-        self._kept[slot.request.group_id, slot.index] = Kept(tokens, keys, values)
+        layers = tuple(layer[row, : len(tokens)].clone() for layer in cache.layers)
+        self._kept[slot.request.group_id, slot.index] = Kept(tokens, layers)
         self._used += len(tokens)
 
     def take(self, request: Request) -> Kept | None:

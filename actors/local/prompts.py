@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from actors.engine import Request
-from actors.local.decoder import Cache, Decoder
+from actors.local.cache import Cache
+from actors.local.decoder import Decoder
 from actors.local.held import Kept
 from broker.messages import IntArray
 
@@ -57,7 +58,7 @@ def computed(decoder: Decoder, prompts: Sequence[IntArray], kept: Sequence[Kept]
     tokens = torch.zeros((len(prompts), longest), dtype=torch.long)
     for i, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
         tokens[i, : len(prompt) - start] = torch.from_numpy(prompt[start:].astype(np.int64))
-    cache = Cache(decoder, len(prompts), max(starts) + longest)
+    cache = decoder.cache(len(prompts), max(starts) + longest)
     for i, known in enumerate(kept):
         known.lay(cache, i)
     begun = torch.tensor(starts, device=decoder.device)

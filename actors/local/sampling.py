@@ -37,29 +37,27 @@ def draw(logits_BV: Tensor, generator: torch.Generator | None) -> tuple[Tensor, 
     One random number a row, where noise on every logit would need one a token. The sums over a wide vocabulary are taken by blocks, in
     double precision above them, so that rounding moves no probability to other tokens.
     """
-    rows, vocabulary = logits_BV.shape
+    uniform = torch.rand((len(logits_BV), 1), generator=generator, device=logits_BV.device, dtype=torch.float64)
+    if logits_BV.shape[1] < WIDE:
+        logprobs = torch.log_softmax(logits_BV, -1)
+        drawn = _search(logprobs.exp(), uniform)
+        return drawn[:, 0], logprobs.gather(1, drawn)[:, 0]
     highest = logits_BV.amax(-1, keepdim=True)
-    weights = (logits_BV - highest).exp_()
-    uniform = torch.rand((rows, 1), generator=generator, device=logits_BV.device, dtype=torch.float64)
-    if vocabulary < WIDE:
-        drawn, total = _search(weights, uniform)
-    else:
-        drawn, total = _search_blocks(weights, uniform)
+    drawn, total = _search_blocks((logits_BV - highest).exp_(), uniform)
     logprobs = logits_BV.gather(1, drawn) - highest - total.log().float()
     return drawn[:, 0], logprobs[:, 0]
 
 
-def _search(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The place ``[B, 1]`` at which the cumulative sum passes ``uniform`` of its total, and the total ``[B, 1]`` (float64)."""
+def _search(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The place ``[B, 1]`` at which the cumulative sum passes ``uniform`` of its total."""
     sums = weights.cumsum(-1, dtype=torch.float64)
     total = sums[:, -1:]
     # below the total even where the product rounds up: then the sum passes it at a token that has a weight
-    wanted = torch.minimum(uniform * total, total * (1 - 1e-12))
-    return torch.searchsorted(sums, wanted, right=True), total
+    return torch.searchsorted(sums, torch.minimum(uniform * total, total * (1 - 1e-12)), right=True)
 
 
 def _search_blocks(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``_search``: first for the block, then in it."""
+    """As ``_search``, first for the block, then in it; and the total ``[B, 1]`` (float64)."""
     rows, vocabulary = weights.shape
     whole = vocabulary // BLOCK * BLOCK
     blocks = weights[:, :whole].view(rows, -1, BLOCK).sum(-1)

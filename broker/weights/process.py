@@ -16,13 +16,15 @@ from typing import Any
 from broker.frames import read_frame, write_frame
 from broker.weights.sink import Lane
 from monitoring.daemon import die_with_parent
+from monitoring.garbage import loading
 
 
 class Publisher:
     """Carries out the orders of ``broker.weights.publisher``."""
 
     def __init__(self, buffers: list[int], size: int, device: str) -> None:
-        import torch
+        with loading():
+            import torch
 
         torch.set_num_threads(1)
         self._device, self._locked = device, False

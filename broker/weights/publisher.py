@@ -25,7 +25,7 @@ from broker.weights.replies import Words
 from broker.weights.road import Broadcast, Delivery, Disk, WeightRoad
 from broker.weights.sink import Push, TensorSpec
 from broker.weights.snapshot import Snapshots
-from broker.weights.worker import PublisherProcess
+from broker.weights.worker import PublisherProcess, Started, of_its_own
 
 log = logging.getLogger("weights")
 ATTEMPTS = 5  # number of epochs in which one version is tried before it is left to the next one
@@ -60,6 +60,7 @@ class WeightPublisher:
     """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``. ``device`` is the
     one that the weights are on, and from which they are broadcast with the backend ``nccl``. With ``sparse`` all receivers get only what has
     changed since the version before, where every one of them has acknowledged it and that is less; it takes room for one more snapshot.
+    ``begin`` starts the publisher process.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class WeightPublisher:
         bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2, device: str = "cpu",
         road: WeightRoad | Literal["broadcast", "disk"] = "broadcast",
         on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None, sparse: bool = False,
+        begin: Callable[[Sequence[str], Sequence[int]], Started] = of_its_own,
     ) -> None:  # fmt: skip
+        self._begin = begin
         self._sparse = sparse and road == "broadcast" and backend == "gloo"
         self._base: Base | None = None
         self._control, self._directory, self._template = control, directory, template
@@ -169,7 +172,7 @@ class WeightPublisher:
         self._snapshots, self._base = Snapshots(self._size, self._device, 3 if self._sparse else 2), None
         starts = self._process.starts if self._process is not None else 0
         self._process = PublisherProcess(
-            self._device, self._size, self._snapshots.files, self._timeout, self._away, starts
+            self._device, self._size, self._snapshots.files, self._timeout, self._away, starts, self._begin
         )
 
     # -- the thread ----------------------------------------------------------------------------------------------------

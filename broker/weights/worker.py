@@ -8,14 +8,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from broker.errors import WeightPushError
-from broker.frames import kill, read_frame, write_frame
+from broker.frames import Child, kill, read_frame, write_frame
 
 START_SECONDS = 60.0  # the publisher process has to import torch first
 AWAY_SECONDS = 0.05  # interval at which to check whether a member has said that it is away
 TOGETHER = ("join", "push")  # orders that the publisher process carries out together with the members
+
+
+class Started(Child, Protocol):
+    """What is known of the process; ``subprocess.Popen`` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+
+def of_its_own(arguments: Sequence[str], files: Sequence[int]) -> Started:
+    """A Python of its own that runs ``broker.weights.process``; ``files`` stay open in it, under the same numbers."""
+    command = [sys.executable, "-m", "broker.weights.process", *arguments]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=files, start_new_session=True
+    )
 
 
 class PublisherProcess:
@@ -24,10 +40,11 @@ class PublisherProcess:
 
     def __init__(
         self, device: str, size: int, files: Sequence[int], timeout: float, away: Callable[[], str],
-        starts: int = 0,
+        starts: int = 0, begin: Callable[[Sequence[str], Sequence[int]], Started] = of_its_own,
     ) -> None:  # fmt: skip
+        self._begin = begin
         self._device, self._size, self._files, self._timeout, self._away = device, size, tuple(files), timeout, away
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
         self._starts = (
             starts  # of those before it, of weights of another shape: lanes are known by the number of a start
         )
@@ -65,17 +82,14 @@ class PublisherProcess:
             raise WeightPushError(answer["error"])
         return answer
 
-    def running(self) -> subprocess.Popen[bytes]:
+    def running(self) -> Started:
         """The process, started if it does not run. Raises WeightPushError if it does not come up."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.kill()
         self._starts += 1
-        command = [sys.executable, "-m", "broker.weights.process", str(os.getpid()), self._device, str(max(1, self._size)),
-                   *map(str, self._files)]  # fmt: skip
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._files, start_new_session=True
-        )
+        size = max(1, self._size)
+        self._process = self._begin([str(os.getpid()), self._device, str(size), *map(str, self._files)], self._files)
         self._answer(self._process, START_SECONDS, False)
         return self._process
 
@@ -85,7 +99,7 @@ class PublisherProcess:
             kill(self._process)
             self._process = None
 
-    def _answer(self, process: subprocess.Popen[bytes], limit: float, together: bool) -> dict[str, Any]:
+    def _answer(self, process: Started, limit: float, together: bool) -> dict[str, Any]:
         """What the process answers. Where it works ``together`` with members, one that is away ends that at once."""
         assert process.stdout is not None
         deadline = time.monotonic() + limit

@@ -3,7 +3,8 @@
 init FILE           make the topics, and refuse those whose settings would lose data
 topics | lag RUN    what there is; what the consumer groups have yet to read
 tail RUN            the newest records of a topic
-dlq list RUN        the dead letters; ``show`` one, ``replay`` some into the topics they came from, ``drop`` some for good
+dlq list RUN        the dead letters; ``show`` one, ``drop`` some for good, ``replay`` some: records into the topics they came from, rows of
+                    the data and steps that were set aside to the learner, which reads and trains them again
 delete RUN          remove all topics and consumer groups of a run that has ended, with --yes
 trim RUN            remove the records that neither a resume nor the last ``--keep-steps`` steps need
 """
@@ -169,11 +170,12 @@ def _row(offset: int, letter: DeadLetter, settled: Mapping[int, str]) -> dict[st
 
 
 def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -> Rows:
-    """Replay or drop dead letters. A replayed record of a group that has ended is left aside by the learner; a row of the data is asked again."""
+    """Replay or drop dead letters. A replayed record of a group that has ended is left aside by the learner; a row of the data is read again,
+    and a step that was set aside is tried again."""
     done = "replayed" if action == "replay" else "dropped"
     with closing(log.producer()) as producer:
         for offset, letter in chosen.items():
-            if action == "replay" and not letter.topic.startswith("data."):
+            if action == "replay" and letter.topic != run.topics.steps and not letter.topic.startswith("data."):
                 producer.send(letter.topic, letter.key, letter.value, letter.partition)
             settled = Settled(offset, done, time.time())
             producer.send(run.topics.deadletters, letter.topic.encode(), encode(settled))

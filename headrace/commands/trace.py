@@ -77,6 +77,8 @@ def show(lineage: dict[str, Any]) -> None:
         print(clean_text(f"of a run forked from {origin['run']} at step {origin['step']} ({origin['where']})", 400))
     if lineage["set_aside"]:
         print(f"set aside, it has trained nothing: {clean_text(lineage['set_aside'], 400)}")
+    if lineage["again"]:
+        print(f"these are the groups of step {lineage['again']}, which was set aside")
     print(numbers_line(lineage))
     for group in lineage["groups"]:
         partition, offset = group["prompt"]

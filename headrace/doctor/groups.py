@@ -57,7 +57,8 @@ def set_aside(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             f"step {step} could not be executed and is set aside{more}: its groups train nothing",
             why,
-            f"`headrace trace {e.run.directory} {step}` shows what it was made of; training goes on with the next step",
+            f"`headrace trace {e.run.directory} {step}` shows what it was made of; training goes on with the next step. Once the cause is mended, "
+            f"`headrace broker dlq replay {e.run.directory} OFFSET` tries it again (`dlq list` has the offset)",
             False,
         )
 
@@ -74,19 +75,26 @@ def lost_samples(e: Evidence) -> Iterator[Finding]:
 
 
 def odd_rows(e: Evidence) -> Iterator[Finding]:
-    """Rows of the data that cannot be asked: they come again in the next epoch, once they are mended."""
+    """Rows of the data that cannot be asked or trained on: they come again in the next epoch, once they are mended."""
     odd = [letter for letter in e.letters if letter.topic.startswith(ROWS)]
-    if odd:
-        yield Finding(
-            f"{len({(o.topic, o.offset) for o in odd})} rows of [{odd[-1].topic}] cannot be asked",
-            f"row {odd[-1].offset}: {odd[-1].error[:200]}",
-            "mend the row in its file; the next epoch asks for it again, and the others go on",
-            False,
-        )
+    for what, found in (
+        ("asked", [letter for letter in odd if letter.key.isdigit()]),
+        ("trained on", [letter for letter in odd if not letter.key.isdigit()]),
+    ):
+        if found:
+            last = found[-1]
+            yield Finding(
+                f"{len({(o.topic, o.offset) for o in found})} rows of [{last.topic}] cannot be {what}",
+                f"row {last.offset}: {last.error[:200]}",
+                f"mend the row in its file; the next epoch reads it again (at once: `headrace broker dlq replay {e.run.directory}`), "
+                "and the others go on",
+                False,
+            )
 
 
 def dead_letters(e: Evidence) -> Iterator[Finding]:
-    recent = [x for x in e.letters if e.now - x.created < RECENT_SECONDS and not x.topic.startswith(ROWS)]
+    told = (ROWS, e.run.topics.steps)  # by other notices
+    recent = [x for x in e.letters if e.now - x.created < RECENT_SECONDS and not x.topic.startswith(told)]
     if recent:
         yield Finding(
             f"{len(recent)} records were buried in the last {RECENT_SECONDS / 60:.0f} minutes",

@@ -17,10 +17,12 @@ from headrace.preflight.checks import CHECKS, name_of
 from headrace.preflight.subject import Subject
 from headrace.running.runfile import check
 from monitoring.daemon import die_with_parent
+from monitoring.garbage import end_unsearched
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent()
+    end_unsearched()
     parser = argparse.ArgumentParser(prog="headrace.preflight")
     parser.add_argument("file", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[])

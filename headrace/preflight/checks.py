@@ -18,6 +18,7 @@ CHECKS: tuple[Check, ...] = (
     settings.held_out,
     plugged.callables,
     rows.readable,
+    rows.columns,
     settings.questions,
     rows.answers,
     model.files,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from broker.errors import ChatError, DataError
 from headrace.preflight.findings import Finding, error, note, share, warning
 from headrace.preflight.model import limits
-from headrace.preflight.rows import distinct
+from headrace.preflight.rows import distinct, most_odd
 from headrace.preflight.subject import Subject, Use
 from learner.data.documents import DocumentTokenizer
 
@@ -87,6 +87,7 @@ def documents(subject: Subject) -> Iterator[Finding]:
         options = subject.whole.learner.data[use.source].chat
         words = DocumentTokenizer(subject.tokenizer, getattr(use.stage, "until_tag", ""), options)
         where, lengths, untrained = f"[data.{use.source}]", [0], 0
+        most = getattr(use.stage, "max_tokens", 0)
         refused: dict[int, str] = {}
         tagged = False
         for number, row in rows.good.items():
@@ -95,13 +96,20 @@ def documents(subject: Subject) -> Iterator[Finding]:
             except DataError as fault:
                 refused[number] = str(fault)
                 continue
+            if most and len(found.tokens) > most:
+                refused[number] = f"it has {len(found.tokens)} tokens, and max_tokens is {most}"
+                continue
             lengths.append(len(found.tokens))
             untrained += not found.trained.any()
             tagged |= bool(found.tagged.any())
         if refused:
             number, why = next(iter(refused.items()))
-            what = f"{use.where} stops at such a document: {share(len(refused), len(rows.good))} are refused, row {number} first: {why}"
-            yield error(where, what, "mend the documents or the template")
+            what = f"{share(len(refused), len(rows.good))} of its documents are refused, row {number} first: {why}"
+            if most_odd(use.stage) * rows.count < len(refused) + len(rows.odd):
+                more = f"{what}; {use.where} bears a share of {most_odd(use.stage):g} (max_odd)"
+                yield error(where, more, "mend the documents or the template")
+            else:
+                yield warning(where, f"{what}: each becomes a dead letter", "mend the documents or the template")
         if untrained:
             yield warning(
                 where, f"{share(untrained, len(rows.good))} of its documents train no token", "give each a reply"
@@ -114,7 +122,8 @@ def documents(subject: Subject) -> Iterator[Finding]:
             long = sum(length > limit.tokens for length in lengths)
             if long:
                 what = f"{share(long, len(rows.good))} of its documents (up to {max(lengths)} tokens) are longer than the {limit.name} of {limit.tokens} tokens: {limit.why}"
-                yield limit.finding(where, what, "shorten them")
+                few = long + len(refused) + len(rows.odd) <= most_odd(use.stage) * rows.count
+                yield warning(where, what, "shorten them") if few else limit.finding(where, what, "shorten them")
 
 
 def templates(subject: Subject) -> Iterator[Finding]:

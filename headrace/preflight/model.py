@@ -14,7 +14,7 @@ from broker.spelling import nearest
 from headrace.preflight.findings import Finding, error, warning
 from headrace.preflight.subject import Subject
 from headrace.running.runfile import check_path
-from learner.model.positions import stretched_from
+from learner.model.positions import learned_positions, stretched_from, window_of
 from learner.model.sizes import sizes_of, unlike
 
 UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
@@ -35,7 +35,7 @@ def limits(config: Any, trained: bool) -> Iterator[Limit]:
     """How long a sequence may be; training knows narrower limits than sampling."""
     if config is None:
         return
-    if trained and (window := _window(config)):
+    if trained and (window := window_of(config)):
         yield Limit("model's sliding window", window, "packed training refuses it", error)
     if trained and (original := stretched_from(config)) is not None:
         yield Limit(
@@ -44,21 +44,11 @@ def limits(config: Any, trained: bool) -> Iterator[Limit]:
         )  # fmt: skip
     most = getattr(config, "max_position_embeddings", None)
     if isinstance(most, int) and most > 0:
-        rotary = bool(getattr(config, "rope_parameters", None))
         yield (
             Limit("model's positions", most, "it was made for no more", warning)
-            if rotary
+            if learned_positions(config) is None
             else Limit("model's positions", most, "it has no more", error)
         )
-
-
-def _window(config: Any) -> int | None:
-    """The sliding window of those layers that have one."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
-        return None
-    return window if kinds is None or "sliding_attention" in kinds else None
 
 
 def files(subject: Subject) -> Iterator[Finding]:

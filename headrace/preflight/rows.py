@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from broker.errors import DataAway, DataError, HeadraceError
 from headrace.preflight.findings import Finding, error, note, share, warning
-from headrace.preflight.subject import Subject, Use, read
+from headrace.preflight.subject import ROWS, Subject, Use, read, spread
+from learner.data.registry import open_rows
 from learner.data.source import Document, PromptRow
+from learner.stages.stage import Stage
 
 MOST = 20_000
 """Rows of a source that are compared with others."""
@@ -35,10 +38,48 @@ def readable(subject: Subject) -> Iterator[Finding]:
         elif rows.odd:
             number, why = next(iter(rows.odd.items()))
             what = f"{share(len(rows.odd), rows.count)} of the rows that were looked at cannot be read, row {number} first: {why}"
-            if not rows.good or use.purpose == "documents":  # supervised training stops at such a row
+            if not rows.good or (use.purpose == "documents" and len(rows.odd) > most_odd(use.stage) * rows.count):
                 yield error(where, what, "mend the rows, or name their columns: columns = { prompt = ... }")
             else:
-                yield warning(where, what, "mend them; each becomes a dead letter, and the others are asked")
+                done = "trained on" if use.purpose == "documents" else "asked"
+                yield warning(where, what, f"mend them; each becomes a dead letter, and the others are {done}")
+
+
+def most_odd(stage: Stage) -> float:
+    """Share of its rows that a supervised stage may leave out."""
+    return float(getattr(stage, "max_odd", 0.0))
+
+
+def columns(subject: Subject) -> Iterator[Finding]:
+    """Rows that a stage reads by their columns, and that it cannot read."""
+    config = subject.whole.learner
+    for stage in config.stages:
+        parse: Any = getattr(stage, "row", None)
+        for name in stage.sources().values() if stage.reads_rows and parse is not None else ():
+            if name not in config.data:
+                continue
+            where = f"[data.{name}]"
+            try:
+                rows = open_rows(name, config.data[name], subject.whole.file)
+                looked = spread(len(rows), ROWS)
+            except DataAway:
+                continue
+            except HeadraceError as fault:
+                yield error(where, str(fault).removeprefix(where).strip(), "mend it, or its table")
+                continue
+            odd: dict[int, str] = {}
+            for number in looked:
+                try:
+                    parse(rows, number)
+                except Exception as fault:  # the plug-in boundary: a source is anybody's code
+                    odd[number] = str(fault) if isinstance(fault, DataError) else f"{type(fault).__name__}: {fault}"
+            if odd:
+                number, why = next(iter(odd.items()))
+                what = f"[[stage]] {stage.name} cannot read {share(len(odd), len(looked))} of its rows, row {number} first: {why}"
+                if len(odd) > most_odd(stage) * len(looked):
+                    yield error(where, what, "mend the rows, or name their columns: columns = { prompt = ... }")
+                else:
+                    yield warning(where, what, "mend them; each becomes a dead letter, and the others are read")
 
 
 def _elsewhere(where: str, subject: Subject, source: str) -> Finding:

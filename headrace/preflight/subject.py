@@ -100,7 +100,7 @@ class Subject:
                 return None
             size = source.size
             most = size if use.asked is None or size is None else min(size, use.asked)
-            numbers = range(ROWS) if most is None else _spread(most, ROWS)
+            numbers = range(ROWS) if most is None else spread(most, ROWS)
             self._rows[key] = read(source, numbers, documents, ROW_SECONDS)
         return self._rows[key]
 
@@ -201,7 +201,7 @@ def without_torch() -> Iterator[None]:
         importlib.util.find_spec = found
 
 
-def _spread(size: int, count: int) -> list[int]:
+def spread(size: int, count: int) -> list[int]:
     """At most ``count`` numbers below ``size``, evenly apart, the first and the last among them."""
     count = min(size, count)
     return sorted({i * (size - 1) // max(1, count - 1) for i in range(count)})

@@ -45,7 +45,9 @@ class Elsewhere:
         where = f"manifest {manifest.kind} {manifest.step}"
         if manifest.kind not in ("close", "set_aside") and manifest.step in self._steps:
             self.manifests[manifest.step].append(replace(manifest, created=0.0))
-        trained = manifest.groups if manifest.kind == "step" else ()
+        trained = (
+            manifest.groups if manifest.kind == "step" and not manifest.again else ()
+        )  # they ended with their first manifest
         self._note((group.group_id for group in trained), manifest.dropped, "trained", where)
         for group in trained:
             if group.group_id in self._ids:

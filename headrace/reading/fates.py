@@ -48,6 +48,7 @@ class Fates:
     rewritten: list[tuple[Manifest, str]] = field(default_factory=list)
     _recent: deque[tuple[int, tuple[str, ...]]] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
     _aside: deque[int] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
+    _again: set[int] = field(default_factory=set)
     _whole: bool = True
     _fed: dict[int, int] = field(default_factory=dict)
     _sealed: dict[int, int] = field(default_factory=dict)
@@ -120,7 +121,10 @@ class Fates:
         self._feed(manifest.state.fed)
         self._follows(manifest, where)
         ids = tuple(group.group_id for group in manifest.groups)
-        self._end_all(ids, Fate.TRAINED, where, at)
+        if manifest.again:
+            self._train_again(manifest, ids, where)
+        else:
+            self._end_all(ids, Fate.TRAINED, where, at)
         self._drop(manifest.dropped, where, at)
         if manifest.kind == "step":
             self.audit.steps += 1
@@ -145,21 +149,44 @@ class Fates:
 
     def _set_aside(self, step: int) -> None:
         """What the manifest of this step has ended as trained was not trained after all; its version is the one before it, unchanged."""
-        ids = next((ids for number, ids in self._recent if number == step), None)
-        if ids is None:  # it lies in front of the seal
-            heads = [h for h in History.around(self.log, self.topics, step, step).manifests if h.step == step]
-            found = [m for m in whole(self.log, self.topics, heads) if m.kind == "step"]
-            ids = tuple(group.group_id for m in found[:1] for group in m.groups)
+        ids = self._groups_of(step)
         if not ids:
             self.audit.problem(f"step {step} is set aside, but no manifest orders it")
         if step in self._aside:  # it was said again after a restart
             return
         self._aside.append(step)
         self.audit.steps -= bool(ids)
-        self.audit.trained -= len(ids)
-        self.audit.dropped += len(ids)
+        self._move(len(ids))
+
+    def _groups_of(self, step: int) -> tuple[str, ...]:
+        """The groups that the manifest of a step has ended; none where nothing orders it."""
+        ids = next((ids for number, ids in self._recent if number == step), None)
+        if ids is None:  # it lies further back, or in front of the seal
+            heads = [h for h in History.around(self.log, self.topics, step, step).manifests if h.step == step]
+            found = [m for m in whole(self.log, self.topics, heads) if m.kind == "step"]
+            ids = tuple(group.group_id for m in found[:1] for group in m.groups)
+        return ids
+
+    def _train_again(self, manifest: Manifest, ids: tuple[str, ...], where: str) -> None:
+        """A step that was set aside is tried again: its groups have ended untrained, and are trained after all."""
+        if manifest.again in self._again or not self._was_set_aside(manifest.again):
+            self.audit.problem(f"{where} trains the groups of step {manifest.again} again, which was not set aside")
+        if set(ids) != set(self._groups_of(manifest.again)):
+            self.audit.problem(f"{where} says that it is step {manifest.again} again, and has other groups")
+        self._again.add(manifest.again)
+        self._move(-len(ids))
+
+    def _was_set_aside(self, step: int) -> bool:
+        return step in self._aside or step in History.around(self.log, self.topics, step, step).aside
+
+    def _move(self, groups: int) -> None:
+        """So many groups of those that are trained are set aside (below 0: the other way round)."""
+        self.audit.trained -= groups
+        self.audit.dropped += groups
         reasons = self.audit.dropped_by_reason
-        reasons[Reason.SET_ASIDE.value] = reasons.get(Reason.SET_ASIDE.value, 0) + len(ids)
+        reasons[Reason.SET_ASIDE.value] = reasons.get(Reason.SET_ASIDE.value, 0) + groups
+        if not reasons[Reason.SET_ASIDE.value]:
+            del reasons[Reason.SET_ASIDE.value]
 
     def _drop(self, dropped: Iterable[Dropped], where: str, at: float) -> None:
         for group_id, reason, _ in dropped:

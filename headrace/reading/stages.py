@@ -84,7 +84,11 @@ def stage_rows(log: Log, run: Run, history: History) -> list[StageRow]:
         kind = str(stages[index].get("kind", "")) if index < len(stages) else ""
         evaluated = {data: score_of(e) for data, e in scores.get(name, {}).items()}
         documents = sum(r.documents[1] for r in results if r.documents is not None)
-        rows.append(StageRow(name, kind, steps, evaluated, round(trained), tokens, max(0.0, end - begin), documents))
+        odd = int(max((r.metrics.get("odd_documents", 0.0) for r in results), default=0.0))
+        documents = max(0, documents - odd)
+        rows.append(
+            StageRow(name, kind, steps, evaluated, round(trained), tokens, max(0.0, end - begin), documents, odd)
+        )
         before = end
     return rows
 
@@ -114,7 +118,7 @@ def _stage(row: StageRow) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "kind": row.kind, "steps": row.steps, "tokens_trained": row.trained, "tokens_generated": row.generated,
-        "documents": row.documents, "seconds": round(row.seconds, 1), "benchmarks": benchmarks,
+        "documents": row.documents, "odd_documents": row.odd, "seconds": round(row.seconds, 1), "benchmarks": benchmarks,
     }  # fmt: skip
 
 

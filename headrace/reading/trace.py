@@ -35,6 +35,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
         "metrics": dict(result.metrics) if result else {},
         "phases": dict(result.phases) if result else {},
         "set_aside": why,
+        "again": manifest.again,
         "forked_from": origin._asdict() if origin is not None else None,
     }
 

@@ -104,7 +104,7 @@ class _Verification:
                 if isinstance(message, Artefact):
                     samples.look_into(message)
                 if isinstance(message, Manifest) and message.kind == "step":
-                    audit.samples_trained += sum(len(group.samples) for group in message.groups)
+                    audit.samples_trained += 0 if message.again else sum(len(group.samples) for group in message.groups)
                     if message.step % self._every == 0:
                         samples.look_into(message)
         self._fates.finish()

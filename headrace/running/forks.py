@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.daemon import PARENT, die_with_parent
+from monitoring.garbage import loading
 
 ADOPTED_SECONDS = 5.0
 
@@ -29,8 +30,9 @@ def main(argv: Sequence[str]) -> list[str]:
     """Serve until the supervisor has gone. Returns in a daemon, with what it is to run."""
     die_with_parent()
     control = socket.socket(fileno=int(argv[0]))
-    for name in argv[1:]:
-        importlib.import_module(name)
+    with loading():
+        for name in argv[1:]:
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # pages that no collection touches stay shared
     control.send(json.dumps({"ready": alone()}).encode())

@@ -26,6 +26,8 @@ OFF: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},), "tool_choice": ("auto", "none"), "top_k": (-1, 0), "min_p": (0,), "repetition_penalty": (1,),
 }  # fmt: skip
 """Fields that would change what is sampled, with the values that change nothing."""
+HIGHEST = 1e6
+"""No number of a request is meant beyond this; JSON may say Infinity, or more digits than a float has room for."""
 
 
 class ApiError(HeadraceError):
@@ -148,7 +150,7 @@ def _number(body: Mapping[str, Any], field: str, least: float, most: float) -> f
     value = body.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= min(most, HIGHEST):
         raise refuse(field, value, f"give a number from {least:g} to {most:g}")
     return float(value)
 
@@ -170,7 +172,10 @@ def _message(value: Any, where: str) -> Message:
     role = value.get("role")
     if role not in ROLES:
         raise refuse(f"{where}.role", role, f"use one of {', '.join(ROLES)}")
-    calls = tuple(_call(c, f"{where}.tool_calls") for c in value.get("tool_calls") or ()) if role == "assistant" else ()
+    asked = value.get("tool_calls") or []
+    if not isinstance(asked, list):
+        raise refuse(f"{where}.tool_calls", asked, "give a list of calls")
+    calls = tuple(_call(c, f"{where}.tool_calls") for c in asked) if role == "assistant" else ()
     return Message("system" if role == "developer" else role, _text(value.get("content"), where), calls)
 
 

@@ -25,7 +25,8 @@ from learner.data.source import PromptRow
 from learner.planning.collect import Collections
 from learner.planning.feed import Ask, Feed, Feeding, Schedule
 from learner.planning.join import Join
-from learner.planning.planner import Planned, Planner, StagePlan
+from learner.planning.planner import Planner
+from learner.planning.plans import Planned, StagePlan
 from learner.planning.thread import Planning
 from learner.sources import sampling_of
 from learner.stages.rl import RlStage

@@ -32,7 +32,16 @@ class DocumentTokenizer:
         self._chats: dict[str, Chat] = {}
 
     def tokenize(self, document: Document) -> Tokenized:
-        """Raises DataError if the document is empty, or the chat template cannot hold its conversation."""
+        """Raises DataError if the document is empty, or the chat template or the tokenizer cannot hold its text."""
+        try:
+            return self._tokenize(document)
+        except DataError as error:
+            raise DataError(f"{document.where}: {error}" if document.where else str(error)) from error
+        except Exception as error:  # half of a surrogate pair, say; a tokenizer raises what it likes
+            said = f"the text cannot be written in tokens: {type(error).__name__}: {str(error)[:200]}"
+            raise DataError(f"{document.where}: {said}" if document.where else said) from error
+
+    def _tokenize(self, document: Document) -> Tokenized:
         tokens: list[int] = []
         trained: list[bool] = []
         tagged: list[bool] = []

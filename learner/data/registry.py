@@ -8,9 +8,10 @@ from typing import Any
 from broker import plugins
 from broker.errors import RunFileError
 from broker.runfile import RunFile, RunTable
+from learner.data.files import Rows, read_table
 from learner.data.selection import select
 from learner.data.source import DocumentSource, PromptSource
-from learner.data.tables import Rows, TableDocuments, TablePrompts, TableRows, read_table
+from learner.data.tables import TableDocuments, TablePrompts, TableRows
 from learner.tables import SourceTable, check_named
 
 READS = "rows"

@@ -71,7 +71,7 @@ class Document:
 
     With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included. ``template`` are options of
     the chat template, where they are not those of the stage. ``trained`` says of each message whether it is trained on (empty: all
-    ``assistant`` ones).
+    ``assistant`` ones). ``where`` is how errors name it: file, row and column.
     """
 
     spans: tuple[Span, ...] = ()
@@ -79,6 +79,7 @@ class Document:
     tag: str = ""
     template: Mapping[str, Any] | None = None
     trained: tuple[bool, ...] = ()
+    where: str = ""
 
 
 class DocumentSource(Protocol):

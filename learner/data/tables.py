@@ -1,4 +1,4 @@
-"""Rows of JSON lines, Parquet, CSV, or a Hugging Face data set as prompts or documents. Columns may have other names.
+"""Rows of a table (``learner.data.files``) as prompts or documents. Columns may have other names.
 
 ``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
 ``answer``, ``kind``, ``date`` (``YYYY-MM-DD``, kept in the metadata) and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
@@ -8,120 +8,20 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from broker.errors import DataAway, DataError
+from broker.errors import DataError
 from broker.messages import ChatMessage
+from learner.data.files import Rows
 from learner.data.source import Document, PromptRow, Span
 
-CELL = 1 << 24  # characters of a cell of CSV at most
-FILES = (".jsonl", ".json", ".parquet", ".csv")
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of roles, as the shape {from, value} has them."""
-COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date")
-
-
-class Rows(Protocol):
-    """Rows by number, each a map of columns."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Mapping[str, Any]: ...
-
-
-class JsonLines:
-    """Rows of a JSON lines file; only their places are held, a row is parsed when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._places: list[tuple[int, int]] = []  # byte offset, line number
-        at = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    self._places.append((at, number))
-                at += len(line)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, number: int) -> Mapping[str, Any]:
-        at, line = self._places[number]
-        with self._path.open("rb") as file:
-            file.seek(at)
-            raw = file.readline()
-        try:
-            row = json.loads(raw)
-        except ValueError as error:
-            raise DataError(f"{self._path} line {line} is no JSON: {error}") from error
-        except RecursionError:
-            raise DataError(f"{self._path} line {line} is nested too deep") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{self._path} line {line} is a {type(row).__name__}; it must be an object")
-        return row
-
-
-class CommaSeparated:
-    """Rows of a CSV file; all of it is held, every cell is text. Raises DataError for a row with more cells than the first line has names."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                csv.field_size_limit(CELL)
-                reader = csv.DictReader(file)
-                self._rows = list(reader)
-        except (csv.Error, UnicodeError) as error:
-            raise DataError(f"{path} is no CSV: {error}") from error
-        for number, row in enumerate(self._rows):
-            if None in row:
-                raise DataError(f"{path} row {number} has more cells than the first line has names")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, number: int) -> Mapping[str, Any]:
-        return self._rows[number]
-
-
-def read_table(path: str, split: str = "train", config: str | None = None) -> Rows:
-    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, ``*.csv`` with its columns' names in the first line, a directory of a saved data set, or a Hugging Face id.
-
-    ``config`` is the configuration of a Hugging Face data set that has several (``main`` of ``openai/gsm8k``). Raises DataError.
-    """
-    place = Path(path)
-    if not place.exists() and (place.suffix in FILES or path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise DataError(f"data {path!r} does not exist; relative paths start from the run file's directory")
-    if place.suffix in (".jsonl", ".json") and place.is_file():
-        return JsonLines(place)
-    if place.suffix == ".csv" and place.is_file():
-        return CommaSeparated(place)
-    import datasets
-
-    try:
-        if place.suffix == ".parquet" and place.is_file():
-            return datasets.Dataset.from_parquet(path)
-        if place.is_dir() and ((place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists()):
-            found = datasets.load_from_disk(path)
-        else:
-            found = datasets.load_dataset(path, config)
-    except ConnectionError as error:
-        raise DataAway(f"data {path!r} is not on this machine, and Hugging Face cannot be reached") from error
-    except Exception as error:  # the library raises errors of many kinds; each means that there is no such data
-        raise DataError(
-            f"data {path!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
-    if isinstance(found, dict):
-        if split not in found:
-            raise DataError(f"data {path!r} has no split {split!r}; it has {', '.join(found)}")
-        found = found[split]
-    return found
+COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date", "chat")
 
 
 @dataclass(frozen=True)
@@ -236,7 +136,8 @@ class TablePrompts(_Table):
 
 @dataclass(frozen=True)
 class TableDocuments(_Table):
-    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``.
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``. ``chat`` holds a row's own options of the chat
+    template.
 
     Of a conversation of several turns ``train = "all"`` trains every reply, ``"last"`` the last one alone; a message that says
     ``"train": false`` (or ``"weight": 0``) is never trained on.
@@ -253,12 +154,21 @@ class TableDocuments(_Table):
         row = self.rows[number]
         text = self._cell(row, number, "text", str)
         if text is not None:
-            return Document(spans=(Span(text, True),))
-        messages = self._messages(row, number)
+            return Document(spans=(Span(text, True),), where=self._named(number, "text"))
+        messages, columns = self._messages(row, number), ["messages" if self._has(row, "messages") else "prompt"]
         if messages[-1].role != "assistant":
             response = self._cell(row, number, "response", str, needed=True)
-            messages = (*messages, ChatMessage("assistant", response))
-        return Document(messages=messages, trained=self._trained(row, number, messages))
+            messages, columns = (*messages, ChatMessage("assistant", response)), [*columns, "response"]
+        trained, chat = self._trained(row, number, messages), self._cell(row, number, "chat", dict)
+        return Document(messages=messages, template=chat, trained=trained, where=self._named(number, *columns))
+
+    def _has(self, row: Mapping[str, Any], name: str) -> bool:
+        return row.get(self.columns.get(name, name)) is not None
+
+    def _named(self, number: int, *columns: str) -> str:
+        """File, row and columns, as errors name them."""
+        names = " and ".join(repr(self.columns.get(name, name)) for name in columns)
+        return f"{self.where} row {number} column{'s' * (len(columns) > 1)} {names}"
 
     def _trained(self, row: Mapping[str, Any], number: int, messages: Sequence[ChatMessage]) -> tuple[bool, ...]:
         """Which messages are trained on, by the row's own words and ``train``; empty where every reply is."""

@@ -141,8 +141,8 @@ OBJECTIVES: dict[str, Objective] = {
     "distill": Objective(Capped(cap=2.0), "none", distill=1.0),
     "r1": Objective(PpoClip(low=10.0, high=10.0, dual=0.0), aggregation="sequence_mean", kl=1e-3),
 }
-"""``async`` is the default for stale data (benchmarks/staleness.md): the whole sequence's weight, at most 2, with its spread bounded so that
-the mean weight of an answer does not depend on its length.
+"""``async`` is the default for stale data (benchmarks/staleness.md): the token's own ratio times that of the rest of its sequence, whose spread is
+bounded so that the mean weight of an answer does not depend on its length.
 
 ``r1`` has the published settings of DeepSeek-R1 (arXiv 2501.12948, section 2: eps 10, beta .001; G 16, lr 3e-6, the reference refreshed
 every 400 steps stand in the run file). Its danger: at eps 10 the clip has no lower bound that works, and a negative advantage is

@@ -85,7 +85,7 @@ def topr(
 def async_objective(
     logprobs_NT: Tensor, behavior_logprobs_NT: Tensor, advantages_N: Tensor, mask_NT: Tensor, **settings: Any
 ) -> Result:
-    """The default for asynchronous training: the importance weight of the whole sequence, capped, and tempered where it spreads too far.
+    """The default for asynchronous training: the token's own importance weight times that of the rest of its sequence, tempered.
 
     ``settings`` as for ``grpo``.
     """

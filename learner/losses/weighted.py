@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -60,19 +61,21 @@ class CappedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Tempered:
-    """``-sg[min(W', cap)] A log pi``: the whole sequence's weight ``W``, its spread bounded and its mean kept at 1, whatever the length.
+    """``-sg[min(w, cap) min(C', cap) / m] A log pi``: a token's own ratio ``w``, times that of its context, tempered: mean 1 at any length.
 
-    The log-weight of a sequence of independent small changes is normal, ``log W ~ N(-k, 2 k)`` with ``k = KL(mu || pi)`` of the whole
-    sequence; k3 of its own tokens, ``sum(w - 1 - log w)``, estimates k without bias. Where the standard deviation ``sqrt(2 k)`` is at most
-    ``spread``, ``W' = W``. Beyond, ``W'`` is the log-normal number with the same rank, that standard deviation, and mean 1:
-    ``log W' = a (log W + k) - a^2 k`` with ``a = spread / sqrt(2 k)``. At the default spread the cap takes 2 to 3% of the mean.
+    The exact weight of a token's gradient is the product of all ratios of its sequence, ``w C`` with the context ``C``: the other tokens.
+    The log-weight of a context of independent small changes is normal, ``log C ~ N(-k, 2 k)`` with ``k = KL(mu || pi)`` of the context; k3 of
+    its tokens, ``sum(w - 1 - log w)``, estimates k without bias. Where the standard deviation ``sqrt(2 k)`` is at most ``spread``, ``C' = C``.
+    Beyond, ``C'`` is the log-normal number with the same rank, that standard deviation, and mean 1: ``log C' = a (log C + k) - a^2 k`` with
+    ``a = spread / sqrt(2 k)``. ``m`` is the mean that ``min(C', cap)`` has then; dividing by it gives back what the cap takes. The token's own
+    ratio is never tempered, so that a token which the policy has left (w near 0) is not pushed further, however long its sequence.
     """
 
     cap: float = 2.0
-    spread: float = 0.5
+    spread: float = 1.0
 
     renamed: ClassVar[Mapping[str, str]] = {
-        "weight_tokens": "use spread, the largest standard deviation of a log-weight; or name = 'tis_sequence', which reads weight_tokens"
+        "weight_tokens": "use spread, the largest standard deviation of a context's log-weight; or name = 'tis_sequence', which reads weight_tokens"
     }
 
     def __post_init__(self) -> None:
@@ -80,10 +83,26 @@ class Tempered:
 
     def __call__(self, tokens: Tokens) -> Term:
         log_w = log_ratio(tokens.logprobs, tokens.behavior).detach()
-        whole = tokens.sequences.sum(log_w)
-        kl = tokens.sequences.sum(log_w.expm1() - log_w).clamp(min=0)
-        scale = (self.spread / (2 * kl).sqrt().clamp(min=1e-12)).clamp(max=1)
-        return capped(tokens, exp(scale * whole + (scale - scale.square()) * kl), self.cap)
+        divergence = log_w.expm1() - log_w
+        others = tokens.sequences.sum(log_w) - log_w
+        kl = (tokens.sequences.sum(divergence) - divergence).clamp(min=0)
+        deviation = (2 * kl).sqrt().clamp(min=1e-6)
+        scale = (self.spread / deviation).clamp(max=1)
+        own, context = log_w.exp(), exp(scale * others + (scale - scale.square()) * kl)
+        kept = context.clamp(max=self.cap) / capped_mean(scale * deviation, self.cap)
+        flags = {"capped": (own > self.cap) | (context > self.cap)}
+        return weighted(tokens, own.clamp(max=self.cap) * kept, flags)
+
+
+def capped_mean(deviation: Tensor, cap: float) -> Tensor:
+    """The mean of ``min(W, cap)`` for ``log W ~ N(-s^2 / 2, s^2)``; ``s``, the ``deviation``, is above 0."""
+    at = math.log(cap) / deviation
+    return normal(at - deviation / 2) + cap * normal(-at - deviation / 2)
+
+
+def normal(value: Tensor) -> Tensor:
+    """The distribution function of the standard normal distribution."""
+    return (1 + (value / math.sqrt(2)).erf()) / 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rotary positions that follow from the longest sequence of a batch, by a model's configuration alone. Imports no torch."""
+"""How long a sequence a model can be trained on, by its configuration alone: its window, and its positions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,3 +19,29 @@ def stretched_from(config: Any) -> int | None:
             own = getattr(config, "original_max_position_embeddings", None)
             return int(table.get("original_max_position_embeddings") or own or config.max_position_embeddings)
     return None
+
+
+def window_of(config: Any) -> int | None:
+    """The sliding window in tokens of those layers that have one; None for a model that has none."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
+        return None
+    return window if kinds is None or "sliding_attention" in kinds else None
+
+
+def learned_positions(config: Any) -> int | None:
+    """How many positions a model has a learned vector for; None where they are rotary, and follow from a formula."""
+    most = getattr(config, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 and not getattr(config, "rope_parameters", None) else None
+
+
+def longest_trained(config: Any) -> tuple[int, str] | None:
+    """The most tokens of a sequence that packed training takes, and what limits it; None where nothing does."""
+    limits = [
+        (window_of(config), "the model's sliding window"),
+        (stretched_from(config), "the original context of the model's stretched positions"),
+        (learned_positions(config), "the number of the model's positions"),
+    ]
+    found = [(most, why) for most, why in limits if most is not None]
+    return min(found, default=None)

@@ -45,6 +45,8 @@ class Join:
         """Groups that a dead letter has ended, with the error, until the planner takes them."""
         self.rows_again: list[tuple[str, int]] = []
         """Source and prompt number of rows that could not be asked and are to be asked again, until the planner takes them."""
+        self.steps_again: list[tuple[str, int]] = []
+        """Steps that were set aside and are to be tried again, each by its name and the offset of its manifest, until the planner takes them."""
         self.duplicates = 0
         self.outages = outages or Outages()
         self.shadows = Shadows()
@@ -149,6 +151,8 @@ class Join:
             letter = decode(record.value)
         except (LogError, DecodeError):  # removed meanwhile
             return
+        if isinstance(letter, DeadLetter) and letter.topic == self._topics.steps:
+            self.steps_again.append((letter.key.decode("utf-8", "replace"), letter.offset))
         if isinstance(letter, DeadLetter) and letter.topic.startswith(ROWS) and letter.key.isdigit():
             self.rows_again.append((letter.topic.removeprefix(ROWS), int(letter.key)))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from broker.errors import RunFault
@@ -20,52 +20,13 @@ from learner.planning.feed import Feed, Feeding, Question
 from learner.planning.gates import Seen, gate
 from learner.planning.groups import Group
 from learner.planning.join import Join
+from learner.planning.plans import Planned, StagePlan
 from learner.planning.rewards import REWARD_RULE, Judged
 from learner.tables import Training
 
 log = logging.getLogger("learner")
 HOPELESS_GROUPS = 256  # so many dead letters in a row end a run whose sources are endless
 LOST_SECONDS = 20.0  # a sample that its actor has finished with and that has not arrived by then is asked for again
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the one behind it."""
-
-    manifest: Manifest
-    groups: tuple[tuple[Judged, ...], ...]
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """What the planner needs of an RL stage."""
-
-    index: int
-    training: Training
-    feedings: tuple[Feeding, ...]
-    last_step: int
-    """The stage ends with this policy version."""
-    later: tuple[tuple[int, tuple[Feeding, ...]], ...] = ()
-    """What is asked instead for the steps behind a version, the versions rising."""
-
-    def asked_for(self, step: int) -> tuple[Feeding, ...]:
-        """What is asked for the groups that make policy version ``step``."""
-        return next((feedings for version, feedings in reversed(self.later) if step > version), self.feedings)
-
-    def mixed(self, old: Mapping[str, float], mix: Mapping[str, float]) -> StagePlan:
-        """The same, with ``mix`` wherever a source has the mix ``old``."""
-
-        def changed(feedings: tuple[Feeding, ...]) -> tuple[Feeding, ...]:
-            return tuple(replace(f, ask=replace(f.ask, rewards=mix)) if f.ask.rewards == old else f for f in feedings)
-
-        later = tuple((version, changed(feedings)) for version, feedings in self.later)
-        return replace(self, feedings=changed(self.feedings), later=later)
-
-    @property
-    def sources(self) -> tuple[Feeding, ...]:
-        """All that is asked at some time."""
-        return (*self.feedings, *(feeding for _, feedings in self.later for feeding in feedings))
 
 
 class Planner:
@@ -228,6 +189,12 @@ class Planner:
         self._in_training += len(ready)
         return self._write(step, stage.index, "step", ready)
 
+    def train_again(self, stage: int, aside: Manifest, groups: tuple[tuple[Judged, ...], ...]) -> Planned:
+        """The next step's manifest, durable: that of a step that was set aside, with its groups as they were judged then."""
+        self._in_training += len(groups)
+        written = self._write(self.planned + 1, stage, "step", again=aside)
+        return replace(written, groups=groups)
+
     def _judged(self, table: Training, step: int) -> list[tuple[Group, list[Judged]]]:
         """The complete groups that may be trained, the one that grows too old first in front; the others of them end here.
 
@@ -282,19 +249,21 @@ class Planner:
         self._in_training -= len(manifest.groups)
 
     def _write(
-        self, step: int, stage: int, kind: str, ready: Sequence[tuple[Group, list[Judged]]] = (), weights: str = ""
-    ) -> Planned:
+        self, step: int, stage: int, kind: str, ready: Sequence[tuple[Group, list[Judged]]] = (), weights: str = "",
+        again: Manifest | None = None,
+    ) -> Planned:  # fmt: skip
         manifest = Manifest(
             step=step,
             stage=stage,
             kind=kind,
-            groups=tuple(group.ref(judged) for group, judged in ready),
+            groups=tuple(group.ref(judged) for group, judged in ready) if again is None else again.groups,
             dropped=tuple(self._dropped),
             weights=weights,
             state=self.state(),
             metrics={**self._seen.metrics(self._dropped), **self.join.shadows.drain()},
             created=time.time(),
-            reward_rule=REWARD_RULE,
+            reward_rule=REWARD_RULE if again is None else again.reward_rule,
+            again=0 if again is None else again.step,
         )
         self._steps.send(self._topic, str(step).encode(), encode(manifest))
         position = self._steps.flush()[-1]

@@ -26,15 +26,19 @@ class Judged(NamedTuple):
     teacher: FloatArray | None = None
 
 
-REWARD_RULE = 2
-"""How votes become a reward now; a manifest says by which rule its own did. 1: who abstains counts as 0."""
+REWARD_RULE = 3
+"""How votes become a reward now; a manifest says by which rule its own did. 1: who abstains counts as 0. 2: where all abstained whose weight is
+not 0, the reward is 0, and one may be of any size."""
+LARGEST = 1e30
+"""A reward beyond this is none: nothing can be compared with it in float32."""
 
 
 def reward_of(mix: Mapping[str, float], votes: Mapping[str, Vote], rule: int = REWARD_RULE) -> float | None:
     """Weighted sum over the rewarders of ``mix`` that gave a value, in the mix's order.
 
-    The weights of those that abstained go to the others in proportion, so that an abstention neither rewards nor punishes. None where the sample cannot be judged: a rewarder of the mix has not voted or failed, or all of them abstained. A
-    failure is never a reward of 0.
+    The weights of those that abstained go to the others in proportion, so that an abstention neither rewards nor punishes. None where the
+    sample cannot be judged: a rewarder of the mix has not voted or failed, all abstained whose weight is not 0, or the sum is beyond
+    ``LARGEST``. A failure is never a reward of 0.
     """
     total, values, heard, silent = 0.0, 0, 0.0, 0.0
     for name, weight in mix.items():
@@ -47,7 +51,7 @@ def reward_of(mix: Mapping[str, float], votes: Mapping[str, Vote], rule: int = R
             values += 1
         else:
             silent += abs(weight)
-    if not values:
+    if not values or (rule > 2 and (not abs(total) <= LARGEST or (silent and not heard))):
         return None
     return total * (heard + silent) / heard if rule > 1 and silent and heard else total
 

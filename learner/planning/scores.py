@@ -71,7 +71,7 @@ def answers_of(group: Group, rewarder: str) -> Answers | None:
         marks.append(mark)
         if mark != UNJUDGED:
             said = vote.answer if vote is not None and sample.finish_reason in FINISHED else ""
-            finals.append(said or f"#{index}")  # no answer agrees with no other
+            finals.append(said or f"\0{index}")  # no answer agrees with no other, and is none that could be given
     correct = tuple(mark == RIGHT for mark in marks if mark != UNJUDGED)
     return Answers(correct, tuple(finals), "".join(marks)) if correct else None
 

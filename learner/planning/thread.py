@@ -10,13 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from broker.errors import LogUnavailable
+from broker.errors import DataError, LogUnavailable
 from broker.messages import Ending, Manifest
+from learner.planning.again import Found
 from learner.planning.collect import Collection, Collections, Finish
 from learner.planning.feed import Feeding
-from learner.planning.planner import Planned, Planner, StagePlan
+from learner.planning.planner import Planner
+from learner.planning.plans import Planned, StagePlan
 
 log = logging.getLogger("log")
+learner_log = logging.getLogger("learner")
 STALL_SECONDS = 3.0
 LOST_LOOK_SECONDS = 5.0  # interval at which to check for lost samples
 GATHER_SECONDS = (
@@ -29,7 +32,8 @@ class Planning:
     """What the learner asks of its planner. Here all of it is done on the caller's thread, a round whenever somebody waits.
 
     ``ahead`` is how many steps are planned before they are taken; ``resting`` tells whether the engines rest, so that nobody can answer;
-    ``idle`` is called while there is nothing to do, and runs a round of whatever else works on this thread.
+    ``aside(offset, stage)`` finds a step that was set aside and is to be tried again (``learner.planning.again``). ``idle`` is called while
+    there is nothing to do, and runs a round of whatever else works on this thread.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class Planning:
         resting: Callable[[], bool] = lambda: False,
         idle: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
+        aside: Callable[[int, int], Found] | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._aside = clock, aside
         self._planner, self._collections, self._on_ending = planner, collections, on_ending
         self._steps_ahead, self._resting, self._idle = ahead, resting, idle
         self._planned: queue.SimpleQueue[Planned] = queue.SimpleQueue()
@@ -140,11 +145,25 @@ class Planning:
             planner.expire(stage.training, now)
             planner.refill(stage)
             if planner.planned < stage.last_step and self._planned.qsize() < self._steps_ahead:
-                planned = planner.plan(stage)
+                planned = self._again(stage) or planner.plan(stage)
                 if planned is not None:
                     self._planned.put(planned)
         self._notice_stall()
         self._last_round = self._clock()
+
+    def _again(self, stage: StagePlan) -> Planned | None:
+        """The next step that somebody wants tried again, planned anew; None if there is none, or it cannot be."""
+        while self._aside is not None and self._planner.join.steps_again:
+            name, offset = self._planner.join.steps_again.pop(0)
+            try:
+                manifest, groups = self._aside(offset, stage.index)
+            except DataError as error:
+                learner_log.warning("%s is not tried again: %s", name, error)
+                continue
+            planned = self._planner.train_again(stage.index, manifest, groups)
+            learner_log.info("%s, which was set aside, is tried again as step %d", name, planned.manifest.step)
+            return planned
+        return None
 
     def _notice_stall(self) -> None:
         """If the log was away, between two rounds or in the middle of one, or engines rest, nobody can answer: deadlines begin anew."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from broker.messages import Artefact, Dropped, Ending, Trajectory
+from broker.messages import Artefact, ChatMessage, Dropped, Ending, Trajectory
 from learner.planning.collect import Collection
 from learner.planning.fates import Reason
 from learner.planning.groups import Group, Judged
@@ -191,12 +191,21 @@ def table_lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
 
 
+def _said(sample: Trajectory) -> tuple[Sequence[ChatMessage], str]:
+    """What stands between the prompt and the last reply, and that reply; of an episode without what its environment said at the end."""
+    replies = [place for place, turn in enumerate(sample.turns) if turn.role == "assistant"]
+    return (sample.turns[: replies[-1]], sample.turns[replies[-1]].content) if replies else ((), sample.text)
+
+
 def _document(sample: Trajectory, group: Group) -> dict[str, Any]:
-    """A row that ``TableDocuments`` reads, with its place in the log."""
+    """A row that ``TableDocuments`` reads, with its place in the log, and written in the template as its prompt was."""
     position = group.samples[sample.index][1]
+    template = {"chat": dict(group.prompt.template)} if group.prompt.template else {}
+    before, response = _said(sample)
     return {
-        "messages": [{"role": role, "content": content} for role, content in sample.messages],
-        "response": sample.text,
+        **template,
+        "messages": [{"role": role, "content": content} for role, content in (*sample.messages, *before)],
+        "response": response,
         "kind": sample.kind,
         "metadata": {
             "sample": sample.id,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,9 +20,12 @@ from pydantic import Field
 from broker import plugins
 from broker.errors import DataError, Outage
 from broker.messages import Artefact
+from learner.buried import Buried, readable
+from learner.data.files import Rows
 from learner.rewriting.review import offer, read_reviewed, returned
 from learner.rewriting.served import Rewriter
 from learner.stages.stage import Stage
+from learner.tables import MAX_ODD
 from monitoring.files import replace
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ class RewriteStage(Stage):
 
     ``review``: ``none``; ``wait`` offers the rows to people in ``RUN/review/NAME.jsonl`` and waits until ``headrace review`` brings them back,
     at most ``review_hours`` (0: as long as it takes); ``offer`` goes on with the rows as they are unless they have come back already.
-    A stage that is cut off goes on with the rows that are not rewritten yet.
+    A stage that is cut off goes on with the rows that are not rewritten yet. Rows that cannot be read become dead letters, up to the share
+    ``max_odd``.
     """
 
     reads_rows: ClassVar[bool] = True
@@ -50,6 +54,7 @@ class RewriteStage(Stage):
     requests: int = Field(default=8, ge=1)
     review: Literal["none", "wait", "offer"] = "none"
     review_hours: float = Field(default=0.0, ge=0)
+    max_odd: float = Field(default=MAX_ODD, ge=0, le=1)
 
     def sources(self) -> Mapping[str, str]:
         return {"data": self.data}
@@ -68,7 +73,10 @@ class RewriteStage(Stage):
     def run(self, learner: Learner, index: int) -> bool:
         if learner.artefact(self.name) is not None:
             return True
-        rows = [_row(row, number, self.data) for number, row in enumerate(_all(learner.sources.rows(self.data)))]
+        found = learner.sources.rows(self.data)
+        with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
+            kept = readable(found, lambda n: self.row(found, n), self.data, self.max_odd, graves)
+        rows = [row for _, row in kept]
         if not rows:
             raise DataError(f"[[stage]] {self.name} data = {self.data!r} has no rows")
         rewriter = plugins.build(self.use, self.options, learner.run.file.base, f"[[stage]] {self.name} rewriter")
@@ -85,6 +93,10 @@ class RewriteStage(Stage):
             return False
         learner.made(self.record(learner, index, rows, made, reviewed))
         return True
+
+    def row(self, rows: Rows, number: int) -> dict[str, Any]:
+        """Row ``number`` as the rewriter is given it. Raises DataError."""
+        return _row(rows[number], number, self.data)
 
     # -- the model's part ----------------------------------------------------------------------------------------------
 
@@ -197,10 +209,6 @@ def _said(text: Any) -> str:
     return text
 
 
-def _all(rows: Any) -> Iterator[Mapping[str, Any]]:
-    return (rows[number] for number in range(len(rows)))
-
-
 def _row(row: Mapping[str, Any], number: int, data: str) -> dict[str, Any]:
     """A row with its ``id``, the conversation, and the response that is to be rewritten. Raises DataError."""
     turns, response = row.get("messages") or row.get("prompt"), row.get("response")
@@ -214,15 +222,16 @@ def _row(row: Mapping[str, Any], number: int, data: str) -> dict[str, Any]:
     name = str(metadata.get("sample") or f"{data}-{number}")
     return {
         "id": name, "messages": [dict(turn) for turn in turns], "original": response, "response": response,
-        "kind": row.get("kind") or "", "metadata": metadata,
+        "kind": row.get("kind") or "", "metadata": metadata, "chat": row.get("chat"),
     }  # fmt: skip
 
 
 def _document(row: Mapping[str, Any], data: str) -> dict[str, Any]:
     """A row of the artefact: its metadata name the sample that it was made of, and keep its place in the log."""
     how = {"rewritten_from": data, **({"reviewed": row["reviewed"]} if "reviewed" in row else {})}
+    chat = {"chat": row["chat"]} if row.get("chat") else {}
     return {
-        "messages": row["messages"], "response": row["response"], "kind": row["kind"],
+        **chat, "messages": row["messages"], "response": row["response"], "kind": row["kind"],
         "metadata": {**row["metadata"], **how},
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from broker.errors import RunFileError
+from learner.buried import Buried
 from learner.model.loraconfig import LoraTable
 from learner.stages.stage import Stage, begin_with_model
 from learner.tables import SupervisedTable, Training
@@ -55,6 +56,11 @@ class SftStage(Stage, SupervisedTable):
             return self._train(learner, index)
 
     def _train(self, learner: Learner, index: int) -> bool:
+        with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
+            return self._train_without(graves, learner, index)
+
+    def _train_without(self, graves: Buried, learner: Learner, index: int) -> bool:
+        """Train on all documents but those in ``graves``, where the odd ones of this stage go."""
         from learner.training.sft import SftTrainer
 
         resumed = learner.progress.stage == index and not learner.progress.closed
@@ -69,12 +75,14 @@ class SftStage(Stage, SupervisedTable):
             learner.run.table.seed,
             state.placement,
             learner.sources.template(self.data) if isinstance(self.data, str) else None,
+            graves,
         )
         if resumed and learner.extra:
             trainer.load_state_dict(learner.extra)
         for report in trainer.steps():
             learner.progress_in_stage(index, report)
-            if learner.stop or report.stage_step % self.checkpoint_every == 0:
+            again = not report.last and trainer.read_again()
+            if learner.stop or again or report.stage_step % self.checkpoint_every == 0:
                 learner.save(keep, extra=trainer.state_dict())
             if learner.stop:
                 return False

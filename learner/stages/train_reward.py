@@ -10,13 +10,16 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from broker.messages import Artefact
+from learner.buried import Buried, readable
+from learner.data.files import Rows
+from learner.data.preferences import read_row
 from learner.stages.stage import Stage
-from learner.tables import OptimizerTable
+from learner.tables import MAX_ODD, OptimizerTable
 
 if TYPE_CHECKING:
     from learner.learner import Learner
@@ -28,6 +31,7 @@ class TrainRewardStage(Stage):
     name left; the run file's model without one. ``batch`` rows are a step; the share ``held_out`` of the prompts is not trained on.
 
     A stage that is cut off begins again; once its record is in the log, nothing is trained twice. In a pool the first rank trains it alone.
+    Rows that cannot be read become dead letters, up to the share ``max_odd``.
     """
 
     reads_rows: ClassVar[bool] = True
@@ -37,6 +41,7 @@ class TrainRewardStage(Stage):
     max_tokens: int = Field(default=1024, ge=1)
     held_out: float = Field(default=0.1, ge=0, lt=1)
     centering: float = Field(default=0.01, ge=0)
+    max_odd: float = Field(default=MAX_ODD, ge=0, le=1)
     optimizer: OptimizerTable = OptimizerTable(lr=1e-5, schedule="linear", warmup_steps=10)
     threads: int = Field(default=1, ge=1)
 
@@ -59,7 +64,8 @@ class TrainRewardStage(Stage):
     def _train(self, learner: Learner, index: int, out: Path) -> RewardModelReport:
         import torch
 
-        from learner.training.reward_model import Settings, train_reward_model
+        from learner.model.load import load_tokenizer
+        from learner.training.reward_model import Settings, refuse_unwritable, train_reward_model
         from learner.training.sft import SftReport
 
         rows = learner.sources.rows(self.data)
@@ -76,10 +82,26 @@ class TrainRewardStage(Stage):
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            found = [rows[number] for number in range(len(rows))]
-            return train_reward_model(self.begins_with(learner), found, out, settings, on_step=on_step)
+            begin = self.begins_with(learner)
+            tokenizer = load_tokenizer(begin)
+
+            def written(number: int) -> Mapping[str, Any]:
+                row = self.row(rows, number)
+                refuse_unwritable(read_row(row, number), number, tokenizer)
+                return row
+
+            with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
+                kept = readable(rows, written, self.data, self.max_odd, graves)
+            return train_reward_model(begin, [row for _, row in kept], out, settings, on_step=on_step)
         finally:
             torch.set_num_threads(threads)
+
+    @staticmethod
+    def row(rows: Rows, number: int) -> Mapping[str, Any]:
+        """Row ``number``, which the training can read. Raises DataError."""
+        row = rows[number]
+        read_row(row, number)
+        return row
 
     def begins_with(self, learner: Learner) -> str:
         """The directory or id that the training begins with."""

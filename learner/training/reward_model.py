@@ -23,31 +23,14 @@ from transformers import AutoModelForSequenceClassification
 
 from broker.conversations import conversation_tokens
 from broker.errors import DataError, RunFileError
-from broker.messages import ChatMessage
+from learner.data.preferences import Labelled, Pair, read_row
+from learner.finite import Finite
 from learner.model.load import load_tokenizer, save_tokenizer
 from learner.tables import OptimizerTable
 from learner.training.optimizer import build_optimizer, learning_rate
 
 REPORT = "reward_model.json"
 OPTIMIZER = OptimizerTable(lr=1e-5, schedule="linear", warmup_steps=10)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two replies to one conversation, of which the first is preferred."""
-
-    messages: tuple[ChatMessage, ...]
-    chosen: str
-    rejected: str
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A reply to a conversation, and the class it belongs to, from 0."""
-
-    messages: tuple[ChatMessage, ...]
-    reply: str
-    label: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +89,7 @@ def train_reward_model(
 
     A row has ``prompt`` (text) or ``messages`` (with role and content), and ``chosen`` and ``rejected``, or ``reply`` and ``label``; all rows are of
     one kind. ``on_step(step, steps, loss)`` hears of each step. ``out`` appears whole or not at all. The same rows, settings and seed give the same
-    weights on one CPU thread. Raises DataError naming the row, RunFileError if there is no such model.
+    weights on one CPU thread. Raises DataError naming the row, RunFileError if there is no such model, RunFault where it does not stay finite.
     """
     read = [read_row(row, number) for number, row in enumerate(rows)]
     kinds = {type(row) for row in read}
@@ -137,17 +120,6 @@ def train_reward_model(
     return report
 
 
-def read_row(row: Mapping[str, Any], number: int) -> Pair | Labelled:
-    """The row as a Pair or a Labelled. Raises DataError, which names the row, the key and what it must be."""
-    messages = _messages(row, number)
-    if "chosen" in row or "rejected" in row:
-        return Pair(messages, _text(row, "chosen", number), _text(row, "rejected", number))
-    label = row.get("label")
-    if not isinstance(label, int | bool) or label < 0:
-        raise DataError(f"row {number}: label is {label!r}; it must be a class from 0 (or give chosen and rejected)")
-    return Labelled(messages, _text(row, "reply", number), int(label))
-
-
 def split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Rows to train on and rows held out: ``share`` of the *prompts*, chosen by their hash, so that no question stands on both sides."""
     prompts = sorted(
@@ -170,12 +142,13 @@ class _Trainer:
         settings = self._settings
         steps = settings.epochs * -(-len(rows) // settings.batch)
         losses: list[float] = []
+        finite = Finite()
         self.model.train()
         for places in self._batches(len(rows)):
             loss = self._loss(rows, places)
             torch.autograd.backward(loss)
             self._optimizers.set_lr(learning_rate(settings.optimizer, len(losses), steps))
-            self._optimizers.step()
+            finite.take(len(losses) + 1, self._optimizers.step())
             losses.append(float(loss.detach()))
             on_step(len(losses), steps, losses[-1])
         return losses
@@ -244,6 +217,15 @@ def _load(model_dir: str, tokenizer: Any, labels: int, settings: Settings) -> An
     return model.to(device)
 
 
+def refuse_unwritable(row: Pair | Labelled, number: int, tokenizer: Any) -> None:
+    """Raises DataError for a conversation that the model's chat template or its tokenizer does not take."""
+    for reply in (row.chosen, row.rejected) if isinstance(row, Pair) else (row.reply,):
+        try:
+            conversation_tokens(row.messages, reply, tokenizer, 1)
+        except Exception as error:  # half of a surrogate pair, say; a tokenizer raises what it likes
+            raise DataError(f"row {number} cannot be written in tokens: {str(error)[:300]}") from error
+
+
 def _tokenised(rows: Sequence[Pair | Labelled], tokenizer: Any, longest: int) -> _Rows:
     def ids(row: Pair | Labelled, reply: str) -> list[int]:
         return conversation_tokens(row.messages, reply, tokenizer, longest)
@@ -282,19 +264,3 @@ def _write(model: Any, model_dir: str, report: RewardModelReport, out: Path) -> 
     (beside / REPORT).write_text(json.dumps(asdict(report), indent=1))
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
-
-
-def _messages(row: Mapping[str, Any], number: int) -> tuple[ChatMessage, ...]:
-    if "messages" not in row:
-        return (ChatMessage("user", _text(row, "prompt", number)),)
-    try:
-        return tuple(ChatMessage(str(turn["role"]), str(turn["content"])) for turn in row["messages"])
-    except (TypeError, KeyError):
-        raise DataError(f"row {number}: messages must be a list of turns with role and content") from None
-
-
-def _text(row: Mapping[str, Any], key: str, number: int) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise DataError(f"row {number}: {key} is {str(value)[:60]!r}; it must be a text")
-    return value

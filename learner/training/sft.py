@@ -17,9 +17,11 @@ import torch
 from broker.messages import IntArray
 from learner.data.documents import DocumentTokenizer, Tokenized
 from learner.data.mixture import InOrder, Reading
+from learner.data.reading import DocumentReader, Found, Graveyard, Memory
 from learner.data.source import DocumentSource
 from learner.model import lora
 from learner.model.load import set_gradient_checkpointing
+from learner.model.positions import longest_trained
 from learner.tables import SupervisedTable
 from learner.training.batch import PackedChunk
 from learner.training.logprobs import score
@@ -36,8 +38,9 @@ COOLED = 0.05  # share of the learning rate at the end of the cool-down
 
 @dataclass(frozen=True, slots=True)
 class SftReport:
-    """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order, of
-    which ``first`` is the number of the first; ``places`` are the source and the row of each."""
+    """One step: metrics by name, seconds by phase; ``last`` where the stage ends with it. ``tokens`` are those of its documents in order
+    (none for one that was left out), of which ``first`` is the number of the first; ``places`` are the source and the row of each that was
+    trained on."""
 
     stage_step: int
     metrics: dict[str, float]
@@ -81,7 +84,8 @@ class Curriculum:
 class SftTrainer:
     """Trains ``model`` in place on the documents of ``source``, ``documents_per_step`` at a time, in order of number.
 
-    ``template`` holds options of the chat template.
+    ``template`` holds options of the chat template. Documents that cannot be trained on go to ``graves``, and their step takes the others;
+    DataError is raised once they are more than ``stage.max_odd``.
     """
 
     def __init__(
@@ -93,10 +97,15 @@ class SftTrainer:
         seed: int,
         placement: Placement = ALONE,
         template: Mapping[str, Any] | None = None,
+        graves: Graveyard | None = None,
     ) -> None:
         self._model, self._stage, self._seed, self._placement = model, stage, seed, placement
-        self._source: Reading = source if isinstance(source, Reading) else InOrder("", source)
-        self._tokenizer = DocumentTokenizer(tokenizer, stage.until_tag, template)
+        words = DocumentTokenizer(tokenizer, stage.until_tag, template)
+        longest = longest_trained(model.config.get_text_config())
+        if stage.max_tokens and (longest is None or stage.max_tokens <= longest[0]):
+            longest = stage.max_tokens, "max_tokens"
+        reading: Reading = source if isinstance(source, Reading) else InOrder("", source)
+        self._reader = DocumentReader(reading, words, graves or Memory(), longest, stage.max_odd)
         table = stage.model_dump(include=set(SupervisedTable.model_fields))
         with placement.ordering("begin_sft", stage=table):
             if stage.lora is not None and not lora.is_adapted(model):
@@ -107,10 +116,14 @@ class SftTrainer:
         self._at = Curriculum(level=0.0 if stage.until_accuracy else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curriculum": asdict(self._at), "optimizers": self._optimizers.state_dict()}
+        return {
+            "curriculum": asdict(self._at), "reading": self._reader.state_dict(),
+            "optimizers": self._optimizers.state_dict(),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._at = Curriculum(**state["curriculum"])
+        self._reader.load_state_dict(state.get("reading", {}))
         with self._placement.ordering("resume_sft"):
             self._optimizers.load_state_dict(state["optimizers"])
 
@@ -124,6 +137,11 @@ class SftTrainer:
         finally:
             torch.set_num_threads(threads)
 
+    def read_again(self) -> bool:
+        """Have documents that were left out, and whose dead letters somebody has replayed, join the next step. Where there are some (True),
+        ``state_dict`` must be kept before that step."""
+        return self._reader.plan_again(self._at.step)
+
     def _numbers(self) -> range:
         """Those of the documents of the next step."""
         first = self._at.step * self._stage.documents_per_step
@@ -132,7 +150,10 @@ class SftTrainer:
     def _step(self) -> SftReport:
         started = time.monotonic()
         numbers = self._numbers()
-        documents = [self._tokenizer.tokenize(self._source.document(n, self._at.level)) for n in numbers]
+        found = self._reader.read(self._at.step, numbers, self._at.level)
+        documents = found.documents
+        if not documents:
+            return self._empty_step(numbers.start, found)
         chunks = pack(
             [Sequenced.supervised(d.tokens, d.trained, row) for row, d in enumerate(documents)],
             self._stage.pack_tokens,
@@ -155,16 +176,23 @@ class SftTrainer:
         self._at.see(hits / max(1, wanted), self._stage)
         metrics = {
             "loss": loss, "accuracy": self._at.accuracy, "level": self._at.level, "grad_norm": norm, "lr": rate,
-            "tokens_trained": float(trained), **activations.metrics(self._optimizers),
+            "tokens_trained": float(trained), "odd_documents": float(self._reader.odd),
+            **activations.metrics(self._optimizers),
         }  # fmt: skip
         phases = {
             "pack": packed - started,
             "forward_backward": seconds,
             "optimizer": time.monotonic() - packed - seconds,
         }
-        tokens = tuple(document.tokens for document in documents)
-        places = tuple(self._source.place(n) for n in numbers)
-        return SftReport(self._at.step, metrics, phases, self._at.ended(self._stage), numbers.start, tokens, places)
+        return SftReport(
+            self._at.step, metrics, phases, self._at.ended(self._stage), numbers.start, found.tokens, found.places
+        )
+
+    def _empty_step(self, first: int, found: Found) -> SftReport:
+        """A step all of whose documents are left out changes nothing but the count."""
+        self._at.step += 1
+        metrics = {"tokens_trained": 0.0, "odd_documents": float(self._reader.odd), "level": self._at.level}
+        return SftReport(self._at.step, metrics, {}, self._at.ended(self._stage), first, found.tokens)
 
 
 def take_documents(

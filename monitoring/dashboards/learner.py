@@ -56,6 +56,12 @@ def _policy() -> Row:
                     "run may use another file.",
                     Query(Learner.learning_rate, "rate"),
                 ),
+                graph(
+                    "Documents left out", "none",
+                    "Documents of the supervised stage under way that cannot be trained on. `headrace broker dlq list` "
+                    "has file, row and column of each; mend them and replay their dead letters.",
+                    Query(Learner.odd_documents, "left out"),
+                ),
             ],
         ],
     )  # fmt: skip

@@ -84,7 +84,7 @@ class StageRow:
     """What a stage left and what it cost. ``scores`` are the newest evaluations of its model, by benchmark.
 
     ``seconds`` are those from the stage before (or its own first record) to its last record; ``generated`` and ``trained`` are tokens,
-    ``documents`` those that supervised steps were trained on, in every pass anew.
+    ``documents`` those that supervised steps were trained on, in every pass anew, and ``odd`` those that were left out.
     """
 
     name: str
@@ -95,6 +95,7 @@ class StageRow:
     generated: int = 0
     seconds: float = 0.0
     documents: int = 0
+    odd: int = 0
 
 
 @dataclass(slots=True)

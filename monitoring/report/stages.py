@@ -78,6 +78,7 @@ def cost_table(report: RunReport) -> str:
         "tokens generated",
         "tokens trained",
         "documents",
+        "left out",
         "seconds",
         "share of the time",
     )
@@ -87,7 +88,7 @@ def cost_table(report: RunReport) -> str:
         + "".join(
             f"<td>{esc(cell, 60)}</td>"
             for cell in (
-                row.kind, f"{row.steps:,}", figure(row.generated), figure(row.trained), figure(row.documents), f"{row.seconds:,.0f}", f"{row.seconds / total:.1%}",
+                row.kind, f"{row.steps:,}", figure(row.generated), figure(row.trained), figure(row.documents), figure(row.odd), f"{row.seconds:,.0f}", f"{row.seconds / total:.1%}",
             )
         )
         + "</tr>"

@@ -131,6 +131,41 @@ def test_groups_join_while_others_run_and_leave_when_cancelled(policy: Policy) -
     assert engine.room() == 4 and engine.poll(0.0) == []
 
 
+def test_samples_of_different_settings_are_drawn_side_by_side(policy: Policy) -> None:
+    engine = engine_of(policy, slots=6)
+    settings = {"a": (1.0, 1.0), "b": (0.7, 1.0), "c": (1.0, 0.8), "d": (0.0, 1.0)}
+    for name, (temperature, top_p) in settings.items():
+        length = 4 * (1 + list(settings).index(name))
+        sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": length}
+        engine.submit(request(name, PROMPTS[name], 3, **sampling))
+    for c in drain(engine, 12):
+        temperature, top_p = settings[c.group_id]
+        edges = {top_p} if top_p == 1 else {top_p, top_p - 1e-5, top_p + 1e-5}
+        prompt = np.array(PROMPTS[c.group_id], np.int32)
+        wanted = [policy.logprobs(prompt, c.tokens, temperature or 1.0, edge) for edge in edges]
+        assert np.min(np.abs(np.array(wanted) - c.logprobs), axis=0).max() < 1e-4
+
+
+def test_weights_that_are_not_whole_change_nothing_and_others_take_the_room_of_those_before(
+    policy: Policy, tmp_path: Path
+) -> None:
+    newer, engine = Policy(tmp_path, CONFIGS["qwen3"], seed=1), engine_of(policy)
+    room = [layer.gate_up.data_ptr() for layer in engine._decoder.layers]
+    name = "model.layers.1.mlp.down_proj.weight"
+    lacking, cut = newer.weights(), newer.weights()
+    cut[name] = lacking.pop(name)[:, 1:]
+    for broken, words in ((lacking, "lack 'model.layers.1"), (cut, "where this model has")):
+        with pytest.raises(EngineError, match=words):
+            engine.apply(1, broken)
+    for version, now in ((0, policy), (1, newer)):
+        engine.submit(request("a", PROMPTS["a"], 2))
+        for c in drain(engine, 2):
+            assert c.versions[0].version == version
+            assert c.logprobs == pytest.approx(now.logprobs(np.array(PROMPTS["a"], np.int32), c.tokens), abs=1e-4)
+        engine.apply(1, newer.weights())
+    assert room == [layer.gate_up.data_ptr() for layer in engine._decoder.layers]
+
+
 @pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
 def test_weights_change_between_two_tokens(policy: Policy, tmp_path: Path, mode: str) -> None:
     newer = Policy(tmp_path, CONFIGS["qwen3"], seed=1)
@@ -271,13 +306,13 @@ def test_what_is_under_way_goes_on_after_a_rest(policy: Policy, tmp_path: Path, 
     for _ in range(4):
         done += engine.poll(0.0)
     assert not done and not engine.resting
-    before = sum(len(slot.response) for slot in engine._rows.live)
+    before = engine._rows.drawn
     engine.rest()
     engine.rest()
     assert engine.resting
     done = engine.poll(0.1)
     assert [c.finish_reason for c in done] == ["abort"] * (4 if mode == "abort" else 0)
-    drawn = sum(len(c.tokens) for c in done) + sum(len(slot.response) for slot in engine._rows.live)
+    drawn = sum(len(c.tokens) for c in done) + engine._rows.drawn
     assert drawn == before > 0
     engine.submit(request("b", PROMPTS["b"], 2))
     engine.cancel("a")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("verifiers")
 
 from actors.adapters.verifiers import VerifiersEnvironment
 from actors.config import EnvironmentTable
@@ -19,6 +18,9 @@ from broker.errors import EnvironmentFault, RunFileError
 from broker.messages import ChatMessage, Prompt
 from learner.data.verifiers import VerifiersTasks
 
+pytestmark = pytest.mark.skipif(
+    find_spec("verifiers") is None, reason="needs verifiers"
+)  # looked for: it loads for seconds
 HERE = Path(__file__).parent
 
 

@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_weights import Learner, together
+from weights_publisher import ForkedPublisher
 
 from broker.errors import WeightPushError
 from broker.weights.publisher import WeightPublisher
 from broker.weights.sparse import apply, encode
+
+pytestmark = pytest.mark.lane("weights")  # one process that has loaded torch
 
 
 def words(*values: int) -> torch.Tensor:
@@ -97,7 +100,7 @@ def learner(tmp_path: Path) -> Iterator[Learner]:
     made.publisher.close()
     made.publisher = WeightPublisher(
         made.control, tmp_path / "weights", template=tmp_path / "template", timeout=4.0, bucket_bytes=4096, sparse=True,
-        on_published=lambda version, path, checksum: made.published.append(version),
+        on_published=lambda version, path, checksum: made.published.append(version), begin=ForkedPublisher,
     )  # fmt: skip
     yield made
     made.close()

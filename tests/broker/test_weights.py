@@ -20,6 +20,7 @@ import pytest
 import torch
 from forked import Forked
 from safetensors.torch import load_file
+from weights_publisher import LOADED, ForkedPublisher
 from weights_receiver import main
 
 from broker.control.server import ControlServer, Member
@@ -32,9 +33,10 @@ from broker.weights.publisher import WeightPublisher, saved_at
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.road import Direct, WeightRoad
 from broker.weights.sink import Lane, Push
+from broker.weights.worker import Started, of_its_own
 
+pytestmark = pytest.mark.lane("weights")  # one process that has loaded torch
 TIMEOUT = 4.0
-LOADED = ("broker.weights.client", "broker.weights.receiver")
 
 
 class Remote:
@@ -85,7 +87,7 @@ class Learner:
 
     def __init__(
         self, directory: Path, lane: int = 8, road: WeightRoad | Literal["broadcast", "disk"] = "broadcast",
-        timeout: float = TIMEOUT, lease: float = 10.0,
+        timeout: float = TIMEOUT, lease: float = 10.0, begin: Callable[..., Started] = ForkedPublisher,
     ) -> None:  # fmt: skip
         template = directory / "template"
         template.mkdir(parents=True)
@@ -94,7 +96,7 @@ class Learner:
         self.control = ControlServer(lease=lease)
         self.publisher = WeightPublisher(
             self.control, directory / "weights", template=template, lane=lane, timeout=timeout, bucket_bytes=4096, road=road,
-            on_published=lambda version, path, checksum: self.published.append(version),
+            on_published=lambda version, path, checksum: self.published.append(version), begin=begin,
         )  # fmt: skip
         self.remotes: list[Remote] = []
 
@@ -376,7 +378,8 @@ def test_the_version_just_written_stays_after_a_rewind(learner: Learner, tmp_pat
     assert sorted(p.name for p in (tmp_path / "weights").glob("v-*")) == ["v-00000003", "v-00000008"]
 
 
-def test_a_publisher_process_that_is_killed_is_replaced(learner: Learner) -> None:
+def test_a_publisher_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    learner = Learner(tmp_path, begin=of_its_own)
     (good,) = together(learner, "good")
     learner.push(1)
     good.wait("took", "1")
@@ -384,6 +387,7 @@ def test_a_publisher_process_that_is_killed_is_replaced(learner: Learner) -> Non
     learner.push(2)
     assert float(good.wait("took", "2")[2]) == 2
     assert learner.publisher.restarts == 1
+    learner.close()
 
 
 def test_weights_of_another_shape_go_out_to_those_who_were_there(learner: Learner, tmp_path: Path) -> None:

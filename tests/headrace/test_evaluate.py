@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, headrace, old_run
+from ringtools import SMALL, answer_of, headrace, old_run
 from runlog import messages
 
 from broker.errors import RunFileError
@@ -38,9 +38,9 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
         ("--questions", "0"): "questions = 0",
         ("--name", "a/b"): "name = 'a/b'",
     }.items():
-        done = headrace("eval", str(tmp_path), "--rewarder", "vowels", *wrong)
+        done = answer_of("eval", str(tmp_path), "--rewarder", "vowels", *wrong)
         assert done.returncode == 2 and word in done.stderr, done.stderr
-    done = headrace("eval", str(tmp_path), "--rewarder", "vowels")
+    done = answer_of("eval", str(tmp_path), "--rewarder", "vowels")
     assert done.returncode == 2 and "--model" in done.stderr, "there is nothing to evaluate yet"
 
 

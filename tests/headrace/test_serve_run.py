@@ -8,17 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from ringtools import by_role, start_run, verify
 
-pytest.importorskip("openai")
-
 from broker.messages import Manifest, SessionEvent, Trajectory, Vote
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen
 
+pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="needs openai")
 HERE = Path(__file__).parent
 
 

@@ -139,3 +139,21 @@ def test_a_book_is_what_its_events_say() -> None:
     assert book.sessions["s"].parts[0].closed == "length"
     book.take("s", "closed", {"part": 0, "why": "stop", "gone": ""})
     assert book.sessions["s"].parts[0].closed == "length", "the first reason holds"
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [("temperature", float("inf")), ("temperature", 10**400), ("temperature", float("nan")), ("top_p", -(10**400))],
+)
+def test_a_number_that_no_float_holds_is_refused_by_name(field: str, value: float) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], field: value}
+    with pytest.raises(ApiError, match=f"{field} = .*give a number from"):
+        read_request(body, "m", "", "")
+
+
+@pytest.mark.parametrize("calls", [5, True, "call me", {"function": {}}])
+def test_tool_calls_that_are_no_list_are_refused_by_name(calls: object) -> None:
+    past = {"role": "assistant", "content": None, "tool_calls": calls}
+    body = {"model": "m", "messages": [past, {"role": "user", "content": "hi"}]}
+    with pytest.raises(ApiError, match=r"messages\[0\].tool_calls = .*give a list of calls"):
+        read_request(body, "m", "", "")

@@ -251,6 +251,24 @@ def test_a_step_that_was_set_aside_has_trained_nothing(made: Handmade) -> None:
     assert audit.dropped_by_reason["set_aside"] == 2
 
 
+def test_a_step_that_is_tried_again_is_trained_after_all_and_nothing_else_may_say_so(made: Handmade) -> None:
+    groups = made.group("p-7@0"), made.group("p-8@0")
+    made.manifest(4, *groups, state=made.state("p-6@0"))
+    made.manifest(4, kind="set_aside", why="-")
+    made.manifest(5, *groups, state=made.state("p-6@0"), again=4)
+    audit = verify(made.log, made.topics)
+    assert audit.problems == [] and (audit.trained, audit.dropped) == (6, 1)
+    assert "set_aside" not in audit.dropped_by_reason
+    made.manifest(6, *groups, state=made.state("p-6@0"), again=4)
+    made.manifest(7, groups[0], state=made.state("p-6@0"), again=5)
+    told = verify(made.log, made.topics).problems
+    assert told == [
+        "manifest step 6 trains the groups of step 4 again, which was not set aside",
+        "manifest step 7 trains the groups of step 5 again, which was not set aside",
+        "manifest step 7 says that it is step 5 again, and has other groups",
+    ]
+
+
 def test_a_step_that_nobody_ordered_cannot_be_set_aside(made: Handmade) -> None:
     made.manifest(9, kind="set_aside", why="-")
     assert verify(made.log, made.topics).problems == ["step 9 is set aside, but no manifest orders it"]

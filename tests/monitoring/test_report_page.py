@@ -120,7 +120,7 @@ def test_stages_and_benchmarks_stand_in_a_table_with_the_best_marked() -> None:
 def test_what_each_stage_cost() -> None:
     made = page(hand_report(40))
     table = made[made.index('id="cost"') : made.index('id="audit"')]
-    assert "<td>10k</td><td>0</td><td>3,600</td><td>33.3%</td>" in table and table.count("<tr>") == 4
+    assert "<td>10k</td><td>0</td><td>0</td><td>3,600</td><td>33.3%</td>" in table and table.count("<tr>") == 4
 
 
 def test_languages_before_and_after() -> None:

@@ -13,7 +13,7 @@ from rewarders.adapters.trl import TrlFunction
 from rewarders.adapters.verifiers import VerifiersRubric
 from rewarders.registry import load_any
 
-pytestmark = pytest.mark.xdist_group("languages and rubrics")  # seconds to load
+pytestmark = pytest.mark.lane("languages and rubrics")  # seconds to load
 
 RIGHT, WRONG = "<think>so</think><answer>5</answer>", "<think>so</think><answer>6</answer>"
 

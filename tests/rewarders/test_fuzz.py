@@ -19,7 +19,7 @@ from broker.messages import Trajectory, encode
 from rewarders.config import WorkerTable
 from rewarders.registry import Judge, judge_factory
 
-pytestmark = pytest.mark.xdist_group("languages and rubrics")  # seconds to load
+pytestmark = pytest.mark.lane("languages and rubrics")  # seconds to load
 
 DEADLINE = 2.0  # seconds of this process; the worker's own default is ten of the clock
 PIECES = [

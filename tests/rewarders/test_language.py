@@ -9,7 +9,7 @@ from broker.errors import MessageError
 from rewarders.language import LanguageConsistency
 from rewarders.rewarder import Reward
 
-pytestmark = pytest.mark.xdist_group("languages and rubrics")  # seconds to load
+pytestmark = pytest.mark.lane("languages and rubrics")  # seconds to load
 
 ENGLISH = "What is the sum of three and four? Explain each step."
 CHINESE = "请问三加四等于多少？请写出步骤。"

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from broker.errors import DataError
 from broker.messages import ChatMessage
 from broker.wire import Json
+from learner.data.files import Rows
 from learner.data.source import PromptRow
-from learner.data.tables import Rows
 
 MATH_JUDGE, CHOICE_JUDGE = "rewarders.math:MathAccuracy", "rewarders.choice:Choice"
 BOXED = "{question}\n\nPut the final answer in \\boxed{}."

@@ -63,7 +63,7 @@ def test_turns_are_kept_and_go_to_the_first_of_equals() -> None:
 
 
 def chat(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> TableDocuments:
-    from learner.data.tables import JsonLines
+    from learner.data.files import JsonLines
 
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return TableDocuments(JsonLines(tmp_path / "chat.jsonl"), "chat", **options)

@@ -38,7 +38,7 @@ from learner.planning.feed import Ask, Feeding, Schedule
 from learner.planning.groups import Group
 from learner.planning.intervals import wilson
 from learner.planning.join import read_all
-from learner.planning.planner import StagePlan
+from learner.planning.plans import StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_tail
 from learner.planning.rewards import reward_of
@@ -583,6 +583,17 @@ def test_who_abstains_neither_rewards_nor_punishes_and_old_manifests_keep_their_
     assert reward_of(mix, {"accuracy": right, "brevity": silent}, rule=1) == 1.0
     gone = Vote("g", 0, "accuracy", "abstain")
     assert reward_of(mix, {"accuracy": gone, "brevity": silent}) is None
+    watched = {"accuracy": 1.0, "brevity": 0.0}
+    assert reward_of(watched, {"accuracy": gone, "brevity": brief}) is None, "only one without a weight has spoken"
+    assert reward_of(watched, {"accuracy": gone, "brevity": brief}, rule=2) == 0.0
+    assert reward_of(watched, {"accuracy": right, "brevity": silent}) == 1.0
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 2e30])
+def test_a_reward_that_nothing_can_be_compared_with_is_none(value: float) -> None:
+    vote = Vote("g", 0, "accuracy", "value", value)
+    assert reward_of({"accuracy": 10.0}, {"accuracy": vote}) is None
+    assert reward_of({"accuracy": 10.0}, {"accuracy": vote}, rule=2) == 10 * value
 
 
 def test_groups_whose_prompts_have_expired_are_dropped_and_the_run_goes_on(

@@ -71,7 +71,7 @@ class Actor:
 
     def tokens(self) -> int:
         """Drawn so far, those of unfinished samples included."""
-        live = sum(len(slot.response) for slot in list(self.engine._rows.live))
+        live = self.engine._rows.drawn
         return sum(len(c.tokens) for c in self.done) + live
 
     def close(self) -> None:

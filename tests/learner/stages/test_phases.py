@@ -17,7 +17,7 @@ from headrace.preflight.subject import Subject
 from headrace.running.runfile import check
 from learner.data.sums import SignedSums
 from learner.planning.feed import Ask, Feed, Feeding, Schedule
-from learner.planning.planner import StagePlan
+from learner.planning.plans import StagePlan
 from learner.stages.rl import RlStage
 from learner.tables import SamplingTable, Training
 

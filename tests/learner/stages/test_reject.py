@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from broker.messages import ChatMessage, Position, Prompt, Sampling, Segment, Trajectory, VersionSpan, Vote
+from learner.data.files import read_table
+from learner.data.tables import TableDocuments
 from learner.planning.groups import Group
-from learner.stages.reject import RejectStage, statistics, table_lines
+from learner.stages.reject import RejectStage, _document, statistics, table_lines
 
 
 def group(*texts: str, finish: str = "stop", votes: float | None = 1.0) -> Group:
@@ -58,6 +63,22 @@ def test_what_is_wrong_unjudged_unfinished_or_said_twice_is_left_out() -> None:
     assert dict(stage.chosen(group("a", finish="length"))[1]) == {"unfinished": 1}
     kept, reasons = stage.chosen(group("longest one", "a  b", "a b", "long one"))
     assert [s.text for s in kept] == ["a  b", "long one"] and dict(reasons) == {"twice": 1, "more than asked": 1}
+
+
+def test_a_document_is_written_as_its_prompt_was_and_an_episode_with_all_its_turns(tmp_path: Path) -> None:
+    made = group("<think>no</think>4")
+    made.prompt = replace(made.prompt, template={"enable_thinking": False})
+    sample, position = made.samples[0]
+    said = (("assistant", "3?"), ("user", "higher"), ("assistant", "4"), ("user", "well done"))
+    turns = tuple(ChatMessage(*turn) for turn in said)
+    episode = Group(made.prompt, Position(0, 1), 0.0)
+    episode.add_sample(replace(sample, text="3?4", turns=turns, environment="higher"), position)
+    rows = [_document(found.samples[0][0], found) for found in (made, episode)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = TableDocuments(read_table(str(tmp_path / "rows.jsonl")), "rows.jsonl")
+    plain, spoken = source.document(0, 1.0), source.document(1, 1.0)
+    assert plain.template == {"enable_thinking": False} and [m.content for m in plain.messages] == ["?", sample.text]
+    assert spoken.messages == (ChatMessage("user", "?"), *turns[:3]) and spoken.trained == ()
 
 
 def test_the_table_has_documents_rounds_and_tokens_of_each_domain_and_of_all() -> None:

@@ -1,0 +1,60 @@
+"""Rows that a judge of replies learns from: which of two replies is preferred, or the class that a reply belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from broker.errors import DataError
+from broker.messages import ChatMessage
+
+CLASSES = 1024
+"""More classes than this are a mistake: a head is made with as many outputs as the highest label asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two replies to one conversation, of which the first is preferred."""
+
+    messages: tuple[ChatMessage, ...]
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A reply to a conversation, and the class it belongs to, from 0."""
+
+    messages: tuple[ChatMessage, ...]
+    reply: str
+    label: int
+
+
+def read_row(row: Mapping[str, Any], number: int) -> Pair | Labelled:
+    """The row as a Pair or a Labelled. Raises DataError, which names the row, the key and what it must be."""
+    messages = _messages(row, number)
+    if "chosen" in row or "rejected" in row:
+        return Pair(messages, _text(row, "chosen", number), _text(row, "rejected", number))
+    label = row.get("label")
+    if not isinstance(label, int | bool) or not 0 <= label < CLASSES:
+        raise DataError(
+            f"row {number}: label is {str(label)[:60]}; it must be a class from 0 to {CLASSES - 1} (or give chosen and rejected)"
+        )
+    return Labelled(messages, _text(row, "reply", number), int(label))
+
+
+def _messages(row: Mapping[str, Any], number: int) -> tuple[ChatMessage, ...]:
+    if "messages" not in row:
+        return (ChatMessage("user", _text(row, "prompt", number)),)
+    try:
+        return tuple(ChatMessage(str(turn["role"]), str(turn["content"])) for turn in row["messages"])
+    except (TypeError, KeyError):
+        raise DataError(f"row {number}: messages must be a list of turns with role and content") from None
+
+
+def _text(row: Mapping[str, Any], key: str, number: int) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise DataError(f"row {number}: {key} is {str(value)[:60]!r}; it must be a text")
+    return value

@@ -1,0 +1,166 @@
+"""Reads the documents of supervised training as tokens. One that cannot be trained on is left out and buried, and training takes the others.
+
+Which documents are left out follows from the source and from what was buried before: a step that is done again after a crash reads the same
+ones, even where a row was mended in the meantime. A buried document comes back in one of two ways. In the next pass its row is read anew; and
+once somebody replays its dead letter, it joins the next step (``again``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from broker.errors import DataError
+from broker.messages import IntArray
+from learner.data.documents import DocumentTokenizer, Tokenized
+from learner.data.mixture import Reading
+from learner.data.source import Document
+
+NOTHING = np.array([], np.int32)
+LOOKED = 64
+"""Documents from which a share of them says something; fewer where the source has fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class OddRow:
+    """A row that cannot be trained on: ``number`` counts the documents of the stage, ``row`` the rows of source ``data``."""
+
+    number: int
+    data: str
+    row: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The documents of a step: what is trained on, each with its source and row (``places``). ``tokens`` are those of all numbers of the step
+    in order, none for one that was left out."""
+
+    documents: list[Tokenized]
+    places: tuple[tuple[str, int], ...]
+    tokens: tuple[IntArray, ...]
+
+
+class Graveyard(Protocol):
+    """Where odd documents of one stage go, for good: the dead letters of the run."""
+
+    def __contains__(self, number: object, /) -> bool:
+        """Whether document ``number`` was buried."""
+
+    def bury(self, odd: Sequence[OddRow]) -> None:
+        """Returns once they are durable."""
+
+    def replayed(self) -> list[tuple[int, int]]:
+        """Dead letters that somebody has replayed since the last call: an id of the letter, and the document's number."""
+
+
+class Memory:
+    """A graveyard that lasts as long as the process, for training without a log."""
+
+    def __init__(self) -> None:
+        self.odd: dict[int, OddRow] = {}
+
+    def __contains__(self, number: object) -> bool:
+        return number in self.odd
+
+    def bury(self, odd: Sequence[OddRow]) -> None:
+        self.odd.update((one.number, one) for one in odd)
+
+    def replayed(self) -> list[tuple[int, int]]:
+        return []
+
+
+def refuse_many(odd: int, looked: int, size: int | None, most: float, where: str, last: str) -> None:
+    """Raises DataError where more than the share ``most`` of the rows are odd, or all of them: then it is not single rows that are wrong."""
+    enough = min(LOOKED, size or LOOKED)
+    if odd > most * max(looked, enough) or (odd >= looked >= enough):
+        raise DataError(
+            f"{where} {odd} of {looked} rows cannot be trained on, more than max_odd = {most:g}; the last one: {last}"
+        )
+
+
+class DocumentReader:
+    """Documents of more tokens than ``longest`` (how many, and what says so) are odd; more than the share ``most`` of odd ones is an error."""
+
+    def __init__(
+        self,
+        source: Reading,
+        tokenizer: DocumentTokenizer,
+        graves: Graveyard,
+        longest: tuple[int, str] | None = None,
+        most: float = 1.0,
+    ) -> None:
+        self._source, self._tokenizer, self._graves = source, tokenizer, graves
+        self._longest, self._most = longest, most
+        self._looked = 0
+        self.odd = 0
+        """Documents of the stage that were left out."""
+        self._again: dict[int, list[int]] = {}
+        self._taken: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"looked": self._looked, "odd": self.odd, "again": dict(self._again), "taken": list(self._taken)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave; an empty one, of a checkpoint without, begins anew."""
+        self._looked, self.odd = int(state.get("looked", 0)), int(state.get("odd", 0))
+        self._again = {int(step): list(numbers) for step, numbers in dict(state.get("again", {})).items()}
+        self._taken = list(state.get("taken", ()))
+
+    def plan_again(self, step: int) -> bool:
+        """Have the documents whose dead letters were replayed join ``step``; whether there are any. They do so for certain once
+        ``state_dict`` is kept."""
+        numbers = []
+        for letter, number in self._graves.replayed():
+            if letter not in self._taken:
+                self._taken.append(letter)
+                numbers.append(number)
+        if numbers:
+            self._again.setdefault(step, []).extend(numbers)
+        return bool(numbers)
+
+    def read(self, step: int, numbers: Iterable[int], level: float) -> Found:
+        """The documents of these ``numbers`` that can be trained on, and those that join ``step`` again.
+
+        Raises DataError where too many are odd.
+        """
+        odd: list[OddRow] = []
+        own = {n: None if n in self._graves else self._read(n, level, odd) for n in numbers}
+        again = [(n, self._read(n, level, odd)) for n in self._again.get(step, ())]
+        self._looked += len(own)
+        self.odd += sum(document is None for document in own.values())
+        if odd:
+            refuse_many(self.odd, self._looked, self._source.size, self._most, f"[data.{odd[-1].data}]", odd[-1].why)
+            self._graves.bury(odd)
+        kept = [(n, document) for n, document in (*own.items(), *again) if document is not None]
+        return Found(
+            [document for _, document in kept],
+            tuple(self._source.place(n) for n, _ in kept),
+            tuple(NOTHING if document is None else document.tokens for document in own.values()),
+        )
+
+    def _read(self, number: int, level: float, odd: list[OddRow]) -> Tokenized | None:
+        name, row = self._source.place(number)
+        try:
+            document = self._document(number, level, f"[data.{name}] row {row}")
+            found = self._tokenizer.tokenize(document)
+            if self._longest is not None and len(found.tokens) > self._longest[0]:
+                most, why = self._longest
+                where = document.where or f"[data.{name}] row {row}"
+                raise DataError(f"{where}: it has {len(found.tokens)} tokens, and {why} is {most}")
+        except DataError as error:
+            odd.append(OddRow(number, name, row, str(error)))
+            return None
+        return found
+
+    def _document(self, number: int, level: float, where: str) -> Document:
+        """Raises DataError for whatever is wrong with it: a source is anybody's code."""
+        try:
+            return self._source.document(number, level)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{where}: {type(error).__name__}: {str(error)[:300]}") from error
