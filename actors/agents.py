@@ -1,7 +1,7 @@
-"""Agents from outside as an environment: what it says to a reply is the agent's next request, which ``headrace serve`` hands on.
+"""Agents from outside as an environment: its answer to a reply is the agent's next request, which ``headrace serve`` passes on.
 
-One thread holds a WebSocket to the door of the run, which it finds in ``RUN/serve.json``. All is said again when the connection is a new
-one: the door knows what it has heard, and this room what it was asked. Without a door, samples wait for it.
+One thread holds a WebSocket to the door of the run, which it finds in ``RUN/serve.json``. After a new connection everything is sent
+again: the server knows what it has received, and this room what it was asked. Without a server, samples wait for one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Agents:
-    """Agents play its episodes through ``headrace serve``. ``parser`` is the format of the model's tool calls (``actors.tools``), ``idle``
+    """An environment whose episodes are played by agents through ``headrace serve``. ``parser`` is the format of the model's tool calls (``actors.tools``), ``idle``
     the seconds after which a session that says nothing has ended."""
 
     parser: str = "hermes"

@@ -1,4 +1,4 @@
-"""What an engine is: something that samples from a policy, and whose weights can be replaced while it does.
+"""The protocol of engines. An engine samples from a policy, and its weights can be replaced while it does.
 
 Two implementations under one contract suite: the local engine (torch, this process) and SGLang servers.
 """
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
     @property
     def version(self) -> int:
-        """The policy version that is sampled from now; -1 while there are no weights that could be asked for."""
+        """The policy version that is being sampled from; -1 while there are no weights."""
 
     @property
     def sinks(self) -> Mapping[str, WeightSink]:

@@ -1,7 +1,7 @@
-"""What an environment is: the other side of a conversation. It opens an episode, hears each reply, and answers or ends it.
+"""The protocol of environments. An environment is the other side of a conversation: it opens an episode, gets each reply, and answers or ends it.
 
 A class with its options as fields, in the shape of a rewarder. An instance is made for each episode, in a process of its own kind
-(``actors/rooms.py``): it may be slow, hang, crash or eat memory, which ends its episode as an error and nothing else.
+(``actors/rooms.py``): if it is slow, hangs, crashes or uses too much memory, that ends its own episode as an error, and nothing else.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def opening(chats: Chats, prompt: Prompt, turn: Turn) -> Rendered:
 
 
 def between(chats: Chats, episode: Episode, said: Sequence[ChatMessage]) -> Rendered:
-    """What stands between the episode's last reply and the next one. Raises ChatError."""
+    """The tokens between the episode's last reply and the next one. Raises ChatError."""
     prompt = episode.prompt
     options = {**prompt.template, "tools": [dict(t) for t in episode.tools]} if episode.tools else prompt.template
     before = episode.first if episode.session else prompt.messages

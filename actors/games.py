@@ -1,4 +1,4 @@
-"""Games as environments: small ones, on which a small model shows what episodes teach."""
+"""Small games as environments, on which a small model shows what episodes teach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBER = re.compile(r"\s*(\d{1,6})\s*")
 class GuessNumber:
     """The prompt's answer is a number from ``low`` to ``high``; a wrong guess is answered with where it still may be.
 
-    Right ends the episode with outcome 1, anything that is no number with 0; until then it is worth 0. Who halves what is left needs
+    The right number ends the episode with outcome 1, anything that is not a number with 0. Halving the remaining range takes
     log2(high - low + 1) guesses, rounded up at the next power of two.
     """
 

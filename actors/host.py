@@ -1,4 +1,4 @@
-"""What runs in the child process of a room: the environments of many episodes, an instance each."""
+"""Runs in the child process of a room: the environments of many episodes, one instance each."""
 
 from __future__ import annotations
 

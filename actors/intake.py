@@ -1,5 +1,5 @@
 """An actor's side of the log: prompts come in, samples and dead letters go out, and a prompt is committed when all of its samples are
-durable. At least once: what was taken and not committed comes again, to this actor or another."""
+durable. Delivery is at least once: what was taken and not committed comes again, to this actor or another."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Intake:
             self._consumer = self._open()
 
     def leave(self) -> None:
-        """Publish and commit what is finished, and leave the group: what is under way is for the others."""
+        """Publish and commit what is finished, and leave the group; the others take over what is unfinished."""
         self.flush(at_once=True)
         if self._consumer is not None:
             self._consumer.close()
@@ -81,7 +81,7 @@ class Intake:
         log_.warning("prompt %s: %s", group_id, error, extra={"group": group_id})
 
     def flush(self, at_once: bool = False) -> None:
-        """Make durable what is published, then commit what is finished; not more often than pays."""
+        """Make durable what is published, then commit what is finished; rarely enough to be cheap."""
         now = time.monotonic()
         if now - self._flushed < FLUSH_SECONDS and not at_once:
             return

@@ -1,4 +1,4 @@
-"""What is to be tried again when there was time for something that is away to come back: ever more slowly."""
+"""Retries, at growing intervals, what failed because something it needs was away."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class NewestPolicy:
         return Path(policy.path), policy.version
 
     def use(self, follower: PolicyFollower, use: Callable[[], Made]) -> Made:
-        """What ``use`` gives with the newest published policy: the files of an older one may be removed while they are read.
+        """The result of ``use`` with the newest published policy: the files of an older one may be removed while they are read.
 
         Raises what ``use`` raises where the files are still there, or no newer ones come.
         """

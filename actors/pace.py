@@ -1,4 +1,4 @@
-"""How much an actor keeps in flight: always the same, or by the pressure that its engine is under (``actors.slots``)."""
+"""How many samples an actor keeps in flight: a fixed number, or by the pressure on its engine (``actors.slots``)."""
 
 from __future__ import annotations
 

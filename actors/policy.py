@@ -1,4 +1,4 @@
-"""Follows the ``policy`` topic: where the newest published weights lie, and where the learner listens."""
+"""Follows the ``policy`` topic for the location of the newest published weights, and the learner's address."""
 
 from __future__ import annotations
 

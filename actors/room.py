@@ -1,4 +1,4 @@
-"""One child process that holds episodes of an environment, with a thread of this process beside it that waits for its answers.
+"""One child process that holds episodes of an environment, and a thread of this process that waits for its answers.
 
 A ``Room`` has one call answered after the other, so a call that brings its process down is known for certain. A ``WideRoom`` has
 several answered at a time, by threads of its child: for environments that wait for something (a tool, a service).
@@ -187,7 +187,7 @@ class WideRoom(Room):
                 self._waiting.append(call)
 
     def _exchange(self) -> None:
-        """Give the child what it has room for, and hear what it has to say. Raises Failed where it ends under way."""
+        """Give the child as many calls as it has room for, and read its answers. Raises Failed if it ends meanwhile."""
         begun = [
             self._waiting.popleft() for _ in range(min(len(self._waiting), self._table.threads - len(self._running)))
         ]
@@ -209,7 +209,7 @@ class WideRoom(Room):
         self._look_at_the_clock()
 
     def _look_at_the_clock(self) -> None:
-        """A call that takes too long ends its process, and with it the episodes that live there."""
+        """End the process of a call that takes too long, and with it the episodes that live there."""
         limit = time.monotonic() - self._table.timeout
         late = [ticket for ticket, (_, begun) in self._running.items() if begun < limit]
         if not late:

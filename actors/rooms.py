@@ -1,7 +1,7 @@
-"""Where environments live: child processes that each hold many episodes, so that a slow, hung or dead one holds up nobody's sampling.
+"""Runs environments in child processes that each hold many episodes, so that a slow, hung or dead one does not delay sampling.
 
-``ready`` gives what has been said meanwhile. A call that fails ends its child; the episodes that lived there are ``lost`` with it and may
-begin again, for nothing of them was published.
+``ready`` returns the answers that have arrived. A call that fails ends its child; the episodes in it are ``lost`` and may begin again,
+because nothing of them was published.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Rooms:
         return self._tables[name].seconds
 
     def outside(self, name: str) -> bool:
-        """Whether agents from outside play there, so that nobody knows when an episode begins."""
+        """Whether agents from outside play there, so that it is not known when an episode begins."""
         return name in self._tables and self._tables[name].use == AGENTS
 
     def open(self, prompt: Prompt, index: int) -> int:
@@ -77,7 +77,7 @@ class Rooms:
         return self._tickets
 
     def step(self, ticket: int, reply: str, episode: Episode | None = None) -> None:
-        """A reply has come; what is said to it comes later, unless it was cut and ends the episode."""
+        """Pass on a reply; the answer comes later, unless the reply was cut off and ends the episode."""
         self._where[ticket].room.step(ticket, reply, episode)
 
     def refuse(self, ticket: int, why: str) -> bool:

@@ -11,6 +11,7 @@ Rounds take turns; what is printed are medians of them, and ratios within a roun
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 import tomli_w
 import torch
 
@@ -34,15 +36,18 @@ from headrace.running.rundir import reopen
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, QUESTIONS, ANSWER = 0.85, 400, 96
+LOOK_SECONDS = 0.5  # interval at which the ring's log is looked into; that is not free
 
 
 @dataclass(frozen=True)
 class Race:
-    """``start``: seconds from the command to the first sampled token. ``ends``: seconds from there to the end of each step."""
+    """``start``: seconds from the command to the first sampled token. ``ends``: seconds from there to the end of each step. ``spent``: processor
+    seconds of a step, all processes together, behind the first one."""
 
     start: float
     ends: tuple[float, ...]
     weights: tuple[Path, ...]
+    spent: float
 
     @property
     def step(self) -> float:
@@ -62,15 +67,32 @@ def headrace(base: str, home: Path, steps: int, settings: Sequence[str]) -> Race
     with subprocess.Popen(
         [*command, *(part for s in settings for part in ("--set", s))], stdout=subprocess.DEVNULL, cwd=ROOT
     ) as process:
-        while process.poll() is None and taken(home / "run") < steps:
-            time.sleep(0.2)
+        spent: dict[int, float] = {}  # processor seconds by the number of steps taken
+        while process.poll() is None and (now := taken(home / "run")) < steps:
+            spent.setdefault(now, processor_seconds(process.pid))
+            time.sleep(LOOK_SECONDS)
+        spent.setdefault(steps, processor_seconds(process.pid))
         process.send_signal(2)
     run = reopen(home / "run")
     log = run.open_log()
     first = min(t.started for _, t in scan(log, run.topics.trajectories) if isinstance(t, Trajectory))
     results = [m for _, m in scan(log, run.topics.steps) if isinstance(m, StepResult)][:steps]
     log.close()
-    return Race(first - began, tuple(m.created - first for m in results), replayed(home / "run", home, steps))
+    begun = min((n for n in spent if n > 0), default=steps - 1)
+    each = (spent[steps] - spent[begun]) / max(1, steps - begun)
+    return Race(first - began, tuple(m.created - first for m in results), replayed(home / "run", home, steps), each)
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process and all below it that live."""
+    total = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for one in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = one.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def taken(directory: Path) -> int:
@@ -102,7 +124,7 @@ def replayed(directory: Path, home: Path, steps: int) -> tuple[Path, ...]:
     state.start("pretrained")
     log = run.open_log()
     reader, tail = ManifestReader(log, run.topics), read_tail(log, run.topics, 0)
-    out = []
+    out: list[Path] = []
     for manifest, offset in tail.manifests:
         if execute_again(state, manifest, offset, reader, tail) is not None and len(out) < steps:
             out.append(home / f"weights-{len(out) + 1}")
@@ -122,8 +144,10 @@ def trl(base: str, home: Path, steps: int) -> Race:
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     (start,) = [line["began"] for line in lines if "began" in line]
-    ends = [line["seconds"] for line in lines if "step" in line]
-    return Race(start - began, tuple(ends), tuple(home / f"weights-{i + 1}" for i in range(len(ends))))
+    taken_by = [line for line in lines if "step" in line]
+    each = (taken_by[-1]["spent"] - taken_by[0]["spent"]) / max(1, len(taken_by) - 1)
+    kept = tuple(home / f"weights-{i + 1}" for i in range(len(taken_by)))
+    return Race(start - began, tuple(line["seconds"] for line in taken_by), kept, each)
 
 
 def pass_at_1(model: Path) -> float:
@@ -192,6 +216,7 @@ def main() -> None:
             goals = [reached(race) for race in races]
         row = {
             "seconds a step": (races[0].step, races[1].step),
+            "processor seconds a step": (races[0].spent, races[1].spent),
             f"seconds to held-out {GOAL}": (goals[0][0], goals[1][0]),
             f"steps to held-out {GOAL}": (goals[0][1], goals[1][1]),
             "start, before the clock": (races[0].start, races[1].start),

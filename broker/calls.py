@@ -1,4 +1,4 @@
-"""Asks a server over HTTP, with all that goes wrong on the way: retries with back-off and jitter, a rate limit, a circuit breaker.
+"""Calls a server over HTTP and handles its failures: retries with back-off and jitter, a rate limit, a circuit breaker.
 
 A server that is away, overloaded or broken (no connection, no answer in time, status 408, 425, 429, 5xx) is tried again, and then it is an
 ``Outage``: the sample waits. A server that refuses the request for good (any other status, an answer that is no JSON) is ``CallRefused``: an
@@ -8,10 +8,11 @@ error of this sample. After some outages in a row the circuit opens, and for a w
 from __future__ import annotations
 
 import email.utils
+import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,10 +25,42 @@ from broker.errors import HeadraceError, MessageError, Outage
 
 TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})
 LONGEST_PAUSE = 30.0
+MOST_BYTES = 1 << 26  # of an answer
 
 
 class CallRefused(HeadraceError):
     """The server answered, and the answer is of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server has answered, whole."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """Raises ValueError or RecursionError."""
+        return json.loads(self.content)
+
+
+def post(client: httpx.Client, url: str, body: Any, seconds: float, most: int = MOST_BYTES) -> Answer:
+    """Post JSON and read the answer, for about ``seconds`` in all: the client's own time-out bounds each part of it, and a server that sends
+    a byte at a time would never meet that. Raises CallRefused for more than ``most`` bytes, httpx.HTTPError for the rest."""
+    until, content = time.monotonic() + seconds, bytearray()
+    with client.stream("POST", url, json=body) as answer:
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > most:
+                raise CallRefused(f"{answer.url} answers with more than {most} bytes")
+            if time.monotonic() > until:
+                raise httpx.ReadTimeout(f"the answer has not come whole within {seconds:g} s")
+        return Answer(answer.status_code, answer.headers, bytes(content))
 
 
 class _Away(HeadraceError):
@@ -40,7 +73,7 @@ class _Away(HeadraceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Where a judging server is and how patiently it is asked: the options that all rewarders over HTTP share.
+    """The address of a judging server and how patiently it is called: the options that all rewarders over HTTP share.
 
     ``url`` without the path of the method. ``key_from`` names the environment variable that holds the API key. ``request_timeout`` in
     seconds bounds one attempt, ``tries`` the attempts, between which it waits ``backoff`` seconds, doubled each time, times a random share
@@ -138,16 +171,18 @@ class Caller:
     def _once(self, path: str, body: Any) -> Any:
         self._pace.wait()
         try:
-            answer = self._client.post(path, json=body)
+            answer = post(self._client, path, body, self._server.request_timeout)
         except httpx.TransportError as error:
             raise _Away(f"{type(error).__name__}: {error}") from error
+        except httpx.HTTPError as error:
+            raise CallRefused(f"{self._server.url}{path}: {error}") from error
         if answer.status_code in TRANSIENT:
             raise _Away(f"status {answer.status_code}: {answer.text[:200]}", _retry_after(answer))
         if answer.status_code != 200:
             raise CallRefused(f"{self._server.url}{path} answers {answer.status_code}: {answer.text[:200]}")
         try:
             return answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CallRefused(f"{self._server.url}{path} answers with no JSON: {answer.text[:200]!r}") from error
 
 
@@ -212,7 +247,7 @@ def _pause(backoff: float) -> Callable[[RetryCallState], float]:
     return pause
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def _retry_after(answer: Answer) -> float:
     """What ``Retry-After`` says, in seconds, at most ``LONGEST_PAUSE``; 0 where it says nothing."""
     said = answer.headers.get("Retry-After", "")
     if not said:

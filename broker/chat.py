@@ -1,7 +1,7 @@
-"""Conversations as tokens: the one place where messages, replies and documents meet a model's chat template.
+"""Turns conversations into tokens: the only place where messages, replies and documents meet a model's chat template.
 
-Text of messages never becomes control tokens; a reply is always written as it was given, whatever the template does to earlier ones; what
-the template adds is never trained. A template is a program of the model's author: what it refuses is said with its own words.
+The text of messages never becomes control tokens. A reply is always written as it was given, whatever the template does to earlier ones, and
+what the template adds is never trained. A template is a program of the model's author; its refusals are reported in its own words.
 
 Limits: where a model has no token of its own for a mark of its template (``[INST]`` of Llama 2), text cannot be told from the mark.
 """
@@ -19,6 +19,8 @@ from broker.prompts import ChatMessage
 
 MARKS = tuple(chr(0xFDD0 + i) for i in range(32))
 """Characters that Unicode keeps for the inner use of programs: one that no message holds cuts the text of control tokens in two."""
+GIVEN = ("tools", "documents")
+"""Options of a template that hold texts of others, which make no control tokens either."""
 PROBE = "Wq7reply7qW"
 TAG = re.compile(r"<([A-Za-z_]+)>")
 ROLE = re.compile(r"[A-Za-z0-9_-]+")
@@ -47,6 +49,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         self._tokenizer, self._options = tokenizer, dict(options or {})
+        self._given = json.dumps([self._options.get(name) for name in GIVEN], ensure_ascii=False, default=str)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self.encode: Callable[[str], list[int]] = (
             (lambda text: list(backend.encode(text, add_special_tokens=False).ids))
@@ -67,24 +70,27 @@ class Chat:
         return Rendered(self._ids(text, mark), self._opened(text))
 
     def continuation(self, messages: Sequence[ChatMessage], said: Sequence[ChatMessage], ended: bool) -> Rendered:
-        """What stands between a reply to ``messages`` and the next one, if ``said`` is said in between.
+        """The tokens between a reply to ``messages`` and the next reply, if ``said`` is said in between.
 
         ``ended`` tells whether the reply already has the token that ends a turn. The reply itself is not needed: what was sampled is never
         tokenised again.
         """
         if not self._tokenizer.chat_template:
             raise ChatError("an episode of several turns needs a chat template, and the tokenizer has none")
-        mark = self._mark([*messages, *said])
-        text = self._render([*messages, ChatMessage("assistant", PROBE), *said], True, mark)
-        if PROBE not in text:
+        mark, probe = self._mark([*messages, *said]), PROBE
+        while any(probe in m.content for m in (*messages, *said)):
+            probe += PROBE[-1]
+        text = self._render([*messages, ChatMessage("assistant", probe), *said], True, mark)
+        if probe not in text:
             raise ChatError("the chat template drops the reply before another message; it cannot hold an episode")
-        between = text[text.rindex(PROBE) + len(PROBE) :]
+        between = text[text.rindex(probe) + len(probe) :]
         if ended and between.startswith(self._end.text):
             between = between[len(self._end.text) :]
         return Rendered(self._ids(between, mark), self._opened(between))
 
     def disarmed(self, message: ChatMessage, mark: str) -> str:
-        """The text of a message with ``mark`` in everything that reads as a control token, for who writes the template by other means."""
+        """The text of a message with ``mark`` inserted into everything that reads as a control token, for callers that apply the template
+        themselves."""
         return self._guard(message, mark)
 
     @property
@@ -170,20 +176,28 @@ class Chat:
 
     def _render(self, messages: Sequence[ChatMessage], generation: bool, mark: str = MARKS[0]) -> str:
         turns = [{"role": m.role, "content": self._guard(m, mark)} for m in messages]
-        return self._template(turns, generation)
+        given = {name: self._guarded(self._options[name], mark) for name in GIVEN if name in self._options}
+        return self._template(turns, generation, given)
 
-    def _template(self, turns: list[dict[str, str]], generation: bool) -> str:
+    def _guarded(self, value: Any, mark: str) -> Any:
+        """What an option holds, with its texts guarded as those of messages are."""
+        if isinstance(value, str):
+            return self._guard(ChatMessage("tool", value), mark)
+        if isinstance(value, Mapping):
+            return {self._guarded(key, mark): self._guarded(inner, mark) for key, inner in value.items()}
+        return [self._guarded(inner, mark) for inner in value] if isinstance(value, list | tuple) else value
+
+    def _template(self, turns: list[dict[str, str]], generation: bool, given: Mapping[str, Any] | None = None) -> str:
+        options = {**self._options, **(given or {})}
         try:
             return str(
-                self._tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=generation, **self._options
-                )
+                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **options)
             )
         except Exception as error:  # templates are programs of the model's author and raise what they like
             raise ChatError(f"the chat template refuses roles {[t['role'] for t in turns]}: {error}") from error
 
     def _opened(self, text: str) -> str:
-        """The end of a prompt from a tag on that is open in it, such as ``<think>``."""
+        """The end of a prompt, beginning with a tag that it leaves open, such as ``<think>``."""
         at = text.rfind(PROBE) + 1
         for tag in TAG.finditer(text, at):
             name, closing = tag.group(1), f"</{tag.group(1)}>"
@@ -252,10 +266,9 @@ class Chat:
             text = text[: at + 1] + mark + text[at + 1 :]
         return text
 
-    @staticmethod
-    def _mark(messages: Sequence[ChatMessage]) -> str:
+    def _mark(self, messages: Sequence[ChatMessage]) -> str:
         for mark in MARKS:
-            if not any(mark in m.content for m in messages):
+            if not any(mark in m.content for m in messages) and mark not in self._given:
                 return mark
         raise ChatError("the messages hold all of the characters that Unicode keeps for the inner use of programs")
 

@@ -1,7 +1,7 @@
 """How a conversation with its reply is written for a model that judges it: in the model's own chat template, if it has one.
 
-A reward model is trained on exactly what it is asked about later, so both sides write it here. What reads as one of the model's control
-tokens is text: a character without width (``BREAK``) parts it, or a reply could end its own turn and go on in the name of the user.
+A reward model is trained on exactly what it is asked about later, so both sides write it here. Text that reads as a control token of
+the model is broken up by a character without width (``BREAK``); otherwise a reply could end its own turn and continue as the user.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Length-prefixed msgpack frames over pipes: how a process talks to a child that it may have to kill."""
+"""Length-prefixed msgpack frames over pipes, for talking to a child process that may have to be killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log: what a topic, a producer, a consumer and a reader are, whichever engine keeps the records.
+"""The protocols of the log: topic, producer, consumer and reader, whichever engine keeps the records.
 
 Delivery is at least once: consume, handle, publish, flush, then commit the contiguous low watermark. Two engines:
 ``sqlite://DIRECTORY`` (one machine, no daemon) and ``kafka://HOST:PORT`` behind the same protocols and contract suite; ``broker.open``
@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic as it should be. Retention never passes what a group has yet to commit in silence: readers get OffsetExpired.
+    """The specification of a topic. Retention never silently removes what a group has yet to commit: readers get OffsetExpired.
 
     ``compacted`` keeps the newest record of a key only. ``retention_seconds`` and ``retention_bytes`` 0 mean for ever.
     """
@@ -137,7 +137,7 @@ class Log(Protocol):
         """The consumer groups that have ever committed or joined, with the topics of each."""
 
     def lag(self, group: str, topic: str) -> int:
-        """Number of records behind the group's committed offsets."""
+        """Number of records after the group's committed offsets."""
 
     def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
         """Remove topics and consumer groups whole; those that are not there are no error. Raises LogError while a group has members."""

@@ -32,7 +32,7 @@ class VoteRef(NamedTuple):
 
 
 class SampleRef(NamedTuple):
-    """Where one sample lies in the ``trajectories`` topic, and the votes that it was judged by."""
+    """The position of one sample in the ``trajectories`` topic, and the votes that it was judged by."""
 
     sample: int
     position: Position
@@ -77,11 +77,11 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlannerState:
-    """What the planner needs to go on behind a manifest; with the log alone it finds everything else again.
+    """What the planner needs to continue after a manifest; it recovers everything else from the log.
 
     ``cursor`` is the number of prompts fed from each data source. ``outstanding`` are the groups that are fed but not
     ended. ``prompts``, ``trajectories``, ``rewards`` and ``deadletters`` hold for each partition the offset below which
-    nothing is needed again; ``fed`` the offset behind the last prompt that is known to this state. ``eras`` tell for each data source how
+    nothing is needed again; ``fed`` the offset after the last prompt that is known to this state. ``eras`` tell for each data source how
     its numbers became rows. ``missing`` are numbers below the cursor that are yet to be fed.
     """
 
@@ -245,7 +245,7 @@ def dropped_of(value: Json) -> tuple[Dropped, ...]:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came out of one optimizer step (of any stage). After a redo there may be two for one step: the last holds.
+    """The result of one optimizer step, of any stage. After a redo there may be two for one step: the last one counts.
 
     ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds. A supervised step says what it
     was trained on: ``documents`` are the number of the first in the stage, how many, and a digest of their tokens in order; ``rows`` are

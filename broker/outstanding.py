@@ -1,4 +1,4 @@
-"""Where a consumer group begins that has no offsets: not with the run's whole history, but with what is still needed.
+"""Where a consumer group without offsets begins: not with the run's whole history, but with what is still needed.
 
 A new rewarder, and a group whose offsets the log has forgotten (Kafka keeps those of a group without members for a week), would otherwise
 sample and judge again what was trained long ago.

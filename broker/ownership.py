@@ -1,4 +1,4 @@
-"""Whose records a log holds: a run's name that is used again with another directory meets the records of the run before."""
+"""Checks whose records a log holds: a run's name used again with another directory would meet the records of the earlier run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from broker.run import Run
 
 
 def refuse_records_of_another(run: Run, log: Log) -> None:
-    """Raises RunFault where the log already holds a run of this name, made in another directory, of which this directory has nothing.
+    """Raises RunFault if the log already holds a run of this name that was made in another directory.
 
-    A directory that was moved has its checkpoints with it, and goes on.
+    A directory that was moved still has its checkpoints, and is accepted.
     """
     if any((run.directory / "checkpoints").glob("*")):
         return

@@ -1,4 +1,4 @@
-"""Patience with a log that is away: who must not lose its place waits for it, and says so."""
+"""Patience with a log that is away: callers that must not lose their place wait for it, and log that they do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 def wait_for_log(action: Callable[[], T], stop: Stop, away: Callable[[bool], None] = lambda away: None) -> T:
-    """Call ``action`` until the log answers. Raises LogUnavailable once ``stop`` is set; ``away`` hears how it stands."""
+    """Call ``action`` until the log answers. Raises LogUnavailable once ``stop`` is set; ``away`` is told whether the
+    log answers."""
     said = 0.0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A child that takes its whole process tree with it: a keeper stands between the process that works and the parent.
+"""A child that takes its whole process tree with it when it ends: a keeper process sits between the working process and the parent.
 
 The keeper adopts whatever the worker leaves behind, also what has made a session of its own (PR_SET_CHILD_SUBREAPER), and ends all of it
 when the worker ends, when the parent ends or lets go of the lifeline, and at SIGTERM. Linux only. It does not hold against code that kills

@@ -73,20 +73,21 @@ class Sampling:
     @classmethod
     def unpack(cls, wire: Mapping[str, Json]) -> Sampling:
         return _sampling(
-            float(wire["temperature"]), float(wire["top_p"]), integer(wire["max_new_tokens"]), strings(wire["stop"]),
-            *read_extras(wire, _EXTRAS_OF_SAMPLING).items(),
+            wire["temperature"], wire["top_p"], wire["max_new_tokens"], wire.get("max_turns", 1), wire.get("max_total", 0), *wire["stop"]
         )  # fmt: skip
 
 
 _EXTRAS_OF_SAMPLING = {"max_turns": Extra(1, integer), "max_total": Extra(0, integer)}
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)
 def _sampling(
-    temperature: float, top_p: float, max_new_tokens: int, stop: tuple[str, ...], *extras: tuple[str, int]
+    temperature: Json, top_p: Json, max_new_tokens: Json, max_turns: Json, max_total: Json, *stop: Json
 ) -> Sampling:
-    """A run has few of them, and each comes with every record."""
-    return Sampling(temperature, top_p, max_new_tokens, stop, **dict(extras))
+    """Of what the wire says: a run has few of them, and each comes with every record."""
+    return Sampling(
+        float(temperature), float(top_p), integer(max_new_tokens), strings(stop), integer(max_turns), integer(max_total)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,4 +173,4 @@ _EXTRAS = {"environment": Extra("", text), "content": Extra("", text), "template
 
 
 def messages_of(value: Json) -> tuple[ChatMessage, ...]:
-    return tuple(ChatMessage(text(role), text(content)) for role, content in value)
+    return tuple([ChatMessage(text(role), text(content)) for role, content in value])

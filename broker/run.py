@@ -106,7 +106,7 @@ def announced(
 
 
 def _reachable(address: str) -> str:
-    """``address``, by this machine's name where it stands for all of its interfaces."""
+    """``address``, or this machine's name if the address means all of its interfaces."""
     host, _, port = address.rpartition(":")
     return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "::") else address
 

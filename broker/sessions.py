@@ -1,4 +1,4 @@
-"""The sessions of agents outside: what of them is durable, and how actors find the door that agents come in by.
+"""The sessions of agents outside: their durable records, and how actors find the server that agents connect to.
 
 An agent's session is played as one episode or, where it edits its own past, as several *parts* of one. Before an agent has a reply, the
 turn that it belongs to lies in ``RUN.sessions``, with its tokens: so an episode goes on in another actor when its own is killed.

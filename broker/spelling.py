@@ -1,4 +1,4 @@
-"""What the writer of an unknown word may have meant."""
+"""Suggests what the writer of an unknown word may have meant."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from broker.wire import (
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 _TOKEN, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
+_INT, _FLOAT = np.dtype(np.int32), np.dtype(np.float32)
 FINISH_REASONS = ("stop", "length", "abort", "turns")
 _ONE_PURPOSE, _ONE_FINISH = f"one of {PURPOSES}", f"one of {FINISH_REASONS}"
 
@@ -111,9 +112,9 @@ class Trajectory:
     def __post_init__(self) -> None:
         tokens, logprobs = self.tokens, self.logprobs
         n = tokens.shape[0] if tokens.ndim == 1 else 0
-        if n == 0 or tokens.dtype != np.int32:
+        if n == 0 or tokens.dtype != _INT:
             raise MessageError(f"tokens are {tokens.dtype} {tokens.shape}; they must be a non-empty int32 vector")
-        if logprobs.dtype != np.float32 or logprobs.shape != (n,):
+        if logprobs.dtype != _FLOAT or logprobs.shape != (n,):
             raise MessageError(
                 f"logprobs are {logprobs.dtype} {logprobs.shape}; they must be float32 ({n},), one a token"
             )
@@ -121,33 +122,45 @@ class Trajectory:
             raise MessageError(f"tokens hold {int(tokens.min())}; token ids must be >= 0")
         if not (np.maximum.reduce(logprobs) <= 1e-4 and math.isfinite(np.dot(logprobs, logprobs))):
             raise MessageError(f"logprobs run from {logprobs.min()} to {logprobs.max()}; they must be finite and <= 0")
-        require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
-        require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
-        require(self.purpose in PURPOSES, "purpose", self.purpose, _ONE_PURPOSE)
-        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, _ONE_FINISH)
-        if self.outcome is not None:
-            require(math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent")
-        at, first = 0, -1
-        for _, start, end, trainable in self.segments:
-            require(start == at and end > at, "segments", self.segments, "spans that cover the tokens in order")
-            if trainable and first < 0:
-                first = start
-            at = end
-        require(at == n, "segments", self.segments, "spans that end with the tokens")
+        self._check_fields()
+        first = self._check_segments(n)
         last = -1
         for version, start in self.versions:
-            require(last < start < n and version >= 0, "versions", self.versions, "rising starts, versions >= 0")
+            if not (last < start < n and version >= 0):
+                require(False, "versions", self.versions, "rising starts, versions >= 0")
             last = start
         turn = -1
         for reply in self.replies:
             sound = turn < reply.turn < len(self.turns) and (reply.value is None or math.isfinite(reply.value))
             require(sound, "replies", self.replies, "places in turns, in order, with finite values")
             turn = reply.turn
-        if first >= 0:
+        if first >= 0 and not (self.versions and self.versions[0].start <= first):
             require(bool(self.versions), "versions", self.versions, "a span for the sampled tokens")
-            require(
-                self.versions[0].start <= first, "versions", self.versions, "a span that covers the first sampled token"
-            )
+            require(False, "versions", self.versions, "a span that covers the first sampled token")
+
+    def _check_fields(self) -> None:
+        """One look at what is right; it is looked for by name only where something is wrong: every record passes here several times."""
+        sound = 0 <= self.index < self.group_size and self.group_id and self.purpose in PURPOSES
+        if sound and self.finish_reason in FINISH_REASONS and (self.outcome is None or math.isfinite(self.outcome)):
+            return
+        require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
+        require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
+        require(self.purpose in PURPOSES, "purpose", self.purpose, _ONE_PURPOSE)
+        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, _ONE_FINISH)
+        require(False, "outcome", self.outcome, "a finite number, or absent")
+
+    def _check_segments(self, n: int) -> int:
+        """The start of the first trainable segment; -1 if there is none."""
+        at, first = 0, -1
+        for _, start, end, trainable in self.segments:
+            if start != at or end <= at:
+                require(False, "segments", self.segments, "spans that cover the tokens in order")
+            if trainable and first < 0:
+                first = start
+            at = end
+        if at != n:
+            require(False, "segments", self.segments, "spans that end with the tokens")
+        return first
 
     @property
     def schema(self) -> int:
@@ -210,21 +223,19 @@ class Trajectory:
         if tuple(map(type, fields)) not in _TYPES:
             fields = _checked(fields)
         self = object.__new__(cls)
+        # a call of object.__setattr__ for each of twenty fields would cost as much as all the rest
         members = self.__dict__
         members.update(_DEFAULTS)
         if len(wire) > len(_NAMES) + 2:
             members.update(read_extras(wire, _EXTRAS))
-        # twenty times object.__setattr__ would cost as much as all the rest
         members.update(zip(_NAMES, fields, strict=True))
         members["messages"] = messages_of(members["messages"])
         members["rewards"] = numbers(members["rewards"])
         members["metadata"] = mapping(members["metadata"])
         members["tokens"] = np.frombuffer(members["tokens"], dtype=_TOKEN)
         members["logprobs"] = np.frombuffer(members["logprobs"], dtype=_LOGPROB)
-        members["segments"] = tuple(
-            [Segment(text(r), integer(s), integer(e), bool(t)) for r, s, e, t in members["segments"]]
-        )
-        members["versions"] = tuple([VersionSpan(integer(v), integer(s)) for v, s in members["versions"]])
+        members["segments"] = tuple([_segment(*row) for row in members["segments"]])
+        members["versions"] = tuple([_span(*row) for row in members["versions"]])
         members["sampling"] = Sampling.unpack(members["sampling"])
         self.__post_init__()
         return self
@@ -238,6 +249,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """The fields of a trajectory on the wire, with the types that each may have."""
 _NAMES = tuple(_KINDS)
+
+
+def _segment(role: Json, start: Json, end: Json, trainable: Json) -> Segment:
+    if type(role) is not str or type(start) is not int or type(end) is not int:
+        raise TypeError(f"a segment {(role, start, end)!r} where a role and two integers are expected")
+    return tuple.__new__(Segment, (role, start, end, bool(trainable)))
+
+
+def _span(version: Json, start: Json) -> VersionSpan:
+    if type(version) is not int or type(start) is not int:
+        raise TypeError(f"a span {(version, start)!r} where two integers are expected")
+    return tuple.__new__(VersionSpan, (version, start))
 
 
 def _reply(row: Json) -> Reply:

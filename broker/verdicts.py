@@ -38,8 +38,8 @@ class ValueSpan(NamedTuple):
 class Vote:
     """One rewarder's verdict on one sample: a value, an abstention, or an error; an error is never a reward of 0.
 
-    ``answer`` is the response's final answer in canonical form, as the rewarder read it (for cons@k). ``cause`` says what kind of failure
-    stands behind the outcome: with a value, what the *answer* did to the judge (``timeout``, ``killed``); with an error, what befell the judge.
+    ``answer`` is the response's final answer in canonical form, as the rewarder read it (for cons@k). ``cause`` is the kind of failure
+    that led to the outcome: with a value, what the *answer* did to the judge (``timeout``, ``killed``); with an error, what befell the judge.
     ``spans`` are values of single steps; ``logprobs`` are little-endian float32 log-probabilities of a teacher, one for each trainable token.
     A ``shadow`` vote is recorded and shown, and never trained on. ``version`` tells which rewarder it was.
     """

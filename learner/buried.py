@@ -1,5 +1,5 @@
-"""Rows that supervised stages leave out, in the dead letters of the run: written before the step that goes on without them, found again after a
-restart, and asked for again once somebody replays them (``headrace broker dlq replay``)."""
+"""Dead letters of rows that supervised stages leave out. They are written before the step that is made without them, found again after a
+restart, and read again once they are replayed (``headrace broker dlq replay``)."""
 
 from __future__ import annotations
 

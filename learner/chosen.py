@@ -1,4 +1,4 @@
-"""Which rows a run uses where that takes more than the source itself: what stands in no benchmark, and what a curriculum chooses from the log."""
+"""Chooses the rows of a source by more than the source itself: those that are in no benchmark, and those that a curriculum picks by the log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAID_SECONDS = 20.0  # between two words of a search that takes long
 
 
 class Clean:
-    """Opens sources without the rows that stand in a benchmark of the run file, where their ``select`` asks for it."""
+    """Opens sources without the rows that occur in a benchmark of the run file, if their ``select`` asks for it."""
 
     def __init__(self, run: Run, config: LearnerConfig) -> None:
         self._run, self._config = run, config
@@ -85,7 +85,7 @@ class Clean:
 
 
 def said_on_the_way(rows: Iterator[tuple[int, Any]], name: str, size: int) -> Iterator[tuple[int, Any]]:
-    """``rows`` as they are; every now and then the log says how far the search has come."""
+    """``rows`` unchanged, with a log line on the progress of the search every now and then."""
     said = time.monotonic()
     for place, row in enumerate(rows):
         yield row

@@ -1,24 +1,34 @@
-"""Notices that training has left the finite numbers: one such step is left out and said, and many in a row end the run, for no later one heals."""
+"""Detects gradients that are not finite: a single step is skipped and logged, many in a row end the run, because no later step recovers."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 
 from broker.errors import RunFault
 
 log_ = logging.getLogger("learner")
 HOPELESS_STEPS = 8
+SAID_SECONDS = 20.0  # between two words on tokens that are left out
 
 
 class Finite:
     """Counts steps whose gradient is infinite or not a number. The optimizer leaves the weights as they are at such a step."""
 
     def __init__(self) -> None:
-        self._row = 0
+        self._row, self._said = 0, -SAID_SECONDS
 
-    def take(self, step: int, norm: float | None) -> None:
-        """Take in the gradient norm of a step (None: it had none). Raises RunFault once ``HOPELESS_STEPS`` in a row were not finite."""
+    def take(self, step: int, norm: float | None, invalid: float = 0.0) -> None:
+        """Take in the gradient norm of a step (None: it had none), and how many of its tokens were left out because what belongs to them is
+        not finite. Raises RunFault once ``HOPELESS_STEPS`` gradients in a row were not finite."""
+        if invalid and time.monotonic() - self._said > SAID_SECONDS:
+            self._said = time.monotonic()
+            log_.warning(
+                "%d tokens of step %d are left out: their log-probability, a teacher's or an advantage is not finite",
+                invalid,
+                step,
+            )
         if norm is None or math.isfinite(norm):
             self._row = 0
             return

@@ -1,6 +1,6 @@
-"""Begins a new run from a step of another one: the state as it was then, and the data sources where they were.
+"""Begins a new run from a step of another one, with its state and the position of its data sources at that step.
 
-The old run is only read, also while it goes on. What was under way there at that step belongs to it: the same rows are asked anew.
+The old run is only read, and may still be running. Groups outstanding there at that step stay with it; the new run asks their rows again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Forked:
 def fork(old: Run, step: int, new: Run, say: Callable[[str], None] = log_.info) -> Forked:
     """Make ``new``, whose directory is empty, begin at policy version ``step`` of ``old``, by its own options from there on.
 
-    ``say`` is told what takes its time. Raises RunFault if the log of ``old`` has no such step, CheckpointError if its state cannot be made
+    ``say`` is called with what takes long. Raises RunFault if the log of ``old`` has no such step, CheckpointError if its state cannot be made
     again, RunFileError if the options of ``new`` do not fit the state, LogError.
     """
     refuse_other_beginnings(old, new)
@@ -210,7 +210,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _begin_log(new: Run, manifest: Manifest) -> int:
-    """Write the first record of the new run; returns the offset behind it."""
+    """Write the first record of the new run; returns the offset after it."""
     with ExitStack() as stack:
         log = new.open_log()
         stack.callback(log.close)

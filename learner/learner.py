@@ -1,4 +1,4 @@
-"""What a stage may do: wait for planned steps, take them, evaluate and collect, save, close. ``learner.opening`` recovers and wires it."""
+"""What a stage can do: wait for planned steps, take them, evaluate and collect, save, close. ``learner.opening`` recovers and wires it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Learner:
         return None
 
     def take(self, planned: Planned) -> StepResult | None:
-        """Execute a planned manifest: the new version is recorded and published, its credits come back.
+        """Execute a planned manifest: the new version is recorded and published, and its credits are returned.
 
         One that cannot be executed is set aside in the log, and the next version is the policy as it was.
         """
@@ -143,11 +143,12 @@ class Learner:
             result = self.telemetry.step(result)
             self.telemetry.trained(planned)
             self._record(result)
-            self._finite.take(result.step, result.metrics.get("grad_norm"))
+            told = result.metrics
+            self._finite.take(result.step, told.get("grad_norm"), told.get("tokens_invalid", 0.0))
         return result
 
     def _put_aside(self, manifest: Manifest, offset: int, error: Exception) -> None:
-        """Say in the log that the step trains nothing, and bring the state there: whatever the failure left of it is discarded.
+        """Record that the step trains nothing, and restore the state as it was before it; whatever the failure left is discarded.
 
         The dead letter of its manifest, at ``offset``, is what is replayed to try the step again.
         """
@@ -217,11 +218,12 @@ class Learner:
 
     def wait_collections(self) -> bool:
         """Wait for all collections under way; False when the learner is to stop."""
-        while self.planning.pending():
-            if self.stop:
-                return False
-            self.planning.wait(0.1)
-            self._follow_asked()
+        with self.telemetry.phase("collect"):
+            while self.planning.pending():
+                if self.stop:
+                    return False
+                self.planning.wait(0.1)
+                self._follow_asked()
         return True
 
     def artefact(self, name: str) -> Artefact | None:
@@ -242,8 +244,8 @@ class Learner:
     # -- models ---------------------------------------------------------------------------------------------------------
 
     def model_named(self, model: str) -> str:
-        """Where ``model`` lies: a stage's name stands for the checkpoint that the stage left; a directory beside the run file for that, and
-        anything else for itself."""
+        """The location of ``model``: for a stage's name, the checkpoint that the stage left; for a directory beside the run file, its path; anything
+        else is returned as it is."""
         for index, stage in enumerate(self.config.stages):
             if stage.name == model:
                 return str((self.checkpoints.directory / self.kept_name(index)).relative_to(self.run.directory))

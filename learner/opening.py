@@ -1,5 +1,5 @@
-"""Opens a learner: recovers what a killed one left (the newest checkpoint, then the manifests behind it, executed again from the log; no
-sample is generated again and none is trained twice), and wires log, planner, weight road, control and metrics."""
+"""Opens a learner. It recovers the state that a killed learner left (the newest checkpoint, then the manifests after it, executed again from
+the log: no sample is generated again and none is trained twice), and wires log, planner, weight road, control and metrics."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _planning(
 
 
 def exclusive_steps(log: Log, run: Run, owner: str, stop: Stop) -> Producer:
-    """The right to write the run's steps. Raises HeldByAnother if another learner lives on beyond a take-over's time."""
+    """The right to write the run's steps. Raises HeldByAnother if another learner still holds it after the time allowed for a take-over."""
     deadline = time.monotonic() + TAKEOVER_SECONDS
     name = f"{run.table.name}.{STEPS_OWNER}"
     while True:

@@ -33,7 +33,7 @@ def rows_of(places: Sequence[tuple[str, int]]) -> dict[str, tuple[tuple[int, int
 
 
 class Redone:
-    """Compares the steps that are made again behind a checkpoint with what the log says of their first time: ``before`` has the digest of
+    """Compares the steps that are made again after a checkpoint with what the log says of their first time: ``before`` has the digest of
     each, by stage and step."""
 
     def __init__(self, before: Mapping[tuple[int, int], str]) -> None:

@@ -1,4 +1,4 @@
-"""The data of a run as its learner asks it: which rows in which order, with which mix and template, and the documents of earlier stages."""
+"""The data of a run as its learner uses it: which rows, in which order, with which mix and template, and the documents of earlier stages."""
 
 from __future__ import annotations
 

@@ -66,11 +66,14 @@ class SamplingTable(Table):
     """Tokens of an episode with its prompt; 0: what the engine's context holds."""
 
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerTable(Table):
     """AdamW, or Muon on the hidden matrices at ``muon`` times the learning rate and AdamW on the rest (``muon`` 0: AdamW alone)."""
 
-    lr: float = Field(default=1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    lr: float = Field(default=1e-6, gt=0, le=100)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     muon: float = Field(default=0.0, ge=0)
@@ -82,9 +85,9 @@ class OptimizerTable(Table):
 
 
 class RlOptimizerTable(OptimizerTable):
-    """As learning from stale samples wants it (benchmarks/staleness.md): no first-moment momentum, and a rate that falls."""
+    """Settings for learning from stale samples (benchmarks/staleness.md): no first-moment momentum, and a falling rate."""
 
-    betas: tuple[float, float] = (0.0, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.0, 0.95)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
 
 
@@ -250,6 +253,19 @@ class SupervisedTable(Table):
     cooldown_steps: int = Field(default=0, ge=0)
 
     _adapted = field_validator("lora")(adapted)
+
+    @field_validator("data")
+    @classmethod
+    def _readable(cls, data: str | tuple[str, ...] | dict[str, float]) -> str | tuple[str, ...] | dict[str, float]:
+        if not data:
+            raise ValueError("names no source")
+        if isinstance(data, tuple) and len(set(data)) < len(data):
+            raise ValueError(
+                "names a source twice; give weights to have one read more often, data = { NAME = 2.0, ... }"
+            )
+        if isinstance(data, dict) and min(data.values()) <= 0:
+            raise ValueError("has a weight that is not above 0; take that source out")
+        return data
 
 
 class Benchmark(Table):

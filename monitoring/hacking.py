@@ -1,4 +1,4 @@
-"""Whether a rewarder is gamed: what it gives rises while held-out accuracy, or a shadow that is not trained on, falls.
+"""Detects that a rewarder is gamed: what it gives rises while held-out accuracy, or a shadow that is not trained on, falls.
 
 DeepSeek-R1 (arXiv 2501.12948, Figure 6) shows what this looks like: the reward of a helpfulness model goes up, and accuracy on code
 goes down. A rise is the slope of the median of slopes (Theil and Sen) over the last evaluations times their distance: one odd value of a few

@@ -49,7 +49,7 @@ def reflective_words(text: str) -> set[str]:
 
 
 def reflective_counts(text: str) -> Counter[str]:
-    """How often each of ``WORDS`` stands in ``text``, whatever its case (the count of R1's figure 9)."""
+    """How often each of ``WORDS`` occurs in ``text``, ignoring case (the count of R1's figure 9)."""
     return Counter(word.lower() for word in _REFLECTIVE.findall(text[:CHARACTERS]))
 
 

@@ -162,7 +162,7 @@ def named(text: str, options: Mapping[str, str]) -> frozenset[str]:
 
 
 def _explained(letter: str, behind: str, options: Mapping[str, str]) -> frozenset[str]:
-    """``C) 12``: the letter, unless what stands behind it names another option."""
+    """``C) 12``: the letter, unless what follows it names another option."""
     others = {next(filter(None, found)) for found in OTHER.findall(behind)} - {letter}
     contradicts = any(other != letter and same_text(behind, text) for other, text in options.items())
     same = letter in options and same_text(behind, options[letter])

@@ -89,7 +89,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {"tags": TAGS, "think": THINK, "readable"
 
 
 def _cut(text: str, marks: tuple[str, ...]) -> list[str] | None:
-    """What stands before, between and behind the marks; None if they do not stand in this order."""
+    """The text before, between and after the marks; None if they are not in this order."""
     pieces = []
     for mark in marks:
         piece, found, text = text.partition(mark)

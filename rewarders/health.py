@@ -60,7 +60,7 @@ class Health:
         return self._out
 
     def page(self) -> dict[str, Any]:
-        """How it stands, for whoever asks."""
+        """The current state, for whoever asks."""
         now = self._clock()
         state = "outage" if self._out else "judging"
         seconds = round(now - self._since, 1) if self._out else 0.0

@@ -144,7 +144,7 @@ def _is_sign(script: str, word: str) -> bool:
 
 
 def _sentences(text: str) -> list[str]:
-    """The sentences of ``text``; one of very few words stands together with the next."""
+    """The sentences of ``text``; one of very few words is joined with the next."""
     found: list[str] = []
     waiting: list[str] = []
     words = 0

@@ -15,7 +15,7 @@ def response(text: str, mark: str = "") -> str:
 
 
 def thought(text: str, mark: str = "") -> str:
-    """What stands before the last ``</think>`` (or between the first two ``mark``), without the tag that opened it; a text without thinking is all thought."""
+    """The text before the last ``</think>`` (or between the first two ``mark``), without the tag that opened it; a text without thinking is all thought."""
     if mark:
         head, _, rest = text.partition(mark)
         return rest.partition(mark)[0] if not head.strip() else head

@@ -1,4 +1,4 @@
-"""Where the answer stands in a response: scans of linear time that hostile text cannot slow down or mislead."""
+"""Finds the answer in a response, by scans in linear time that hostile text cannot slow down or mislead."""
 
 from __future__ import annotations
 

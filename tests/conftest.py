@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from suites import PROCESSES, TREES, asked_for, lane_of, markers_of
+from suites import PROCESSES, TREES, asked_for, lane_of, long_tests, markers_of
 
 if TYPE_CHECKING:
     from broker.kafka.server import KafkaServer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network, and one asks for a data set that is nowhere
 
 ROOT = Path(__file__).resolve().parent.parent
-TAKE_TIME = (*TREES, "slow", "kafka", "sglang", "gpu", "watch")
+TAKE_TIME = (*TREES, "slow", "long", "kafka", "sglang", "gpu", "watch")
 LONG = 10.0  # seconds
 TINY = ROOT / "recipes" / "tiny_model"
 
@@ -57,8 +57,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest lane begins at once. Tests marked ``gpu`` need a device."""
-    items.sort(key=lambda item: lane_of(item.path) != PROCESSES)
+    """The longest lanes begin first. Tests marked ``gpu`` need a device."""
+    items.sort(key=lambda item: (lane_of(item.path) != PROCESSES, -long_tests(item.path)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             seconds[report.nodeid] += report.duration
     for name, took in sorted(seconds.items(), key=lambda pair: -pair[1]):
         if took > LONG:
-            terminalreporter.write_line(f"took {took:.0f} s without the marker slow or processes: {name}")
+            terminalreporter.write_line(f"took {took:.0f} s without the marker long, slow or processes: {name}")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,12 @@ def lane_of(file: Path) -> str:
 
 
 @cache
+def long_tests(file: Path) -> int:
+    """How many tests of a file are marked as long."""
+    return file.read_text().count("@pytest.mark.long\n")
+
+
+@cache
 def markers_of(file: Path) -> set[str]:
     """All markers that the text of a test file names, as ``mark.NAME``; those of ``tests/gpu`` share theirs."""
     return set(re.findall(r"\bmark\.(\w+)", file.read_text())) | ({"gpu"} if file.parent.name == "gpu" else set())

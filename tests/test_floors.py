@@ -147,17 +147,23 @@ def at_once(path: Path) -> set[str]:
     return named_by(ast.parse(path.read_text()).body)
 
 
+@functools.cache
+def ours(path: Path) -> list[tuple[str, Path]]:
+    """Of the modules that a file imports at once: those that are files of ours, or helpers of the tests."""
+    places = [
+        (name, (home / name).with_suffix(".py")) for name in at_once(path) for home in (path.parent, ROOT / "tests")
+    ]
+    places += [(name, (ROOT / name.replace(".", "/")).with_suffix(".py")) for name in at_once(path)]
+    return [(name, file) for name, file in places if file.exists()]
+
+
 def extras_of(path: Path, seen: set[Path]) -> set[str]:
     """The extras that importing a file needs, also through files of ours and helpers of the tests."""
     seen.add(path)
-    needed: set[str] = set()
-    for name in at_once(path):
-        if name.partition(".")[0] in EXTRAS:
-            needed.add(name)
-        places = [ROOT / name.replace(".", "/"), path.parent / name, ROOT / "tests" / name]
-        for file in (place.with_suffix(".py") for place in places):
-            if file.exists() and file not in seen:
-                needed |= {f"{name}: {other}" for other in extras_of(file, seen)}
+    needed = {name for name in at_once(path) if name.partition(".")[0] in EXTRAS}
+    for name, file in ours(path):
+        if file not in seen:
+            needed |= {f"{name}: {other}" for other in extras_of(file, seen)}
     return needed
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from actors.environment import Turn
+from broker.calls import CallRefused, post
 from broker.errors import EnvironmentFault, Outage
 from broker.messages import ChatMessage, Prompt
 
@@ -58,23 +59,20 @@ class HttpEnvironment:
         where = f"{self.url.rstrip('/')}/{what}"
         try:
             with httpx.Client(timeout=self.request_timeout, headers=self._headers) as client:
-                answer = client.post(where, json={"episode": self._episode, **body})
+                asked = {"episode": self._episode, **body}
+                answer = post(client, where, asked, self.request_timeout, MAX_BYTES)
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
                 raise Outage(f"{where} cannot be reached within {self.request_timeout:g} s") from error
             raise EnvironmentFault(f"{where} has not answered within {self.request_timeout:g} s") from error
         except (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
             raise Outage(f"{where} is away: {error}") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, CallRefused) as error:
             raise EnvironmentFault(f"{where}: {error}") from error
         if answer.status_code in AWAY:
             raise Outage(f"{where} answers {answer.status_code}: {answer.text[:200]}")
         if answer.status_code != 200:
             raise EnvironmentFault(f"{where} answers {answer.status_code}: {answer.text[:200]}")
-        if len(answer.content) > MAX_BYTES:
-            raise EnvironmentFault(
-                f"{where} answers with {len(answer.content)} bytes; {MAX_BYTES} are too many already"
-            )
         try:
             found = answer.json()
         except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer on the task of recipes/tiny.toml, from the same base, with the same batch, rewards and rates.
 
-python benchmarks/trl/grpo.py BASE --keep DIR [--steps N]: prints a line of JSON when training begins and one a step, with the seconds since
-then; the weights of each step go to DIR/weights-STEP while the clock stands. BASE is the checkpoint of a run's first stage. Runs in a virtual
-environment of its own.
+python benchmarks/trl/grpo.py BASE --keep DIR [--steps N]: prints a line of JSON when training begins and one a step, with the seconds and the
+processor seconds since then; the weights of each step go to DIR/weights-STEP while the clock stands. BASE is the checkpoint of a run's first
+stage. Runs in a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -88,20 +88,22 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, model: Any, tokenizer: Any, keep: Path, steps: int) -> None:
         self._model, self._tokenizer, self._keep, self._steps = model, tokenizer, keep, steps
-        self._seconds = 0.0
+        self._seconds = self._spent = 0.0
 
     def start(self) -> None:
         print(json.dumps({"began": time.time()}), flush=True)
-        self._mark = time.monotonic()
+        self._mark, self._used = time.monotonic(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._seconds += time.monotonic() - self._mark
-        print(json.dumps({"step": state.global_step, "seconds": round(self._seconds, 3)}), flush=True)
+        self._spent += time.process_time() - self._used
+        row = {"step": state.global_step, "seconds": round(self._seconds, 3), "spent": round(self._spent, 3)}
+        print(json.dumps(row), flush=True)
         place = self._keep / f"weights-{state.global_step}"
         self._model.save_pretrained(place)
         self._tokenizer.save_pretrained(place)
         control.should_training_stop = state.global_step >= self._steps
-        self._mark = time.monotonic()
+        self._mark, self._used = time.monotonic(), time.process_time()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a reader stands in each partition of one topic, and what comes next there."""
+"""A reader's position in each partition of one topic, and the next records there."""
 
 from __future__ import annotations
 

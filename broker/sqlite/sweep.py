@@ -1,7 +1,7 @@
 """Removes what is below a partition's first offset, and gives its room back to the disk: in slices, between which others write.
 
 A record is gone once ``partitions.begin`` is above it. The row itself, and its pages, go later; a sweep that was killed is taken up by the
-next one, because what is left to remove stands in the file.
+next one, because what is left to remove is recorded in the file.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class TopicFile:
         """Append all rows in one transaction; returns their positions."""
         with self._file.write() as db:
             now = time.time()
-            ends = {p: self._end(db, p) for p in {partition for partition, _, _ in rows}}
+            ends = self._next(db, {partition for partition, _, _ in rows})
             grown: dict[int, int] = {}
             positions, values = [], []
             for partition, key, value in rows:
@@ -101,9 +101,12 @@ class TopicFile:
             self._retain(now)
         return positions
 
-    @staticmethod
-    def _end(db: sqlite3.Connection, partition: int) -> int:
-        return int(db.execute("SELECT next FROM partitions WHERE number = ?", (partition,)).fetchone()[0])
+    def _next(self, db: sqlite3.Connection, partitions: set[int]) -> dict[int, int]:
+        """The next offsets of these partitions; one statement where they are many of all that there are."""
+        if len(partitions) * 8 > self.spec.partitions:
+            return dict(db.execute("SELECT number, next FROM partitions").fetchall())
+        one = "SELECT next FROM partitions WHERE number = ?"
+        return {p: int(db.execute(one, (p,)).fetchone()[0]) for p in partitions}
 
     def _retain(self, now: float) -> None:
         """Remove a little of what has expired: whichever producer comes first after the interval does it for all of them."""

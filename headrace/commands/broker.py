@@ -180,7 +180,16 @@ def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -
             settled = Settled(offset, done, time.time())
             producer.send(run.topics.deadletters, letter.topic.encode(), encode(settled))
         producer.flush()
-    return [{"offset": offset, "became": done} for offset in chosen]
+    return [{"offset": offset, "became": done, **_next(run, letter, action)} for offset, letter in chosen.items()]
+
+
+def _next(run: Run, letter: DeadLetter, action: str) -> dict[str, str]:
+    """What the learner makes of a replayed letter that is no record of a topic."""
+    if action == "replay" and letter.topic == run.topics.steps:
+        return {"next": "trained again by the next step of its stage, if that is under way"}
+    if action == "replay" and letter.topic.startswith("data.") and not letter.key.isdigit():
+        return {"next": "joins the next step of its stage, if that is under way"}
+    return {}
 
 
 def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:

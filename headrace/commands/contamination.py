@@ -28,7 +28,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """0: nothing that is trained on stands in a benchmark; 1: something does. Raises RunFileError, DataError."""
+    """0: nothing that is trained on is in a benchmark; 1: something is. Raises RunFileError, DataError."""
     if options.ngram is not None and options.ngram < 4:
         raise RunFileError(f"--ngram {options.ngram}: use 4 words or more")
     whole = check(RunFile.read(options.file, options.overrides))

@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
         raise RunFileError(f"--at {options.at}: a step is at least 0")
     if options.directory.exists() and (not options.directory.is_dir() or any(options.directory.iterdir())):
         raise RunFileError(f"--dir {options.directory} is not empty; a fork begins a new run")
-    from learner.fork import fork  # loads torch: a mistake in the arguments is told at once
+    from learner.fork import fork  # loads torch: a mistake in the arguments is reported before that
 
     new = Run.of(file, options.directory)
     try:
@@ -55,7 +55,7 @@ def new_file(path: Path, directory: Path, overridden: list[str]) -> RunFile:
 
 
 def same_stages(old: RunFile, new: RunFile) -> None:
-    """Raises RunFileError where a stage has become another one: what the step belongs to is told by its number."""
+    """Raises RunFileError if a stage has become another one: a step belongs to a stage by its number."""
     before, after = old.tables.get("stage", []), new.tables.get("stage", [])
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         for key in ("kind", "name"):

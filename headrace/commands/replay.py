@@ -20,7 +20,7 @@ def main(options: argparse.Namespace) -> int:
     first, last = step_range(options.steps)
     run = reopen(options.run)
     changed = reopen(options.run, options.overrides) if options.overrides else None
-    from learner.replay import replay  # loads torch: a mistake in the arguments is told at once
+    from learner.replay import replay  # loads torch: a mistake in the arguments is reported before that
 
     print(replay(run, first, last, options.out, changed))
     return 0

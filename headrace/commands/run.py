@@ -59,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def looked_at(file: RunFile) -> bool:
-    """Say what stands against the run, or should be known of it; False if it cannot work."""
+    """Print the problems of the run, and what should be known about it; False if it cannot work."""
     looked = look_ahead(file, RUN_SECONDS)
     for line in lines(looked.of("warning")):
         print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What a finding is, and what the rules share."""
+"""A finding, and what the rules share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECENT_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What it is, what shows it, and the command or setting that cures it; ``holds``: whether the run waits for it."""
+    """What is wrong, the evidence, and the command or setting that cures it; ``holds``: whether the run waits because of it."""
 
     what: str
     evidence: str

@@ -1,4 +1,4 @@
-"""What every daemon stands on: the log, the disk, processes that live, one version and one clock."""
+"""Checks what every daemon relies on: the log, the disk, living processes, one version and one clock."""
 
 from __future__ import annotations
 

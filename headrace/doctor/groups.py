@@ -1,4 +1,4 @@
-"""What became of groups: credits that none has back, groups without a gradient, records that were buried."""
+"""Rules about groups: credits that are never returned, groups without a gradient, dead letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The groups that are fed and have no end yet, and what each of them lacks: samples, or the votes of a rewarder."""
+"""Finds the outstanding groups, and what each of them lacks: samples, or the votes of a rewarder."""
 
 from __future__ import annotations
 

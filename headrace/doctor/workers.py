@@ -1,4 +1,4 @@
-"""Who is needed and not there, or there and too slow: learner, actors, servers, partitions."""
+"""Rules about learner, actors, servers and partitions that are missing or too slow."""
 
 from __future__ import annotations
 
@@ -61,9 +61,13 @@ def evictions(e: Evidence) -> Iterator[Finding]:
             )
 
 
+WAITS = ("wait_data", "collect", "rewrite", "review")
+"""Phases in which the learner does nothing but wait for others: ``long_waits`` says them."""
+
+
 def learner_busy(e: Evidence) -> Iterator[Finding]:
     for phase, since in e.of_learner(PHASE_SINCE, "phase").items():
-        if since and phase != "wait_data" and e.now - since > PHASE_SECONDS:
+        if since and phase not in WAITS and e.now - since > PHASE_SECONDS:
             fix = {
                 "checkpoint": "a slow file system below RUN/checkpoints? raise [learner] checkpoint_every",
                 "publish": "the publisher has not taken the version before yet: see evictions, [learner] push_timeout, lane",
@@ -88,13 +92,14 @@ def slow_partition(e: Evidence) -> Iterator[Finding]:
             yield Finding(
                 f"partition {worst} of {topic} is slow for {group}",
                 f"{most} of {total} open records lie in it, and they do not get fewer",
-                "its member hangs on one record or is short of time: see that worker's log, or end it, others take its place",
+                "its member is stuck on one record, or too slow: see that worker's log, or end it, and others take its place",
             )
 
 
 def slow_actors(e: Evidence) -> Iterator[Finding]:
     """The learner waits, and it is samples that it waits for."""
-    since = e.of_learner(PHASE_SINCE, "phase").get("wait_data", 0.0)
+    phases = e.of_learner(PHASE_SINCE, "phase")
+    since = phases.get("wait_data", 0.0) or phases.get("collect", 0.0)
     waits = e.now - since if since else 0.0
     if waits >= MOVING_SECONDS and e.waiting.unsampled >= e.whole.learner.learner.groups_per_step and e.of("actor"):
         tokens = sum(d.get(GENERATED) - d.before.get(GENERATED, 0.0) for d in e.of("actor")) / BETWEEN_SECONDS

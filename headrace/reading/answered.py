@@ -99,7 +99,7 @@ def answered(log: Log, topics: Topics, evaluation: Evaluation, rewarder: str = "
 
 
 def _keys(ids: Sequence[str], prompts: Mapping[str, Prompt]) -> dict[str, str]:
-    """A key for each group. A question that stands in the benchmark twice has two."""
+    """A key for each group. A question that is in the benchmark twice has two."""
     seen: Counter[str] = Counter()
     keys = {}
     for group_id in ids:

@@ -1,4 +1,4 @@
-"""What an audit has counted, and what it found wrong."""
+"""The result of an audit: its counts, and the problems that it found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Audit:
     documents: int = 0
     """Those that supervised steps were trained on; in every pass anew."""
     reread: int = 0
-    """Supervised steps that were made again behind a checkpoint and have read other documents: data or run file were changed meanwhile."""
+    """Supervised steps that were made again after a checkpoint and have read other documents: data or run file were changed meanwhile."""
     dead_letters: int = 0
     duplicate_samples: int = 0
     """Samples that came again while their group was among the last ``duplicates.REMEMBERED`` of its partition."""

@@ -1,6 +1,6 @@
-"""Counts the samples that came more than once: what a restarted actor or a replayed dead letter brings again.
+"""Counts samples that were recorded more than once, because of a restarted actor or a replayed dead letter.
 
-All samples of a group lie in one partition, so a partition remembers the groups that it saw last; what comes again later than that
+All samples of a group are in one partition, so only the latest groups of each partition are remembered; a duplicate that comes later
 is not counted. The count informs: the learner's join keeps the first record of a sample, and the audit of manifests finds a second use.
 """
 
@@ -20,7 +20,7 @@ REMEMBERED = 4096  # groups that are remembered for each partition
 
 
 def count_duplicates(log: Log, topics: Topics, starts: Mapping[int, int]) -> tuple[int, dict[int, int]]:
-    """How many samples from ``starts`` on came again, and the offsets behind the last one of each partition."""
+    """How many samples from ``starts`` on came again, and the offsets after the last one of each partition."""
     seen: dict[int, OrderedDict[str, int]] = defaultdict(OrderedDict)
     found, ends = 0, dict(starts)
     for record in records(log, topics.trajectories, starts):
@@ -38,7 +38,7 @@ def count_duplicates(log: Log, topics: Topics, starts: Mapping[int, int]) -> tup
 
 
 def name_of(record: Record) -> tuple[str, int] | None:
-    """Group and index of a sample; None for what is none. Its tokens are not decoded."""
+    """Group and index of a sample; None if the record is not a sample. Its tokens are not decoded."""
     try:
         wire = msgpack.unpackb(record.value, strict_map_key=False)
         known = wire["t"] == Trajectory.TYPE and type(wire["group_id"]) is str and type(wire["index"]) is int

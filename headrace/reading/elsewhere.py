@@ -1,4 +1,4 @@
-"""What the whole steps topic says of a few groups and steps: looked up once an audit has suspects."""
+"""Looks up what the whole steps topic says about a few groups and steps, once an audit has suspects."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ QUESTIONS = 3  # of each benchmark
 
 
 def excerpts(log: Log, topics: Topics, stages: Mapping[str, Mapping[str, Evaluation]]) -> list[Excerpt]:
-    """Some questions of each benchmark that several stages were asked, those first that they answer differently."""
+    """Some questions of each benchmark that several stages were asked; those answered differently come first."""
     found: list[Excerpt] = []
     with closing(log.reader(topics.prompts)) as prompts, closing(log.reader(topics.trajectories)) as samples:
         for benchmark in dict.fromkeys(name for asked in stages.values() for name in asked):
@@ -47,7 +47,7 @@ def _differ(sides: Mapping[str, Mapping[str, tuple[GroupRef, str]]], row: str) -
 
 
 def _add(excerpt: Excerpt, stage: str, ref: GroupRef, marks: str, prompts: Reader, samples: Reader) -> None:
-    """The first sample of a group, and the question where it is not known yet; nothing where retention has removed it."""
+    """Add the first sample of a group, and its question if not known yet; nothing if retention has removed it."""
     try:
         sample = read(samples.get([ref.samples[0].position])[0])
         prompt = read(prompts.get([ref.prompt])[0]) if not excerpt.question else None

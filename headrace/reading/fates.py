@@ -1,7 +1,7 @@
-"""Every group that is fed ends once: the part of the audit that follows prompts and endings side by side.
+"""The part of the audit that follows prompts and endings side by side, to see that every group that is fed ends exactly once.
 
-Only the groups that have no end yet are held. A group that ends and is not among them is a suspect, and what stands elsewhere in
-the log about suspects is looked up when all has been read: a sound log has none.
+Only the groups that have no end yet are held. A group that ends and is not among them is a suspect. What the log says elsewhere
+about suspects is looked up when everything has been read; a sound log has none.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Fates:
     _prompts: Prompts = field(default_factory=lambda: Prompts(iter(()), {}, {}))
 
     def begin(self, seal: Seal | None = None) -> Fates:
-        """Begin with the first record, or behind ``seal``. Prompts that come while the audit goes on are not part of it."""
+        """Begin with the first record, or after ``seal``. Prompts that arrive during the audit are not part of it."""
         topic = self.topics.prompts
         begins = self.log.begins(topic)
         self._whole = not any(begins.values())  # else retention may have removed the prompt of an ended group
@@ -148,7 +148,7 @@ class Fates:
         self.version = max(self.version, manifest.step)
 
     def _set_aside(self, step: int) -> None:
-        """What the manifest of this step has ended as trained was not trained after all; its version is the one before it, unchanged."""
+        """The groups that the manifest of this step ended as trained were not trained after all; its version is the previous one, unchanged."""
         ids = self._groups_of(step)
         if not ids:
             self.audit.problem(f"step {step} is set aside, but no manifest orders it")
@@ -180,7 +180,7 @@ class Fates:
         return step in self._aside or step in History.around(self.log, self.topics, step, step).aside
 
     def _move(self, groups: int) -> None:
-        """So many groups of those that are trained are set aside (below 0: the other way round)."""
+        """Count ``groups`` groups as set aside instead of trained (below 0: the other way round)."""
         self.audit.trained -= groups
         self.audit.dropped += groups
         reasons = self.audit.dropped_by_reason
@@ -204,7 +204,7 @@ class Fates:
     # -- when all is read ----------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Read the prompts that are left, and say of every suspect what is wrong with it, if anything."""
+        """Read the remaining prompts, and report what is wrong with each suspect, if anything."""
         while self._next():
             pass
         _, state = self.newest

@@ -22,7 +22,7 @@ _KINDS = {
 
 
 class Head(NamedTuple):
-    """What a record says first. ``kind`` is a manifest's; ``name`` is that of what ends a collection."""
+    """The first fields of a record. ``kind`` is that of a manifest, ``name`` that of a record that ends a collection."""
 
     type: str
     offset: int

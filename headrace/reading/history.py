@@ -1,7 +1,7 @@
-"""What the ``steps`` topic of a run tells, folded once: the one place that knows that after a redo the last result of a step holds.
+"""The history of a run, folded from its ``steps`` topic. It is the only place that knows that after a redo the last result of a step counts.
 
 Manifests are kept by their heads, since each names every sample of its step; whoever wants one whole reads it at its offset.
-A history may be of the whole topic, of the surroundings of some steps, of its newest records, or grow with what comes.
+A history may cover the whole topic, the surroundings of some steps, or the newest records, or grow with new records.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headrace.reading.heads import Head, head_of
 from headrace.reading.records import at, read, records
 
 REDO_STEPS = 1024
-"""How many steps behind a step its result is looked for once more. A redo goes back to the newest checkpoint, and checkpoints are
+"""How many steps after a step its result is looked for once more. A redo goes back to the newest checkpoint, and checkpoints are
 written far more often than that ([learner] checkpoint_every)."""
 PLANNED_AHEAD = 64  # number of manifests that may precede the next result
 PROBE = 16  # records that one step of the bisection reads
@@ -48,7 +48,7 @@ class History:
         """The steps that could not be executed, with the reason: they have trained nothing."""
         self.seal: Seal | None = None
         self.next = 0
-        """The offset behind the last record that was taken."""
+        """The offset after the last record that was taken."""
         self._keep = keep
         self._results: dict[tuple[int, int], Executed] = {}
         self._made: dict[tuple[int, int], Executed] = {}
@@ -77,7 +77,7 @@ class History:
 
     @classmethod
     def around(cls, log: Log, topics: Topics, first: int, last: int) -> History:
-        """Steps ``first`` to ``last``: from the manifest before them to where no redo can reach back to them any more."""
+        """Steps ``first`` to ``last``: from the manifest before them to where no redo can reach back to them."""
         start = _before(log, topics, find_step(log, topics, first))
         history = cls()
         for record in records(log, topics.steps, {0: start}):
@@ -136,7 +136,7 @@ class History:
         return [head for head in self.manifests if head.kind == "step" and head.step not in self.aside]
 
     def results(self, reinforced: bool) -> list[StepResult]:
-        """The results that hold, by stage and step, of the reinforced stages or of the others."""
+        """The results that count, by stage and step, of the reinforced stages or of the others."""
         stages = self.reinforced
         return [done.result for (stage, _), done in sorted(self._results.items()) if (stage in stages) == reinforced]
 

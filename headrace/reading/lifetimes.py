@@ -1,7 +1,7 @@
-"""What a run's log knows of when: the steps of a stretch of training, and the life of every sample that falls into it.
+"""The times that a run's log records: the steps of a stretch of training, and the life of every sample in it.
 
-All times are in seconds since the epoch. Those that a daemon wrote into its record are believed where they are near the
-time at which the log took the record; else the log's own time stands for them, or none.
+All times are in seconds since the epoch. A time that a daemon wrote into its record is used if it is near the time at which
+the log took the record; otherwise the log's own time is used, or none.
 """
 
 from __future__ import annotations

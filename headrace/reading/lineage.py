@@ -26,7 +26,7 @@ from headrace.reading.records import read, scan
 
 
 class Lineage:
-    """Looks into one manifest after the other; holds the records of one group at a time."""
+    """Checks one manifest after the other; holds the records of one group at a time."""
 
     def __init__(self, log: Log, topics: Topics, audit: Audit) -> None:
         self._readers = tuple(log.reader(t) for t in (topics.prompts, topics.trajectories, topics.rewards))

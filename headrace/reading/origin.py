@@ -1,4 +1,4 @@
-"""Where a run was forked from: the first record of its steps, if it was at all."""
+"""Tells where a run was forked from, if it was: the first record of its steps says so."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Prompts:
         self._count = 0
 
     def next(self, until: float) -> Found | None:
-        """The oldest prompt that was not given yet; None if there is none up to ``until``."""
+        """The oldest prompt that was not returned yet; None if there is none up to ``until``."""
         while not self._is_complete():
             found = next(self._found, None)
             if found is None:

@@ -1,4 +1,4 @@
-"""Reads a run's records from its log: what progress, summary, verify, trace and report are made of."""
+"""Reads a run's records from its log, for progress, summary, verify, trace and report."""
 
 from __future__ import annotations
 

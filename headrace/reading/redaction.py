@@ -1,4 +1,4 @@
-"""A run file as it may be shown around: passwords in it stay at home."""
+"""Removes secrets from a run file, so that it can be shown."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Figures of trajectories that are taken from a part of them: what is said at the end of a run must not cost a pass over all of them.
+"""Estimates figures of trajectories from a part of them, so that the summary of a run does not cost a pass over all of them.
 
-A run of a few thousand samples is looked at as a whole, and the figures are exact.
+A run of a few thousand samples is read in full, and the figures are exact.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each stage of a run left and what it cost: the rows of DeepSeek-R1's tables 3 and 7 (arXiv 2501.12948) for this run.
+"""Gathers the results and the costs of each stage of a run: the rows of DeepSeek-R1's tables 3 and 7 (arXiv 2501.12948) for this run.
 
 An evaluation is that of the model it asked: a stage of kind ``evaluate`` counts for the stage whose model it names, else for the last one before it
 that made a model.
@@ -98,7 +98,7 @@ def _name(stages: list[Mapping[str, Any]], index: int) -> str:
 
 
 def further(report: RunReport, history: History) -> dict[str, Any]:
-    """What ``summary.json`` has of the stages, of how the model writes, and of rewards that rise while accuracy falls."""
+    """The parts of ``summary.json`` on the stages, on how the model writes, and on rewards that rise while accuracy falls."""
     return {
         "stages": {row.name: _stage(row) for row in report.stages},
         "writing": {

@@ -1,4 +1,4 @@
-"""What became of a run in numbers, from its log and from the clock that runs beside it: summary.json."""
+"""Makes summary.json: the results of a run in numbers, from its log and from the clock that runs beside it."""
 
 from __future__ import annotations
 

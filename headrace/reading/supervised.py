@@ -1,7 +1,7 @@
-"""The part of the audit that follows supervised steps: each has its record, and reads on where the one before it stopped.
+"""The part of the audit that follows supervised steps: each has its record, and continues reading where the previous one stopped.
 
-A step that was made again behind a checkpoint may have read other documents than the first time, where the data was changed meanwhile: that
-is counted. Logs of old have a record for ten such steps, which is followed by its documents.
+A step that was made again after a checkpoint may have read other documents than the first time, where the data was changed meanwhile: that
+is counted. Older logs have one record for ten such steps, which is followed by its documents.
 """
 
 from __future__ import annotations

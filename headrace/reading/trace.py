@@ -43,7 +43,7 @@ def trace(log: Log, topics: Topics, step: int) -> dict[str, Any]:
 def trace_supervised(log: Log, topics: Topics, stage: int, step: int) -> dict[str, Any]:
     """Everything about step ``step`` of supervised stage ``stage``, as JSON can say it; of a redo the last. Raises RunFault if the log has none.
 
-    ``rows`` are those of each source, as runs of first row and number; a log of old has ``documents`` of ten steps, and no rows.
+    ``rows`` are those of each source, as runs of first row and number; older logs have the ``documents`` of ten steps, and no rows.
     """
     found, steps = None, set()
     for record in records(log, topics.steps):

@@ -10,7 +10,7 @@ from monitoring.view import clean_text
 
 
 def sample_line(sample: dict[str, Any]) -> str:
-    """One sample of a trace: where it lies, what sampled it, how it was judged and why, and how it reads."""
+    """One sample of a trace: its position, what sampled it, how it was judged and why, and its text."""
     partition, offset = sample["position"]
     head = f"#{sample['index']:<3} trajectories[{partition}] {offset}"
     votes = "  ".join(vote_text(vote) for vote in sample["votes"])

@@ -38,7 +38,7 @@ class Spoken:
 
 
 def spoken(sample: Trajectory) -> list[Spoken]:
-    """The stretches of an episode; none of a single answer. Records of old have no times."""
+    """The stretches of an episode; none of a single answer. Older records have no times."""
     if not sample.environment:
         return []
     replies = sample.replies or _guessed(sample.turns)

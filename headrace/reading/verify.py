@@ -1,8 +1,8 @@
 """The audit of a run: every prompt has exactly one fate, no sample is trained twice, every position is readable, no supervised step is without
 a record of what it read.
 
-It reads the log as a stream and holds only the groups that have no end yet. It may begin at a seal, which an audit before it has left,
-and read the samples of some of the manifests only. What retention was asked to remove is counted, not held against the run.
+It reads the log as a stream and holds only the groups that have no end yet. It may begin at a seal that an earlier audit left,
+and read the samples of only some of the manifests. What retention was asked to remove is counted, not held against the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def verify(log: Log, topics: Topics, most: int = 0) -> Audit:
 
 
 def verify_on(log: Log, topics: Topics) -> Audit:
-    """Audit what has come since the newest seal, and leave a new seal behind what is sound. Without a seal all is audited."""
+    """Audit what has come since the newest seal, and write a new seal after what was found sound. Without a seal everything is audited."""
     verification = _Verification(log, topics, 0, newest_seal(log, topics))
     audit = verification.run()
     if not audit.problem_count:

@@ -1,4 +1,4 @@
-"""What the daemons' own metrics say: how fast each works, how busy it is, how often it was started anew."""
+"""Reads the daemons' own metrics: how fast each works, how busy it is, how often it was restarted."""
 
 from __future__ import annotations
 

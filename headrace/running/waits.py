@@ -12,9 +12,11 @@ from monitoring.metrics import ActorMetrics, LearnerMetrics, RewarderMetrics, Sy
 SPOKEN_SECONDS = 30.0  # shorter waits are normal in a run and are not reported
 PHASES = {
     "wait_data": "waits for judged groups",
+    "collect": "waits for the answers to an evaluation or a collection",
     "shift": "waits for the devices, which the engines have",
     "publish": "waits for the push of the version before",
     "checkpoint": "writes a checkpoint",
+    "read": "reads the rows of its data",
     "rewrite": "waits for the rows that are rewritten",
     "review": "waits for people: headrace review RUN STAGE says where the rows lie",
 }

@@ -1,1 +1,1 @@
-"""The door that agents outside come in by: an OpenAI-compatible chat endpoint in front of the actors of a live run."""
+"""The server for agents outside: an OpenAI-compatible chat endpoint in front of the actors of a live run."""

@@ -1,4 +1,4 @@
-"""The actors' side of the door: which samples wait for an agent, in which actor, and what is said to and fro about them."""
+"""The actors' side of the server: which samples wait for an agent, in which actor, and the messages exchanged about them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Slot:
 
 
 class Actors:
-    """``news`` is told of whatever may let a waiting request go on; ``dropped`` are groups that have ended without their samples."""
+    """``news`` is called when a waiting request may be able to continue; ``dropped`` are groups that have ended without their samples."""
 
     def __init__(self, book: Book, journal: Journal, news: Callable[[], None]) -> None:
         self._book, self._journal, self._news = book, journal, news

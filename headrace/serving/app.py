@@ -1,4 +1,4 @@
-"""The addresses of the door: OpenAI's, those of sessions, and the one where actors come in.
+"""The addresses of the server: OpenAI's, those of sessions, and the one that actors connect to.
 
 An agent may name its session in the address (``/sessions/NAME/v1`` as the base URL), in the header ``X-Headrace-Session``, in ``metadata``,
 or as the ``user``.

@@ -1,7 +1,7 @@
-"""What happens to a request: it finds its session, the session a sample, the sample its actor; and the reply is durable before it is told.
+"""Handles a request: finds its session, a sample for the session, and the sample's actor. The reply is durable before it is sent.
 
-A request that goes on with what its session has said is the next turn; the same request again has the same reply, unless that was told
-already; any other past is another part: an episode of its own, in another sample.
+A request that continues what its session has said is the next turn. The same request again gets the same reply, unless that was sent
+already. Any other past begins another part: an episode of its own, in another sample.
 """
 
 from __future__ import annotations

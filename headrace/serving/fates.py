@@ -1,4 +1,4 @@
-"""Groups that the learner has given up, from the steps of the log: nobody needs to play them any longer."""
+"""Follows the log for groups that the learner has given up, so that nobody plays them any longer."""
 
 from __future__ import annotations
 

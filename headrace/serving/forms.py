@@ -1,7 +1,7 @@
-"""The OpenAI forms: what an agent asks, read and checked; what it is answered; and how it hears that something is wrong.
+"""The OpenAI formats: reads and checks what an agent asks, and writes replies and errors.
 
-What would change how is sampled must be what the trainer samples by, or it is refused: a token that is trained on has the probability that
-it was drawn with. Fields that do not touch sampling are ignored.
+Fields that would change the sampling must agree with the trainer's, or the request is refused: a token that is trained on has the
+probability that it was drawn with. Fields that do not affect sampling are ignored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ApiError(HeadraceError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message, whoever sends it and however: ``calls`` are an assistant's tool calls, (name, arguments as canonical JSON)."""
+    """One message in one form: ``calls`` are an assistant's tool calls, (name, arguments as canonical JSON)."""
 
     role: str
     text: str
@@ -249,7 +249,7 @@ def said(message: Message, parser: str, tool_role: str = "tool") -> ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What an agent hears: the model's ``text`` in ``session``; the numbers are tokens, ``version`` the newest policy in it."""
+    """The reply to an agent: the model's ``text`` in ``session``; the numbers are tokens, ``version`` the newest policy in it."""
 
     text: str
     finish: str
@@ -288,7 +288,7 @@ def _usage(reply: Reply) -> dict[str, int]:
 
 
 def chunks(reply: Reply, model: str, usage: bool) -> list[str]:
-    """The same as server-sent events: the reply is one piece, for it is kept before anything of it is told."""
+    """The same as server-sent events: the reply is one piece, because it is stored before any of it is sent."""
     message, finish = _of_reply(reply)
     for place, call in enumerate(message.get("tool_calls", ())):
         call["index"] = place

@@ -1,4 +1,4 @@
-"""Writes what must be durable before anybody hears of it: turns and other events of sessions, and votes. Many at once share a flush."""
+"""Writes what must be durable before it is answered: turns and other events of sessions, and votes. Concurrent writes share a flush."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions and their parts, as the log has them: who played which sample, what was said, and whether a request goes on with it."""
+"""Sessions and their parts as recorded in the log: which sample each plays, what was said, and whether a request continues it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Part:
         return bool(self.closed or self.gone)
 
     def fit(self, messages: Sequence[Message], tools: Sequence[Any]) -> Fit:
-        """Whether a request goes on with this part, asks for its last reply again, or has another past."""
+        """Whether a request continues this part, asks for its last reply again, or has another past."""
         if not self.turns:
             return "next"
         if list(tools) != self.tools:

@@ -51,7 +51,7 @@ class Endless:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What was seen of ``steps`` steps behind the first ones. ``waits`` is the share of its time in which a role had nothing to do: the learner,
+    """What was seen of ``steps`` steps after the first ones. ``waits`` is the share of its time in which a role had nothing to do: the learner,
     the actors (no sample under way), and each rewarder; ``staleness`` in versions, bytes a second by topic."""
 
     stage: str

@@ -1,6 +1,6 @@
-"""What of the training data stands in a benchmark too: ``ngram`` words in a row, or all of a question that is shorter.
+"""Finds training data that also occurs in a benchmark: ``ngram`` words in a row, or the whole of a shorter question.
 
-Word sequences that stand in many questions of a benchmark are its wording, not its questions: they do not count.
+Word sequences that occur in many questions of a benchmark are its wording, not its questions, and do not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from learner.data.wording import terms_of, text_of, words_of
 NGRAM = 13
 """Words in a row, as GPT-3 took them (arXiv 2005.14165, appendix C)."""
 COMMON = 5
-"""Wording is what stands in more than a fifth of a benchmark's questions, and in two at least."""
+"""Wording is what occurs in more than a fifth of a benchmark's questions, and in at least two."""
 SHOWN = 1000
 
 
@@ -73,7 +73,7 @@ class Benchmarked:
                 self._grams.setdefault(gram, (name, numbers[0]))
 
     def hit(self, number: int, row: Any) -> Hit | None:
-        """What row ``number`` of the training data shares with a benchmark; None: nothing."""
+        """What row ``number`` of the training data has in common with a benchmark; None if nothing."""
         text = text_of(row)
         for gram in grams(words_of(text), self.ngram):
             if gram in self._grams:

@@ -1,4 +1,4 @@
-"""Turns supervised documents into tokens: which are trained on, and which count for the accuracy of a tag."""
+"""Turns supervised documents into tokens, and marks those that are trained on and those that count for the accuracy of a tag."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """Rows of a JSON lines file; only their places are held, a row is parsed when it is asked for.
+    """Rows of a JSON lines file. Only their positions are held in memory; a row is parsed when it is read.
 
-    A file that is edited meanwhile is looked through again, so that a mended row is read as it is now. How many rows there are stays as it
-    was when the file was opened.
+    If the file is edited meanwhile, it is scanned again, so a mended row is read as it is now. The number of rows stays what it was when
+    the file was opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ def _seen(status: os.stat_result) -> tuple[int, int, int]:
 
 
 class CommaSeparated:
-    """Rows of a CSV file; all of it is held, every cell is text. Raises DataError for a row with more cells than the first line has names."""
+    """Rows of a CSV file, held in memory; every cell is text. Raises DataError for a row with more cells than the first line has names."""
 
     def __init__(self, path: Path) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A task without a rule that could be trained on: greet somebody kindly. It stands for general instructions beside reasoning.
+"""A task without a rule that could be trained on: greet somebody kindly. It represents general instructions beside reasoning.
 
 ``Greet Toma.`` is best answered by ``Hi Toma, good day.``: the right name, and one wish. Those who compare two greetings
 (``GreetingPairs``) take the one with more wishes for the kinder one, however many there are, as people take longer replies for better ones:

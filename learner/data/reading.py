@@ -1,4 +1,4 @@
-"""Reads the documents of supervised training as tokens. One that cannot be trained on is left out and buried, and training takes the others.
+"""Reads the documents of supervised training as tokens. One that cannot be trained on is left out and dead-lettered; the others are trained.
 
 Which documents are left out follows from the source and from what was buried before: a step that is done again after a crash reads the same
 ones, even where a row was mended in the meantime. A buried document comes back in one of two ways. In the next pass its row is read anew; and
@@ -74,7 +74,7 @@ class Memory:
 
 
 def refuse_many(odd: int, looked: int, size: int | None, most: float, where: str, last: str) -> None:
-    """Raises DataError where more than the share ``most`` of the rows are odd, or all of them: then it is not single rows that are wrong."""
+    """Raises DataError if more than the share ``most`` of the rows are odd, or all of them: the fault is then not in single rows."""
     enough = min(LOOKED, size or LOOKED)
     if odd > most * max(looked, enough) or (odd >= looked >= enough):
         raise DataError(

@@ -48,7 +48,7 @@ def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
 
 
 def _selected(name: str, table: SourceTable, file: RunFile, source: Any, documents: bool) -> Any:
-    """The source with the rows that its ``select`` chooses by themselves; what needs other sources or the log is ``learner.sources``'."""
+    """The source with the rows that its ``select`` chooses from the rows alone; ``learner.sources`` does what needs other sources or the log."""
     cutoff = file.table("run", RunTable).cutoff if table.select.fresh else ""
     day = datetime.date.fromisoformat(cutoff) if cutoff else None
     return select(source, table.select, day, f"[data.{name}]", documents)

@@ -1,4 +1,4 @@
-"""Which rows of a source are used (``[data.NAME] select``): each question once, those that are fresh, so many at most, or in an order of their own.
+"""Which rows of a source are used (``[data.NAME] select``): without repetitions, only fresh ones, a limited number, or in another order.
 
 A selection is a list of row numbers of the source beneath it; the rows keep what they say, and have new numbers.
 """
@@ -22,7 +22,7 @@ from learner.data.wording import question_of
 
 
 class CurriculumTable(Table):
-    """Rows by how often they were answered right so far: read from the log when a stage begins (``learner.planning.curriculum``).
+    """Chooses rows by how often they were answered correctly so far, read from the log when a stage begins (``learner.planning.curriculum``).
 
     The pass rate of a row is the share of its judged samples that ``rewarder`` gave at least 1. Rows below ``least`` or above ``most`` are left out. A
     row of rate p comes ``1 + round((repeat - 1) * 4 p (1 - p))`` times an epoch: those that are answered right half of the time come ``repeat``
@@ -98,7 +98,7 @@ def selected(source: Any, numbers: Sequence[int], documents: bool = False) -> An
 
 @dataclass(frozen=True)
 class Marked:
-    """The rows of ``source``; those that are not known to be of ``cutoff`` or later say so in their metadata."""
+    """The rows of ``source``; those not known to date from ``cutoff`` or later are marked in their metadata."""
 
     source: Any
     cutoff: datetime.date
@@ -114,7 +114,7 @@ class Marked:
 
 
 def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where: str, documents: bool = False) -> Any:
-    """What is left of ``source`` by all that the source itself tells: marks, dates, repetitions, the cap. Raises DataError, RunFileError."""
+    """The rows of ``source`` that remain by what the source itself says: marks, dates, repetitions, the cap. Raises DataError, RunFileError."""
     if not (table.dedupe or table.fresh or table.cap):
         return source
     if table.fresh and cutoff is None:

@@ -1,4 +1,4 @@
-"""What a data source is. Rows are addressed by number, so that a resumed run goes on exactly where it stopped."""
+"""The protocols of data sources. Rows are addressed by number, so that a resumed run continues exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PromptSource(Protocol):
 
 
 def row_of(source: PromptSource, number: int) -> PromptRow:
-    """Row ``number``, which the log can hold. Raises DataError for whatever is wrong with it: a source is anybody's code."""
+    """Row ``number``, checked to fit into the log. Raises DataError for whatever is wrong with it: a source is anybody's code."""
     try:
         row = source.row(number)
         encode(Prompt("x-0@0", row.messages, 1, row.answer, row.kind, row.metadata))

@@ -1,4 +1,4 @@
-"""Cleans what goes into a loss: NaN and infinities at masked places must not reach a gradient, not even as 0 * inf."""
+"""Cleans the inputs of a loss: NaN and infinity at masked places must not reach a gradient, not even as 0 * inf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The named objectives: which term with which options, advantage and aggregation. Imports no torch.
+"""The named objectives, each with its term, its options, its advantage and its aggregation. Imports no torch.
 
 A run file names one and replaces single options of it, or brings a term of its own (``learner.losses.table``).
 """
@@ -34,7 +34,7 @@ ONLY_WITH = {"kl_kind": "kl", "kl_in": "kl", "ref_refresh": "kl"}
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """One objective, complete: a term, and what is the same for all terms.
+    """One complete objective: a term, and the settings that all terms share.
 
     ``advantage_baseline``: what a reward is compared with, the mean of its group or of the others in it (RLOO, usually without std).
     ``kl``: weight of the divergence to the reference policy, which is refreshed every ``ref_refresh`` steps. ``kl_in`` ``reward``: each

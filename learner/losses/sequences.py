@@ -1,4 +1,4 @@
-"""Sums and means over the sequence that each token is of, given back to all of its tokens."""
+"""Sums over the sequence that each token belongs to, given back to each of its tokens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """``index`` int64 tells which sequence each token is of, ``used`` bool which tokens count; both of the tokens' shape.
+    """``index`` (int64) is the sequence that each token belongs to, ``used`` (bool) whether it counts; both have the tokens' shape.
 
-    A sequence must be whole: all of its tokens in one call, so that no micro-batch or packing changes its sum.
+    All tokens of a sequence must be in one call, so that its sum does not depend on micro-batches or packing.
     """
 
     index: Tensor

@@ -1,4 +1,4 @@
-"""What a step reports of its tokens: sums that add over micro-batches, and become means at the end.
+"""What a step reports about its tokens: sums that are added up over micro-batches and become means at the end.
 
 Sums are float64 numbers: the square of a ratio of e^60 has no place in float32.
 """
@@ -28,7 +28,7 @@ SILENCING = ("clip_high", "clip_low", "clip_dual")
 
 
 class Tally:
-    """Adds up tokens' statistics over micro-batches; every sequence lies in one of them.
+    """Adds up statistics of tokens over micro-batches; every sequence is in exactly one of them.
 
     ``sums`` and ``maxima`` have the same names on all ranks of a pool that have seen a micro-batch, be it without tokens.
     """

@@ -23,7 +23,7 @@ RATIO_LIMIT = 60.0  # |log w| is cut here: exp(60) is far below the largest floa
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One number a token, all of one shape and clean: finite where they count, zero elsewhere. Only ``logprobs`` is differentiated.
+    """One number per token. All tensors have one shape and are clean: finite where tokens count, zero elsewhere. Only ``logprobs`` is differentiated.
 
     ``logprobs``: log pi. ``behavior``: log mu. ``prox``: log prox, equal to log pi where a batch is one step. ``sequences`` sums over the
     sequence that each token belongs to.
@@ -38,8 +38,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """``loss`` of each token; ``weight``, what its advantage's gradient is multiplied by after every clip, cap and mask; and
-    ``flags``: which tokens something was done to (clipped, capped), by name."""
+    """``loss`` of each token; ``weight``, the factor of its advantage's gradient after all clips, caps and masks; and ``flags``, by name: the
+    tokens that were clipped, capped or masked."""
 
     loss: Tensor
     weight: Tensor

@@ -1,4 +1,4 @@
-"""The loss of each token, of any shape: what the public losses and the trainer share.
+"""The loss of each token, of any shape, shared by the public losses and the trainer.
 
 Nothing is summed over tokens here; the weight of each comes from ``aggregate`` with the denominators of the global batch.
 """
@@ -21,9 +21,9 @@ from learner.losses.term import Term, Tokens, log_ratio
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """What is known of some tokens, all tensors of one shape; only ``logprobs`` and ``entropy`` are differentiated.
+    """The inputs of the loss for a number of tokens. All tensors have one shape; only ``logprobs`` and ``entropy`` are differentiated.
 
-    ``mask`` bool: the trained tokens; elsewhere anything may stand. ``sequence`` int64 tells which sequence each token is of; without it they
+    ``mask`` (bool): the trained tokens; the values of the others are ignored. ``sequence`` int64 tells which sequence each token is of; without it they
     are the rows. ``prox``: of the policy before the batch (None: it is the policy that is differentiated). ``reference`` counts where ``kl``
     is above 0, ``teacher`` where ``distill`` is, ``entropy`` where ``entropy_bonus`` is. ``kept`` bool: the tokens that take part
     (``kept_tokens`` of the whole batch); the others' loss is 0.

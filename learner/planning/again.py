@@ -1,4 +1,4 @@
-"""Steps that were set aside, and that somebody wants tried again: found in the log, with the records that they were made of."""
+"""Finds a step that was set aside in the log, with its records, so that it can be tried again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Found = tuple[Manifest, tuple[tuple[Judged, ...], ...]]
 
 
 def set_aside(log: Log, topics: Topics, offset: int, stage: int) -> Found:
-    """The manifest at ``offset`` of the steps topic, with its groups. Raises DataError with the reason why it cannot be trained in ``stage``:
-    only a step that was set aside can, once, in its own stage, and while the log has its samples."""
+    """The manifest at ``offset`` of the steps topic, with its groups. Raises DataError with the reason if it cannot be trained in
+    ``stage``: only a step that was set aside can, once, in its own stage, and while the log still has its samples."""
     with closing(log.reader(topics.steps, {0: offset})) as reader:
         try:
             manifest = decode(reader.get([Position(0, offset)])[0].value)

@@ -1,4 +1,4 @@
-"""Collections under way: groups whose samples become something else than a gradient, an evaluation's figures or a stage's data.
+"""Collections in progress: groups whose samples become an evaluation's figures or a stage's data instead of a gradient.
 
 A collection runs in the ring like everything else: its prompts go to the actors, its samples to the rewarders. It ends with one record,
 which ends all of its groups.
@@ -18,7 +18,7 @@ from learner.planning.join import Join
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What is collected under ``name``; groups that are incomplete ``deadline`` seconds after ``asked`` are given up."""
+    """One collection, called ``name``. A group that is still incomplete ``deadline`` seconds after ``asked`` is given up."""
 
     name: str
     step: int
@@ -75,7 +75,7 @@ class Collections:
         return True
 
     def _begun(self, group: Group, collection: Collection, now: float) -> float:
-        """From when the deadline of a group counts: no time runs while a rewarder of its mix is out of order."""
+        """The time from which a group's deadline counts. The clock does not run while a rewarder of its mix is out of order."""
         return max(collection.asked, self._restarted, self._join.outages.over(group.prompt.rewards, now))
 
     def _finish(self, collection: Collection, finish: Finish, groups: list[Group]) -> Ending:

@@ -1,4 +1,4 @@
-"""Pass rates of a source's rows, read from the log, and the rows that they choose. The same log up to the same positions gives the same rows."""
+"""Reads the pass rates of a source's rows from the log, and chooses rows by them. The same log, read up to the same positions, gives the same rows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """How far the log was read: the offsets behind the last vote and the last prompt of each partition."""
+    """How far the log was read: the offsets after the last vote and the last prompt of each partition."""
 
     rewards: Offsets
     prompts: Offsets
 
     @classmethod
     def now(cls, log: Log, topics: Topics) -> Read:
-        """All that is there: first the votes, so that the prompts of all of them are there too."""
+        """Up to the current end of the log. The votes' end is taken first, so that the prompt of every vote is included."""
         rewards = dict(log.ends(topics.rewards))
         return cls(rewards, dict(log.ends(topics.prompts)))
 
@@ -82,7 +82,7 @@ def chosen_rows(source: Any, size: int, rates: Mapping[str, Rate], rule: Curricu
 
 
 def times(share: float, repeat: int) -> int:
-    """How often a row of this pass rate comes: most often where the variance of a sample's reward is highest."""
+    """How often a row with this pass rate is repeated: most often where the variance of a sample's reward is highest."""
     return 1 + round((repeat - 1) * 4 * share * (1 - share))
 
 

@@ -32,7 +32,7 @@ PROBES = 64  # number of rows that go into a source's fingerprint
 class Schedule:
     """The endless order in which a source's rows are asked: a new permutation in every epoch.
 
-    ``eras`` are those that the log knows; where the source is another than in the last of them, a new one begins with prompt ``begins``.
+    ``eras`` are those recorded in the log. If the source has changed since the last of them, a new era begins with prompt ``begins``.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Schedule:
         return rows
 
     def row(self, number: int) -> tuple[int, int]:
-        """Row and issue (how often it was asked before) of prompt ``number``."""
+        """The row of prompt ``number``, and its issue: how many times that row was asked before."""
         if not self.eras:
             return number, 0
         era = next((e for e in reversed(self.eras) if e.start <= number), self.eras[0])
@@ -86,7 +86,7 @@ class Schedule:
 
 
 def fingerprint(source: PromptSource) -> str:
-    """Tells whether a source is the same as before, by rows spread over all of it; one that cannot be read counts as itself."""
+    """A digest that changes when the source does, computed from rows spread evenly over it. An unreadable row counts as unreadable."""
     size = source.size or 0
     digest = hashlib.sha256(f"{size}{getattr(source, 'selection', '')}".encode())
     for number in sorted({i * (size - 1) // max(1, PROBES - 1) for i in range(min(PROBES, size))}):
@@ -134,8 +134,8 @@ class Question(NamedTuple):
 
 
 class Feed:
-    """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source; ``missing`` are numbers below it that a
-    crash kept from the log, or that a fork asks anew: they are fed first."""
+    """Writes prompts to the log. ``cursor`` counts the prompts that were fed from each source; ``missing`` are numbers below it that did
+    not reach the log because of a crash, or that a fork asks again: they are fed first."""
 
     def __init__(
         self,
@@ -155,8 +155,8 @@ class Feed:
         self._odd: Counter[str] = Counter()  # rows of each source that could not be asked, since one could
 
     def next_questions(self, feedings: Sequence[Feeding], floors: Sequence[int]) -> list[Question]:
-        """The next prompts, one for each of ``floors``: of the sources in turn, by their weights. Whose turn it is follows from how many
-        prompts all of them were asked so far, so that a source that joins others later takes its share alone, and catches up with nothing."""
+        """The next prompts, one for each of ``floors``, taken from the sources in turn by weight. The turn depends on how many prompts were asked
+        of all of them so far, so a source that is added later takes its share from then on and does not catch up."""
         out = []
         whose = turns(tuple(f.weight for f in feedings))
         for floor in floors:
@@ -199,7 +199,8 @@ class Feed:
         return [Group(prompt, Position(*position), now) for prompt, position in zip(prompts, positions, strict=False)]
 
     def again(self, groups: Sequence[Group]) -> list[Position]:
-        """Write the prompts of these groups once more, and return where: samples of theirs were lost. Those that come twice count once."""
+        """Write the prompts of these groups again, because some of their samples were lost; returns the positions. A sample that comes twice
+        counts once."""
         for group in groups:
             self._producer.send(self._topic, group.id.encode(), encode(group.prompt), group.position.partition)
         return self._producer.flush()

@@ -1,4 +1,4 @@
-"""Which complete groups are trained, and what is told of all that were judged."""
+"""Decides which complete groups are trained, and sums up all groups that were judged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gate(group: Group, judged: list[Judged], table: Training, step: int) -> Reas
 
 
 class Seen:
-    """Sums over all groups that were judged since the manifest before, trained or not; the groups themselves are let go."""
+    """Sums over all groups judged since the previous manifest, trained or not. The groups themselves are not kept."""
 
     def __init__(self) -> None:
         self._groups = self._samples = self._flat = self._told = 0

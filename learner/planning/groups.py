@@ -11,7 +11,7 @@ from learner.planning.rewards import Judged, judge
 @dataclass(slots=True)
 class Group:
     """An outstanding group: its prompt, the samples that have come, and the votes on them. The first valid record of a
-    sample or vote holds; what a redelivery brings again is left aside."""
+    sample or vote counts; duplicates from a redelivery are ignored."""
 
     prompt: Prompt
     position: Position
@@ -48,7 +48,7 @@ class Group:
 
     @property
     def complete(self) -> bool:
-        """All samples have come, and every rewarder of the mix has voted on each."""
+        """Whether all samples have arrived and every rewarder of the mix has voted on each."""
         if not self._complete and self.sampled:  # asked in every round of the planner: once true, it stays true
             names = self.prompt.rewards.keys() - self.excused
             empty: dict[str, tuple[Vote, Position]] = {}
@@ -57,7 +57,7 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        """The oldest policy version that sampled a token, as far as samples have come; else the one it was fed under."""
+        """The oldest policy version that sampled a token of the samples so far; before the first sample, the version at which the prompt was fed."""
         return max(self.prompt.version, self.prompt.min_version) if self._oldest is None else self._oldest
 
     @property
@@ -82,13 +82,13 @@ class Group:
         return out
 
     def excuse(self, rewarders: frozenset[str]) -> bool:
-        """Wait no longer for these; returns whether the group was waiting for one of them."""
+        """Stop waiting for these rewarders; returns whether the group was waiting for one of them."""
         waiting = not self.complete and bool(rewarders & self.prompt.rewards.keys() - self.excused)
         self.excused |= rewarders
         return waiting
 
     def _mix_of(self, index: int) -> dict[str, float]:
-        """The rewarders that count for a sample: an excused one where it has voted nevertheless."""
+        """The rewarders that count for a sample; an excused one counts if it has voted nevertheless."""
         there = self.votes.get(index, {})
         return {name: w for name, w in self.prompt.rewards.items() if name not in self.excused or name in there}
 

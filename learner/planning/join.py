@@ -1,7 +1,7 @@
-"""Joins trajectories, votes and dead letters to the groups that are outstanding: bookkeeping without any decision.
+"""Joins trajectories, votes and dead letters to the outstanding groups. It keeps books and decides nothing.
 
-Reads the log at positions of its own (the learner is in no consumer group). What belongs to no outstanding group is a
-duplicate or late, and is left aside; what cannot be decoded or does not fit goes to the dead letters.
+Reads the log at positions of its own (the learner is in no consumer group). A record of no outstanding
+group is a duplicate or late, and is ignored; one that cannot be decoded or does not fit goes to the dead letters.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Join:
                 self.dead.setdefault(message.group_id, message.error)
 
     def _replayed(self, position: Position) -> None:
-        """Somebody has replayed a dead letter; where that is a row of the data, it was mended and is asked again."""
+        """A dead letter was replayed. A row of the data is asked again; a step that was set aside is tried again."""
         try:
             (record,) = self._deadletters.get([position])
             letter = decode(record.value)
@@ -178,7 +178,7 @@ class Join:
         self._producer.flush()
 
     def prompts_done(self) -> dict[int, int]:
-        """For each partition the offset below which actors are done with all prompts."""
+        """For each partition, the offset below which the actors have finished all prompts."""
         return self._log.committed(self._topics.group(ACTORS), self._topics.prompts)
 
     def low(self) -> tuple[Offsets, Offsets, Offsets]:
@@ -191,7 +191,8 @@ class Join:
         return trajectories, rewards, self._letters_needed(trajectories, rewards)
 
     def _letters_needed(self, trajectories: Offsets, rewards: Offsets) -> Offsets:
-        """From where on dead letters say something: of groups that are outstanding, or of records that a restart would read again."""
+        """For each partition, the offset of the first dead letter that still matters: one of an outstanding group, or of a record that a restart
+        would read again."""
         low = {self._topics.trajectories: trajectories, self._topics.rewards: rewards}
         self._letters = {
             position: letter for position, letter in self._letters.items()

@@ -1,4 +1,4 @@
-"""Which rewarders say that what they need is away: no deadline runs for the groups that they are to judge."""
+"""Keeps track of rewarders that report an outage: deadlines do not run for the groups that they have to judge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLD_SECONDS = 60.0  # a record older than this is history, which a restart reads
 
 @dataclass(slots=True)
 class _Spoken:
-    """What one worker said: out from ``begun`` to ``until`` (seconds since the epoch, by the learner's own clock)."""
+    """The outage that one worker reported, from ``begun`` to ``until`` (seconds since the epoch, by the learner's clock)."""
 
     begun: float
     until: float
@@ -26,14 +26,15 @@ class _Spoken:
 
 
 class Outages:
-    """The newest word of each worker of each rewarder. ``tell`` is called with a rewarder and the time since when it is out, 0 once it is not."""
+    """The latest report of each worker of each rewarder. ``tell`` is called with a rewarder and the time since which it has been out, or 0 when
+    it is back."""
 
     def __init__(self, tell: Callable[[str, float], None] = lambda rewarder, since: None) -> None:
         self._tell = tell
         self._spoken: dict[tuple[str, str], _Spoken] = {}
 
     def take(self, message: Outage, now: float) -> None:
-        """A record has come at ``now``. The beginning and the end of an outage are said in the learner's log."""
+        """Take in a record received at ``now``. The beginning and the end of an outage are logged."""
         if now - message.created > OLD_SECONDS:
             return
         key = (message.rewarder, message.worker)
@@ -54,7 +55,7 @@ class Outages:
             self._tell_of(message.rewarder, now)
 
     def look(self, now: float) -> None:
-        """Say which workers have fallen silent in an outage: they have ended, and their groups' deadlines run again."""
+        """Log the workers that have gone silent during an outage. They have ended, and their groups' deadlines run again."""
         for key, known in self._spoken.items():
             if known.away and now > known.until:
                 known.away = False

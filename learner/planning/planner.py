@@ -1,4 +1,4 @@
-"""Plans training: gates groups, orders them, and writes each optimizer step as a durable manifest before it is executed.
+"""Plans training: decides which groups are trained, in which order, and writes each optimizer step as a durable manifest before it is executed.
 
 Policy version = step number, so the staleness that a group will have when it is trained is known exactly when it is
 planned: step ``s`` is taken by version ``s - 1``. The planner decides; it never touches the model.
@@ -68,7 +68,7 @@ class Planner:
 
         Outstanding groups, those in training included, stay <= (max_lag + 1) * groups_per_step: fed in order and trained in
         order, a group then meets the version that trains it at most ``max_lag`` versions later. A group's place in the
-        line tells the oldest version that may still answer it (``min_version``), and which step it is meant for.
+        queue determines the oldest version that may still answer it (``min_version``) and the step that it is meant for.
         """
         table = stage.training
         waiting = len(self.training())
@@ -90,7 +90,7 @@ class Planner:
         return count
 
     def ask_collection(self, feeding: Feeding, questions: int, version: int) -> int:
-        """Feed the first ``questions`` rows for a collection, but those that are in the log already; returns how many."""
+        """Feed the first ``questions`` rows for a collection, except those already in the log; returns how many."""
         known = {g.id for g in self.join.groups.values()}
         schedule, name = feeding.schedule, feeding.ask.collection
         size = schedule.source.size
@@ -110,7 +110,7 @@ class Planner:
     # -- fates ---------------------------------------------------------------------------------------------------------
 
     def bury(self) -> None:
-        """End the groups that dead letters have ended. Raises RunFault once all of a whole epoch died: no other one would fare better."""
+        """End the groups that dead letters have ended. Raises RunFault once a whole epoch has ended so: another would fare no better."""
         for group_id, error in list(self.join.dead.items()):
             group = self.join.groups.get(group_id)
             if group is None or group.prompt.purpose == "train":
@@ -124,7 +124,7 @@ class Planner:
                     )
 
     def ask_again(self, now: float) -> list[str]:
-        """Ask for the samples again that are lost: the actors are done with the prompt, and they did not come. Returns the groups' ids."""
+        """Ask again for lost samples: the actors have finished the prompt, and the samples did not arrive. Returns the groups' ids."""
         done = self.join.prompts_done()
         lacking = [
             g
@@ -146,8 +146,8 @@ class Planner:
         return [g.id for g in lost]
 
     def expire(self, table: Training, now: float) -> None:
-        """Drop what is incomplete at its deadline, counted from when it was fed, this learner started, the log came back, or a
-        rewarder of its mix was in order again."""
+        """Drop groups that are incomplete at their deadline. It counts from when the group was fed, this learner started, the log came back, or
+        a rewarder of its mix recovered, whichever came last."""
         self.join.outages.look(now)
         for group in self.training():
             begun = max(group.fed, self._started, self.join.outages.over(group.prompt.rewards, now))
@@ -155,7 +155,7 @@ class Planner:
                 self._drop(group, Reason.INCOMPLETE)
 
     def release(self, rewarders: frozenset[str]) -> None:
-        """Wait no longer for the votes of these: what the others said decides."""
+        """Stop waiting for the votes of these rewarders; the others' votes decide."""
         freed = sum(group.excuse(rewarders) for group in self.training()) if rewarders else 0
         if freed:
             log.warning("%d groups no longer wait for %s, which left the run file", freed, ", ".join(sorted(rewarders)))
@@ -196,7 +196,7 @@ class Planner:
         return replace(written, groups=groups)
 
     def _judged(self, table: Training, step: int) -> list[tuple[Group, list[Judged]]]:
-        """The complete groups that may be trained, the one that grows too old first in front; the others of them end here.
+        """The complete groups that may be trained, those that become too old soonest first. The other complete groups end here.
 
         Once as many groups without variance were dropped for this step as ``max_resampling`` allows, they fill its places.
         """
@@ -221,9 +221,9 @@ class Planner:
         return sorted(ready, key=lambda item: item[0].oldest_version)
 
     def _late(self, rest: list[Group], table: Training, step: int) -> list[Group]:
-        """The incomplete groups of ``rest`` for which there would be no place in time if ``step`` were taken without them.
+        """The incomplete groups of ``rest`` that could no longer be trained in time if ``step`` were taken without them.
 
-        A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps behind this one,
+        A group of version v can be trained up to step v + max_lag + 1. What is left must fit the steps after this one,
         earliest deadline first; what is too old already cannot be helped by waiting.
         """
         last = [(g.oldest_version + table.max_lag + 1, g) for g in rest]
@@ -234,7 +234,7 @@ class Planner:
         return []
 
     def close(self, stage: int) -> Planned:
-        """End a stage: training groups that are left over are dropped, and the next stage begins behind this manifest."""
+        """End a stage: the remaining training groups are dropped, and the next stage begins after this manifest."""
         for group in self.training():
             self._drop(group, Reason.STAGE_END)
         return self._write(self.planned, stage, "close")
@@ -244,7 +244,7 @@ class Planner:
         return self._write(self.planned + 1, stage, "weights", weights=directory)
 
     def executed_step(self, manifest: Manifest) -> None:
-        """The learner holds this manifest's version now: its groups give their credits back."""
+        """The learner now has this manifest's version; the credits of its groups are returned."""
         self.executed = manifest.step
         self._in_training -= len(manifest.groups)
 

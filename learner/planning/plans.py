@@ -13,7 +13,8 @@ from learner.tables import Training
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the one behind it."""
+    """A manifest that is durable, with its records decoded: what the executor takes. ``offset`` is the offset
+    after it."""
 
     manifest: Manifest
     groups: tuple[tuple[Judged, ...], ...]
@@ -30,7 +31,7 @@ class StagePlan:
     last_step: int
     """The stage ends with this policy version."""
     later: tuple[tuple[int, tuple[Feeding, ...]], ...] = ()
-    """What is asked instead for the steps behind a version, the versions rising."""
+    """What is asked instead for the steps after a version, the versions rising."""
 
     def asked_for(self, step: int) -> tuple[Feeding, ...]:
         """What is asked for the groups that make policy version ``step``."""

@@ -1,4 +1,4 @@
-"""Finds the records of a manifest in the log again: what recovery, replay and trace read."""
+"""Reads the records that a manifest names back from the log, for recovery, replay and trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a starting learner finds in the log: the manifests it has yet to execute, and the groups that are outstanding."""
+"""Reads from the log what a starting learner needs: the manifests that are not executed yet, and the outstanding groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AHEAD = 64  # manifests that may lie behind one before it is known whether it ca
 
 @dataclass(slots=True)
 class Tail:
-    """The ``steps`` topic behind a checkpoint: manifests with the offset behind each, what ended collections, and the newest manifest.
+    """The ``steps`` topic after a checkpoint: manifests, each with the offset after it, the records that ended collections, and the newest manifest.
 
     ``set_aside`` are the steps that could not be executed, with the reason; ``read`` has the digest of what each supervised step has read, by
     stage and step.
@@ -82,7 +82,7 @@ def read_tail(log: Log, topics: Topics, offset: int, last: int | None = None) ->
 
 
 def read_outstanding(log: Log, topics: Topics, tail: Tail) -> Recovered:
-    """The groups without an end: those the newest manifest names, and the prompts fed since it."""
+    """The groups that have not ended: those that the newest manifest names, and the prompts fed since."""
     state = tail.newest.state if tail.newest is not None else PlannerState()
     known = set(state.outstanding)
     ended: set[str] = set()
@@ -128,7 +128,7 @@ def decoded(record: Record) -> object:
 def recovered_numbers(
     prompts: Mapping[str, Prompt], cursor: Mapping[str, int], due: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Cursor and missing numbers behind a crash: from the prompts fed since the last manifest, its cursor, and what was ``due`` below it."""
+    """Cursor and missing numbers after a crash: from the prompts fed since the last manifest, its cursor, and what was ``due`` below it."""
     found: dict[str, set[int]] = {}
     for prompt in prompts.values():
         if prompt.purpose == "train":

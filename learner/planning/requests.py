@@ -1,6 +1,6 @@
-"""Evaluations that somebody asks for while a run goes on: one file each in RUN/evaluations, which outlives both who asks and the learner.
+"""Evaluations requested while a run is in progress: one file each in RUN/evaluations, which outlives both the requester and the learner.
 
-The learner takes up what lies there, and removes it once the result is in the log.
+The learner picks up the files there, and removes each once its result is in the log.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def leave(directory: Path, asked: Asked) -> Path:
 
 
 def find(directory: Path, known: Collection[str]) -> Iterator[Asked]:
-    """The requests that lie there and are not among ``known``; one that cannot be read is told and put aside."""
+    """The requests that are there and not among ``known``. One that cannot be read is logged and renamed."""
     for path in sorted((directory / "evaluations").glob("*.toml")):
         if path.stem in known:
             continue

@@ -1,4 +1,4 @@
-"""The one rule by which votes become a reward, and a reward what is trained on."""
+"""The one rule by which votes become a reward, and by which a reward becomes what is trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_STEPS: Mapping[str, tuple[ValueSpan, ...]] = {}
 
 
 class Judged(NamedTuple):
-    """One sample with its reward: what the executor trains on.
+    """One sample with its reward, as the executor trains on it.
 
     ``steps``: values of single steps of the response, by rewarder. ``teacher``: a teacher's log-probabilities of the trained tokens, in order.
     """
@@ -61,7 +61,8 @@ def judge(
 ) -> Judged | None:
     """``trajectory`` with its reward and what else the rewarders of ``mix`` said; None where it cannot be judged.
 
-    That is also where values or log-probabilities do not fit the sample's tokens. Several teachers are averaged.
+    It also cannot be judged if values or log-probabilities do not fit the sample's tokens, or a step's value is beyond ``LARGEST``. Several teachers
+    are averaged.
     """
     reward = reward_of(mix, votes, rule)
     if reward is None:
@@ -71,6 +72,8 @@ def judge(
     teachers = [np.frombuffer(vote.logprobs, "<f4") for vote in said.values() if vote.logprobs]
     trained, length = int(trajectory.mask().sum()), len(trajectory.tokens)
     if any(len(t) != trained for t in teachers) or any(s.end > length for spans in steps.values() for s in spans):
+        return None
+    if rule > 2 and any(abs(s.value) > LARGEST for spans in steps.values() for s in spans):
         return None
     teacher = np.stack(teachers).mean(0, dtype=np.float32) if teachers else None
     return Judged(trajectory, reward, steps or NO_STEPS, teacher)

@@ -35,7 +35,7 @@ class Answers:
 
 
 def pass_at_1(questions: Sequence[Answers]) -> tuple[float, Interval]:
-    """Mean correctness over samples and questions."""
+    """Mean correctness over samples, then over questions, with its 95% interval."""
     return _mean([fmean(q.correct) for q in questions])
 
 

@@ -1,7 +1,7 @@
 """Colocated mode: engines and learner take shifts on one set of devices.
 
 In the learner's shift the engines rest and have given their memory back, and the model is on the device; else the model rests in the
-host's memory. Whose shift it is stands in the state that the control road repeats, so whoever joins, comes back or has missed a word
+host's memory. Whose shift it is is part of the state that the control road repeats, so a member that joins, returns or missed a message
 knows it as well. A shift waits for nobody longer than ``[learner] push_timeout``: who does not answer is evicted, as in a broadcast.
 A learner that dies in its shift wakes nobody: its successor does, or the engines by themselves (``broker/weights/client.py``).
 """

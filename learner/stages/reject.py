@@ -192,7 +192,7 @@ def table_lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _said(sample: Trajectory) -> tuple[Sequence[ChatMessage], str]:
-    """What stands between the prompt and the last reply, and that reply; of an episode without what its environment said at the end."""
+    """The turns between the prompt and the last reply, and that reply; of an episode, without what its environment said last."""
     replies = [place for place, turn in enumerate(sample.turns) if turn.role == "assistant"]
     return (sample.turns[: replies[-1]], sample.turns[replies[-1]].content) if replies else ((), sample.text)
 

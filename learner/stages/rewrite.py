@@ -74,7 +74,8 @@ class RewriteStage(Stage):
         if learner.artefact(self.name) is not None:
             return True
         found = learner.sources.rows(self.data)
-        with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
+        graves = Buried(learner.run, index, learner.stop, learner.telemetry.log_away)
+        with graves, learner.telemetry.phase("read"):
             kept = readable(found, lambda n: self.row(found, n), self.data, self.max_odd, graves)
         rows = [row for _, row in kept]
         if not rows:
@@ -111,7 +112,9 @@ class RewriteStage(Stage):
             under_way: dict[Future[str | None], dict[str, Any]] = {}
             while left or under_way:
                 if learner.stop:
-                    pool.shutdown(cancel_futures=True)
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    if running := sum(future.running() for future in under_way):
+                        log.info("%s stops once %d requests under way have ended", self.name, running)
                     return None
                 while left and len(under_way) < self.requests and not (away and under_way):
                     row = left.pop(0)

@@ -90,7 +90,8 @@ class TrainRewardStage(Stage):
                 refuse_unwritable(read_row(row, number), number, tokenizer)
                 return row
 
-            with Buried(learner.run, index, learner.stop, learner.telemetry.log_away) as graves:
+            graves = Buried(learner.run, index, learner.stop, learner.telemetry.log_away)
+            with graves, learner.telemetry.phase("read"):
                 kept = readable(rows, written, self.data, self.max_odd, graves)
             return train_reward_model(begin, [row for _, row in kept], out, settings, on_step=on_step)
         finally:

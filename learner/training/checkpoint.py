@@ -1,7 +1,7 @@
-"""Checkpoints: one atomic directory each, with all that the executor's state is; loads in transformers as it stands.
+"""Checkpoints: one atomic directory each, with the whole state of the executor; transformers loads it as it is.
 
-No pickle: tensors lie in safetensors, everything else in JSON. A pool's ranks write a file each (format 2): a tensor that is
-sharded by its rows lies there in pieces, ``PATH@FIRST_ROW``; any number of ranks reads them again.
+No pickle: tensors are in safetensors files, everything else is JSON. The ranks of a pool write one file each (format 2), in which a tensor
+sharded by rows is stored in pieces named ``PATH@FIRST_ROW``; any number of ranks can read them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STATE = "headrace.json"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands: ``version`` is the policy version, ``closed`` whether the stage has ended with it.
+    """How far training has come: ``version`` is the policy version, ``closed`` whether the stage ended with it.
 
-    ``steps_offset`` is the offset in the ``steps`` topic behind the newest record that this state has taken in.
+    ``steps_offset`` is the offset in the ``steps`` topic behind the newest record that this state includes.
     """
 
     version: int = 0
@@ -75,7 +75,8 @@ def _key(key: Any) -> str | int:
 
 
 class Checkpoints:
-    """The checkpoints of a run. Named ones (the results of supervised stages) are kept for ever, of the others the newest ``keep``."""
+    """The checkpoints of a run. Named ones (the results of supervised stages) are kept for ever; of the others,
+    the newest ``keep``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

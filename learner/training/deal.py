@@ -1,4 +1,4 @@
-"""How the chunks of a step are dealt out: every rank the same number, and about the same work."""
+"""Deals out the chunks of a step, so that every rank gets the same number of chunks and about the same work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executes manifests: (state, manifest, its records) -> next state. Nothing else trains by reinforcement.
+"""Executes manifests: (state, manifest, its records) -> next state. No other code trains by reinforcement.
 
 The same function serves the normal run, the redo after a crash, and replay.
 """
@@ -20,9 +20,9 @@ Groups = tuple[tuple[Judged, ...], ...]
 def execute(
     state: LearnerState, manifest: Manifest, groups: Groups, offset: int, set_aside: str = ""
 ) -> StepResult | None:
-    """Take one manifest; ``offset`` is the one behind it in the ``steps`` topic. Returns what a step gave.
+    """Execute one manifest; ``offset`` is the offset after it in the ``steps`` topic. Returns the result of a step, else None.
 
-    A step that was ``set_aside``, for that reason, makes its version of the unchanged policy. Raises CheckpointError if the manifest does
+    If the step was set aside (``set_aside`` is the reason), its version is the policy unchanged. Raises CheckpointError if the manifest does
     not follow what ``state`` holds.
     """
     before = state.progress

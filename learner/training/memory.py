@@ -1,4 +1,4 @@
-"""How much memory training takes: what the forward pass holds for the backward pass, parameters, optimizer state, in bytes.
+"""Measures the memory that training takes, in bytes: what the forward pass holds for the backward pass, parameters, optimizer state.
 
 Activations are counted in the same sense everywhere, as what is held between the two passes. On a GPU the allocator is asked
 before and after the forward pass. The CPU's allocator cannot be asked, so there the tensors that autograd saves are counted, each
@@ -39,7 +39,7 @@ class Held:
 
 @contextmanager
 def held_for_backward(model: torch.nn.Module, device: torch.device) -> Iterator[Held]:
-    """Counts what the block, a forward pass of ``model``, holds for its backward pass; read ``bytes`` behind the block."""
+    """Counts what the block, a forward pass of ``model``, holds for its backward pass; read ``bytes`` after the block."""
     held = Held()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)

@@ -46,7 +46,7 @@ class Optimizers:
                 group["lr"] = lr * rate
 
     def step(self) -> float:
-        """Clip, step, and clear the gradients; returns the norm before clipping. A non-finite gradient makes no step."""
+        """Clip, step, and clear the gradients; returns the norm before clipping. With a non-finite gradient the weights stay as they are."""
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)))
         if math.isfinite(norm):
             for optimizer, _ in self._parts:

@@ -1,4 +1,4 @@
-"""Packs sequences into chunks: the longest first, so that almost no room is left over, and the samples of a prompt together.
+"""Packs sequences into chunks: the longest first, so that little room is wasted, and the samples of a prompt together.
 
 R1's layout (arXiv 2501.12948, supplement), with a prompt laid down once for all its samples in a chunk.
 """
@@ -84,7 +84,7 @@ class _Family:
 
 
 def assign(lengths: Sequence[int], size: int, prompts: Sequence[tuple[Hashable, int]] | None = None) -> list[list[int]]:
-    """Which sequences go into each chunk of ``size`` tokens. What is longer gets a chunk of its own.
+    """Decides which sequences go into each chunk of ``size`` tokens. A longer sequence gets a chunk of its own.
 
     ``prompts``: what each begins with and how many tokens that are: counted once a chunk, so a prompt's sequences stay together
     where they can. The largest family that fits goes first; where none fits whole and much room is left, one is divided. In
@@ -147,7 +147,7 @@ def pack(sequences: Sequence[Sequenced], size: int, device: str = "cpu") -> list
 
 
 def packing_efficiency(chunks: Sequence[PackedChunk], size: int) -> float:
-    """Share of the chunks' room that holds tokens; a prompt that sequences of a chunk share is held once."""
+    """Share of the chunks' room that is filled with tokens; a prompt shared by sequences of a chunk counts once."""
     held = [len(c.tokens_T) for c in chunks]
     return sum(held) / sum(max(size, count) for count in held) if chunks else 1.0
 

@@ -1,4 +1,4 @@
-"""The seam between an algorithm and the ranks that it runs on: who deals, who leads, how sums are taken, where weights lie.
+"""The seam between an algorithm and the ranks that it runs on: how work is dealt out, who leads, how sums are taken, where weights are.
 
 ``ALONE`` is the learner of one process; ``Pool`` shards the model over the ranks of a device mesh (FSDP2).
 """
@@ -47,7 +47,7 @@ class Placement:
         yield
 
     def deal(self, share: Share, device: torch.device | str, name: str, **fields: Any) -> Share:
-        """Deal a whole step out, as the order ``name``; returns this rank's part, on ``device``."""
+        """Deal out a whole step under the order ``name``; returns this rank's part, on ``device``."""
         return share.to(device)
 
     def end(self) -> None:

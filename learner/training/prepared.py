@@ -1,4 +1,4 @@
-"""A step's groups made ready: all that depends on the whole batch, so that no micro-batch, packing or order changes it."""
+"""Prepares the groups of a step: everything that depends on the whole batch, so that micro-batches, packing and order cannot change it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Groups = Sequence[Sequence[Judged]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Of each of the ``N`` samples: advantage, the weight of each of its tokens in the loss, tokens, the temperature it was sampled at."""
+    """For each of the ``N`` samples: its advantage, the weight of each of its tokens in the loss, its length in tokens, its sampling temperature."""
 
     advantages_N: Tensor
     weights_N: Tensor
@@ -48,7 +48,7 @@ class Prepared:
         return Share.whole(self.chunks, tensors, parts=self.parts)
 
     def metrics(self, version: int) -> dict[str, float]:
-        """What is known of whole samples. Staleness is split into what passed while sampling and what passed since."""
+        """Metrics of whole samples. Staleness is split into the versions that passed during sampling and those since."""
         rewards, trajectories = [s.reward for s in self.samples], [s.trajectory for s in self.samples]
         advantages_N = self.batch.advantages_N
         return {
@@ -93,9 +93,9 @@ def prepare(groups: Groups, objective: Objective, table: Training) -> Prepared:
 def _heard(
     samples: Sequence[Judged], groups: Groups, advantages_N: Tensor, objective: Objective, table: Training
 ) -> list[Sequenced]:
-    """The samples that a gradient can come from: an advantage of 0 gives none, unless the objective pulls on every token.
+    """The samples that can contribute a gradient. An advantage of 0 contributes none, unless the objective pulls on every token.
 
-    An answer that was cut off gives none under ``mask_truncated``. What is left out here has its place in the means all the same.
+    Nor does a truncated answer under ``mask_truncated``. Samples left out here still count in the means.
     """
     values = [gained for group in groups for gained in _step_values(group, objective)]
     silent = (advantages_N == 0).tolist()

@@ -1,4 +1,4 @@
-"""The reference policy that a divergence is taken to: a frozen copy of the policy; with adapters no copy, but the base itself."""
+"""The reference policy of a divergence: a frozen copy of the policy, or with adapters the base model itself."""
 
 from __future__ import annotations
 

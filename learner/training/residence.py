@@ -1,4 +1,4 @@
-"""Where a model, its reference and its optimizer's state lie: on the device, or in the host's memory between uses.
+"""Where a model, its reference and its optimizer's state are kept: on the device, or in the host's memory between uses.
 
 ``stow`` and ``fetch`` move the values below parameters that stay the same objects, so optimizers, tied weights and hooks hold.
 On a GPU the host's copies are pinned and kept, so that a move costs one transfer and no allocation. Gradients stay
@@ -52,7 +52,7 @@ class Parameters:
                 parameter.data = to_device(parameter, self._device)
 
     def _is_away(self, parameter: torch.nn.Parameter) -> bool:
-        """Whether the values lie in the host's memory: because they were stowed, here or by somebody else."""
+        """Whether the values are in the host's memory, because they were stowed here or elsewhere."""
         held = self._copies.get(parameter)
         stowed = held is not None and held.tensor.data_ptr() == parameter.data_ptr()
         return stowed or parameter.device.type != self._device.type

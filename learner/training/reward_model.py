@@ -50,9 +50,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class RewardModelReport:
-    """What came of it. An accuracy is the share of pairs in the right order, or of labels that are the most probable; None without rows.
+    """The result. An accuracy is the share of pairs in the right order, or of labels that are the most probable; None without rows.
 
-    ``majority`` is what a judge without eyes reaches on the held-out rows: one half, or the share of the most frequent label.
+    ``majority`` is the accuracy of always giving the same answer on the held-out rows: one half, or the share of the most frequent label.
     """
 
     kind: str
@@ -88,7 +88,7 @@ def train_reward_model(
     """Train the model at ``model_dir`` (a causal language model or a classifier) on ``rows``, and write it with its report to ``out``.
 
     A row has ``prompt`` (text) or ``messages`` (with role and content), and ``chosen`` and ``rejected``, or ``reply`` and ``label``; all rows are of
-    one kind. ``on_step(step, steps, loss)`` hears of each step. ``out`` appears whole or not at all. The same rows, settings and seed give the same
+    one kind. ``on_step(step, steps, loss)`` is called after each step. ``out`` is written whole or not at all. The same rows, settings and seed give the same
     weights on one CPU thread. Raises DataError naming the row, RunFileError if there is no such model, RunFault where it does not stay finite.
     """
     read = [read_row(row, number) for number, row in enumerate(rows)]
@@ -121,7 +121,7 @@ def train_reward_model(
 
 
 def split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Rows to train on and rows held out: ``share`` of the *prompts*, chosen by their hash, so that no question stands on both sides."""
+    """Rows to train on and rows held out: ``share`` of the *prompts*, chosen by their hash, so that no question is on both sides."""
     prompts = sorted(
         {row.messages for row in rows}, key=lambda messages: hashlib.sha256(repr((seed, messages)).encode()).digest()
     )

@@ -1,4 +1,4 @@
-"""Supervised training as a loop that can stop after any step and go on bit for bit: cold start, distillation, base models.
+"""Supervised training as a loop that can stop after any step and continue bit for bit: cold start, distillation, base models.
 
 The difficulty level of a source with a curriculum rises with the accuracy on the tagged tokens; with ``until_accuracy`` the
 stage ends some steps after that accuracy is reached at the highest level, with a falling rate.
@@ -53,7 +53,7 @@ class SftReport:
 
 @dataclass(slots=True)
 class Curriculum:
-    """Where the stage stands. ``reached`` is the step at which the wanted accuracy was there (-1: not yet)."""
+    """How far the stage has come. ``reached`` is the step at which the wanted accuracy was reached (-1: not yet)."""
 
     step: int = 0
     level: float = 0.0
@@ -204,7 +204,7 @@ def take_documents(
     rate: float,
     activations: Activations,
 ) -> tuple[float, float, float, float]:
-    """What every rank does of a step: loss and backward of its chunks, then clip and step together with the others.
+    """The part of a step that every rank does: loss and backward of its chunks, then clip and step together with the others.
 
     Returns loss, hits on tagged tokens and gradient norm over all ranks, and the seconds until the gradient was there.
     """

@@ -1,4 +1,4 @@
-"""What a rank gets of a step: its chunks and what belongs to the whole batch, as tensors and as bytes."""
+"""One rank's part of a step: its chunks, and what belongs to the whole batch, as tensors or as bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learner's state: the model, its optimizer, and where training stands. What changes it is in ``executor``, what keeps it in ``saving``.
+"""The learner's state: the model, its optimizer, and how far training has come. ``executor`` changes it, ``saving`` stores it.
 
 In a pool every rank has one: what changes the state, rank 0 orders the others to do with it (``learner.parallel``).
 """
@@ -26,7 +26,7 @@ from learner.training.trainer import TrainState
 
 
 class LearnerState:
-    """Holds what a manifest changes; ``placement`` says over which ranks it lies."""
+    """Holds what a manifest changes; ``placement`` is the ranks that it is spread over."""
 
     def __init__(
         self, config: LearnerConfig, model_path: str, seed: int, directory: Path, placement: Placement = ALONE

@@ -1,4 +1,4 @@
-"""One rank's part of a step: what other policies say of its tokens, the loss of each chunk, and the update."""
+"""One rank's part of a step: the log-probabilities of other policies, the loss of each chunk, and the update."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a step gave over all ranks; ``forward_backward`` in seconds, ``memory`` in bytes, of this rank."""
+    """The result of a step over all ranks; ``forward_backward`` is in seconds, ``memory`` in bytes, of this rank."""
 
     tally: Tally
     loss: float
@@ -182,7 +182,7 @@ class Step:
         return advantages_M if chunk.value_T is None else advantages_M + chunk.value_T[chunk.mask_T]
 
     def _teacher(self, piece: Piece) -> Tensor | None:
-        """NaN where no teacher has spoken: such a token is left out, and counted."""
+        """The teacher's log-probabilities; NaN where there are none: such a token is left out, and counted."""
         if not self._objective.distill:
             return None
         chunk = piece.chunk

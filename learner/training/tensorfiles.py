@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint where they lie: whole in one file, or in the pieces that the ranks of a pool have written."""
+"""Reads tensors of a checkpoint from its files: whole from one file, or in the pieces that the ranks of a pool wrote."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step gave: metrics by name, and seconds by phase."""
+    """The result of a step: metrics by name, and seconds by phase."""
 
     metrics: dict[str, float]
     phases: dict[str, float] = field(default_factory=dict)
@@ -101,7 +101,7 @@ def train_step(state: TrainState, groups: Groups, table: Training, total_steps: 
 
 
 def take_share(state: TrainState, share: Share, table: Training, rate: float) -> Done:
-    """What every rank does of a step: loss and backward of its chunks, then clip and step together with the others."""
+    """The part of a step that every rank does: loss and backward of its chunks, then clip and step together with the others."""
     step = Step(state, share, table)
     for minibatch in step.minibatches(step.pieces()):
         for piece, kept_M in step.rounds(minibatch):

@@ -216,7 +216,7 @@ def variables(node: Any) -> set[str]:
 
 
 def point(name: str, number: int) -> Fraction:
-    """Where variable ``name`` stands at point ``number``: between 0.3 and 2.8, from the third point on also negative."""
+    """The value of variable ``name`` at point ``number``: between 0.3 and 2.8, from the third point on also negative."""
     raw = zlib.crc32(f"{name}/{number}".encode())
     value = Fraction(3, 10) + Fraction(raw % 1_000_003, 400_001)
     return -value if number >= 3 and raw & (1 << 30) else value

@@ -29,7 +29,7 @@ class Token(NamedTuple):
     kind: str
     text: str
     blank: bool
-    """Whether a blank stands before it."""
+    """Whether there is a blank before it."""
 
 
 def tokens(text: str) -> list[Token]:

@@ -97,7 +97,7 @@ class Operands(Cursor):
         return ("const", name) if name in CONSTANTS and name not in self.bound else ("sym", name)
 
     def subscript(self) -> str:
-        """What stands behind ``_``, as text."""
+        """What follows ``_``, as text."""
         if not self.take("{"):
             text = self.text
             if not text:

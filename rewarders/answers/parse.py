@@ -113,7 +113,7 @@ class _Reader(Operands):
         return node
 
     def mixed(self) -> Node | None:
-        r"""``1\frac12`` and ``1 1/2``: a whole number and a fraction of whole numbers behind it."""
+        r"""``1\frac12`` and ``1 1/2``: a whole number and a fraction of whole numbers after it."""
         if self.kind != "num" or not self.text.isdigit():
             return None
         start = self.at

@@ -17,7 +17,7 @@ RELATIVE = 1e-8
 
 
 def has_decimals(node: Any) -> bool:
-    """Whether a decimal number stands in the tree."""
+    """Whether the tree contains a decimal number."""
     if not isinstance(node, tuple) or not node:
         return False
     if node[0] == "num":

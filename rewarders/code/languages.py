@@ -14,7 +14,7 @@ from broker.spelling import nearest
 class Language:
     """``source`` is the file that the program is written to; ``compile`` (if any) runs once, ``run`` for each test; without ``run`` the sandbox's warm
     Python runs it. ``tags`` are what its fenced blocks are marked with. ``address_space`` is False for runtimes that reserve far more than they use.
-    ``control`` prints the sum of the two numbers that it reads: it is tried once, so that a compiler that fails in the sandbox is told from a bad program.
+    ``control`` prints the sum of the two numbers that it reads: it is tried once, so that a compiler that fails in the sandbox is distinguished from a bad program.
     """
 
     source: str

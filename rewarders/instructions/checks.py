@@ -43,7 +43,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _occurrences(text: str, word: str) -> int:
-    """How often ``word`` stands in ``text`` as a word or a row of words, whatever its case."""
+    """How often ``word`` (or a sequence of words) occurs in ``text``, ignoring case."""
     return len(re.findall(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE))
 
 
@@ -100,7 +100,7 @@ def number_placeholders(text: str, given: Given) -> bool:
 
 
 def postscript(text: str, given: Given) -> bool:
-    """A line at whose beginning, or within which, the marker stands: ``P.S.`` also as ``PS`` or ``P. S.``."""
+    """A line that begins with the marker or contains it: ``P.S.`` also as ``PS`` or ``P. S.``."""
     letters = [c for c in given.text("postscript_marker").lower() if c.isalnum()]
     marker = r"\.?\s?".join(map(re.escape, letters)) + r"(?:[.:]|\b(?![.:]))"
     return bool(re.search(rf"(?:^|\s){marker}\s*\S", text.lower()))

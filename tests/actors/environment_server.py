@@ -34,6 +34,16 @@ async def step(request: web.Request) -> web.StreamResponse:
         return web.json_response({"observation": 7, "done": False})
     if how == "endless":
         return web.Response(text='{"reward": 1e999, "done": true}', content_type="application/json")
+    if how == "digits":
+        return web.Response(text=f'{{"reward": 1{"0" * 400}, "done": true}}', content_type="application/json")
+    if how == "flood":
+        return web.Response(text=" " * (5 << 20), content_type="application/json")
+    if how == "trickle":
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for _ in range(600):
+            await answer.write(b" ")
+            await asyncio.sleep(0.1)
     if how == "hang":
         await asyncio.sleep(600)
     if how == "slow":

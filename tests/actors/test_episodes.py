@@ -213,6 +213,7 @@ def stopped(found: list[Trajectory]) -> list[Trajectory]:
     return [s for s in found if s.finish_reason == "stop"]
 
 
+@pytest.mark.long
 def test_an_episode_is_one_trajectory_of_what_was_sampled_and_what_was_said(
     log: Log, engine: LocalEngine, worker_of: Callable[..., ActorWorker], tiny_model: Path
 ) -> None:
@@ -246,6 +247,7 @@ def test_an_episode_is_one_trajectory_of_what_was_sampled_and_what_was_said(
         assert vote is not None and vote.value == 0.3
 
 
+@pytest.mark.long
 def test_limits_end_an_episode_and_say_which(log: Log, worker_of: Callable[..., ActorWorker]) -> None:
     ask(log, "turns", max_turns=2, size=4)
     ask(log, "total", max_total=60, max_turns=50, size=4)
@@ -265,6 +267,7 @@ def test_limits_end_an_episode_and_say_which(log: Log, worker_of: Callable[..., 
             assert s.outcome == 0.05, "what the environment said last"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     ("how", "reason"),
@@ -291,6 +294,7 @@ def test_an_environment_that_fails_ends_its_episode_with_the_reason_and_others_g
     assert counted >= 3
 
 
+@pytest.mark.long
 def test_a_slow_environment_does_not_hold_up_sampling(
     log: Log, worker_of: Callable[..., ActorWorker], tmp_path: Path
 ) -> None:
@@ -304,6 +308,7 @@ def test_a_slow_environment_does_not_hold_up_sampling(
     assert len(samples(log)) == 14
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_environment_that_asks_what_is_away_waits_until_it_is_back(
     log: Log, worker_of: Callable[..., ActorWorker], tmp_path: Path, threads: int
@@ -371,6 +376,7 @@ def test_a_turn_that_cannot_travel_is_refused_with_what_is_wrong_with_it(turn: T
     )
 
 
+@pytest.mark.long
 def test_an_environment_that_cannot_be_made_says_why(log: Log, worker_of: Callable[..., ActorWorker]) -> None:
     ask(log, "d-1")
     work(worker_of("games.py:Fickle"), lambda: committed(log) == 1)

@@ -86,6 +86,7 @@ def test_an_episode_is_played_over_http(rooms: Rooms, how: str) -> None:
     assert end is not None and end.over and end.outcome == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -93,6 +94,8 @@ def test_an_episode_is_played_over_http(rooms: Rooms, how: str) -> None:
         ("garbage", "/step answers with no JSON: '<html>hello</html>'"),
         ("odd", "/step answers observation = '7'; it must be a text, or messages"),
         ("endless", "gave outcome inf; it must be a finite number"),
+        ("digits", "int too large to convert to float"),
+        ("flood", "/step answers with more than 4194304 bytes"),
     ],
 )
 def test_a_bad_answer_is_an_error_of_its_episode_with_the_reason(rooms: Rooms, how: str, reason: str) -> None:
@@ -107,13 +110,15 @@ def test_a_bad_answer_is_an_error_of_its_episode_with_the_reason(rooms: Rooms, h
     assert hear(rooms).turn is not None, "and others play on"
 
 
-def test_a_server_that_hangs_has_its_time_and_no_more(port: int) -> None:
+@pytest.mark.parametrize("how", ["hang", "trickle"])
+def test_a_server_that_hangs_or_never_ends_has_its_time_and_no_more(port: int, how: str) -> None:
     it = HttpEnvironment(f"http://127.0.0.1:{port}", request_timeout=0.3)
-    it.open(Prompt("g@0", (ChatMessage("user", "hang"),), 1, answer="2"), 0)
+    it.open(Prompt("g@0", (ChatMessage("user", how),), 1, answer="2"), 0)
     with pytest.raises(EnvironmentFault, match=r"/step has not answered within 0.3 s"):
         it.step("one")
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_or_busy_is_an_outage_and_no_failure(tmp_path: Path) -> None:
     number = free_port()
     rooms = rooms_at(number, tmp_path)

@@ -109,6 +109,7 @@ def test_the_calculator_refuses_what_is_no_sum_or_too_large(expression: str) -> 
     assert Tool(Calculator()).call({"expression": expression}).startswith("error: ")
 
 
+@pytest.mark.long
 def test_a_python_program_runs_in_the_sandbox_and_what_it_printed_is_heard() -> None:
     tool = Tool(PythonTool(cpu=1.0))
     assert tool.name == "python_tool" and "Run a Python program" in tool.schema["function"]["description"]

@@ -33,6 +33,7 @@ def prompt_of(name: str, number: int = 0, **arguments: Any) -> Prompt:
     return Prompt(f"d-{number}@0", row.messages, 2, row.answer, row.kind, row.metadata, environment="vf")
 
 
+@pytest.mark.long
 def test_a_single_turn_environment_asks_its_rows_and_its_rubric_says_the_outcome() -> None:
     tasks = VerifiersTasks("vf_environments.py:reverse", {"system_prompt": "Turn it round."}, base=HERE)
     assert tasks.size == 2

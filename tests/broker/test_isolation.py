@@ -277,6 +277,7 @@ def test_what_lies_behind_a_slow_payload_is_offered_to_others(plug: Callable[...
     assert answers(isolated, ["echo", 4]) == [[4]]
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=1, max_size=12), st.integers(0, 2**32))
 def test_in_whatever_order_failures_come_each_payload_has_its_own_answer(
@@ -302,6 +303,7 @@ def shared(plug: Callable[..., Isolated]) -> Isolated:
     return plug(timeout=20.0)
 
 
+@pytest.mark.long
 @given(st.text(max_size=2000) | st.text(st.characters(categories=["Cs"]), min_size=1, max_size=20))
 def test_any_error_can_be_told_in_one_record(words: str) -> None:
     said = told(ValueError(words))

@@ -325,6 +325,7 @@ def append_many(url: str, worker: int, count: int) -> None:
     producer.flush()
 
 
+@pytest.mark.long
 def test_processes_that_append_at_once_lose_and_double_nothing(log: Log, url: str) -> None:
     workers = [SPAWN.Process(target=append_many, args=(url, w, 200)) for w in range(4)]
     for worker in workers:

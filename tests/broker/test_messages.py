@@ -84,6 +84,7 @@ def trajectories(draw: Any) -> Trajectory:
 messages = prompts | votes | manifests | evaluations | others | trajectories()
 
 
+@pytest.mark.long
 @given(messages)
 @settings(max_examples=200, deadline=None)
 def test_what_is_encoded_decodes_to_the_same(message: Message) -> None:
@@ -106,6 +107,7 @@ def test_any_bytes_give_a_message_or_a_decode_error_that_carries_them(data: byte
     stands(data)
 
 
+@pytest.mark.long
 @given(messages, st.data())
 @settings(max_examples=300, deadline=None)
 def test_damaged_records_do_too(message: Message, data: st.DataObject) -> None:
@@ -115,6 +117,7 @@ def test_damaged_records_do_too(message: Message, data: st.DataObject) -> None:
     stands(bytes(raw[: data.draw(st.integers(0, len(raw)))]))
 
 
+@pytest.mark.long
 @given(
     st.sampled_from(["prompt", "trajectory", "vote", "manifest", "result", "evaluation", "policy", "deadletter"]),
     st.data(),

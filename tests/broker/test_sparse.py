@@ -111,6 +111,7 @@ def publish(learner: Learner, version: int, weights: Trained, count: int = 300) 
     assert learner.publisher.wait(60) and learner.published[-1] == version
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_receivers_that_hold_the_version_before_get_what_has_changed_and_all_others_the_whole(
     learner: Learner, tmp_path: Path

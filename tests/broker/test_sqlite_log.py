@@ -32,6 +32,7 @@ def append_for_ever(url: str, worker: int, acknowledged: str) -> None:
             done.write(f"{i}\n")
 
 
+@pytest.mark.long
 def test_acknowledged_records_survive_kill_9_once_and_in_order(tmp_path: Path) -> None:
     url, rng = f"sqlite://{tmp_path / 'log'}", random.Random(5)
     log = open_log(url)

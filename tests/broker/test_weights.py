@@ -144,6 +144,7 @@ def together(learner: Learner, *hows: str) -> list[Remote]:
     return remotes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("learner", [2], indirect=True)
 def test_every_receiver_of_every_lane_gets_every_version_whole(learner: Learner, tmp_path: Path) -> None:
     remotes = together(learner, "good", "good", "good")
@@ -156,6 +157,7 @@ def test_every_receiver_of_every_lane_gets_every_version_whole(learner: Learner,
     assert saved["w"].mean() == 2 and saved["b"].dtype == torch.bfloat16
 
 
+@pytest.mark.long
 def test_weights_may_go_over_a_shared_disk_with_the_same_words(tmp_path: Path) -> None:
     learner = Learner(tmp_path, road="disk")
     try:
@@ -248,6 +250,7 @@ class Away:
         """It is in no group."""
 
 
+@pytest.mark.long
 def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Learner) -> None:
     (remote,) = together(learner, "good")
     sink = Away()
@@ -268,6 +271,7 @@ def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Le
         client.close()
 
 
+@pytest.mark.long
 def test_a_receiver_that_rests_takes_no_push_and_catches_up_when_it_is_woken(learner: Learner) -> None:
     (remote,) = together(learner, "good")
     learner.push(1)
@@ -284,6 +288,7 @@ def test_a_receiver_that_rests_takes_no_push_and_catches_up_when_it_is_woken(lea
     remote.wait("took", "3")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["die", "stop"])
 def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_on(learner: Learner, how: str) -> None:
     good, bad = together(learner, "good", how)
@@ -303,6 +308,7 @@ def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_o
         assert float(bad.wait("took", "4")[2]) == 4 and float(good.wait("took", "4")[2]) == 4
 
 
+@pytest.mark.long
 def test_who_is_not_heard_of_any_more_ends_the_push_at_once(tmp_path: Path) -> None:
     """Stopped in the middle of a broadcast that may take a minute: its lease ends it, and the others have the version."""
     learner = Learner(tmp_path, timeout=60.0, lease=3.0)
@@ -350,6 +356,7 @@ def test_in_one_process_the_weights_are_handed_over(tmp_path: Path) -> None:
         learner.close()
 
 
+@pytest.mark.long
 def test_a_member_that_never_joins_a_lane_is_evicted(learner: Learner) -> None:
     good, _ = together(learner, "good", "deaf")
     learner.push(1)
@@ -357,6 +364,7 @@ def test_a_member_that_never_joins_a_lane_is_evicted(learner: Learner) -> None:
     assert learner.publisher.stats.evictions == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("learner", [1], indirect=True)
 def test_who_is_in_another_lane_than_the_broken_one_stays_a_member(learner: Learner) -> None:
     other, _ = together(learner, "good", "deaf")
@@ -378,6 +386,7 @@ def test_the_version_just_written_stays_after_a_rewind(learner: Learner, tmp_pat
     assert sorted(p.name for p in (tmp_path / "weights").glob("v-*")) == ["v-00000003", "v-00000008"]
 
 
+@pytest.mark.long
 def test_a_publisher_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
     learner = Learner(tmp_path, begin=of_its_own)
     (good,) = together(learner, "good")

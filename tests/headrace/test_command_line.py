@@ -58,6 +58,7 @@ def test_a_directory_that_is_no_run(command: list[str], tmp_path: Path, capsys: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_log_that_cannot_be_written_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("a file")
     assert main(["run", str(small(tmp_path)), "--dir", str(tmp_path / "taken"), "--plain"]) == 3
@@ -73,6 +74,7 @@ def test_the_daemons_take_the_same_arguments(capsys: pytest.CaptureFixture[str])
     assert missing.returncode == 2 and "'nowhere.toml' does not exist" in missing.stderr
 
 
+@pytest.mark.long
 def test_plan_says_what_would_run_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = small(tmp_path)
     assert main(["plan", str(file), "--dir", str(tmp_path / "run"), "--set", "actors.count=3"]) == 0

@@ -197,6 +197,7 @@ def quiet(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
     from headrace.running.rundir import record
 
@@ -207,12 +208,14 @@ def test_a_log_that_is_away_is_the_first_cause(tmp_path: Path) -> None:
     assert first["what"] == "the log cannot be reached" and str(port) in first["evidence"]
 
 
+@pytest.mark.long
 def test_a_process_that_was_stopped_with_the_log_in_its_hand_is_named(quiet: Path) -> None:
     with stopped_in_an_append(quiet / "log" / "small.steps.sqlite") as process:
         first = diagnosis(quiet)["findings"][0]
     assert first["what"] == "the log cannot be reached" and f"`kill -CONT {process.pid}`" in first["evidence"]
 
 
+@pytest.mark.long
 def test_a_run_that_nobody_runs_says_how_to_go_on(quiet: Path) -> None:
     (quiet / "logs").mkdir()
     (quiet / "logs" / "learner-0.out").write_text("loading\nfault: the model has no such layer\n")
@@ -361,6 +364,9 @@ def test_long_waits_are_one_line_each() -> None:
     assert waits([(entry("actor-0", "actor"), sampling)], now) == []
     assert waits([(entry("actor-0", "actor", 20.0), loading)], now) == [], "not yet worth a word"
     assert "learner-0 waits for judged groups (45 s)" in waits([(entry("learner-0", "learner"), waiting)], now)
+    asking = exported(lambda r: LearnerMetrics(r).phase_since("collect").set(now - 45), lambda r: None)
+    asked = "learner-0 waits for the answers to an evaluation or a collection (45 s)"
+    assert asked in waits([(entry("learner-0", "learner"), asking)], now)
     assert waits([(entry("learner-0", "learner"), {})], now) == [], "who does not answer is another matter"
     assert waits([(entry("mine", "of tomorrow"), {"up": 1.0})], now) == []
 

@@ -133,6 +133,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.mark.long
 @KINDS
 def test_every_value_is_read_back_and_a_second_export_is_the_same(hand: Handmade, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "export" / kind
@@ -164,6 +165,7 @@ def follower(run: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.long
 @KINDS
 def test_a_follower_writes_what_comes_and_ends_cleanly(hand: Handmade, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "export" / kind
@@ -257,6 +259,7 @@ def test_an_exporter_from_a_file_beside_the_run_file(
         assert word in capsys.readouterr().err, wrong
 
 
+@pytest.mark.long
 def test_a_follower_goes_on_where_an_export_was_closed(hand: Handmade, tmp_path: Path) -> None:
     (tmp_path / "lines.py").write_text(PLUG_IN)
     out = tmp_path / "export" / "lines" / "small.jsonl"

@@ -75,6 +75,7 @@ def test_the_surroundings_of_a_step_tell_what_the_whole_does(made: Handmade) -> 
         assert len(before) < 20
 
 
+@pytest.mark.long
 def test_a_step_is_found_by_bisection(made: Handmade) -> None:
     long(made, 120)
     for head in History.of(made.log, made.topics).manifests:

@@ -90,6 +90,7 @@ def test_the_summary_counts_what_the_log_says(made: Handmade, tmp_path: Path) ->
     assert report.samples[0].reward == 1.5 and report.samples[0].votes["format"] == "1.0 as it should be"
 
 
+@pytest.mark.long
 def test_the_report_is_written_whole(made: Handmade, tmp_path: Path) -> None:
     summary, audit = write_report(made.run(tmp_path), 3.0)
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -98,6 +99,7 @@ def test_the_report_is_written_whole(made: Handmade, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*")), "nothing half written is left"
 
 
+@pytest.mark.long
 def test_a_run_without_any_step_has_a_summary(tmp_path: Path) -> None:
     hand = Handmade(tmp_path / "log")
     summary, _ = write_report(hand.run(tmp_path), 0.0)

@@ -77,6 +77,7 @@ def test_settings_that_come_to_nothing_are_told(
     assert said and any(re.search(told, s) for s in said), said
 
 
+@pytest.mark.long
 def test_the_small_ring_and_the_recipe_have_no_errors_and_no_warnings() -> None:
     for file in (SMALL, ROOT / "recipes" / "tiny.toml"):
         subject = Subject(check(RunFile.read(file)))
@@ -339,6 +340,7 @@ def test_plug_ins_are_made_where_there_is_time(tmp_path: Path) -> None:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_plan_ends_with_status_2_on_errors_and_says_the_same_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +355,7 @@ def test_plan_ends_with_status_2_on_errors_and_says_the_same_as_json(
     assert "group_size = 1" in told["findings"][0]["what"] and not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_plan_of_the_recipe_takes_some_seconds(tmp_path: Path) -> None:
     """Twenty were asked; of the processor, as the clock is anybody's: it takes two to three, and loads no torch."""
     before = getrusage(RUSAGE_CHILDREN)
@@ -362,11 +365,13 @@ def test_a_plan_of_the_recipe_takes_some_seconds(tmp_path: Path) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10.0
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_work_does_not_start(tmp_path: Path) -> None:
     done = headrace("run", str(SMALL), "--plain", "--set", "run.rewards.vowels=0.0", "--dir", str(tmp_path / "run"))
     assert done.returncode == 2 and "every weight is 0" in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_checks_that_hang_or_die_hold_up_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = small_copy(tmp_path)
     (tmp_path / "slow.py").write_text(

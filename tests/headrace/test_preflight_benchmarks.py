@@ -32,6 +32,7 @@ def source(directory: Path, name: str, rows: list[dict[str, Any]], more: str = "
     return f'data.{name}={{path="{directory / name}.jsonl"{more}}}'
 
 
+@pytest.mark.long
 def test_contaminated_rows_are_counted_with_their_places(tmp_path: Path) -> None:
     exam = source(tmp_path, "heldout", [{"prompt": f"{LONG}. How many?"}, {"prompt": "What is 3+4?"}])
     train = [{"prompt": f"q {n}"} for n in range(8)] + [{"prompt": f"Once: {LONG}!"}, {"prompt": "what is 3 + 4 ?"}]
@@ -47,6 +48,7 @@ def test_contaminated_rows_are_counted_with_their_places(tmp_path: Path) -> None
     assert not found(benchmarks.contaminated, source(tmp_path, "heldout", []))
 
 
+@pytest.mark.long
 def test_decontamination_of_what_has_no_end_is_refused() -> None:
     (said,) = found(benchmarks.contaminated, "data.prompts.select={decontaminate=true}")
     assert said.level == "error" and "has no end" in said.what
@@ -97,6 +99,7 @@ def test_a_benchmarks_judge_needs_a_table_and_no_place_in_the_mix() -> None:
         check(RunFile.read(SMALL, ["run.cutoff=July"]))
 
 
+@pytest.mark.long
 def test_the_plan_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exam = source(tmp_path, "heldout", [{"prompt": "What is 3+4?"}])
     train = source(tmp_path, "prompts", [{"prompt": "what is 3 + 4 ?"}, {"prompt": "q"}])

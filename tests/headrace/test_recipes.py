@@ -26,11 +26,13 @@ def looked(file: Path) -> list[Finding]:
     return [f for look in CHECKS for f in look(subject) if f.level != "note"]
 
 
+@pytest.mark.long
 def test_the_recipe_in_miniature_has_no_errors_and_no_warnings() -> None:
     said = looked(RECIPES / "tiny_r1.toml")
     assert not said, [str(f) for f in said]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["r1", "r1_distill"])
 def test_the_published_values_are_accepted_and_what_is_not_here_is_told(name: str) -> None:
     file = RECIPES / f"{name}.toml"
@@ -49,6 +51,7 @@ def test_the_published_values_are_accepted_and_what_is_not_here_is_told(name: st
     assert len(wheres) == len(set(wheres)), "each is told once"
 
 
+@pytest.mark.long
 def test_the_stages_of_the_page_are_a_run(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     whole = (RECIPES / "tiny_r1.toml").read_text(encoding="utf-8")
@@ -66,6 +69,7 @@ def test_the_stages_of_the_page_are_a_run(tmp_path: Path) -> None:
     assert kinds == {"sft", "rl", "reject", "rewrite", "train_reward", "distill", "evaluate"}
 
 
+@pytest.mark.long
 def test_a_student_that_engines_could_not_take_over_is_refused_before_the_run(tmp_path: Path) -> None:
     whole = (RECIPES / "tiny_r1.toml").read_text(encoding="utf-8")
     config = json.loads((RECIPES / "tiny_student_m" / "config.json").read_text())

@@ -140,6 +140,7 @@ def test_passwords_stay_at_home(made: Handmade, tmp_path: Path) -> None:
     assert "hunter" not in config and "max_new_tokens = 7" in config and "@host:1" in config and "&x=1" in config
 
 
+@pytest.mark.long
 def test_a_vote_that_nobody_could_give_is_told(made: Handmade, tmp_path: Path) -> None:
     at, where = made.prompt("p-30@0"), made.sample("p-30@0", 0)
     vote = Vote("p-30@0", 0, "format", "abstain", None, "<b>no</b> opinion")

@@ -57,6 +57,11 @@ MISTAKES = [
     ("stage.7.steps=5", r"stage '7' is not one of 0..2"),
     ("lerner.lr=1", r"unknown table \[lerner\]; did you mean 'learner'\?"),
     ("learner", r"use table.key=value"),
+    ("stage.0.data=[]", r"data.* names no source"),
+    ('stage.0.data=["corpus", "corpus"]', r"data.* names a source twice"),
+    ("stage.0.data={corpus=-1.0}", r"data.* has a weight that is not above 0"),
+    ("stage.0.optimizer.betas=[0.9, 1.0]", r"betas"),
+    ("learner.optimizer.lr=1e38", r"lr"),
 ]
 
 
@@ -77,6 +82,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         RunFile.read(tmp_path / "odd.toml")
 
 
+@pytest.mark.long
 def test_bad_input_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     done = answer_of("run", str(SMALL), "--set", "learner.group_sizes=3", "--dir", str(tmp_path / "run"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'group_size'?" in done.stderr

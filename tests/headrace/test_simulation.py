@@ -35,6 +35,7 @@ def test_a_ring_is_as_slow_as_its_learner() -> None:
     assert (found.staleness_mean, found.staleness_max) == (4.0, 4), "everything is sampled long before it is trained"
 
 
+@pytest.mark.long
 def test_a_ring_is_as_slow_as_its_rewarder() -> None:
     rates = RATES.with_given({"judge.judge": 0.03})
     one = forecast(whole(), rates, steps=12)
@@ -43,6 +44,7 @@ def test_a_ring_is_as_slow_as_its_rewarder() -> None:
     assert two.step_seconds == pytest.approx(one.step_seconds / 2, rel=0.2), "two workers share the partitions"
 
 
+@pytest.mark.long
 def test_a_ring_is_as_slow_as_its_actors() -> None:
     found = forecast(whole("actors.slots=2"), RATES, steps=12)
     assert found.step_seconds == pytest.approx(STEP / 2 * 20 * (0.002 + 2 * 0.0001), rel=0.05)
@@ -58,11 +60,13 @@ def test_without_lag_the_roles_wait_for_each_other_and_no_sample_is_old() -> Non
     assert min(found.waits.values()) > 0.1
 
 
+@pytest.mark.long
 def test_groups_without_variance_are_dropped_as_the_learner_drops_them() -> None:
     found = forecast(whole("learner.drop_zero_variance=true"), RATES.with_given({"flat": 0.5}), steps=15)
     assert 4 < found.dropped["zero_variance"] < 14, "about as many as are trained, eight a step"
 
 
+@pytest.mark.long
 def test_rates_that_are_measured_in_a_run_are_those_that_it_was_played_by() -> None:
     played = RATES.with_given({"length": 20, "spread": 0.7, "learner_step": 0.1, "judge.judge": 0.002})
     simulation = Simulation(whole("actors.slots=24"), 1, played, 30, 0)

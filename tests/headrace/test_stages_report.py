@@ -88,6 +88,7 @@ def test_an_evaluation_counts_for_the_stage_whose_model_it_asked(made: Evaluated
     }
 
 
+@pytest.mark.long
 def test_stages_down_and_benchmarks_across(made: Evaluated) -> None:
     summary, _, page = report(story(made))
     cold, zero = summary["stages"]["cold"], summary["stages"]["zero"]
@@ -108,6 +109,7 @@ def test_stages_down_and_benchmarks_across(made: Evaluated) -> None:
     )
 
 
+@pytest.mark.long
 def test_one_source_may_be_several_benchmarks(made: Evaluated) -> None:
     made.manifest(1, 2, "close")
     made.evaluation("end/sums", 1, ["1", "0"], stage=4)
@@ -120,6 +122,7 @@ def test_one_source_may_be_several_benchmarks(made: Evaluated) -> None:
     assert {e.benchmark for e in found.excerpts} == {"sums", "language"}
 
 
+@pytest.mark.long
 def test_tokens_and_seconds_of_each_stage(made: Evaluated) -> None:
     summary, found, page = report(story(made))
     cold, zero = summary["stages"]["cold"], summary["stages"]["zero"]
@@ -141,12 +144,14 @@ def test_generated_tokens_fall_to_the_stage_that_was_under_way(made: Evaluated) 
     )
 
 
+@pytest.mark.long
 def test_a_proxy_that_rises_while_accuracy_falls_is_told(made: Evaluated) -> None:
     summary, _, page = report(story(made))
     assert summary["hacking"]["proxy"] > 0.4 and summary["hacking"]["accuracy"] == 0.0
     assert "Rewarders against held-out accuracy" in page
 
 
+@pytest.mark.long
 def test_answers_of_the_stages_stand_side_by_side_the_most_different_first(made: Evaluated) -> None:
     _, found, page = report(story(made))
     first = found.excerpts[0]
@@ -156,6 +161,7 @@ def test_answers_of_the_stages_stand_side_by_side_the_most_different_first(made:
     assert section.count("<details>") == len(found.excerpts) == 5 and '<span class="good">right</span>' in section
 
 
+@pytest.mark.long
 def test_samples_that_are_gone_are_not_shown_and_the_figures_stay(made: Evaluated) -> None:
     story(made)
     for topic in (made.run.topics.trajectories, made.run.topics.prompts):
@@ -165,6 +171,7 @@ def test_samples_that_are_gone_are_not_shown_and_the_figures_stay(made: Evaluate
     assert summary["stages"]["zero"]["benchmarks"]["aime"]["pass_at_1"] == pytest.approx(5 / 6)
 
 
+@pytest.mark.long
 def test_a_run_without_any_stage_or_with_nothing_judged_is_told_so(made: Evaluated) -> None:
     summary, found, page = report(made)
     assert (summary["stages"], summary["writing"], summary["hacking"]) == ({}, {}, {})

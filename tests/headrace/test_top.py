@@ -148,6 +148,7 @@ class Shown:
         return text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", [b"q", b"\x03"])
 def test_keys_switch_the_views_and_the_terminal_is_left_as_it_was(made: Handmade, tmp_path: Path, end: bytes) -> None:
     ours, theirs = os.openpty()

@@ -104,6 +104,7 @@ def episodes(made: Ring) -> list[Trajectory]:
     return [t for t in made.records("trajectories", Trajectory) if t.environment]
 
 
+@pytest.mark.long
 def test_votes_are_of_whole_episodes_and_of_their_turns(tmp_path: Path) -> None:
     with ring(tmp_path / "run", *SHORT, "stage.1.steps=4", file=run_file(tmp_path)) as made:
         assert made.run()
@@ -164,6 +165,7 @@ def test_a_storm_of_kills_leaves_a_sound_log_and_the_same_weights(tmp_path: Path
         assert replay(reopen(made.directory), 2, last, tmp_path / "again", None) == made.newest_sha256()
 
 
+@pytest.mark.long
 def test_what_an_environment_could_not_answer_is_a_dead_letter_and_can_be_asked_again(tmp_path: Path) -> None:
     away = tmp_path / "away"
     away.touch()
@@ -189,6 +191,7 @@ def test_what_an_environment_could_not_answer_is_a_dead_letter_and_can_be_asked_
         assert made.verify().problems == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["open", "step"])
 def test_an_environment_that_takes_all_memory_takes_nobody_along(tmp_path: Path, place: str) -> None:
     file = run_file(tmp_path, "memory_mb = 256")

@@ -11,6 +11,8 @@ from ring import ring
 
 from broker.errors import RunFault
 from learner.finite import HOPELESS_STEPS, Finite
+from learner.learner import Learner
+from learner.training.sft import SftReport
 
 
 def test_one_step_is_said_and_many_in_a_row_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,13 +26,22 @@ def test_one_step_is_said_and_many_in_a_row_end_the_run(caplog: pytest.LogCaptur
     ):
         for step in range(41, 99):
             finite.take(step, math.inf)
+    with caplog.at_level(logging.WARNING, "learner"):
+        finite.take(99, 0.0, 7.0)
+    assert "7 tokens of step 99 are left out" in caplog.text
     assert "the gradient of step 41 is not finite (norm inf): the weights stay" in caplog.text
 
 
-def test_supervised_training_that_blows_up_ends_with_the_reason(tmp_path: Path) -> None:
-    settings = ("stage.0.optimizer.lr=1e30", "stage.0.optimizer.weight_decay=0.0", "stage.0.steps=100")
-    with (
-        ring(tmp_path, *settings) as made,
-        pytest.raises(RunFault, match="are not finite: the weights or the data are broken"),
-    ):
+def test_supervised_training_on_broken_weights_ends_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Learner.progress_in_stage
+
+    def progress(self: Learner, index: int, report: SftReport) -> None:
+        taken(self, index, report)
+        next(self.state.model.parameters()).data.fill_(math.inf)
+
+    monkeypatch.setattr(Learner, "progress_in_stage", progress)
+    wanted = "are not finite: the weights or the data are broken"
+    with ring(tmp_path, "stage.0.steps=100") as made, pytest.raises(RunFault, match=wanted):
         made.run()

@@ -47,6 +47,7 @@ def bytes_below(directory: Path) -> dict[str, str]:
     return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 
+@pytest.mark.long
 def test_a_fork_goes_on_from_the_step_with_the_weights_and_the_data_of_the_old_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_fork_goes_on_from_the_step_with_the_weights_and_the_data_of_the_old_r
     assert "forked from step 5 of 'small': stage 1, step 4 of it" in said and f"headrace run {new}/run.toml" in said
 
 
+@pytest.mark.long
 def test_a_fork_without_changes_trains_as_the_old_run_did_when_it_replays_the_same_records(tmp_path: Path) -> None:
     """The optimizer's state comes along: a replay in the fork of its own steps gives its weights."""
     old, new = tmp_path / "old", tmp_path / "new"
@@ -121,6 +123,7 @@ def test_a_fork_without_changes_trains_as_the_old_run_did_when_it_replays_the_sa
         goes_on.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [6, 7, 9])
 def test_a_fork_that_is_killed_is_redone_and_asks_everything_that_was_due(tmp_path: Path, version: int) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
@@ -149,6 +152,7 @@ def test_a_fork_that_is_killed_is_redone_and_asks_everything_that_was_due(tmp_pa
         goes_on.close()
 
 
+@pytest.mark.long
 def test_a_fork_of_a_run_that_goes_on_and_of_a_fork(tmp_path: Path) -> None:
     old, new, third = tmp_path / "old", tmp_path / "new", tmp_path / "third"
     with ring(old, *SHORT, *EVERY) as made:
@@ -174,6 +178,7 @@ def test_a_fork_of_a_run_that_goes_on_and_of_a_fork(tmp_path: Path) -> None:
     assert fork(new, tmp_path / "fourth", 2) == 3, "an older step is the first run's"
 
 
+@pytest.mark.long
 def test_a_fork_at_any_step_begins_where_the_old_run_was(tmp_path: Path) -> None:
     old = tmp_path / "old"
     with ring(old, *SHORT, "learner.checkpoint_every=3", "learner.keep_checkpoints=9") as made:
@@ -193,6 +198,7 @@ def test_a_fork_at_any_step_begins_where_the_old_run_was(tmp_path: Path) -> None
     assert shas[last] == ("step-00000007-1-00000006", [8, 9]), "the end of the stage is left open"
 
 
+@pytest.mark.long
 def test_what_cannot_be_forked_is_said_and_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def replayed(made: Ring, out: Path, *settings: str) -> str:
     return replay(reopen(made.directory), 2, last, out, reopen(made.directory, list(settings)) if settings else None)
 
 
+@pytest.mark.long
 def test_a_killed_learner_is_redone_bit_for_bit_and_poison_is_buried(tmp_path: Path) -> None:
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
         kill_at(made, 4)  # no checkpoint since the first stage: every step is redone from the log
@@ -68,6 +69,7 @@ def test_a_killed_learner_is_redone_bit_for_bit_and_poison_is_buried(tmp_path: P
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [1, 2, 5, 9, 10])
 def test_a_kill_at_any_version_loses_nothing_and_trains_nothing_twice(tmp_path: Path, version: int) -> None:
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=3") as made:
@@ -79,6 +81,7 @@ def test_a_kill_at_any_version_loses_nothing_and_trains_nothing_twice(tmp_path: 
         assert (audit.steps, audit.trained, audit.evaluated, audit.outstanding) == (8, 32, 4, 0) and not audit.problems
 
 
+@pytest.mark.long
 def test_a_stop_is_resumed(tmp_path: Path) -> None:
     with ring(tmp_path, *SHORT) as made:
         made.when(lambda: len(made.steps()) >= 3, lambda: made.stop.set())
@@ -89,6 +92,7 @@ def test_a_stop_is_resumed(tmp_path: Path) -> None:
         assert (audit.steps, audit.trained, audit.outstanding, audit.problems) == (8, 32, 0, [])
 
 
+@pytest.mark.long
 def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
     file = small_copy(tmp_path)
     text = file.read_text()
@@ -107,6 +111,7 @@ def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
         assert replayed(made, tmp_path / "again") == made.newest_sha256()
 
 
+@pytest.mark.long
 def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(tmp_path: Path) -> None:
     file = small_copy(tmp_path)
     (tmp_path / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
@@ -123,6 +128,7 @@ def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(t
         assert made.evaluations()[-1].name == "after", "and the stage behind it was run"
 
 
+@pytest.mark.long
 def test_a_rewarder_is_plugged_in_and_taken_out_by_editing_the_run_file(tmp_path: Path) -> None:
     file = small_copy(tmp_path)
     text = file.read_text()
@@ -149,6 +155,7 @@ def test_a_rewarder_is_plugged_in_and_taken_out_by_editing_the_run_file(tmp_path
         assert set(mixes[:first]) == set(mixes[last:]) == {one} and set(mixes[first:last]) == {both}
 
 
+@pytest.mark.long
 def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +191,7 @@ def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
     assert "rewarder vowels (vowels-0) is out of order" in caplog.text and "nobody answers" in caplog.text
 
 
+@pytest.mark.long
 def test_an_evaluation_is_asked_for_while_the_run_goes_on_and_outlives_its_learner(tmp_path: Path) -> None:
     asked = Asked(name="now", rewarder="vowels", questions=6, k=3)
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
@@ -198,6 +206,7 @@ def test_an_evaluation_is_asked_for_while_the_run_goes_on_and_outlives_its_learn
         assert made.verify().evaluated == 6 + 4 + 4
 
 
+@pytest.mark.long
 def test_a_full_disk_stops_the_run_with_a_clear_line_and_it_resumes(tmp_path: Path) -> None:
     """The log may not grow beyond one megabyte a topic, and that of the votes is nearly full before the run begins."""
     small = f"broker.url=sqlite://{tmp_path / 'log'}?max_mb=1"
@@ -223,6 +232,7 @@ MEMORY = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_run_with_every_memory_option_and_its_replay(tmp_path: Path) -> None:
     with ring(tmp_path, *SHORT, *MEMORY) as made:
         kill_at(made, 6)
@@ -240,6 +250,7 @@ def test_a_run_with_every_memory_option_and_its_replay(tmp_path: Path) -> None:
         assert written[0] == "base" and written[-1] == "v-00000009"
 
 
+@pytest.mark.long
 def test_a_step_that_cannot_be_executed_is_set_aside_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +308,7 @@ documents_per_step = 2
 """
 
 
+@pytest.mark.long
 def test_what_a_stage_collects_is_trained_on_and_can_be_traced_to_its_votes(tmp_path: Path) -> None:
     file = small_copy(tmp_path)
     text = file.read_text()

@@ -48,7 +48,8 @@ def at_version(made: Ring, version: int, then: object) -> None:
 def retry(directory: Path) -> None:
     (letter,) = [row for row in listed(directory) if str(row["from"]).startswith("small.steps")]
     assert "too long for the window" in str(letter["error"])
-    assert answer_of("broker", "dlq", "replay", str(directory), str(letter["offset"])).returncode == 0
+    done = answer_of("broker", "dlq", "replay", str(directory), str(letter["offset"]))
+    assert done.returncode == 0 and "trained again by the next step of its stage" in done.stdout
 
 
 def test_the_command_has_it_trained_by_the_next_step_and_the_audit_knows(tmp_path: Path, failing: set[int]) -> None:

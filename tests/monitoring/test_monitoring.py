@@ -124,6 +124,7 @@ def test_plain_lines_come_at_changes() -> None:
     assert "step 7/40" in lines[2] and "after" in lines[3]
 
 
+@pytest.mark.long
 def test_the_report_is_one_file_that_loads_and_runs_nothing(tmp_path: Path) -> None:
     report = RunReport(
         "tiny", {"steps": 2, "pass_at_1": {"before": 0.1, "after": None}, "name": HOSTILE}, "# " + HOSTILE, [1.0, 2.0],

@@ -1,7 +1,7 @@
 """A judging server in a process of its own: chat completions, classifiers and log-probabilities, with the faults that a test asks for.
 
 ``python judge_server.py [PORT]``: writes its port. It answers by rule: a chat scores the length of what it is shown between marks; a classifier scores the
-number of the letter e. ``POST /faults`` takes a list of what the next requests get instead: a status, ``"hang"``, ``"garbage"``, ``"drop"``, or
+number of the letter e. ``POST /faults`` takes a list of what the next requests get instead: a status, ``"hang"``, ``"trickle"``, ``"garbage"``, ``"deep"``, ``"drop"``, or
 a map with ``say`` (the chat's reply) or ``status`` and ``retry_after``. ``GET /seen`` lists the requests so far.
 """
 
@@ -33,6 +33,14 @@ class JudgeServer:
             return web.Response(status=fault["status"], headers={"Retry-After": str(fault["retry_after"])})
         if fault == "hang":
             await asyncio.sleep(60)
+        if fault == "trickle":
+            answer = web.StreamResponse()
+            await answer.prepare(request)
+            for _ in range(600):
+                await answer.write(b" ")
+                await asyncio.sleep(0.1)
+        if fault == "deep":
+            return web.Response(text="[" * 100_000, content_type="application/json")
         if fault == "garbage":
             return web.Response(text="<html>no JSON</html>")
         if fault == "empty":

@@ -85,6 +85,7 @@ def test_any_text_gives_a_verdict(judges: dict[str, Rewarder], text: str, refere
     verdict(judges["gym"], text, "")
 
 
+@pytest.mark.long
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )

@@ -102,6 +102,7 @@ def test_a_daemon_whose_sandbox_fails_takes_nothing_and_says_so(tmp_path: Path) 
         log.close()
 
 
+@pytest.mark.long
 def test_the_doctor_tries_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     check = machine.sandbox()
     assert check.ok and check.found == "20 of 20 programs of the self-test held"

@@ -71,6 +71,7 @@ def test_a_function_of_a_file_beside_the_run_file(tmp_path: Path) -> None:
     ) == [3.0]
 
 
+@pytest.mark.long
 def test_a_rubric_scores_as_it_does_in_its_own_environments() -> None:
     judge = VerifiersRubric(rubric="rubrics:SUMS")
     rewards = judge.judge(group([RIGHT, WRONG]))

@@ -72,6 +72,7 @@ def test_no_rewarder_of_the_package_escapes() -> None:
     assert rewarder_classes() == fuzzed, "give each rewarder a case in tests/rewarders/everyone.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_any_text_gets_a_verdict_within_its_bounds(name: str, judge_of: Callable[[str], Judge]) -> None:
     case, judge = CASES[name], judge_of(name)
@@ -95,6 +96,7 @@ def test_any_text_gets_a_verdict_within_its_bounds(name: str, judge_of: Callable
     any_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_long_and_hostile_text_is_judged_in_time(name: str, judge_of: Callable[[str], Judge]) -> None:
     case, judge = CASES[name], judge_of(name)

@@ -12,6 +12,7 @@ from rewarders.instructions import Instructions
 from rewarders.instructions.checks import CHECKS, sentences
 from rewarders.instructions.languages import is_in
 
+pytestmark = pytest.mark.lane("languages and rubrics")  # seconds to load
 LEAST, LESS = "at least", "less than"
 TWO = "One way is this.\n******\nAnother way is that."
 CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
@@ -56,6 +57,7 @@ def value(text: str, *asked: tuple[str, dict[str, Any]], **options: Any) -> floa
     return reward.value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "given", "follow", "break_it"), CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(CASES)]
 )
@@ -109,6 +111,7 @@ def test_it_abstains_without_instructions_and_refuses_unknown_options() -> None:
         Instructions(reward="most")
 
 
+@pytest.mark.long
 def test_sentences_and_languages() -> None:
     assert sentences("Mr. J. Smith met Dr. Wu at 3.5 km. Did he? Yes!\n\nNo stop here") == [
         "Mr. J. Smith met Dr. Wu at 3.5 km.",

@@ -109,14 +109,14 @@ def test_a_server_says_when_to_come_back(remote: Remote) -> None:
     assert second - first >= 0.4
 
 
-@pytest.mark.parametrize("fault", [500, 503, 429, 408, "drop", "hang"])
+@pytest.mark.parametrize("fault", [500, 503, 429, 408, "drop", "hang", "trickle"])
 def test_a_fault_that_stays_is_an_outage(remote: Remote, fault: Any) -> None:
     remote.faults(fault, fault)
     with pytest.raises(Outage, match="is away"):
         judge(remote, tries=2, request_timeout=0.3)(spoken("5"))
 
 
-@pytest.mark.parametrize("fault", [400, 401, 404, 422, "garbage", "empty"])
+@pytest.mark.parametrize("fault", [400, 401, 404, 422, "garbage", "empty", "deep"])
 def test_a_request_that_is_refused_is_no_outage_and_is_not_tried_again(remote: Remote, fault: Any) -> None:
     remote.faults(fault)
     with pytest.raises(CallRefused):

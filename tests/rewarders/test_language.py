@@ -23,6 +23,7 @@ def value(question: str, thought: str, **options: object) -> float | None:
     return None if reward is None else reward.value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("question", "thought"),
     [

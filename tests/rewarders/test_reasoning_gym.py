@@ -138,6 +138,7 @@ def test_a_row_of_the_data_source_is_judged(judge: ReasoningGym) -> None:
     assert judge(off_the_wire(f"<answer>{row.answer}</answer>", dict(row.metadata))).value == 1.0  # type: ignore[union-attr]
 
 
+@pytest.mark.long
 def test_a_mixture_of_tasks_is_scored_by_the_task_that_made_the_entry(judge: ReasoningGym) -> None:
     from reasoning_gym.composite import DatasetSpec
 

@@ -162,6 +162,7 @@ def test_a_worker_that_ends_in_an_outage_leaves_its_samples_to_the_next(log: Log
     assert len(votes(log)) == 10
 
 
+@pytest.mark.long
 def test_an_answer_that_runs_out_of_time_or_memory_is_wrong_for_a_bounded_judge(log: Log, tmp_path: Path) -> None:
     texts = ["a", "bomb", "memory", "b"]
     publish(log, texts)
@@ -238,6 +239,7 @@ def test_a_shadow_judges_every_training_sample_and_its_votes_say_so(log: Log, tm
     assert {(v.group_id, v.shadow) for v in all_votes(log)} == {("g-1@0", True), ("g-2@0", False)}
 
 
+@pytest.mark.long
 def test_history_is_judged_to_its_end_and_counts_only_where_a_vote_is_missing(tmp_path: Path) -> None:
     (tmp_path / "judges.py").write_text(JUDGES)
     text = "[run]\nname = 't'\nmodel = 'm'\n[broker]\npartitions = 2\n[rewarders.r]\nuse = 'judges.py:Bounded'\n"

@@ -103,6 +103,7 @@ def votes(log: Log, moved: bool = False) -> dict[str, Vote]:
     return {v.group_id: v for v in found}
 
 
+@pytest.mark.long
 def test_whatever_a_judge_does_every_sample_gets_one_verdict(log: Log, tmp_path: Path) -> None:
     texts = ["four", "hang", "die", "exit", "raise", "memory", "infinite", "string", "print", "abstain", "seven77"]
     publish(log, texts)

@@ -91,6 +91,7 @@ def test_a_model_judges_groups_in_the_judging_process(log: Log, tmp_path: Path) 
     assert found["g-0@0"][1] == 0.0 and all(0 < v < 1 for v in (found["g-0@0"][0], *found["g-1@0"]) if v is not None)
 
 
+@pytest.mark.long
 def test_a_judge_that_is_away_holds_the_samples_until_it_is_there(log: Log, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -122,6 +122,7 @@ def test_a_sandbox_ends_with_whoever_started_it() -> None:
     assert gone or all(p.status() == psutil.STATUS_ZOMBIE for p in alive)
 
 
+@pytest.mark.long
 def test_every_hostile_program_is_held() -> None:
     held = self_test()
     assert len(held) >= 15 and [h for h in held if h.why] == []

@@ -103,6 +103,7 @@ VOWELS = (
 )
 
 
+@pytest.mark.long
 def test_livecodebench_is_judged_by_its_hidden_tests() -> None:
     source, judge = benchmark("livecodebench.jsonl"), CodeTests(seconds=3.0, total=60.0)
     rows = [source.row(n) for n in range(3)]

@@ -233,6 +233,7 @@ def test_a_source_that_is_all_contaminated_or_has_no_end_is_refused(tmp_path: Pa
         clean_rows(endless)
 
 
+@pytest.mark.long
 def test_the_command_lists_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, given = contaminated(tmp_path)
     command = ["contamination", str(file), *(part for setting in given for part in ("--set", setting))]

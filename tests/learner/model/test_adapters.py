@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from learnertools import executor_of, take
 from peft import PeftModel
@@ -14,6 +15,7 @@ from learner.model.policy import PolicyWeights
 from learner.training.checkpoint import Checkpoints
 
 
+@pytest.mark.long
 def test_adapters_are_written_for_others_in_the_form_that_peft_loads(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, {"lora": {"rank": 4, "publish": "adapters"}})
     take(executor, 1)

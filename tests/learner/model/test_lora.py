@@ -135,6 +135,7 @@ def test_an_adapted_model_computes_packed_sequences_like_each_alone(adapted: Any
     _check(stirred(adapted), "adapted")
 
 
+@pytest.mark.long
 def test_publishing_leaves_training_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
     """Weights are taken, in both types, and checkpoints written after each step: the result is the same bit for bit."""
     quiet = executor_of(tiny_model, tmp_path / "quiet", LORA)
@@ -151,6 +152,7 @@ def test_publishing_leaves_training_as_it_is(tiny_model: Path, tmp_path: Path) -
         assert torch.equal(one, two)
 
 
+@pytest.mark.long
 def test_rewarded_answers_become_more_likely(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, {"lora": {"rank": 8}, "optimizer": {"lr": 1e-2}})
     groups = tuple(g for version in range(1, 11) for g in judged_groups(2, version))
@@ -161,6 +163,7 @@ def test_rewarded_answers_become_more_likely(tiny_model: Path, tmp_path: Path) -
     assert after[0] - before[0] > after[1] - before[1], "more than the others"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"offload": "all"}])
 def test_a_stage_goes_on_bit_for_bit_from_a_checkpoint(
     tiny_model: Path, tmp_path: Path, options: dict[str, Any]
@@ -193,6 +196,7 @@ def test_a_checkpoint_is_the_merged_policy_for_transformers(tiny_model: Path, tm
     assert all(torch.equal(t, plain.state_dict()[name]) for name, t in PolicyWeights(executor.model).items())
 
 
+@pytest.mark.long
 def test_the_reference_is_the_base_without_a_copy(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, {"objective": {"name": "grpo", "kl": 0.1}, **LORA})
     adapted = take(executor, 3)[-1].metrics["kl_reference"]
@@ -239,6 +243,7 @@ def sft(model: Any, **changes: Any) -> SftTrainer:
     return SftTrainer(model, load_tokenizer(str(TINY)), mixed, SftStage.model_validate({**fields, **changes}), 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": True}])
 def test_supervised_stages_train_adapters_on_mixed_sources_and_go_on_bit_for_bit(
     tiny_model: Path, tmp_path: Path, changes: dict[str, Any]
@@ -311,6 +316,7 @@ def test_some_layers_may_be_named(tiny_model: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -99,6 +99,7 @@ def test_a_snapshot_computes_each_tensor_once(tiny_model: Path, tmp_path: Path) 
         layout.write(specs, PolicyWeights(executor.model).items(), flat)
 
 
+@pytest.mark.long
 def test_a_receiver_holds_exactly_the_rounded_weights(tiny_model: Path, tmp_path: Path) -> None:
     executor = executor_of(tiny_model, tmp_path, {"dtype": "bfloat16", **LORA})
     template = tmp_path / "template"

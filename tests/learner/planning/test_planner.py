@@ -621,6 +621,7 @@ def test_groups_whose_prompts_have_expired_are_dropped_and_the_run_goes_on(
     assert all("has expired" in problem for problem in audit.problems), "these topics were to keep everything"
 
 
+@pytest.mark.long
 def test_a_learner_that_trains_nothing_keeps_nothing(log: Log) -> None:
     """Every group is dropped, and no manifest comes: what is held is bounded by the credits."""
     ring = Ring(log, groups_per_step=2, max_lag=1)

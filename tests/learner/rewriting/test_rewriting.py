@@ -188,6 +188,7 @@ def rows_of(made: Ring) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (made.directory / artefact.path).read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_stage_that_was_cut_off_asks_nothing_twice_and_waits_for_a_model_that_is_away(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_row_that_a_rewriter_fails_on_is_given_up_and_the_others_go_on(tmp_pat
         assert [row["response"] for row in rows_of(made)] == [f"It is {n}." for n in range(3, 8)]
 
 
+@pytest.mark.long
 def test_people_edit_rows_and_leave_some_out_while_the_run_waits(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,6 +268,7 @@ def test_a_run_goes_on_without_people_where_it_is_told_to(
         assert "reviewed" not in rows_of(made)[0]["metadata"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
@@ -299,6 +302,7 @@ def test_lines_that_were_cut_off_and_rows_of_another_input_are_asked_again(tmp_p
     assert _taken_up(part, rows[:1]) == {} and part.read_text().count("\n") == 1
 
 
+@pytest.mark.long
 def test_what_the_stage_is_given_is_checked(tmp_path: Path, file: Path) -> None:
     text = file.read_text()
     file.write_text(text.replace('path = "', 'pth = "'))

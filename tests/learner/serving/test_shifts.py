@@ -174,6 +174,7 @@ def test_what_a_turn_has_made_is_published_to_engines_that_wait_for_it(bench: Be
     until(lambda: actor.tokens() > drawn)
 
 
+@pytest.mark.long
 def test_who_does_not_answer_is_evicted_and_who_comes_in_a_turn_rests_at_once(bench: Bench) -> None:
     good = bench.actor("good")
     bench.member("deaf", status=lambda: {"turn": 0})
@@ -191,6 +192,7 @@ def test_who_does_not_answer_is_evicted_and_who_comes_in_a_turn_rests_at_once(be
     until(lambda: late.tokens() > drawn)
 
 
+@pytest.mark.long
 def test_engines_go_on_alone_when_the_learner_has_died_in_its_turn_and_rest_again_for_its_successor(
     bench: Bench,
 ) -> None:

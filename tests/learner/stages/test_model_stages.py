@@ -86,6 +86,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, at: int, then: Any) -> list[int]:
     return seen
 
 
+@pytest.mark.long
 def test_a_reward_model_is_trained_once_and_judges(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "run"
     with ring(home, "stage.0.steps=4", file=file) as made:
@@ -117,6 +118,7 @@ def test_a_reward_model_is_trained_once_and_judges(tmp_path: Path, file: Path, m
         assert type(load_any(table.use, table.options, file.parent)).__name__ == "RewardModel"
 
 
+@pytest.mark.long
 def test_a_stop_in_the_middle_of_a_reward_model_is_heard(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_stop_in_the_middle_of_a_reward_model_is_heard(
         assert made.run() and len(made.records("steps", Artefact)) == 1
 
 
+@pytest.mark.long
 def test_a_later_stage_begins_from_random_weights_of_its_own(tmp_path: Path, file: Path) -> None:
     home = tmp_path / "run"
     with ring(home, file=file) as made:
@@ -188,6 +191,7 @@ optimizer = { lr = 1e-3 }
 """
 
 
+@pytest.mark.long
 def test_a_student_reads_what_a_teacher_wrote_at_the_rate_of_its_size(tmp_path: Path, file: Path) -> None:
     told = [{"prompt": f"Compute {n}+1 mod 10.", "response": f"It is {(n + 1) % 10}."} for n in range(10)]
     (tmp_path / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
@@ -214,6 +218,7 @@ def test_a_student_reads_what_a_teacher_wrote_at_the_rate_of_its_size(tmp_path: 
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_passes_over_data_without_end_are_refused(tmp_path: Path, file: Path) -> None:
     text = file.read_text()
     endless = DISTILLED.replace('"told"', '"corpus"')
@@ -242,6 +247,7 @@ learner = {{ objective = "distill", max_lag = 0, drop_zero_variance = true, opti
 """
 
 
+@pytest.mark.long
 def test_a_policy_is_taught_by_what_an_earlier_stage_left(tmp_path: Path, file: Path) -> None:
     lessons = 'lessons = { use = "learner.data.sums:SignedSums", rewards = { teacher = 0.0 } }\n'
     text = file.read_text().replace("[data]\n", f"[data]\n{lessons}")

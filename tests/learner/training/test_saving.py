@@ -57,6 +57,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Held]]:
         each.end()
 
 
+@pytest.mark.long
 def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_the_state_of_its_moment(
     tmp_path: Path, held: Callable[[], Held]
 ) -> None:
@@ -83,6 +84,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_the_state_o
         assert not made.verify().problems and not list((tmp_path / "checkpoints").glob(".*"))
 
 
+@pytest.mark.long
 def test_a_kill_in_the_middle_of_a_save_leaves_the_older_checkpoint_and_the_run_is_redone(
     tmp_path: Path, held: Callable[[], Held], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_older_checkpoint_and_the_run_
         assert not list((tmp_path / "checkpoints").glob(".*")), "and is cleared away"
 
 
+@pytest.mark.long
 def test_a_full_disk_under_a_checkpoint_ends_the_run_at_the_next_step_and_it_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

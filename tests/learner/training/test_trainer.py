@@ -63,6 +63,7 @@ def test_steps_repeat_bit_for_bit(model: Any, objective: str) -> None:
     assert 0 < metrics["ess_ratio"] <= 1 and metrics["grad_norm"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["grpo", "m2po", "decoupled", "tis_prox"])
 def test_several_minibatches_are_one_version_and_repeat_bit_for_bit(model: Any, objective: str) -> None:
     config = table(objective=objective, minibatches=3)
