@@ -29,6 +29,7 @@ class Tongue(NamedTuple):
 
 TONGUES = {"Latin": Tongue("Compute", "so"), "Cyrillic": Tongue("Дай", "и")}
 _STEP = re.compile(r"(?:(\w+) )?(\d[+-]\d=\d)")
+_LAST = re.compile(r"(?<=\d),\s*\w+ \d[+-]\d=\d(?!.*\d[+-]\d=\d)", re.DOTALL)  # the last of several operations
 
 
 def asked(problem: Sum, modulus: int, language: str) -> str:
@@ -132,11 +133,25 @@ class BilingualCorpus:
 @dataclass(frozen=True)
 class OneTongue:
     """A rewriter (see ``learner.rewriting``) of worked sums: each operation with the word of the question's language. It knows nothing of
-    right and wrong; None for a text that is not worked out."""
+    right and wrong; None for a text that is not worked out.
+
+    A share ``skips`` of the workings loses its last operation, as people leave out what they do in their heads: easier to read, and harder
+    for a model that has no head to do it in.
+    """
+
+    skips: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.skips <= 1:
+            raise DataError(f"skips = {self.skips}; it must be a share in [0, 1]")
 
     def __call__(self, row: Mapping[str, Any]) -> str | None:
         text, said = row["response"], row["messages"][-1]["content"]
         language = next((name for name, tongue in TONGUES.items() if said.startswith(tongue.ask)), None)
         if language is None or not _STEP.search(text):
             return None
-        return _STEP.sub(lambda found: f"{TONGUES[language].then} {found[2]}", text)
+        then = TONGUES[language].then
+        told = _STEP.sub(lambda found: f"{then} {found[2]}", text)
+        if random.Random(f"one-tongue/{said}").random() < self.skips:
+            told = _LAST.sub("", told)
+        return told

@@ -85,7 +85,10 @@ class Stage(Table):
 
 def begin_with_model(learner: Learner, index: int, stage: Stage) -> None:
     """At the start of a stage that names a model of its own, or begins anew from random weights: they are the next policy version."""
-    if learner.progress.stage == index:
+    at = learner.progress
+    if at.stage == index and (
+        index or at.version or at.stage_step
+    ):  # a run that is new is in its first stage, and has not begun it
         return
     if stage.initial() == "random" and (index or stage.model):
         shape = learner.model_named(stage.model) if stage.model else ""

@@ -274,14 +274,20 @@ def lineage(made: Ring, home: Path) -> None:
 
 
 def documents(made: Ring) -> None:
-    """What supervised steps read is in the log, and what was read again after a kill is the same."""
-    told: dict[int, dict[tuple[int, int], str]] = {}
+    """Every supervised step says what it has read, and what was read again after a kill is the same."""
+    told: dict[int, dict[int, Any]] = {}
     for result in made.results():
         if result.documents is not None:
-            first, count, digest = result.documents
-            assert told.setdefault(result.stage, {}).setdefault((first, count), digest) == digest
+            read = result.documents, result.rows
+            assert told.setdefault(result.stage, {}).setdefault(result.stage_step, read) == read
     assert set(told) == {0, 5, 8, 10, 11}, "every supervised stage"
-    assert max(map(sum, told[0])) == 4 * 2 and max(map(sum, told[10])) == 2 * 2
+    assert all(set(steps) == set(range(1, len(steps) + 1)) for steps in told.values())
+    (numbers, rows), (last, _) = told[0][1], told[0][4]
+    assert (numbers[:2], rows, last[:2]) == ((0, 2), {"corpus": ((0, 2),)}, (6, 2))
+    mixed = {(name, first) for _, read in told[8].values() for name, runs in read.items() for first, _ in runs}
+    assert {name for name, _ in mixed} == {"chosen", "replies"}
+    audit = made.verify()
+    assert (audit.supervised_steps, audit.reread) == (sum(map(len, told.values())), 0)
 
 
 def phases(made: Ring) -> None:

@@ -125,6 +125,11 @@ def test_the_rewriter_of_the_bilingual_task_keeps_all_but_the_words() -> None:
     mixed = "<think>so 3+7=0,\u0438 0-2=8, 8+1=9</think><answer>\\boxed{9}</answer>"
     told = OneTongue()({"messages": asked, "response": mixed})
     assert told == "<think>\u0438 3+7=0,\u0438 0-2=8, \u0438 8+1=9</think><answer>\\boxed{9}</answer>"
+    short = OneTongue(skips=1.0)({"messages": asked, "response": mixed})
+    assert short == "<think>\u0438 3+7=0,\u0438 0-2=8</think><answer>\\boxed{9}</answer>"
+    assert OneTongue(skips=1.0)({"messages": asked, "response": "so 3+7=0"}) == "\u0438 3+7=0", "the only one stays"
+    with pytest.raises(DataError, match="skips = 2"):
+        OneTongue(skips=2.0)
     assert OneTongue()({"messages": asked, "response": "<think>Easy.</think>7"}) is None
     assert OneTongue()({"messages": [{"role": "user", "content": "Hi"}], "response": mixed}) is None
 

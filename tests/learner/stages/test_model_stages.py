@@ -17,7 +17,7 @@ from ringtools import small_copy
 from broker.errors import RunFileError
 from broker.messages import Artefact, Manifest, Trajectory, Vote
 from learner.learner import Learner
-from learner.model.load import load_model
+from learner.model.load import load_model, save_model
 from learner.stages.distill import rate_of
 from learner.stages.train_reward import weights_sha256
 from learner.training.reward_model import REPORT
@@ -141,6 +141,35 @@ def test_a_later_stage_begins_from_random_weights_of_its_own(tmp_path: Path, fil
         for name, tensor in anew.state_dict().items():
             assert torch.allclose(tensor, wanted.state_dict()[name], atol=1e-20), name
         assert state_sha256(kept) == state_sha256(base) != state_sha256(anew)
+
+
+def test_the_first_stage_begins_from_a_model_of_its_own(tmp_path: Path, file: Path) -> None:
+    other = load_model(str(TINY), init="random", seed=77)
+    save_model(other, str(TINY), tmp_path / "other")
+    text = file.read_text()
+    first = text[text.index("[[stage]]") : text.index("[rewarders.polite]")]
+    mine = '[[stage]]\nkind = "sft"\nname = "on"\nmodel = "other"\ndata = "corpus"\nsteps = 1\noptimizer = { lr = 1e-30 }\n'
+    file.write_text(text[: text.index(first)] + mine)
+    home = tmp_path / "run"
+    with ring(home, f"run.model={model_with_weights(tmp_path)}", file=file) as made:
+        kills = iter([True])
+
+        def killing(version: int) -> None:
+            if version == 1 and next(kills, False):
+                raise Killed
+
+        made.on_publish = killing
+        made.killed()
+        assert made.run()
+        orders = [m.weights for m in made.records("steps", Manifest) if m.kind == "weights"]
+        assert orders == [str(tmp_path / "other"), "checkpoints/stage-0-on"], "ordered once, though it was killed there"
+    kept = load_model(str(home / "checkpoints" / "stage-0-on")).state_dict()
+    assert all(torch.allclose(tensor, kept[name], atol=1e-20) for name, tensor in other.state_dict().items())
+
+
+def model_with_weights(directory: Path) -> Path:
+    save_model(load_model(str(TINY), init="random", seed=1), str(TINY), directory / "first")
+    return directory / "first"
 
 
 DISTILLED = """
