@@ -190,7 +190,8 @@ class LogConsumer:
             self._changed.notify_all()
 
     def _check_place(self) -> None:
-        """Join again if the broker did not list this member twice in a row; drop what was read ahead, which other members now get."""
+        """Ask the broker who has this member's name. Fence if it is another process, join again if it is nobody, each after two such answers
+        in a row. Joining again drops what was read ahead: other members get it now."""
         self._checked = time.monotonic()
         try:
             holder = self._groups.holder(self._group, self._instance)

@@ -95,7 +95,7 @@ def _kept(value: int, least: float) -> float:
 
 
 def check(wanted: TopicSpec, found: TopicSpec, raw: dict[str, str], settings: KafkaSettings) -> None:
-    """Raises LogError if a topic's settings would lose or reject records. Only the partitions are checked if ``raw`` is empty (no right to read)."""
+    """Raises LogError if a topic's settings would lose or reject records. If ``raw`` is empty (no right to read it), checks only the partitions."""
     name = wanted.name
     if found.partitions != wanted.partitions:
         raise LogError(
