@@ -40,7 +40,7 @@ class Vote:
 
     ``answer`` is the response's final answer in canonical form, as the rewarder read it (for cons@k). ``cause`` is the kind of failure
     that led to the outcome: with a value, a failure of the judge that the *answer* caused (``timeout``, ``killed``); with an error, one of the
-    judge itself. ``spans`` are values of single steps; ``logprobs`` are little-endian float32 log-probabilities of a teacher, one for each trainable token.
+    judge itself. ``spans`` are values of single steps; ``logprobs`` are a teacher's log-probabilities of the trainable tokens (little-endian float32).
     A ``shadow`` vote is recorded and shown, but never trained on. ``version`` identifies the rewarder's version.
     """
 
