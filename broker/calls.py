@@ -1,8 +1,8 @@
 """Calls a server over HTTP and handles its failures: retries with back-off and jitter, a rate limit, a circuit breaker.
 
-A server that is away, overloaded or broken (no connection, no answer in time, status 408, 425, 429, 5xx) is tried again, and then it is an
-``Outage``: the sample waits. A server that refuses the request for good (any other status, an answer that is no JSON) is ``CallRefused``: an
-error of this sample. After some outages in a row the circuit opens, and for a while nobody is asked.
+A server that is away, overloaded or broken (no connection, no answer in time, status 408, 425, 429, 5xx) is tried again, and then raises
+``Outage``: the sample waits. A server that rejects the request for good (any other status, an answer that is no JSON) raises ``CallRefused``:
+an error of this sample. After several outages in a row the circuit opens: for a while, no requests are sent.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from broker.errors import HeadraceError, MessageError, Outage
 
 TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})
 LONGEST_PAUSE = 30.0
-MOST_BYTES = 1 << 26  # of an answer
+MOST_BYTES = 1 << 26  # largest answer
 
 
 class CallRefused(HeadraceError):
-    """The server answered, and the answer is of no use."""
+    """The server answered, but the answer is unusable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server has answered, whole."""
+    """The complete answer of a server."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -108,7 +108,7 @@ class Server:
 
     @cached_property
     def caller(self) -> Caller:
-        """The one way to the server: its rate and its circuit are shared by all calls of this process."""
+        """The shared caller of this server: its rate limit and circuit apply to all calls of this process."""
         return Caller(self)
 
 
@@ -148,7 +148,7 @@ class Caller:
         self._circuit = Circuit(server.url, server.trip, server.cool)
 
     def post(self, path: str, body: Any) -> Any:
-        """What the server answers, read as JSON. Raises Outage or CallRefused."""
+        """The server's answer, parsed as JSON. Raises Outage or CallRefused."""
         server = self._server
         self._circuit.check()
         retrying = Retrying(
@@ -187,7 +187,7 @@ class Caller:
 
 
 class Pace:
-    """Lets ``rate`` callers pass a second, evenly; 0: all."""
+    """Lets ``rate`` callers per second pass, evenly spaced; 0: no limit."""
 
     def __init__(self, rate: float) -> None:
         self._gap = 1 / rate if rate else 0.0
@@ -218,7 +218,7 @@ class Circuit:
                 return
             if left > 0:
                 raise Outage(f"{self._name} is away, and is asked again in {left:.1f} s: {self._why}")
-            self._until = self._clock() + self._cool  # the others wait for what becomes of this one
+            self._until = self._clock() + self._cool  # other calls wait for the result of this one
 
     def failed(self, why: str) -> None:
         with self._lock:
@@ -248,7 +248,7 @@ def _pause(backoff: float) -> Callable[[RetryCallState], float]:
 
 
 def _retry_after(answer: Answer) -> float:
-    """What ``Retry-After`` says, in seconds, at most ``LONGEST_PAUSE``; 0 where it says nothing."""
+    """The value of ``Retry-After`` in seconds, at most ``LONGEST_PAUSE``; 0 if there is none."""
     said = answer.headers.get("Retry-After", "")
     if not said:
         return 0.0

@@ -1,9 +1,9 @@
 """Turns conversations into tokens: the only place where messages, replies and documents meet a model's chat template.
 
-The text of messages never becomes control tokens. A reply is always written as it was given, whatever the template does to earlier ones, and
-what the template adds is never trained. A template is a program of the model's author; its refusals are reported in its own words.
+The text of messages never becomes control tokens. A reply is always encoded as given, whatever the template does to earlier ones, and
+text added by the template is never trained on. A template is a program of the model's author; its errors are reported in its own words.
 
-Limits: where a model has no token of its own for a mark of its template (``[INST]`` of Llama 2), text cannot be told from the mark.
+Limits: if a template has a mark that is no single token of the model (``[INST]`` of Llama 2), text cannot be told from the mark.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from broker.errors import ChatError
 from broker.prompts import ChatMessage
 
 MARKS = tuple(chr(0xFDD0 + i) for i in range(32))
-"""Characters that Unicode keeps for the inner use of programs: one that no message holds cuts the text of control tokens in two."""
+"""Unicode noncharacters, for internal use: one that no message contains is inserted into text that would make control tokens."""
 GIVEN = ("tools", "documents")
-"""Options of a template that hold texts of others, which make no control tokens either."""
+"""Template options that hold foreign text, which must not make control tokens either."""
 PROBE = "Wq7reply7qW"
 TAG = re.compile(r"<([A-Za-z_]+)>")
 ROLE = re.compile(r"[A-Za-z0-9_-]+")
@@ -28,14 +28,14 @@ THOUGHTS = ("think", "thinking", "thought", "reasoning", "reason")
 
 
 class Rendered(NamedTuple):
-    """The token ids of a prompt, and the text that it ``opened`` for the reply: a ``<think>`` that belongs to what is judged."""
+    """The token ids of a prompt, and the text ``opened`` for the reply, such as ``<think>``, which counts as part of the reply when it is judged."""
 
     ids: list[int]
     opened: str
 
 
 class Piece(NamedTuple):
-    """A part of a document: ``trained`` pieces are what the assistant says, with the token that ends its turn."""
+    """A part of a document: ``trained`` pieces are replies of the assistant, with the token that ends the turn."""
 
     ids: list[int]
     trained: bool
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 class Chat:
     """A tokenizer's chat template with ``options`` for it (``enable_thinking``, ``tools``, ...).
 
-    ``tokenizer`` is one of transformers. Without a template it takes a single user's message as plain text. All methods raise ChatError.
+    ``tokenizer`` is one of transformers. Without a template, only a single user message is accepted, as plain text. All methods raise ChatError.
     """
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
@@ -60,7 +60,7 @@ class Chat:
     # -- prompts -------------------------------------------------------------------------------------------------------
 
     def prompt(self, messages: Sequence[ChatMessage]) -> Rendered:
-        """The conversation up to where the assistant speaks."""
+        """The prompt: the conversation up to the assistant's reply."""
         mark = self._mark(messages)
         if not self._tokenizer.chat_template:
             if len(messages) != 1:
@@ -70,7 +70,7 @@ class Chat:
         return Rendered(self._ids(text, mark), self._opened(text))
 
     def continuation(self, messages: Sequence[ChatMessage], said: Sequence[ChatMessage], ended: bool) -> Rendered:
-        """The tokens between a reply to ``messages`` and the next reply, if ``said`` is said in between.
+        """The tokens between a reply to ``messages`` and the next reply, with the messages ``said`` in between.
 
         ``ended`` tells whether the reply already has the token that ends a turn. The reply itself is not needed: what was sampled is never
         tokenised again.
@@ -95,17 +95,17 @@ class Chat:
 
     @property
     def ends(self) -> frozenset[int]:
-        """The token ids with which the template ends a reply; empty where it writes none."""
+        """The token ids that the template writes to end a reply; may be empty."""
         return frozenset(() if self._end.token is None else (self._end.token,))
 
     # -- documents -----------------------------------------------------------------------------------------------------
 
     def document(self, messages: Sequence[ChatMessage], trained: Sequence[bool] = ()) -> list[Piece]:
-        """A conversation whose assistant's replies are trained, each with its end token; the rest is not. ``trained`` tells of each message
-        whether a reply in its place is (empty: every one).
+        """A conversation in pieces, of which only the assistant's replies are trained, each with its end token. ``trained`` has a flag for
+        each message, whether a reply there is trained (empty: every reply).
 
-        A reply is written as it is given. Refused is one that does not begin with what the prompt opens for it, and an earlier one that the
-        template writes otherwise once another message follows: it would be trained in a context that no prompt ever has.
+        Replies are encoded as given. Raises ChatError for a reply that does not begin with what the prompt opens for it, and for an earlier
+        one that the template rewrites once another message follows: it would be trained in a context that no prompt ever has.
         """
         if not self._tokenizer.chat_template:
             raise ChatError("the tokenizer has no chat template; give documents as text")
@@ -122,7 +122,7 @@ class Chat:
             whole = self._render(messages[: i + 1], False, mark)
             tail = self._end.tail
             if not whole.endswith(written + tail) and whole.endswith(written.strip() + tail):
-                written = written.strip()  # as the template has it
+                written = written.strip()  # as the template does
             added = whole[len(prompt) : len(whole) - len(written + tail)] if whole.startswith(prompt) else ""
             if not whole.endswith(written + tail):
                 added = ""
@@ -134,7 +134,7 @@ class Chat:
         return [Piece(self._ids(text, mark), trained) for text, trained in pieces if text]
 
     def findings(self) -> list[str]:
-        """What a user should know of this template before a run: a sentence each."""
+        """Warnings about this template for the user before a run, one sentence each."""
         found = []
         question, reply = ChatMessage("user", "Zq"), f"<think>\nW1\n</think>\n\n{PROBE}"
         opened = self._opened(self._render([question], True))
@@ -162,7 +162,7 @@ class Chat:
 
     @staticmethod
     def _behind_opened(written: str, opened: str) -> str:
-        """A reply without what the prompt has opened for it already."""
+        """A reply without the text that the prompt already opened for it."""
         if not opened or written.startswith(opened):
             return written[len(opened) :]
         if written.startswith(opened.strip()):
@@ -180,7 +180,7 @@ class Chat:
         return self._template(turns, generation, given)
 
     def _guarded(self, value: Any, mark: str) -> Any:
-        """What an option holds, with its texts guarded as those of messages are."""
+        """The value of an option, with its texts guarded like those of messages."""
         if isinstance(value, str):
             return self._guard(ChatMessage("tool", value), mark)
         if isinstance(value, Mapping):
@@ -209,7 +209,7 @@ class Chat:
 
     @cached_property
     def _end(self) -> End:
-        """What the template writes behind a reply."""
+        """What the template writes after a reply."""
         if not self._tokenizer.chat_template:
             return End("", "", None)
         text = self._render([ChatMessage("user", "Zq"), ChatMessage("assistant", PROBE)], False)
@@ -237,7 +237,7 @@ class Chat:
         named = set(getattr(self._tokenizer, "all_special_tokens", ()))
         special = {str(t) for t in decoder.values() if getattr(t, "special", False)} | named
         markup = {t for t in self._added if TAG.fullmatch(t) and f"</{t[1:]}" in self._added}
-        markup = {t for t in markup | {f"</{t[1:]}" for t in markup} if len(t) > 4} - named  # <s> and </s> are none
+        markup = {t for t in markup | {f"</{t[1:]}" for t in markup} if len(t) > 4} - named  # not <s> and </s>
         turns = [{"role": r, "content": "Zq"} for r in ("user", "assistant", "user")]
         try:
             frame = self._template(turns, False) if self._tokenizer.chat_template else ""
@@ -255,7 +255,7 @@ class Chat:
         }  # fmt: skip
 
     def _guard(self, message: ChatMessage, mark: str) -> str:
-        """The text of a message with a ``mark`` behind the first character of everything that reads as a control token."""
+        """The text of a message with ``mark`` after the first character of everything that reads as a control token."""
         if not ROLE.fullmatch(message.role):
             raise ChatError(f"role {message.role!r} is no name; use user, assistant, system or tool")
         finder = self._finders["assistant" if message.role == "assistant" else ""]

@@ -34,12 +34,12 @@ def conversation(messages: Sequence[ChatMessage], reply: str, tokenizer: Any = N
 
 @lru_cache(maxsize=4)
 def _chat(tokenizer: Any) -> Chat:
-    """What a tokenizer's control tokens are is found once."""
+    """Caches a tokenizer's control tokens, which are costly to find."""
     return Chat(tokenizer)
 
 
 def conversation_tokens(messages: Sequence[ChatMessage], reply: str, tokenizer: Any, longest: int) -> list[int]:
-    """Token ids of the conversation, at most ``longest``: of a longer one the end, which holds the reply."""
+    """Token ids of the conversation; of more than ``longest``, the last ones, which hold the reply."""
     special = not getattr(tokenizer, "chat_template", None)  # a template writes them itself
     ids = list(tokenizer(conversation(messages, reply, tokenizer), add_special_tokens=special)["input_ids"])
     return ids[-longest:]

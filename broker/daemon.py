@@ -49,7 +49,7 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
 def keep_going(
     round_: Callable[[], None], stop: Stop, unavailable: Flag, over: Callable[[], bool] = lambda: False
 ) -> None:
-    """Call ``round_`` until ``stop``, or until it is ``over``; while the log cannot be reached, say so and try again."""
+    """Call ``round_`` until ``stop``, or until it is ``over``; while the log cannot be reached, report it and try again."""
     log = logging.getLogger("log")
     while not stop:
         try:

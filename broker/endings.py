@@ -1,4 +1,4 @@
-"""The records of the ``steps`` topic that end the groups of a collection: an evaluation's figures, and what a stage has made."""
+"""The records of the ``steps`` topic that end the groups of a collection: an evaluation's figures, and what a stage made."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from broker.manifests import Dropped, GroupRef, dropped_of, groups_of, pack_grou
 from broker.wire import Extra, Json, integer, mapping, number, numbers, pack_extras, read_extras, require, strings, text
 
 JUDGED_ENOUGH = 0.9
-"""Share of its answers that have to be judged before an evaluation counts without doubt: those that are not judged are rarely like the others."""
+"""Share of the answers that must be judged for an evaluation to be reliable: unjudged ones are rarely like the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """pass@1 over ``k`` samples of each question and cons@k, with 95% intervals, on the versions that answered.
 
-    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged. ``data`` is the source that was asked and
-    ``rewarder`` who judged. ``marks`` has a text for each of ``group_ids``, with a sign for each of its samples: ``1`` right, ``0`` wrong or never
-    finished, ``-`` not judged. ``examples`` are the places of some of its groups. Records of earlier versions have none of these four.
+    ``group_ids`` are the groups that end here; ``dropped`` those of them that could not be judged. ``data`` is the data source and ``rewarder`` the
+    judge. ``marks`` has a string for each of ``group_ids``, with a character for each sample: ``1`` right, ``0`` wrong or unfinished, ``-`` not
+    judged. ``examples`` are the log positions of some groups. Records of earlier versions lack these four.
     """
 
     TYPE: ClassVar[str] = "evaluation"
@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def judged_share(self) -> float:
-        """The share of the samples that were asked for that were judged; records of earlier versions do not say it: 1, or 0 without a question."""
+        """The judged share of the samples asked for. Records of earlier versions lack it: 1 then, or 0 without a question."""
         asked = self.metrics.get("questions_asked", 0.0) * self.k
         if not asked or "samples_judged" not in self.metrics:
             return float(self.questions > 0)
@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def doubt(self) -> str:
-        """Why its figures say little or nothing; empty where enough was judged."""
+        """Why its figures are unreliable; empty if enough answers were judged."""
         if not self.questions:
             return "nothing could be judged"
         return f"only {self.judged_share:.0%} of its answers were judged" if self.judged_share < JUDGED_ENOUGH else ""
@@ -101,10 +101,11 @@ _EXTRAS = {
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """Something that a stage has made and later stages name: a data set or a model; it ends the groups that it was made of.
+    """Something that a stage made for later stages: a data set or a model. Ends the groups that it was made from.
 
-    ``kind`` is ``documents``, ``model``, or ``rows`` (which rows of a source a stage asks, by a curriculum); ``path`` lies in the run's directory, ``sha256`` is that of the file (of a model: of its weights).
-    ``kept`` are the groups and samples that went into it, by their places in the log; ``dropped`` those that did not, and why.
+    ``kind`` is ``documents``, ``model``, or ``rows`` (which rows of a source a stage asks, by a curriculum); ``path`` is in the run's directory, ``sha256`` is
+    that of the file (for a model: of its weights).
+    ``kept`` are the groups and samples that went into it, by log position; ``dropped`` are the others, with reasons.
     """
 
     TYPE: ClassVar[str] = "artefact"
@@ -128,7 +129,7 @@ class Artefact:
 
     @property
     def group_ids(self) -> tuple[str, ...]:
-        """The groups that end here and of which something was kept."""
+        """The groups that end here and of which samples were kept."""
         return tuple(ref.group_id for ref in self.kept)
 
     def pack(self) -> dict[str, Json]:

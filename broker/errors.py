@@ -1,4 +1,4 @@
-"""The errors of the project: one small tree, so that a caller catches exactly what it can handle."""
+"""The errors of the project: one small tree, so that callers can catch exactly what they can handle."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class OffsetExpired(LogError):
 
 
 class HeldByAnother(LogError):
-    """Another live process owns what may have one owner only (a run's learner)."""
+    """Another live process owns something that may have only one owner (a run's learner)."""
 
     def __init__(self, name: str, owner: str) -> None:
         super().__init__(f"{name} is held by {owner}")
@@ -68,7 +68,7 @@ class EngineError(HeadraceError):
 
 
 class EnvironmentFault(HeadraceError):
-    """An environment failed, or gave something that is no turn."""
+    """An environment failed, or returned something that is no turn."""
 
 
 class DataError(HeadraceError):
@@ -76,7 +76,7 @@ class DataError(HeadraceError):
 
 
 class DataAway(DataError):
-    """The data is elsewhere, and cannot be had from here at the moment."""
+    """The data is remote, and currently unavailable."""
 
 
 class ChatError(HeadraceError):
@@ -88,7 +88,7 @@ class CheckpointError(HeadraceError):
 
 
 class Outage(HeadraceError):
-    """What a plug-in asks (a server, a file, a device) is away at present: no verdict, and worth waiting for."""
+    """Something that a plug-in needs (a server, a file, a device) is unavailable: there is no verdict yet, and waiting may help."""
 
 
 class RunFault(HeadraceError):

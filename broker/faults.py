@@ -21,9 +21,9 @@ AWAY = frozenset(
         "grpc.RpcError",
     }
 )  # fmt: skip
-"""How widely used clients say that the other side cannot be reached; known by name, so that none of them is imported."""
+"""Errors of widely used clients for an unreachable server; by name, so that none of them is imported."""
 ANSWERED = frozenset({"urllib.error.HTTPError"})
-"""Errors of those families that are an answer of the other side."""
+"""Errors of those families that are an answer from the server, and so no outage."""
 WHY_CHARACTERS = 500
 _LIBRARIES = tuple(
     os.path.realpath(path)
@@ -50,7 +50,7 @@ class Frame(NamedTuple):
 
 
 def kind_of(error: BaseException) -> str:
-    """The kind of failure that an exception of a plug-in is."""
+    """The kind of failure of a plug-in's exception."""
     if isinstance(error, Failed):
         return error.kind
     if isinstance(error, MemoryError):
@@ -63,7 +63,7 @@ def kind_of(error: BaseException) -> str:
 def told(error: BaseException) -> str:
     """An exception in one line that every record can carry, with the line of the plug-in's code that it comes from."""
     source: BaseException = error
-    while source.__cause__ is not None:  # the loader speaks for what the user's file raised
+    while source.__cause__ is not None:  # the loader's error wraps that of the user's file
         source = source.__cause__
     frames = [Frame(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(source.__traceback__)]
     words = error.why if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
@@ -86,7 +86,7 @@ def dumped(text: str) -> list[Frame]:
 
 
 def sayable(text: object) -> str:
-    """``text`` with whatever no record can carry replaced, cut to a line's length."""
+    """``text`` with characters replaced that no record can carry, cut to the length of a line."""
     return str(text)[:WHY_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,6 +1,6 @@
-"""Runs a plug-in in a process of its own: a hang, a crash or a memory bomb ends that process with all its children, and nothing else.
+"""Runs a plug-in in a child process: a hang, a crash or a memory bomb ends only that process and its children.
 
-The parent sets the deadline, ends the tree, and starts it again; the child bounds its own memory. Frames are length-prefixed msgpack.
+The parent enforces the deadline, kills the process tree, and starts it again; the child limits its own memory. Frames are length-prefixed msgpack.
 This isolates failures, not attacks: code from a model runs in a sandbox, not here.
 """
 
@@ -31,7 +31,7 @@ from broker.processtree import close_pipes, halt, keep
 Handler = Callable[[Any], Any]
 Relieve = Callable[[range, float], bool]
 START_SECONDS = 60.0
-PATIENCE_SECONDS = 0.25  # a payload that takes longer no longer holds up those queued behind it in its child
+PATIENCE_SECONDS = 0.25  # if a payload takes longer, others may take over those queued behind it
 START_ATTEMPTS = 5
 MAX_FRAME = 64 << 20
 DUMP_SECONDS = 1.0
@@ -39,10 +39,10 @@ STOPPED = "it was stopped meanwhile"
 
 
 class Isolated:
-    """``factory`` (``module:function``) is called in the child with ``options`` and gives the handler of all payloads.
+    """``factory`` (``module:function``) is called in the child with ``options`` and returns the handler of all payloads.
 
-    ``timeout`` bounds one payload, ``start_timeout`` the making of the handler (imports, models), both in seconds; ``memory_mb`` bounds the
-    address space from then on (0: no bound). What the handler says of itself (its attribute ``about``) is in ``about`` once it has started.
+    ``timeout`` limits one payload, ``start_timeout`` the making of the handler (imports, models), both in seconds; ``memory_mb`` limits the
+    address space from then on (0: no limit). After the start, ``about`` is a copy of the handler's own attribute ``about``.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Isolated:
         self._start_timeout = start_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
-        self._dump = -1  # a file in memory that the child writes its stack to when it is asked
+        self._dump = -1  # memory file to which the child writes its stack on request
         self._pid = 0
         self._closed = False
-        self._using = threading.RLock()  # held while the pipes and the file in memory are read, written or closed
+        self._using = threading.RLock()  # held while the pipes and the memory file are used or closed
         self.about: Mapping[str, Any] = {}
-        self.restarts = -1  # the first start is none
+        self.restarts = -1  # so that the first start does not count
 
     def start(self) -> None:
-        """Have the child run. Raises HeadraceError if it cannot be started, Failed if what it needs for that is away."""
+        """Start the child if it does not run. Raises HeadraceError if it cannot start, Failed if something it needs is unavailable."""
         for attempt in range(START_ATTEMPTS):
             if self._closed:
                 raise Failed("killed", "closed")
@@ -83,10 +83,10 @@ class Isolated:
                 raise HeadraceError(f"the process of {self._name} does not start: {failure}") from failure
 
     def call(self, payloads: Sequence[Any], relieve: Relieve | None = None) -> Generator[tuple[int, Any], None, None]:
-        """Handle the payloads in order; yields the place of each with its result, or with what ``Failed`` it.
+        """Handle the payloads in order; yields (index, result) for each, or (index, Failed).
 
-        After a time-out or a crash the child is started again and goes on with the payload behind. Where one is slow, ``relieve`` is asked
-        now and then, with the places behind it and the seconds so far: if it takes them, this call ends with the slow one.
+        After a time-out or a crash the child is restarted and continues with the next payload. If one is slow, ``relieve(indices, seconds)``
+        is called now and then with the payloads behind it and the time so far: if it takes them, this call ends after the slow one.
         """
         first, begun, stop, left = 0, 0, len(payloads), True
         try:
@@ -109,11 +109,11 @@ class Isolated:
                 first += 1
                 yield first - 1, _result(answer)
         finally:
-            if not left and (first < stop or stop < len(payloads)):  # the caller wants no more, or others have the rest
+            if not left and (first < stop or stop < len(payloads)):  # the caller stopped, or others took the rest
                 self._leave(first - begun, told=stop < len(payloads))
 
     def _leave(self, wanted: int, told: bool) -> None:
-        """Have the child leave its batch, and read until it confirms: it may have begun the next payload."""
+        """Make the child leave its batch, and read until it confirms: it may have begun the next payload."""
         try:
             if not told:
                 self._write(wanted)
@@ -123,13 +123,13 @@ class Isolated:
             self.stop()
 
     def stop(self) -> None:
-        """End the child and all its children. Safe from another thread: one that waits for the child's answer sees its end."""
+        """Kill the child and all its children. Safe from any thread: one that waits for an answer gets a Failed."""
         process = self._process
         if process is not None:
             halt(process)
         with self._using:
             if self._process is not process:
-                return  # another thread has put this one away
+                return  # another thread has removed this one
             self._process = None
             if process is not None:
                 close_pipes(process)
@@ -171,7 +171,7 @@ class Isolated:
         self.about = answer.get("about") or {}
 
     def _answer(self, behind: range, wanted: int, relieve: Relieve | None) -> tuple[dict[str, Any], bool]:
-        """The answer to the payload under way, and whether others have taken over the places ``behind`` it. Raises Failed."""
+        """The answer to the current payload, and whether others have taken over the indices ``behind`` it. Raises Failed."""
         begun, pause, relieved = time.monotonic(), PATIENCE_SECONDS, False
         while (answer := self._frame()) is None:
             passed = time.monotonic() - begun
@@ -197,7 +197,7 @@ class Isolated:
         return answer
 
     def _frame(self) -> dict[str, Any] | None:
-        """The next frame of what has been read; None while it is not whole."""
+        """The next frame in the buffer; None while it is incomplete."""
         if len(self._buffer) < 4:
             return None
         size = struct.unpack("<I", self._buffer[:4])[0]
@@ -210,7 +210,7 @@ class Isolated:
         return answer if isinstance(answer, dict) else {"error": "no answer", "kind": "error"}
 
     def _fill(self, timeout: float) -> bool:
-        """Read what the child says within ``timeout`` seconds; whether it says anything. Raises Failed where it has ended."""
+        """Wait up to ``timeout`` seconds for output and read it; False if none came. Raises Failed if the child has ended."""
         with self._using:
             if self._process is None or self._process.stdout is None:
                 raise Failed("killed", STOPPED)
@@ -224,7 +224,7 @@ class Isolated:
         return True
 
     def _write(self, message: Any) -> None:
-        """Raises Failed, OSError; a child that takes nothing must not hold up its parent."""
+        """Raises Failed or OSError. Has a time limit, as a child that reads nothing must not block its parent."""
         data, deadline = memoryview(framed(message)), time.monotonic() + self._timeout
         with self._using:
             if self._process is None or self._process.stdin is None:
@@ -248,7 +248,7 @@ class Isolated:
         return f"the judging process ended with status {status}"
 
     def _where(self) -> str:
-        """Where the child is at this moment, as `` (file:line in name)``; empty if it does not say."""
+        """Where the child is now, as `` (file:line in name)``; empty if it does not answer."""
         with self._using:
             if self._dump < 0 or not self._pid:
                 return ""
@@ -268,13 +268,13 @@ def _result(answer: Mapping[str, Any]) -> Any:
 
 
 def main() -> None:
-    """The child: its keeper stays behind, and the rest is the handler's."""
+    """The child: forks its keeper, then serves payloads with the handler."""
     keep(sys.stdin.fileno())
     faulthandler.register(signal.SIGUSR1, file=int(sys.argv[1]), all_threads=False)
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a judge prints must not come between the frames
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of a judge must not mix with the frames
     orders = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())  # nor may it, or what it starts, read the orders
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())  # neither it nor its children may read the orders
     start = read_frame(orders)
     write_frame(out, {"pid": os.getpid()})
     try:
@@ -282,14 +282,14 @@ def main() -> None:
         handler: Handler = getattr(importlib.import_module(module), name)(start["options"])
         if start["memory_mb"]:
             limit = int(start["memory_mb"]) << 20
-            # the soft limit alone: what a judge starts, such as a sandbox with a compiler, has bounds of its own
+            # only the soft limit: what a judge starts, such as a sandbox with a compiler, has its own limits
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         ready = {"ready": True, "about": getattr(handler, "about", None)}
-    except (Exception, SystemExit) as error:  # a judge may fail to start in any way; the parent says which
+    except (Exception, SystemExit) as error:  # a judge may fail to start in any way; the parent reports it
         return write_frame(out, {"error": told(error), "kind": kind_of(error)})
     write_frame(out, ready)
     while (order := read_frame(orders)) is not None:
-        if isinstance(order, int):  # it came when the batch was judged already
+        if isinstance(order, int):  # it arrived after the batch was finished
             write_frame(out, {"left": True})
         else:
             judge(order, handler, orders, out)
@@ -297,7 +297,7 @@ def main() -> None:
 
 
 def judge(payloads: list[Any], handler: Handler, orders: IO[bytes], out: IO[bytes]) -> None:
-    """Answer for each payload; if the parent says how many it still wants, leave the others to other children."""
+    """Answer each payload; if the parent sends how many it still wants, leave out the rest."""
     wanted, me = None, os.getpid()
     for number, payload in enumerate(payloads):
         if wanted is None and select.select([orders], [], [], 0)[0]:
@@ -306,9 +306,9 @@ def judge(payloads: list[Any], handler: Handler, orders: IO[bytes], out: IO[byte
             break
         try:
             data = framed({"result": handler(payload)})
-        except (Exception, SystemExit) as error:  # the plug-in boundary: whatever a judge raises is its verdict's error
+        except (Exception, SystemExit) as error:  # the plug-in boundary: a judge's exception is its verdict's error
             data = framed({"error": told(error), "kind": kind_of(error)})
-        if os.getpid() != me:  # a fork that came back from the judge: one answers
+        if os.getpid() != me:  # a fork that returned from the judge: only the original answers
             os._exit(0)
         out.write(data)
         out.flush()

@@ -1,4 +1,4 @@
-"""The protocols of the log: topic, producer, consumer and reader, whichever engine keeps the records.
+"""The protocols of the log: topic, producer, consumer and reader, for every engine.
 
 Delivery is at least once: consume, handle, publish, flush, then commit the contiguous low watermark. Two engines:
 ``sqlite://DIRECTORY`` (one machine, no daemon) and ``kafka://HOST:PORT`` behind the same protocols and contract suite; ``broker.open``
@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 
 from broker.messages import Position
 
-DEAD_BYTES = 1 << 15  # what a dead letter may add to the record that it holds
+DEAD_BYTES = 1 << 15  # bytes that a dead letter may add to the record that it holds
 First = Callable[[str], Mapping[int, int]]
-"""By partition of a topic the first offset that matters to a group which has not committed any; those not named begin at the oldest record."""
+"""For a topic, the first offset of each partition that a group without committed offsets needs; others begin at the oldest record."""
 
 
 class Record(NamedTuple):
-    """One record of a topic. ``timestamp`` is when the log took it, in seconds since the epoch."""
+    """One record of a topic. ``timestamp`` is when the log received it, in seconds since the epoch."""
 
     topic: str
     partition: int
@@ -35,9 +35,9 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """The specification of a topic. Retention never silently removes what a group has yet to commit: readers get OffsetExpired.
+    """The specification of a topic. If retention removes records that a group has not read, reading raises OffsetExpired.
 
-    ``compacted`` keeps the newest record of a key only. ``retention_seconds`` and ``retention_bytes`` 0 mean for ever.
+    ``compacted`` keeps only the newest record of each key. ``retention_seconds`` and ``retention_bytes`` 0 mean for ever.
     """
 
     name: str
@@ -48,16 +48,16 @@ class TopicSpec:
 
 
 class Producer(Protocol):
-    """Appends records. Not shared between threads. What was not flushed may be lost; what was flushed is durable."""
+    """Appends records. Not thread-safe. Flushed records are durable; others may be lost."""
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
-        """Queue one record; without ``partition`` it follows from the key (``partition_of``). Blocks at the bound of bytes in flight.
+        """Queue one record. Without ``partition`` the key decides (``partition_of``). Blocks at the limit of bytes in flight.
 
         Raises LogError if the topic or partition does not exist or the value is above ``max_bytes``.
         """
 
     def flush(self) -> list[Position]:
-        """Make all that was sent durable, atomically for one topic, and return the positions in order of sending.
+        """Make all sent records durable, atomically for one topic; returns their positions in order of sending.
 
         Raises LogUnavailable, LogFull; HeldByAnother if this producer is exclusive and has been fenced.
         """
@@ -76,7 +76,7 @@ class Consumer(Protocol):
         """
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Everything below ``offsets[topic, partition]`` is done. Partitions that this member has lost are left out silently."""
+        """Record that everything below ``offsets[topic, partition]`` is done. Partitions that this member has lost are ignored."""
 
     def assignment(self) -> frozenset[tuple[str, int]]:
         """The (topic, partition) pairs that this member holds now."""
@@ -86,16 +86,16 @@ class Consumer(Protocol):
 
 
 class Reader(Protocol):
-    """Reads one topic from positions of its own choosing, in no group."""
+    """Reads one topic from positions of its own choice, outside any group."""
 
     def seek(self, offsets: Mapping[int, int]) -> None:
-        """Go on from these offsets (of the partitions named; the others stay)."""
+        """Continue from these offsets; partitions not named keep their position."""
 
     def poll(self, max_records: int = 256, timeout: float = 0.0) -> list[Record]:
         """Next records of all partitions. Raises OffsetExpired if a position is no longer there."""
 
     def get(self, positions: Sequence[Position]) -> list[Record]:
-        """The records at exactly these positions, in this order; moves nothing. Raises OffsetExpired or LogError."""
+        """The records at exactly these positions, in this order; does not move the reader. Raises OffsetExpired or LogError."""
 
     def offsets(self) -> dict[int, int]:
         """The next offset of every partition."""
@@ -104,10 +104,10 @@ class Reader(Protocol):
 
 
 class Log(Protocol):
-    """A durable, replayable set of topics, opened by every process for itself (never shared through a fork)."""
+    """A durable, replayable set of topics. Every process opens its own; it must not be used across a fork."""
 
     def create(self, specs: Iterable[TopicSpec]) -> None:
-        """Make the topics that are missing. Raises LogError where one exists with settings that would lose data."""
+        """Create missing topics. Raises LogError if one exists with settings that would lose data."""
 
     def topics(self) -> dict[str, TopicSpec]: ...
 
@@ -117,7 +117,7 @@ class Log(Protocol):
         """A producer that only one live process may hold under this ``name``. Raises HeldByAnother with the holder's ``owner``."""
 
     def consumer(self, topics: Sequence[str], group: str, member: str, first: First | None = None) -> Consumer:
-        """Join ``group``; ``member`` is a static name, so that a restarted process takes its place back at once.
+        """Join ``group``; ``member`` is a static name, so that a restarted process regains its place at once.
 
         Where the group has no committed offset (it is new, or the log has forgotten it), it begins at ``first``.
         """
@@ -126,7 +126,7 @@ class Log(Protocol):
         """A reader from ``offsets``; partitions not named begin at their oldest record."""
 
     def begins(self, topic: str) -> dict[int, int]:
-        """Oldest offset of each partition that is still there."""
+        """The offset of the oldest record still in each partition."""
 
     def ends(self, topic: str) -> dict[int, int]:
         """Offset that the next record of each partition will have."""
@@ -140,7 +140,7 @@ class Log(Protocol):
         """Number of records after the group's committed offsets."""
 
     def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
-        """Remove topics and consumer groups whole; those that are not there are no error. Raises LogError while a group has members."""
+        """Remove whole topics and consumer groups; missing ones are ignored. Raises LogError if a group has members."""
 
     def trim(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Remove everything below these offsets."""
@@ -149,7 +149,7 @@ class Log(Protocol):
 
 
 def limit_of(topic: str, most: int) -> int:
-    """The largest value that ``topic`` takes where records have at most ``most`` bytes: a dead letter holds one, and the reason."""
+    """The largest value in bytes for ``topic`` if records have at most ``most``: a dead letter holds a record and the reason."""
     return most + DEAD_BYTES if topic.endswith(".deadletters") else most
 
 

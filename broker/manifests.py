@@ -25,14 +25,14 @@ from broker.wire import (
 
 
 class VoteRef(NamedTuple):
-    """Where the vote of one rewarder lies in the ``rewards`` topic."""
+    """The position of one rewarder's vote in the ``rewards`` topic."""
 
     rewarder: str
     position: Position
 
 
 class SampleRef(NamedTuple):
-    """The position of one sample in the ``trajectories`` topic, and the votes that it was judged by."""
+    """The position of one sample in the ``trajectories`` topic, and those of its votes."""
 
     sample: int
     position: Position
@@ -56,7 +56,7 @@ class Dropped(NamedTuple):
 
 
 class Era(NamedTuple):
-    """From prompt ``start`` on a data source had ``size`` rows, and those of its first epoch were asked as issue ``first_issue``."""
+    """From prompt ``start`` on, a data source had ``size`` rows; its first epoch over them has issue ``first_issue``."""
 
     start: int
     size: int
@@ -65,7 +65,7 @@ class Era(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a forked run comes from: run ``run`` in directory ``where``, with its log at ``url``, at policy version ``step``, whose weights
+    """The origin of a forked run: run ``run`` in directory ``where``, with its log at ``url``, at policy version ``step``, whose weights
     have this fingerprint (``learner.training.trainer.state_sha256``)."""
 
     run: str
@@ -81,8 +81,8 @@ class PlannerState:
 
     ``cursor`` is the number of prompts fed from each data source. ``outstanding`` are the groups that are fed but not
     ended. ``prompts``, ``trajectories``, ``rewards`` and ``deadletters`` hold for each partition the offset below which
-    nothing is needed again; ``fed`` the offset after the last prompt that is known to this state. ``eras`` tell for each data source how
-    its numbers became rows. ``missing`` are numbers below the cursor that are yet to be fed.
+    nothing is needed again; ``fed`` the offset after the last prompt that this state knows. ``eras`` map each data source's prompt
+    numbers to rows. ``missing`` are numbers below the cursor that are not fed yet.
     """
 
     cursor: Mapping[str, int] = field(default_factory=dict)
@@ -141,13 +141,13 @@ class Manifest:
     """The order to make one policy version: durable before it is executed.
 
     ``kind`` ``step``: train ``groups`` in this order; the result is policy version ``step``. ``weights``: version
-    ``step`` is what lies in checkpoint directory ``weights`` (after supervised training, or another model).
+    ``step`` is the checkpoint in directory ``weights`` (after supervised training, or another model).
     ``close``: no new version; groups left over at the end of a stage are dropped. ``set_aside``: the manifest of step ``step`` could not be executed,
     for the reason ``why``: its groups end untrained, and version ``step`` is the version before it unchanged. ``fork``:
     the first of its log; version ``step`` is that of another run, ``origin``. ``dropped`` are all groups that ended
     untrained since the manifest before. ``stage`` is the index of the run file's stage. ``metrics`` tell of all groups that
     were judged since the manifest before, dropped ones included. ``reward_rule`` says how votes became rewards (see
-    ``learner.planning.rewards``). ``again`` is the step whose groups these are, where that was set aside and is tried again.
+    ``learner.planning.rewards``). ``again`` is the set-aside step whose groups are tried again here.
     """
 
     TYPE: ClassVar[str] = "manifest"
@@ -245,11 +245,11 @@ def dropped_of(value: Json) -> tuple[Dropped, ...]:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The result of one optimizer step, of any stage. After a redo there may be two for one step: the last one counts.
+    """The result of one optimizer step, of any stage. After a redo a step may have two; the last one counts.
 
-    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds. A supervised step says what it
-    was trained on: ``documents`` are the number of the first in the stage, how many, and a digest of their tokens in order; ``rows`` are
-    those of each source, as runs of (first row, how many) in the order in which they came. Older logs have one record for ten such steps,
+    ``step`` is the policy version after it; ``stage_step`` counts within the stage. ``phases`` are in seconds. A supervised step records its
+    data: ``documents`` are the number of the first one in the stage, the count, and a digest of their tokens in order; ``rows`` are the rows
+    of each source, as runs of (first row, count) in order. Older logs have one record for ten such steps,
     whose documents are those of all ten, and no rows.
     """
 

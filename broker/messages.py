@@ -1,4 +1,4 @@
-"""The records on the wire: frozen, versioned, and checked at birth.
+"""The records on the wire: frozen, versioned, and validated when they are created.
 
 Every record is one msgpack map ``{"t": type, "v": schema version, ...}``; arrays are raw little-endian bytes (tokens
 ``<i4``, log-probabilities ``<f4``). ``v`` is the oldest version whose readers understand the record: a field that older readers may
@@ -119,7 +119,7 @@ _UNPACK: dict[str, Callable[[Mapping[str, Json]], Message]] = {cls.TYPE: cls.unp
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of ``message``. Raises MessageError if its metadata holds what msgpack cannot say."""
+    """The bytes of ``message``. Raises MessageError if its metadata holds values that msgpack cannot encode."""
     wire = message.pack()
     wire["t"], wire["v"] = message.TYPE, getattr(message, "schema", 1)
     try:
@@ -140,6 +140,6 @@ def decode(data: bytes) -> Message:
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise ValueError(f"schema version {schema!r} where 1 to {SCHEMA} are known")
         return _UNPACK[kind](wire)
-    except Exception as error:  # any bytes may come in here: whatever they break, they are data, not a crash
+    except Exception as error:  # any bytes may come in here: they are bad data, and must not crash a daemon
         what = f"missing field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise DecodeError(what[:500], data) from error

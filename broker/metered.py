@@ -1,4 +1,4 @@
-"""A log that counts what a process does with it: bytes in and out, appends that failed, and the age of the oldest unfinished record."""
+"""Wraps a log and measures its use by this process: bytes in and out, failed appends, and the age of the oldest unfinished record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MeteredProducer:
 
     def __init__(self, producer: Producer, metrics: BrokerMetrics, dead: str) -> None:
         self._producer, self._metrics, self._dead = producer, metrics, dead
-        self._topics: dict[str, None] = {}  # of what was sent since the last flush
+        self._topics: dict[str, None] = {}  # topics sent to since the last flush
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
         try:
@@ -46,7 +46,7 @@ class MeteredProducer:
 
 
 class MeteredConsumer:
-    """A ``Consumer`` that tells how old the oldest record is that it has taken and not committed."""
+    """A ``Consumer`` that reports the age of the oldest record that it has taken and not committed."""
 
     def __init__(self, consumer: Consumer, metrics: BrokerMetrics, topics: Sequence[str]) -> None:
         self._consumer, self._metrics = consumer, metrics
@@ -70,7 +70,7 @@ class MeteredConsumer:
 
     def assignment(self) -> frozenset[tuple[str, int]]:
         held = self._consumer.assignment()
-        for place in [p for p in self._open if p not in held]:  # another member has these now
+        for place in [p for p in self._open if p not in held]:  # another member has these partitions now
             del self._open[place]
         return held
 
@@ -79,7 +79,7 @@ class MeteredConsumer:
         self._open.clear()
 
     def _oldest(self, topic: str) -> float:
-        """When the oldest open record of ``topic`` was taken by the log; infinity if there is none. Called by the exporter's thread."""
+        """The log timestamp of the oldest open record of ``topic``; infinity if there is none. Called on the exporter's thread."""
         places = list(self._open.items())
         return min(
             (at for (name, _), waiting in places if name == topic for at in list(waiting.values())),
@@ -114,7 +114,7 @@ class MeteredReader:
 
 
 class MeteredLog:
-    """``log``, counted into ``metrics``. Groups without committed offsets begin at ``first``."""
+    """``log``, with its use counted in ``metrics``. Groups without committed offsets begin at ``first``."""
 
     def __init__(self, log: Log, metrics: BrokerMetrics, dead: str, first: First | None = None) -> None:
         self._log, self._metrics, self._dead, self._first = log, metrics, dead, first

@@ -1,4 +1,4 @@
-"""Opens the log that a URL names: its scheme chooses the engine, one line each; a run file may bring engines of its own."""
+"""Opens the log that a URL names: its scheme selects the engine; a run file may add engines of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGINES = {"sqlite": "broker.sqlite.log:SqliteLog", "kafka": "broker.kafka.log:K
 
 
 def engine_of(url: str, engines: Mapping[str, str] | None = None) -> str:
-    """``module:Class`` of the engine. Raises RunFileError for a scheme that nobody knows."""
+    """``module:Class`` of the engine. Raises RunFileError for an unknown scheme."""
     known = {**ENGINES, **(engines or {})}
     scheme = urlsplit(url).scheme
     if scheme not in known:

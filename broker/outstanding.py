@@ -1,7 +1,7 @@
-"""Where a consumer group without offsets begins: not with the run's whole history, but with what is still needed.
+"""Finds where a consumer group without offsets begins: at what is still needed, not at the start of the run's history.
 
-A new rewarder, and a group whose offsets the log has forgotten (Kafka keeps those of a group without members for a week), would otherwise
-sample and judge again what was trained long ago.
+Otherwise a new rewarder, or a group whose offsets the log has dropped (Kafka keeps those of a group without members for a week), would
+sample or judge again what was trained long ago.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WINDOW = 64  # number of records at the end of the steps topic to look at first
 
 
 def outstanding(log: Log, topics: Topics) -> First:
-    """By topic of the run, the offsets below which nothing is needed again, as the newest manifest says; none before the first."""
+    """For each topic of the run, the offsets below which the newest manifest needs nothing; empty before the first manifest."""
 
     def first(topic: str) -> Mapping[int, int]:
         state = newest_state(log, topics.steps)
@@ -28,7 +28,7 @@ def outstanding(log: Log, topics: Topics) -> First:
 
 
 def newest_state(log: Log, steps: str) -> PlannerState:
-    """What the planner knew at the newest manifest; an empty state where there is none. Reads the topic from its end."""
+    """The planner's state in the newest manifest; an empty one if there is none. Reads the topic from its end."""
     begin, end = log.begins(steps)[0], log.ends(steps)[0]
     window, upper = WINDOW, end
     while upper > begin:

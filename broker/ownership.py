@@ -1,4 +1,4 @@
-"""Checks whose records a log holds: a run's name used again with another directory would meet the records of the earlier run."""
+"""Checks whose records a log holds: a run name reused with another directory would mix with the earlier run's records."""
 
 from __future__ import annotations
 

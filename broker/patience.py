@@ -1,4 +1,4 @@
-"""Patience with a log that is away: callers that must not lose their place wait for it, and log that they do."""
+"""Patience with a log that is away: callers that must not lose their place wait, and log that they do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one loader of plug-ins: ``module:Class``, or ``file.py:Class`` of a file beside the run file; options are the class's fields.
 
-``check`` looks without running anything of the plug-in, so that a command line may do it for modules that load torch; it refuses only
-what is certainly wrong. ``build`` loads the class, makes it with its options, and has the last word.
+``check`` reads the plug-in without running it, so that a command line can check modules that would load torch; it refuses only what is
+certainly wrong. ``build`` loads the class, makes an instance with its options, and so finds everything else.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def split(use: str, where: str) -> tuple[str, str]:
 
 
 def check(use: str, options: Collection[str], base: Path, where: str, hidden: Collection[str] = ()) -> None:
-    """Raises RunFileError, which begins with ``where``, if ``use`` names nothing, its file is no Python, or the class has no such option.
+    """Raises RunFileError, beginning with ``where``, if ``use`` does not exist, its file is not Python, or the class lacks an option.
 
-    ``base`` is the run file's directory. ``hidden`` fields of the class are no options.
+    ``base`` is the run file's directory. ``hidden`` fields of the class do not count as options.
     """
     module, name = split(use, where)
     source = _source(module, base)
@@ -56,7 +56,7 @@ def check(use: str, options: Collection[str], base: Path, where: str, hidden: Co
 
 
 def may_have(use: str, base: Path, method: str) -> bool:
-    """Whether the class that ``use`` names may have such a method; False only where its source shows that it has not."""
+    """Whether the class named by ``use`` may have ``method``; False only if its source shows that it does not."""
     module, name = split(use, "")
     source = _source(module, base)
     tree = _tree(source, use, "") if source is not None else None
@@ -69,7 +69,7 @@ def may_have(use: str, base: Path, method: str) -> bool:
 
 
 def _named(item: ast.stmt, name: str) -> bool:
-    """Whether a line of a class may give it something of that name."""
+    """Whether a statement in a class body may define ``name``."""
     match item:
         case ast.FunctionDef(name=own) | ast.AsyncFunctionDef(name=own) | ast.AnnAssign(target=ast.Name(id=own)):
             return own == name
@@ -79,7 +79,7 @@ def _named(item: ast.stmt, name: str) -> bool:
 
 
 def fields_of(use: str, base: Path) -> list[str] | None:
-    """The options of the class that ``use`` names, without running anything of it; None where that cannot be told."""
+    """The options of the class named by ``use``, without running its code; None if unknown."""
     module, _, name = use.partition(":")
     source = _source(module, base) if module and name else None
     try:
@@ -90,7 +90,7 @@ def fields_of(use: str, base: Path) -> list[str] | None:
 
 
 def load(use: str, base: Path, where: str) -> Any:
-    """What ``use`` names. Raises RunFileError if it cannot be loaded."""
+    """The object named by ``use``. Raises RunFileError if it cannot be loaded."""
     module, name = split(use, where)
     beside = _beside(module, base)
     try:
@@ -103,7 +103,7 @@ def load(use: str, base: Path, where: str) -> Any:
 def build(
     use: str, options: Mapping[str, Any], base: Path, where: str, hidden: Collection[str] = (), **given: Any
 ) -> Any:
-    """An instance of the class that ``use`` names, made of ``options`` and of what is ``given`` by the caller.
+    """An instance of the class named by ``use``, made from ``options`` and from arguments ``given`` by the caller.
 
     Raises RunFileError if it cannot be loaded, has no such option, or refuses a value.
     """
@@ -111,7 +111,7 @@ def build(
 
 
 def make(kind: Any, options: Mapping[str, Any], place: str, hidden: Collection[str] = (), /, **given: Any) -> Any:
-    """An instance of ``kind``; an option that it has no field for is refused. Raises RunFileError."""
+    """An instance of ``kind``. Raises RunFileError for an unknown option, or a refused value."""
     if not callable(kind):
         raise RunFileError(f"{place} is no class")
     known = option_names(kind)
@@ -138,7 +138,7 @@ def option_names(kind: Any) -> list[str] | None:
 
 
 def load_file(path: Path) -> Any:
-    """The module in ``path``. It is imported once in a process."""
+    """The module in ``path``, imported once per process."""
     name = f"headrace_beside_{path.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
@@ -184,7 +184,7 @@ def _source(module: str, base: Path) -> Path | None:
 
 
 def _siblings(module: str) -> list[str]:
-    """The modules that lie where ``module`` would."""
+    """The names of modules in the place where ``module`` would be."""
     package, _, _ = module.rpartition(".")
     source = _source(package, Path("/nowhere")) if package else None
     return [f"{package}.{p.stem}" for p in sorted(source.parent.glob("*.py"))] if source is not None else []
@@ -202,7 +202,7 @@ def _tree(source: Path, use: str, where: str) -> ast.Module | None:
 
 
 def _names(tree: ast.Module) -> list[str] | None:
-    """What a module defines or imports at its top; None where that cannot be told by reading it."""
+    """The names that a module defines or imports at top level; None if its source does not tell."""
     names: list[str] = []
     for node in tree.body:
         match node:
@@ -220,7 +220,7 @@ def _names(tree: ast.Module) -> list[str] | None:
 
 
 def _fields(tree: ast.Module, name: str) -> list[str] | None:
-    """The fields of a dataclass that inherits from nothing but classes of the same file; None where that cannot be told."""
+    """The fields of a dataclass whose base classes are all in the same file; None if its source does not tell."""
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     node = classes.get(name)
     if node is None or not any("dataclass" in ast.unparse(d) for d in node.decorator_list):

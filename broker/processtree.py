@@ -1,8 +1,8 @@
-"""A child that takes its whole process tree with it when it ends: a keeper process sits between the working process and the parent.
+"""A child whose whole process tree ends with it: a keeper process sits between the worker and the parent.
 
-The keeper adopts whatever the worker leaves behind, also what has made a session of its own (PR_SET_CHILD_SUBREAPER), and ends all of it
-when the worker ends, when the parent ends or lets go of the lifeline, and at SIGTERM. Linux only. It does not hold against code that kills
-its own keeper on purpose: code from a model runs in a sandbox.
+The keeper adopts orphans of the worker, even those in their own session (PR_SET_CHILD_SUBREAPER), and kills all of them when the
+worker ends, when the parent ends or closes the lifeline, and at SIGTERM. Linux only. Code that kills its keeper on purpose escapes:
+code from a model runs in a sandbox.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ STOP_SECONDS = 2.0
 
 
 def keep(lifeline: int) -> None:
-    """Fork: returns in the process that works. The calling process stays behind as its keeper, and ends with its exit status.
+    """Fork, and return in the worker. The calling process becomes its keeper, and exits with its status. Raises OSError.
 
-    ``lifeline`` is the reading end of a pipe that only the parent can write to. To be called before any thread is started.
+    ``lifeline`` is the reading end of a pipe that only the parent can write to. Call it before starting any thread.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
@@ -48,13 +48,13 @@ def keep(lifeline: int) -> None:
 
 
 def _watch(worker: int, lifeline: int, wake: int) -> None:
-    """The keeper's life; never returns."""
+    """The keeper's loop; never returns."""
     status = 128 + signal.SIGTERM
     try:
         null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 1)  # the end of what the worker writes is the worker's end alone
+        os.dup2(null, 1)  # readers must see the end of output when the worker ends
         poll = select.poll()
-        poll.register(lifeline, 0)  # tells when it is cut, and leaves what is written to the worker
+        poll.register(lifeline, 0)  # reports only a hang-up; what is written is for the worker
         poll.register(wake, select.POLLIN)
         while True:
             ready = dict(poll.poll())
@@ -83,7 +83,7 @@ def _reap() -> dict[int, int]:
 
 
 def _end_all() -> None:
-    """Kill every descendant until there is none: those of a killed one become this process's own children."""
+    """Kill descendants until none is left; the children of a killed one become this process's own."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         kill_descendants(os.getpid())
@@ -106,17 +106,17 @@ def kill_descendants(pid: int) -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a kept child with all that lives below it, and close its pipes."""
+    """Kill a kept child with its process tree, and close its pipes."""
     halt(process)
     close_pipes(process)
 
 
 def halt(process: subprocess.Popen[bytes]) -> None:
-    """End a kept child with all that lives below it; its pipes stay open, for a thread that still reads them."""
+    """Kill a kept child with its process tree; its pipes stay open for a thread that still reads them."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:  # somebody has stopped the keeper
+    except subprocess.TimeoutExpired:  # the keeper is stopped (SIGSTOP)
         kill_descendants(process.pid)
         process.kill()
         process.wait()

@@ -37,8 +37,8 @@ class ChatMessage(NamedTuple):
 class Sampling:
     """How to sample: ``temperature`` 0 is greedy; ``top_p`` 1 keeps the whole distribution; lengths are in tokens.
 
-    ``max_new_tokens`` bounds one reply; ``max_turns`` the replies of an episode and ``max_total`` its tokens, prompt and all that an
-    environment says included (0: the engine's context).
+    ``max_new_tokens`` bounds one reply; ``max_turns`` the replies of an episode and ``max_total`` its tokens, including the prompt and
+    the environment's messages (0: the engine's context).
     """
 
     temperature: float = 1.0
@@ -84,7 +84,7 @@ _EXTRAS_OF_SAMPLING = {"max_turns": Extra(1, integer), "max_total": Extra(0, int
 def _sampling(
     temperature: Json, top_p: Json, max_new_tokens: Json, max_turns: Json, max_total: Json, *stop: Json
 ) -> Sampling:
-    """Of what the wire says: a run has few of them, and each comes with every record."""
+    """A ``Sampling`` from its fields on the wire. A run has few distinct ones, which repeat in every record."""
     return Sampling(
         float(temperature), float(top_p), integer(max_new_tokens), strings(stop), integer(max_turns), integer(max_total)
     )
@@ -95,8 +95,8 @@ class Prompt:
     """One prompt to be sampled ``group_size`` times: the unit of work of an actor, and of a gradient's group.
 
     ``group_id`` is ``dataset-row@issue``, unique for ever. ``rewards`` is the mix: weight by rewarder name; every one
-    named must vote on every sample. ``purpose`` is ``train``, ``eval``, or ``collect`` (its samples become something else than a
-    gradient or a figure); the latter two name the ``collection`` that ends their groups (``evaluation`` on the wire).
+    named must vote on every sample. ``purpose`` is ``train``, ``eval``, or ``collect`` (its samples become neither a
+    gradient nor a figure); the latter two name the ``collection`` that ends their groups (``evaluation`` on the wire).
     ``number`` counts the prompts of its data source, ``version`` is the policy version when it was fed, ``min_version`` the
     oldest one that may answer. ``created`` is in seconds since the epoch. ``environment`` names the table of the run file that the samples
     are episodes in; ``content`` is a fingerprint of the row; ``template`` holds options of the chat template.

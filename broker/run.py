@@ -63,7 +63,7 @@ class Run:
 
     @property
     def colocated(self) -> bool:
-        """Whether engine and learner share one set of devices in shifts: what actors must know of the learner's table."""
+        """Whether engine and learner share one set of devices in shifts: the only setting of the learner's table that actors need."""
         return bool(self.file.tables.get("learner", {}).get("colocated", False))
 
     def control_keys(self) -> Keys | None:
@@ -73,9 +73,9 @@ class Run:
         return Keys.read(self.file.resolve(self.broker.keys)) if self.broker.keys else None
 
     def open_log(self, stop: Stop | None = None, metrics: BrokerMetrics | None = None) -> Log:
-        """The run's log, with its topics made. With ``stop``, as daemons do, waits for one that is away. Raises LogError.
+        """The run's log, with its topics made. With ``stop`` (as in daemons), waits for a log that is away. Raises LogError.
 
-        What the process does with it is counted into ``metrics``, and its groups begin at what is outstanding.
+        With ``metrics``, use of the log is counted there, and new groups begin at what is outstanding.
         """
         log = self._open_log() if stop is None else wait_for_log(self._open_log, stop)
         if metrics is None:

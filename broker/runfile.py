@@ -1,4 +1,4 @@
-"""Reads a run file: one TOML table a package, unknown keys refused with the nearest right one.
+"""Reads a run file: one TOML table per package; unknown keys are refused, with the nearest known one.
 
 Each package brings the model of its own table; this module joins them, applies ``--set table.key=value`` and turns every
 mistake into one line that names table, key, value and the fix.
@@ -23,14 +23,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Table(BaseModel):
-    """Base of every table: frozen, an unknown key is an error, and so is a number that is none (``nan``) or has no end (``inf``)."""
+    """Base of every table: frozen; unknown keys and the numbers ``nan`` and ``inf`` are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunTable(Table):
-    """``[run]``: what the run is. ``rewards`` is the mix that every prompt carries: weight by rewarder name. ``cutoff`` is the day from which on the
-    model has seen no text (``"2024-07-01"``): what was published before may be known to it (``[data.NAME] select.fresh``)."""
+    """``[run]``: what the run is. ``rewards`` is the mix that every prompt carries: weight by rewarder name. ``cutoff`` is the day from
+    which on the model has seen no text (``"2024-07-01"``): it may know anything published before (``[data.NAME] select.fresh``)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     model: str
@@ -113,7 +113,7 @@ class RunFile:
         return cls(tables, base, path, overrides)
 
     def reread(self) -> RunFile | None:
-        """The run file as it is now, if it was written since it was read; else None. Raises RunFileError, once an edit."""
+        """The run file read again if it has changed; else None. Raises RunFileError, once for each edit."""
         stamp = _stamp(self.path)
         if stamp == self._read_at:
             return None
@@ -186,7 +186,7 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The field names of the model reached from ``model`` by ``path``, where it can be told."""
+    """The field names of the model reached from ``model`` by ``path``, if known."""
     here: Any = model
     for name in path:
         field = here.model_fields.get(name) if isinstance(here, type) and issubclass(here, BaseModel) else None

@@ -1,4 +1,4 @@
-"""A seal in the ``steps`` topic: an audit has found everything below it sound, so that the next one may begin there."""
+"""A seal in the ``steps`` topic: an audit found everything below it sound, so the next audit can begin there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Seal:
 
     ``version`` is the newest policy version then, ``manifest`` the offset of the newest manifest (-1: there was none). ``counts`` and
     ``reasons`` are the audit's counts so far. ``prompts``, ``trajectories`` and ``deadletters`` are the offsets of the first record of each
-    partition that was not looked at; ``outstanding`` are the groups that are fed and had no end.
+    partition that was not audited; ``outstanding`` are the groups that were fed but had not ended.
     """
 
     TYPE: ClassVar[str] = "seal"

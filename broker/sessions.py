@@ -1,7 +1,7 @@
-"""The sessions of agents outside: their durable records, and how actors find the server that agents connect to.
+"""The sessions of outside agents: their durable records, and how actors find the server that agents connect to.
 
-An agent's session is played as one episode or, where it edits its own past, as several *parts* of one. Before an agent has a reply, the
-turn that it belongs to lies in ``RUN.sessions``, with its tokens: so an episode goes on in another actor when its own is killed.
+An agent's session is one episode, or several *parts* if the agent edits its past. Each turn is written to the topic ``RUN.sessions``,
+with its tokens, before the agent gets the reply, so that another actor can continue an episode whose actor was killed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import ClassVar
 from broker.wire import Json, mapping, number, require, text
 
 AGENTS = "actors.agents:Agents"
-"""The environment of those who come from outside, as the run file names it."""
+"""The environment of outside agents, as named in the run file."""
 OPEN = "open task"
-"""The kind of prompts that are no questions, but places for tasks that agents name."""
+"""The kind of a prompt that is no question, but a place for a task that an agent brings."""
 FILE = "serve.json"
 ACTORS = "/v1/headrace/actors"
-"""Where actors come in."""
+"""The URL path that actors connect to."""
 NAME = re.compile(r"[A-Za-z0-9._:@+-]{1,128}")
 EVENTS = ("bound", "turn", "closed", "ended", "reward", "freed")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """Something happened in ``session``: a part was ``bound`` to a sample, had a ``turn`` or was ``closed``, the session ``ended``, had a
-    ``reward``, or was ``freed`` from a sample that it had not begun. ``data`` is what there is to know of it."""
+    """Something happened in ``session``: a part was ``bound`` to a sample, had a ``turn`` or was ``closed``; the session ``ended``, got
+    a ``reward``, or was ``freed`` from a sample that it had not begun. ``data`` holds the details."""
 
     TYPE: ClassVar[str] = "session"
     schema: ClassVar[int] = 2
@@ -53,14 +53,14 @@ class SessionEvent:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """``RUN/serve.json``: where the door is, and the word by which it knows the run's own actors."""
+    """``RUN/serve.json``: the URL of the server, and the token by which it recognises the run's own actors."""
 
     url: str
     token: str
 
     @classmethod
     def find(cls, directory: Path) -> Door | None:
-        """None where nobody serves, or has served."""
+        """The server of the run in ``directory``; None if none was ever announced."""
         try:
             found = json.loads((directory / FILE).read_text())
             return cls(str(found["url"]), str(found["token"]))
@@ -68,7 +68,7 @@ class Door:
             return None
 
     def announce(self, directory: Path) -> None:
-        """Write it for this user alone, in one go."""
+        """Write the file atomically, readable by this user only."""
         temporary = directory / f".{FILE}.{os.getpid()}"
         temporary.unlink(missing_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -43,7 +43,7 @@ class Topics:
 
     @property
     def sessions(self) -> str:
-        """What agents outside did: there once somebody has served them."""
+        """The topic of outside agents' sessions; it exists once ``headrace serve`` has run."""
         return f"{self.run}.sessions"
 
     def sessions_spec(self) -> TopicSpec:

@@ -37,7 +37,7 @@ _ONE_PURPOSE, _ONE_FINISH = f"one of {PURPOSES}", f"one of {FINISH_REASONS}"
 
 
 class Segment(NamedTuple):
-    """Tokens ``start <= t < end`` spoken by one role; only trainable segments carry behaviour log-probabilities."""
+    """Tokens ``start <= t < end`` of one role; only trainable segments carry behaviour log-probabilities."""
 
     role: str
     start: int
@@ -54,7 +54,7 @@ class VersionSpan(NamedTuple):
 
 class Reply(NamedTuple):
     """A reply of an episode: ``turns[turn]``, sampled from ``started`` to ``ended`` (seconds since the epoch). Its environment took
-    ``seconds`` to answer it, and said that it is worth ``value`` by itself, if it said."""
+    ``seconds`` to answer, and may give it a ``value`` of its own."""
 
     turn: int
     started: float
@@ -65,16 +65,16 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """One sample of a group, with all that a rewarder or the learner needs to use it without another look-up.
+    """One sample of a group, with everything that a rewarder or the learner needs to use it.
 
     ``tokens`` int32 ``[T]`` is prompt and response; ``logprobs`` float32 ``[T]`` holds the behaviour log-probability of
     each token of a trainable segment under the distribution it was sampled from (after temperature and top-p), zero
     elsewhere. ``segments`` cover ``[0, T)`` without gaps. ``versions`` begin at the first sampled token and have rising
-    starts. ``text`` is the response without its end token, behind what the prompt opened for it (a ``<think>``). ``finish_reason`` is ``stop``,
+    starts. ``text`` is the response without its end token, after what the prompt opened for it (such as ``<think>``). ``finish_reason`` is ``stop``,
     ``length``, ``abort``, or ``turns`` (an episode that was allowed no further one).
 
-    An episode in an ``environment`` has all that was said after the prompt in ``turns``, in order, and ``outcome`` is what the environment made
-    of it, if it said, with ``why``. The environment took ``opening`` seconds to open it; ``replies`` are the model's turns, one for each
+    An episode in an ``environment`` has all messages after the prompt in ``turns``, in order; ``outcome`` is the environment's result, if it
+    gave one, and ``why`` its reason. The environment took ``opening`` seconds to open it; ``replies`` are the model's turns, one for each
     trainable segment, in order. ``collection`` is the prompt's. ``session`` names the session of an agent outside that this is a part of:
     ``NAME``, and from its second part on ``NAME#2``.
     """
@@ -139,7 +139,7 @@ class Trajectory:
             require(False, "versions", self.versions, "a span that covers the first sampled token")
 
     def _check_fields(self) -> None:
-        """One look at what is right; it is looked for by name only where something is wrong: every record passes here several times."""
+        """Check everything at once, and look for the wrong field only if there is one: every record passes here several times."""
         sound = 0 <= self.index < self.group_size and self.group_id and self.purpose in PURPOSES
         if sound and self.finish_reason in FINISH_REASONS and (self.outcome is None or math.isfinite(self.outcome)):
             return
@@ -184,7 +184,7 @@ class Trajectory:
         return max((s.version for s in self.versions), default=0)
 
     def staleness(self, step: int) -> int:
-        """How many versions older the oldest tokens are than the policy that takes ``step`` on them: version ``step - 1``."""
+        """Staleness in versions: from the version of the oldest tokens to ``step - 1``, the policy that ``step`` trains."""
         return step - 1 - self.oldest_version
 
     def mask(self) -> NDArray[np.bool_]:

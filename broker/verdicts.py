@@ -1,4 +1,4 @@
-"""The smaller records: a rewarder's vote and its outage, the newest policy version, a dead letter and what became of it."""
+"""The smaller records: a rewarder's vote and its outage, the newest policy version, a dead letter and how it was settled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAUSES = ("", "timeout", "killed", "error", "outage")
 
 
 class ValueSpan(NamedTuple):
-    """What a step of a response is worth by itself: tokens ``start <= t < end`` of the trajectory."""
+    """The value of one step of a response: tokens ``start <= t < end`` of the trajectory."""
 
     start: int
     end: int
@@ -39,9 +39,9 @@ class Vote:
     """One rewarder's verdict on one sample: a value, an abstention, or an error; an error is never a reward of 0.
 
     ``answer`` is the response's final answer in canonical form, as the rewarder read it (for cons@k). ``cause`` is the kind of failure
-    that led to the outcome: with a value, what the *answer* did to the judge (``timeout``, ``killed``); with an error, what befell the judge.
-    ``spans`` are values of single steps; ``logprobs`` are little-endian float32 log-probabilities of a teacher, one for each trainable token.
-    A ``shadow`` vote is recorded and shown, and never trained on. ``version`` tells which rewarder it was.
+    that led to the outcome: with a value, a failure of the judge that the *answer* caused (``timeout``, ``killed``); with an error, one of the
+    judge itself. ``spans`` are values of single steps; ``logprobs`` are a teacher's log-probabilities of the trainable tokens (little-endian float32).
+    A ``shadow`` vote is recorded and shown, but never trained on. ``version`` identifies the rewarder's version.
     """
 
     TYPE: ClassVar[str] = "vote"
@@ -116,9 +116,9 @@ _EXTRAS_OF_VOTE = {
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """What a rewarder needs is away, and it holds its samples: said when this begins, about every ten seconds while it lasts, and, with
-    ``away`` false, when it is over. ``error`` is the last failure, ``held`` how many samples wait. No deadline runs meanwhile for groups that
-    this rewarder is to judge. Who says nothing any longer is not believed for more than half a minute.
+    """Something that a rewarder needs is unavailable, so its samples wait: sent at the beginning, about every ten seconds while it
+    lasts, and with ``away`` false at the end. ``error`` is the last failure, ``held`` the number of waiting samples. The deadlines of groups
+    that this rewarder must judge are suspended meanwhile, but for no more than half a minute after its last record.
     """
 
     TYPE: ClassVar[str] = "outage"
@@ -154,7 +154,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
-    """The newest published policy: where its weights lie on disk, and where its learner listens (compacted topic)."""
+    """The newest published policy: the path of its weights, and the control endpoint of its learner (compacted topic)."""
 
     TYPE: ClassVar[str] = "policy"
     version: int
@@ -187,7 +187,7 @@ class PolicyVersion:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that could not be processed: the raw bytes, where they came from, the error, and how often it was tried."""
+    """A record that could not be processed: the raw bytes, their origin, the error, and the number of attempts."""
 
     TYPE: ClassVar[str] = "deadletter"
     topic: str
@@ -225,7 +225,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Somebody has dealt with the dead letter at ``offset``: its record was ``replayed``, or is ``dropped`` for good."""
+    """The dead letter at ``offset`` is settled: its record was ``replayed``, or ``dropped`` for good."""
 
     TYPE: ClassVar[str] = "settled"
     offset: int
@@ -246,7 +246,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """Somebody has removed the records of ``topic`` below these offsets, knowing that nobody needs them."""
+    """The records of ``topic`` below these offsets were removed, as no longer needed."""
 
     TYPE: ClassVar[str] = "trimmed"
     topic: str

@@ -16,7 +16,7 @@ class Watermark:
         self._open: dict[Part, dict[int, bool]] = {}
         self._next: dict[Part, int] = {}
         self.dirty = False
-        """Whether anything was done since ``offsets`` was asked for."""
+        """Whether any record was done since the last call of ``offsets``."""
 
     def start(self, record: Record) -> None:
         """``record`` was taken from the consumer."""
@@ -25,13 +25,13 @@ class Watermark:
         self._next[part] = max(self._next.get(part, 0), record.offset + 1)
 
     def done(self, record: Record) -> None:
-        """``record`` was handled, and what came of it is durable. Unknown ones (revoked meanwhile) are left aside."""
+        """``record`` was handled, and its results are durable. Unknown records (revoked meanwhile) are ignored."""
         part = (record.topic, record.partition)
         if record.offset in self._open.get(part, {}):
             self._open[part][record.offset] = self.dirty = True
 
     def offsets(self) -> dict[Part, int]:
-        """For each partition the offset below which all is done."""
+        """For each partition, the offset below which everything is done."""
         low: dict[Part, int] = {}
         self.dirty = False
         for part, taken in self._open.items():

@@ -1,4 +1,4 @@
-"""What every record on the wire is made of: checks at birth, and typed reading of msgpack values."""
+"""Building blocks of the records on the wire: validation on creation, and typed reading of msgpack values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from broker.errors import MessageError
 
-Json = Any  # what JSON can say: None, bool, int, float, str, list, dict with string keys
+Json = Any  # the types of JSON: None, bool, int, float, str, list, dict with string keys
 
 
 class Position(NamedTuple):
-    """Where a record lies in its topic."""
+    """The position of a record in its topic."""
 
     partition: int
     offset: int

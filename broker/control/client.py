@@ -1,6 +1,6 @@
-"""A daemon's end of the control road: says that it lives, hears the state, and hands orders to a handler.
+"""A daemon's end of the control road: sends heartbeats, receives the state, and passes the learner's orders to a handler.
 
-Goes on by itself when the learner restarts, at the same endpoint or (``connect``) at another one.
+Reconnects by itself when the learner restarts at the same endpoint; for another one, call ``connect``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from broker.control.wire import Message, pack, unpack
 log = logging.getLogger("control")
 BEAT_SECONDS = 0.5
 LAPSE_SECONDS = 2.0  # a gap this long between two rounds of the loop means that the process was stopped
-WELCOME_SECONDS, SAY_SECONDS = 10.0, 60.0  # that a welcome may take before it is missed aloud, and between two times
+WELCOME_SECONDS, SAY_SECONDS = 10.0, 60.0  # wait for a welcome before the first warning, and between warnings
 TAKEN_SECONDS = (
     15.0  # a killed daemon's name is free again after its lease; a name that is not by then has a living owner
 )
 
 
 class ControlClient:
-    """``status`` is asked for at each beat; ``handler`` gets every message of the learner, on the client's thread. The state that
-    comes with the welcome has ``joined`` in it: what was heard before is of another membership, unless it is ``known``.
+    """``status`` is called for each heartbeat; ``handler`` gets every message of the learner, on the client's thread. The state in a
+    welcome has ``joined`` set: earlier messages then belong to an earlier membership, unless ``known`` is true.
 
-    ``refused`` says why the learner will not have this daemon, once that is sure: another living one has its name.
+    ``refused`` is the reason once the learner has refused this daemon for ``TAKEN_SECONDS``: another living one has its name.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class ControlClient:
         self._endpoint = ""
         self.joined = False
         self.heard = time.monotonic()
-        """When the learner last said anything (monotonic)."""
+        """When the last message of the learner arrived (monotonic seconds)."""
         self.refused = ""
         self.malformed = 0
         self._instance = uuid.uuid4().hex
         self._taken_since = 0.0
-        self._asked = 0.0  # when a welcome that is still missing was first asked for, or last reported missing
-        self._held: list[Message] | None = None  # orders that came after a lapse, until it is known whom they were for
+        self._asked = 0.0  # start of the current wait for a welcome; moved on after each warning
+        self._held: list[Message] | None = None  # orders received after a lapse, until the welcome validates them
         self._wake = Wake()
         self._stop = threading.Event()
         self._context = zmq.Context()
@@ -64,7 +64,7 @@ class ControlClient:
         self._thread.start()
 
     def connect(self, endpoint: str) -> None:
-        """Talk to the learner at ``endpoint`` from now on; the same one again changes nothing."""
+        """Connect to the learner at ``endpoint``; no effect if that is the current one."""
         self._wanted = endpoint
         self._wake.set()
 
@@ -73,7 +73,7 @@ class ControlClient:
         self._wake.set()
 
     def beat(self) -> None:
-        """Tell the status now, not only with the next beat."""
+        """Send the status now instead of with the next heartbeat."""
         self.send("beat", status=self._status())
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class ControlClient:
             self._wake.clear()
             lapsed, turned = time.monotonic() - turned > LAPSE_SECONDS, time.monotonic()
             if lapsed and self._dealer is not None and self.joined:
-                self._held = []  # it was stopped: what comes first may be meant for a membership that has ended
+                self._held = []  # the process was stopped: the next orders may be for a membership that has ended
                 self._say(self._join())
             if self._wanted != self._endpoint:
                 self._call()
@@ -109,7 +109,7 @@ class ControlClient:
         self._leave()
 
     def _call(self) -> None:
-        """Ask the learner at the endpoint that is wanted now to be let in."""
+        """Connect to the wanted endpoint and ask to join."""
         for socket in (self._dealer, self._sub):
             self._drop(socket)
         self._endpoint, self.joined, self._sub = self._wanted, False, None
@@ -118,7 +118,7 @@ class ControlClient:
         self._say(self._join())
 
     def _listen(self) -> None:
-        """Take in all that has come."""
+        """Handle all messages that have arrived."""
         while self._dealer is not None and self._dealer.poll(0):
             self._hear(self._read(self._dealer))
         while self._sub is not None and self._sub.poll(0):
@@ -177,7 +177,7 @@ class ControlClient:
             log.error("%s", self.refused)
 
     def _read(self, socket: zmq.Socket[bytes]) -> Message:
-        """The next message; one of no kind if it is malformed."""
+        """The next message; one with an empty kind if it is malformed."""
         message = unpack(socket.recv())
         self.heard = time.monotonic()
         if message is None:
@@ -192,7 +192,7 @@ class ControlClient:
 
     def _say(self, data: bytes) -> None:
         assert self._dealer is not None
-        with contextlib.suppress(zmq.Again):  # nobody listens: the next beat says it again
+        with contextlib.suppress(zmq.Again):  # nobody listens: the next heartbeat repeats it
             self._dealer.send(data, zmq.NOBLOCK)
 
     def _drop(self, socket: zmq.Socket[bytes] | None) -> None:

@@ -1,4 +1,4 @@
-"""CURVE keys: whoever is not on the loopback must know the run's key file (ZMTP CURVE, RFC 26)."""
+"""CURVE keys: beyond the loopback, daemons need the run's key file to connect (ZMTP CURVE, RFC 26)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from broker.errors import ControlError
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """One key pair that all daemons of a run share; the file is readable by its owner alone."""
+    """One key pair that all daemons of a run share; only its owner can read the file."""
 
     public: bytes
     secret: bytes

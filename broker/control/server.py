@@ -1,4 +1,4 @@
-"""The learner's end of the control road: a ROUTER for members and a PUB that repeats the state, on a thread of their own."""
+"""The learner's end of the control road: a ROUTER socket for members and a PUB socket that repeats the state, on a thread."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ STATE_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Member:
-    """A daemon that is alive; ``receiver`` tells how many ranks of a broadcast take its weights (0: none), ``receives`` whether
-    they can now. ``seen`` is the monotonic time of its last word.
+    """A daemon that has joined. ``receiver`` is the number of broadcast ranks that take its weights (0: none), ``receives`` whether
+    they can now. ``seen`` is the monotonic time of its last message.
 
-    ``identity`` is that of its connection; ``instance`` is that of the process, and outlives a connection.
+    ``identity`` identifies its connection; ``instance`` identifies the process, and stays the same over reconnects.
     """
 
     identity: bytes
@@ -41,13 +41,16 @@ class Member:
 
 
 def allow_descriptors() -> None:
-    """Raise this process's limit of open files as far as it may go: each member takes two, and the usual 1,024 end near 490 of them."""
+    """Raise this process's limit of open files to the hard limit: each member takes two, so the usual 1,024 allow only about 490 members."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class ControlServer:
-    """``endpoint`` with port 0 takes a free one. Beyond the loopback it needs ``keys``. Raises ControlError."""
+    """Binds to ``endpoint``; port 0 takes a free one. ``lease`` is in seconds.
+
+    Raises ControlError if it cannot bind, or if ``endpoint`` is beyond the loopback and there are no ``keys``.
+    """
 
     def __init__(
         self, endpoint: str = "tcp://127.0.0.1:0", keys: Keys | None = None, lease: float = LEASE_SECONDS
@@ -95,7 +98,7 @@ class ControlServer:
         return time.monotonic() - member.seen <= self._lease
 
     def lives(self, member: Member) -> bool:
-        """Whether the process behind ``member`` is still there: its lease has not run out, and no other one has its name."""
+        """Whether the process of ``member`` is alive: its lease has not run out, and no other process has taken its name."""
         with self._lock:
             now = self._members.get(member.name)
             return now is not None and now.instance == member.instance and self._alive(now)
@@ -104,7 +107,7 @@ class ControlServer:
         return sorted((m for m in self.members() if m.receiver and m.receives), key=lambda m: m.name)
 
     def evict(self, name: str) -> bool:
-        """Forget a member; if it lives, its next word is answered with an invitation to join again. False if there is none."""
+        """Remove a member; returns False if there is none of that ``name``. If it is alive, its next message is answered with ``rejoin``."""
         with self._lock:
             return self._members.pop(name, None) is not None
 
@@ -113,7 +116,7 @@ class ControlServer:
         self._wake.set()
 
     def announce(self, **state: Any) -> None:
-        """Change the published state."""
+        """Update fields of the state, and publish it."""
         with self._lock:
             self._state.update(state)
         self._wake.set()
@@ -150,7 +153,7 @@ class ControlServer:
                     self.malformed += 1
 
     def _handle(self, identity: bytes, message: Message) -> bool:
-        """Take in one message; False if it is malformed."""
+        """Handle one message; False if it is malformed."""
         kind, name = message["k"], message.get("name")
         if not isinstance(name, str):
             return False

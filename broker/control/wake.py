@@ -1,4 +1,4 @@
-"""Wakes a thread that polls sockets: any thread may call ``set``, the polling one watches ``fileno`` and calls ``clear``."""
+"""Wakes a thread that polls sockets: any thread may call ``set``; the polling thread watches ``fileno`` and calls ``clear``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Wake:
         return self._fd
 
     def set(self) -> None:
-        """Wake the polling thread; nothing once it is closed."""
+        """Wake the polling thread; no effect after ``close``."""
         with self._open:
             if self._fd >= 0:
                 os.eventfd_write(self._fd, 1)

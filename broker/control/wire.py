@@ -1,4 +1,4 @@
-"""Control messages: small msgpack maps with a kind. What is malformed is ignored and counted, never a crash."""
+"""Control messages: small msgpack maps with a kind. Malformed ones are ignored and counted, and never crash a daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def pack(kind: str, **fields: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Message | None:
-    """The message, or None if ``data`` is none."""
+    """The message, or None if ``data`` is not a valid one."""
     try:
         message = msgpack.unpackb(data)
     except Exception:  # any bytes may come in; msgpack raises errors of many kinds

@@ -1,1 +1,1 @@
-"""The distributed log on Apache Kafka, and a broker of one's own to try it with."""
+"""The distributed log on Apache Kafka, and a local broker for trying it out."""

@@ -1,7 +1,8 @@
-"""Why a cluster does not answer: the client tells its own log alone, and raises "unable to bootstrap" for every reason.
+"""Finds out why a cluster does not answer.
 
-A handler listens to that log. What it has heard lately goes into our errors: refused credentials or certificates as errors that end a
-daemon, because waiting cures nothing; the rest as a hint beside "cannot be reached".
+The Kafka client raises "unable to bootstrap" whatever the reason, and writes the reason only to its own log. A handler reads that log and
+adds recent reasons to our errors. Refused credentials and certificates become errors that end a daemon, because waiting does not cure
+them; other reasons are only a hint after "cannot be reached".
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ RECENT_SECONDS = 15.0
 
 
 class Cause(NamedTuple):
-    """``final`` ones do not pass by waiting."""
+    """A known reason, in words for the user; a ``final`` one does not go away by waiting."""
 
     text: str
     final: bool
@@ -55,7 +56,7 @@ KNOWN: tuple[tuple[re.Pattern[str], Cause], ...] = (
 
 
 class _Ears(logging.Handler):
-    """When each known cause was last reported."""
+    """Records when the client last logged each known cause."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -73,7 +74,8 @@ _ears = _Ears()
 
 
 def listen() -> None:
-    """Listen to the client's log; unless somebody has configured its logger, nobody else sees it (it logs every attempt to reconnect)."""
+    """Attach the handler to the client's logger. Unless that logger is configured already, keep its messages out of our log: it reports every
+    attempt to reconnect."""
     client = logging.getLogger("kafka")
     if _ears not in client.handlers:
         client.addHandler(_ears)
@@ -83,20 +85,23 @@ def listen() -> None:
 
 
 def cause(since: float = 0.0) -> Cause | None:
-    """The likeliest reason among what was heard after ``since`` (monotonic), and lately."""
+    """The likeliest reason logged after ``since`` (monotonic seconds) and within the last ``RECENT_SECONDS``; None if there is none."""
     first = max(since, time.monotonic() - RECENT_SECONDS)
     return next((known for _, known in KNOWN if _ears.heard.get(known, 0.0) >= first), None)
 
 
 def brokers_of(client: Any) -> list[str]:
-    """``host:port`` of the brokers that a client has been told of by the cluster; none before its first answer."""
+    """``host:port`` of each broker that the cluster has reported to ``client``; empty before the first answer."""
     manager = getattr(client, "_manager", None)
-    cluster = getattr(client, "_metadata", None) if manager is None else manager.cluster  # a producer calls it so
+    cluster = getattr(client, "_metadata", None) if manager is None else manager.cluster  # the attribute of a producer
     return [f"{b.host}:{b.port}" for b in cluster.brokers()] if cluster is not None else []
 
 
 def unreachable(servers: tuple[str, ...], told: list[str], reachable: Callable[[list[str]], bool]) -> str:
-    """What to say where no broker takes connections: of the cluster's own addresses, where they are known; empty if one does."""
+    """An error text if no broker accepts connections, else empty.
+
+    Tests the addresses that the cluster reported (``told``), or ``servers`` if it has reported none yet.
+    """
     if not told:
         return "" if reachable(list(servers)) else f"no broker of {', '.join(servers)} can be reached"
     if reachable(told):

@@ -1,6 +1,6 @@
-"""Members of consumer groups: static, cooperative, without automatic commits, on a thread of their own.
+"""Members of consumer groups: static, cooperative, without automatic commits, each with its own thread.
 
-The thread keeps the membership alive whatever its owner does meanwhile, reads a little ahead, and pauses when it is ahead enough.
+The thread keeps the membership alive while the owner works. It reads ahead up to a limit, and then pauses.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import First, Record
 
 log = logging.getLogger("log")
-SESSION_SECONDS = 6.0  # a member that is silent for this long is gone: the minimum that brokers allow by default
-AHEAD_RECORDS, AHEAD_BYTES = 256, 16 << 20  # what the thread reads ahead of its owner
-SLICE_SECONDS = 0.05  # length of one poll of the thread: the longest that a commit has to wait
+SESSION_SECONDS = 6.0  # a member silent for this long is dropped: the minimum that brokers allow by default
+AHEAD_RECORDS, AHEAD_BYTES = 256, 16 << 20  # limits of reading ahead of the owner
+SLICE_SECONDS = 0.05  # length of one poll by the thread, and so the longest that a commit waits for its turn
 JOIN_SECONDS = 5.0  # how long joining waits for a first assignment
 COMMIT_SECONDS = 10.0
-CHECK_SECONDS = 5.0  # interval at which the broker is asked whether this member still belongs to the group
+CHECK_SECONDS = 5.0  # interval between questions to the broker whether this member still belongs to the group
 NAME = re.compile(r"[^A-Za-z0-9._-]")
 Part = tuple[str, int]
 
 
 class Groups(Protocol):
-    """What a member needs to know of its group beside its own connection to it."""
+    """Queries about a group that a member's own connection does not answer."""
 
     def members(self, group: str) -> frozenset[str]: ...
 
@@ -45,10 +45,11 @@ class Groups(Protocol):
 
 
 class LogConsumer:
-    """Implements ``broker.log.Consumer``. A member whose name was taken by a newer process is told so by ``poll`` (HeldByAnother).
+    """Implements ``broker.log.Consumer``. ``poll`` raises HeldByAnother once a newer process has joined under this member's name.
 
-    ``groups`` knows the members of a group, and takes one out of it: closing alone would keep a static member's place.
-    A client can lose its place without noticing, and read on for ever beside its group; so the broker is asked now and then.
+    ``groups`` lists the members of a group and removes one: closing the client alone would leave a static member's place taken.
+    A client can lose its place without noticing and keep reading outside its group, so the thread asks the broker every
+    ``CHECK_SECONDS``.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class LogConsumer:
                 partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
                 heartbeat_interval_ms=1500,
             )  # fmt: skip
-            for topic in self._topics:  # a leader that does not know the partitions yet would assign none
+            for topic in self._topics:  # a group leader that does not know the partitions yet would assign none
                 consumer.partitions_for_topic(topic)
             consumer.subscribe(list(self._topics), listener=_Moves(self))
         return consumer
@@ -113,7 +114,7 @@ class LogConsumer:
             self._raise()
 
     def _raise(self) -> None:
-        """Raise, once, what the thread has met."""
+        """Raise the thread's last failure, once."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -147,7 +148,7 @@ class LogConsumer:
                 self._consumer.close(autocommit=False, timeout_ms=1000)
                 if not self._fenced:
                     self._groups.leave(self._group, self._instance)
-        except (LogError, RuntimeError) as error:  # the broker's session ends without it
+        except (LogError, RuntimeError) as error:  # not needed: the broker ends the session after SESSION_SECONDS
             log.info("%s", error)
 
     def _fail(self, error: BaseException) -> None:
@@ -172,7 +173,7 @@ class LogConsumer:
         except errors.FencedInstanceIdError:
             self._fence()
             return None
-        except TOO_OLD:  # it joins again with the next poll
+        except TOO_OLD:  # the next poll joins again
             return None
         records = [record_of(r) for batch in batches.values() for r in batch]
         if records:
@@ -183,22 +184,23 @@ class LogConsumer:
         return None
 
     def _fence(self) -> None:
-        """A newer process has this member's name: nothing more is read, and the owner is told by its next poll."""
+        """A newer process has this member's name: stop reading; the owner's next ``poll`` raises HeldByAnother."""
         with self._changed:
             self._fenced = True
             self._changed.notify_all()
 
     def _check_place(self) -> None:
-        """Join anew if the broker has not known this member twice in a row: what was read ahead is somebody else's work."""
+        """Ask the broker who has this member's name. Fence if it is another process, join again if it is nobody, each after two such answers
+        in a row. Joining again drops what was read ahead: other members get it now."""
         self._checked = time.monotonic()
         try:
             holder = self._groups.holder(self._group, self._instance)
         except LogUnavailable:
-            return  # a broker that cannot be asked says nothing of this member's place
+            return  # an unreachable broker tells us nothing about this member's place
         listed = bool(holder)
         mine = str(self._consumer.group_metadata().member_id)
         self._taken = self._taken + 1 if listed and holder != mine else 0
-        if self._taken > 1:  # the client joins again and again under a name that is not its own any more
+        if self._taken > 1:  # the client keeps joining under a name that another process now holds
             self._fence()
             return
         self._missed = 0 if listed else self._missed + 1
@@ -216,7 +218,7 @@ class LogConsumer:
             self._changed.notify_all()
 
     def _pause(self, pause: bool) -> None:
-        """Paused partitions give no records, but the membership lives on; new ones are paused with the rest."""
+        """Pause or resume all assigned partitions. A paused partition returns no records, but polling keeps the membership alive."""
         paused = self._consumer.paused()
         if pause:
             self._consumer.pause(*(self._consumer.assignment() - paused))
@@ -232,14 +234,14 @@ class LogConsumer:
                 self._consumer.commit(offsets, timeout_ms=int(COMMIT_SECONDS * 1000))
         except errors.FencedInstanceIdError:
             self._fenced = True
-        except TOO_OLD:  # the place was lost: somebody else does this work again
+        except TOO_OLD:  # the place was lost: another member does this work again
             pass
         with self._changed:
             self._commit = None
             self._changed.notify_all()
 
     def _from_the_beginning(self) -> None:
-        """Begin partitions without a committed offset at the first record that matters, by default the oldest."""
+        """Seek partitions that have no committed offset to the first record that is needed, by default the oldest."""
         for part in self._consumer.assignment():
             if self._consumer.committed(part) is None and self._unplaced(part):
                 first = self._first(part.topic).get(part.partition, 0) if self._first is not None else 0
@@ -252,7 +254,7 @@ class LogConsumer:
             return True
 
     def _expired(self) -> None:
-        """Raises OffsetExpired where retention has overtaken what this group has yet to read."""
+        """Raises OffsetExpired if retention has removed records that this group has not read, else LogError."""
         for part in self._consumer.assignment():
             committed = self._consumer.committed(part)
             begin = self._begins(part.topic)[part.partition]
@@ -261,7 +263,7 @@ class LogConsumer:
         raise LogError(f"group {self._group} has a position that its topic does not have")
 
     def _moved(self, gone: Iterable[Any], come: Iterable[Any]) -> None:
-        """Partitions were taken away or given: what was read ahead of the lost ones is somebody else's now."""
+        """Update the assignment, and drop what was read ahead from lost partitions: other members get it now."""
         with self._changed:
             lost = {(p.topic, p.partition) for p in gone}
             self._held = (self._held - lost) | {(p.topic, p.partition) for p in come}

@@ -1,4 +1,4 @@
-"""Kafka's errors as the log's."""
+"""Translates the Kafka client's errors into those of ``broker.errors``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOO_OLD = (
     errors.CommitFailedError, errors.IllegalGenerationError, errors.UnknownMemberIdError, errors.RebalanceInProgressError,
     errors.FencedInstanceIdError, errors.FencedMemberEpochError, errors.StaleMemberEpochError,
 )  # fmt: skip
-"""The errors of a member that has lost its place in the group: its commits are void, as they must be."""
+"""Errors of a member that has lost its place in the group: its commits are rejected, as they must be."""
 FENCED = (
     errors.ProducerFencedError, errors.InvalidProducerEpochError, errors.TransactionCoordinatorFencedError,
     errors.InvalidProducerIdMappingError,
@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raises LogUnavailable for what passes, LogFull for a full disk, LogError for the rest; ``what`` is being done.
+    """Raises LogUnavailable for errors that waiting may cure, LogFull for a full disk, LogError for other Kafka errors.
 
-    The reason that the client has told its own log alone is said too (``causes``); one that does not pass is a LogError.
+    ``what`` names the operation in the message. A reason found only in the client's log is added (``causes``); a final one is a LogError.
     """
     started = time.monotonic()
     try:
@@ -56,7 +56,8 @@ def translated(what: str) -> Iterator[None]:
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Call ``action`` again while the cluster elects or makes what it needs (a fresh one makes its own topics first)."""
+    """Retry ``action`` on retriable errors for up to ``ELECTION_SECONDS``: a cluster may be electing a leader, and a fresh one first creates
+    its internal topics."""
     deadline = time.monotonic() + ELECTION_SECONDS
     while True:
         try:
@@ -68,14 +69,17 @@ def patiently(action: Callable[[], T]) -> T:
 
 
 def away(servers: tuple[str, ...], *clients: Any) -> str:
-    """Why no broker can be reached, empty if one can. Those that the ``clients`` have been told of by the cluster are asked; those of
-    the run file, which may be a name that always answers or a broker that has died, only before that."""
+    """Why no broker can be reached; empty if one can.
+
+    Tries the brokers that the cluster has reported to the ``clients``. The addresses in the run file (``servers``) may be a load balancer
+    that always answers, or a broker that has died, so they count only while the cluster has reported none.
+    """
     told = sorted({broker for client in clients for broker in brokers_of(client)})
     return unreachable(servers, told, reachable)
 
 
 def reachable(servers: Sequence[str]) -> bool:
-    """Whether any of the brokers takes connections: the clients themselves wait in silence."""
+    """Whether any of ``servers`` (``host:port``) accepts a TCP connection. The Kafka client itself would wait without an error."""
     for server in servers:
         host, _, port = server.rpartition(":")
         with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):

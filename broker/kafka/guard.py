@@ -1,4 +1,4 @@
-"""Becomes another program that dies with its parent: ``python -m broker.kafka.guard PROGRAM ARGUMENTS``."""
+"""Replaces itself with another program, which is killed when its parent dies: ``python -m broker.kafka.guard PROGRAM ARGUMENTS``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kafka://``: the distributed log. Every daemon opens it for itself; clients are never carried through a fork."""
+"""``kafka://``: the distributed log. Every daemon opens its own; Kafka clients must not be used across a fork."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from broker.kafka.reader import LogReader, consumer_settings
 from broker.kafka.settings import KafkaSettings
 from broker.log import First, TopicSpec
 
-DELETE_SECONDS = 30.0  # how long a cluster may take to forget deleted topics
+DELETE_SECONDS = 30.0  # how long a cluster may take to remove deleted topics
 OWNERS = "headrace.owners"
-"""A topic of one partition that nobody writes: to be given it is to own a name."""
+"""A topic of one partition that nobody writes to: the group member that is assigned the partition owns the name."""
 
 
 class KafkaLog:
@@ -48,7 +48,7 @@ class KafkaLog:
         if why := away(settings.servers, self._admin):
             self.close()
             raise LogUnavailable(why)
-        # a client that is opened later, such as that of a member which comes again, must not depend on the brokers of the URL alone
+        # clients opened later (a member that joins again, say) must not depend on the brokers in the URL alone
         told = (server for server in brokers_of(self._admin) if server not in settings.servers)
         self._settings = replace(settings, servers=(*settings.servers, *told))
 
@@ -102,13 +102,13 @@ class KafkaLog:
         return frozenset(str(m["group_instance_id"]) for m in found if m.get("group_instance_id"))
 
     def holder(self, group: str, instance: str) -> str:
-        """The member id that has this static name now; empty if none has."""
+        """The id of the member that has this static name now; empty if there is none."""
         with self._lock:
             found = members_of(self._admin, group)
         return next((str(m["member_id"]) for m in found if m.get("group_instance_id") == instance), "")
 
     def leave(self, group: str, instance: str) -> None:
-        """Take a static member out of its group at once."""
+        """Remove a static member from its group at once."""
         with self._lock:
             self._admin.remove_group_members(group, [MemberToRemove(group_instance_id=instance)])
 

@@ -1,7 +1,7 @@
-"""Ownership through the broker: one live process holds a name, and the others are told which.
+"""Ownership through the broker: at most one live process holds a name, and others get an error that names the holder.
 
-The holder is the one member of a consumer group; the broker notices its death within the session time-out. What a holder that
-was cut off might still write is fenced by the transactions of its successor.
+The holder is the only member of a consumer group; the broker notices its death within the session time-out. If a holder was cut off
+and still tries to write, its successor's transactions fence it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ JOIN_SECONDS = 2 * REBALANCE_SECONDS
 
 
 class Ownership:
-    """Holds ``name`` until ``release`` or the end of this process. ``topic`` has one partition: who is given it, owns.
+    """Holds ``name`` until ``release`` or the end of this process. ``topic`` has one partition: the member that is assigned it owns the name.
 
-    Raises HeldByAnother once the present holder has shown that it lives, and LogUnavailable if the broker gives the topic to nobody: its
-    only member may have joined before it knew of the topic, or was lost to the broker, and is to join anew.
+    Raises HeldByAnother if another holder is alive, and LogUnavailable if the broker assigns the topic to nobody within ``JOIN_SECONDS``:
+    the only member may have joined before it knew the topic, or the broker has lost it; opening it again joins anew.
     """
 
     def __init__(self, settings: KafkaSettings, admin: KafkaAdminClient, topic: str, name: str, owner: str) -> None:
@@ -44,7 +44,7 @@ class Ownership:
             )  # fmt: skip
             self._consumer.partitions_for_topic(
                 topic
-            )  # a leader that does not know the partition yet would assign none
+            )  # a group leader that does not know the partition yet would assign none
             self._consumer.subscribe([topic])
         deadline = time.monotonic() + JOIN_SECONDS
         while not self._turn():
@@ -58,7 +58,7 @@ class Ownership:
         self._thread.start()
 
     def _wait_for_vacancy(self, admin: KafkaAdminClient) -> None:
-        """A holder that was killed is still listed until its session ends."""
+        """Wait until no other member is listed: a killed holder stays listed until its session ends. Raises HeldByAnother."""
         deadline = time.monotonic() + SESSION_SECONDS + MARGIN_SECONDS
         while (holder := self._holder(admin)) is not None:
             if time.monotonic() > deadline:
@@ -66,15 +66,15 @@ class Ownership:
             time.sleep(0.25)
 
     def _holder(self, admin: KafkaAdminClient) -> str | None:
-        """The client id of a living member that is not of this process; None if there is none."""
+        """The client id of a listed member other than this process; None if there is none."""
         clients = (str(m["client_id"]) for m in members_of(admin, self._name))
         return next((client for client in clients if client != self._me), None)
 
     def _turn(self) -> bool:
-        """Keep the membership alive; whether this process holds the partition."""
+        """Poll once, which keeps the membership alive; returns whether this process holds the partition."""
         try:
             self._consumer.poll(200, 1)
-        except errors.KafkaError:  # no offset is ever committed here: reading is not what the membership is for
+        except errors.KafkaError:  # expected: no offset is ever committed here, as nothing is read
             time.sleep(0.2)
         held = self._consumer.assignment()
         self._consumer.pause(*held)
@@ -91,7 +91,7 @@ class Ownership:
 
 
 def members_of(admin: KafkaAdminClient, group: str) -> list[dict[str, Any]]:
-    """The members of a consumer group as the broker lists them; none where there is no such group."""
+    """The members of a consumer group as the broker lists them; empty if there is no such group."""
     with translated(f"asking who is in {group}"):
         try:
             return list(patiently(lambda: admin.describe_groups([group])[group]).get("members") or [])

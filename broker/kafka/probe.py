@@ -1,4 +1,4 @@
-"""Asks one broker about a login by hand. The client may lose a refusal: the broker closes the connection right behind it.
+"""Asks one broker directly why a login fails. The Kafka client may lose a refusal, as the broker closes the connection right after it.
 
 The request is Kafka's SaslHandshake, version 1 (https://kafka.apache.org/protocol#The_Messages_SaslHandshake).
 """
@@ -18,7 +18,7 @@ HANDSHAKE, VERSION = 17, 1
 
 
 def refusal(server: str, security: Mapping[str, Any]) -> Cause | None:
-    """Why ``server`` closes a connection that wants to log in; None if that cannot be told from here."""
+    """Why ``server`` (``host:port``) closes connections that try to log in; None if that cannot be found out."""
     mechanism = str(security.get("sasl_mechanism", ""))
     if not mechanism:
         return None
@@ -48,7 +48,7 @@ def _connected(server: str, security: Mapping[str, Any]) -> socket.socket:
 
 
 def _handshake(connection: socket.socket, mechanism: str) -> tuple[int, list[str]]:
-    """The error of the broker's answer (0: none), and the mechanisms that it offers."""
+    """The error code of the broker's answer (0: none), and the SASL mechanisms that it offers."""
     name = mechanism.encode()
     request = struct.pack(">hhih", HANDSHAKE, VERSION, 1, -1) + struct.pack(">h", len(name)) + name
     connection.sendall(struct.pack(">i", len(request)) + request)

@@ -1,4 +1,4 @@
-"""Producers: records are kept until ``flush`` and sent in one go, every acknowledgement is looked at."""
+"""Producers: they keep records until ``flush``, send them together, and check every acknowledgement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import limit_of, partition_of
 from broker.messages import Position
 
-IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes by itself
+IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes before it takes more
 FLUSH_SECONDS = 20.0  # how long one flush waits for a cluster that does not answer
 TRANSACTION_SECONDS = 900  # how long a broker may be away in the middle of a transaction
 Row = tuple[int, str, bytes, bytes, int]  # place in the order of sending, topic, key, value, partition
@@ -23,7 +23,7 @@ Row = tuple[int, str, bytes, bytes, int]  # place in the order of sending, topic
 class LogProducer:
     """Implements ``broker.log.Producer``. Idempotent: the client's own retries never write a record twice.
 
-    What a failed flush has not brought to the log is kept and sent with the next one: at least once.
+    Records that a failed flush did not get acknowledged are kept and sent again by the next one: delivery is at least once.
     """
 
     def __init__(self, settings: KafkaSettings, partitions: Callable[[str], int], **more: Any) -> None:
@@ -70,7 +70,7 @@ class LogProducer:
         client = self._connected()
         with translated("appending to the log"):
             futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
-            with contextlib.suppress(errors.KafkaTimeoutError):  # the futures tell
+            with contextlib.suppress(errors.KafkaTimeoutError):  # each future says whether its record arrived
                 client.flush(FLUSH_SECONDS + 5)
         left: list[Row] = []
         failure: BaseException | None = None
@@ -90,7 +90,7 @@ class LogProducer:
         self._rows, self._bytes = rows, sum(len(row[3]) for row in rows)
 
     def _restart(self) -> None:
-        """A client of its own for the next flush: one that has given up a batch leaves a gap in its sequence numbers."""
+        """Use a new client for the next flush: one that has given up on a batch has a gap in its sequence numbers."""
         if self._client is not None:
             self._client.close(timeout=0)
             self._client = None
@@ -102,9 +102,10 @@ class LogProducer:
 
 
 class ExclusiveProducer(LogProducer):
-    """One transaction a flush, under the transactional id of ``name``: whoever opens it last fences all before it.
+    """One transaction per flush, with ``name`` as the transactional id: the newest producer of a name fences all earlier ones.
 
-    ``flush`` waits for a cluster that is away, however long: only the broker can say whether a commit took place.
+    A flush that has begun its transaction waits for a cluster that is away, however long: only the broker knows whether a commit
+    took place. Raises LogUnavailable if the cluster is away before that, HeldByAnother once fenced, LogError if the transaction fails.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class ExclusiveProducer(LogProducer):
         if not self._rows:
             return
         client = self._connected()
-        if why := away(self._settings.servers, client):  # nothing has begun: the caller may say that it waits
+        if why := away(self._settings.servers, client):  # no transaction has begun: the caller can wait, and report it
             raise LogUnavailable(f"appending to the log: {why}")
         try:
             client.begin_transaction()

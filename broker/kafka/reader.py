@@ -1,4 +1,4 @@
-"""A reader with positions of its own, in no group."""
+"""A reader that keeps its own positions and belongs to no consumer group."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from broker.kafka.settings import KafkaSettings
 from broker.log import Record
 from broker.messages import Position
 
-PROBE_SECONDS = 3.0  # after this much silence a reader asks whether any broker is there
+PROBE_SECONDS = 3.0  # after this long without records, check whether any broker can be reached
 GET_SECONDS = 20.0  # how long to wait for one exact position
-EXACT_BYTES = 1 << 16  # fetch size for exact positions: a broker returns at least one batch, however large
+EXACT_BYTES = 1 << 16  # fetch size for exact positions; a broker returns at least one batch, however large
 SKIP_BYTES = 1 << 17  # gaps up to this size are read through; larger ones are skipped by seeking
 
 
 def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
-    """What consumers have in common: never a silent jump to another offset, only what is committed, records of full size."""
+    """Settings of all consumers: never jump silently to another offset, read only committed records, allow records of full size."""
     return {
         **settings.common,
         "metrics_enabled": False,
@@ -35,7 +35,7 @@ def consumer_settings(settings: KafkaSettings) -> dict[str, Any]:
 
 
 class Silence:
-    """Notices that a cluster is away: its clients wait for it without a word."""
+    """Notices that a cluster is away: the Kafka client would wait for it without an error."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -45,7 +45,7 @@ class Silence:
         self._since = time.monotonic()
 
     def check(self, client: Any) -> None:
-        """Raises LogUnavailable if nothing was heard for a while and no broker takes connections."""
+        """Raises LogUnavailable if nothing arrived for ``PROBE_SECONDS`` and no broker accepts connections."""
         if time.monotonic() - self._since > PROBE_SECONDS:
             if why := away(self._settings.servers, client):
                 raise LogUnavailable(why)
@@ -107,7 +107,7 @@ class LogReader:
         return records
 
     def _expired(self, offsets: Mapping[int, int]) -> OffsetExpired | None:
-        """The error that names an offset which retention has removed, if there is one."""
+        """An error for the first of ``offsets`` that retention has removed; None if all are still there."""
         begins = self._begins()
         for partition, offset in offsets.items():
             if offset < begins.get(partition, 0):
@@ -131,13 +131,13 @@ class LogReader:
         return [found[Position(*p)] for p in positions]
 
     def _fetch(self, consumer: KafkaConsumer, partition: int, offsets: set[int], found: dict[Position, Record]) -> None:
-        """Read the wanted records of one partition, seeking over long gaps."""
+        """Add the records at ``offsets`` of one partition to ``found``, seeking over long gaps. Raises LogError or LogUnavailable."""
         part = self._part(partition)
         left = sorted(offsets, reverse=True)
         consumer.assign([part])
         at = left[-1]
         consumer.seek(part, at)
-        size = 1 << 10  # of a record, as far as is known
+        size = 1 << 10  # largest record seen so far, in bytes
         deadline = time.monotonic() + GET_SECONDS
         while left:
             if (left[-1] - at) * size > SKIP_BYTES:
@@ -161,7 +161,7 @@ class LogReader:
                 )
 
     def offsets(self) -> dict[int, int]:
-        """The next offset of every partition; markers of transactions are behind it once they were passed."""
+        """The next offset of every partition, after any transaction markers that were passed."""
         with translated(f"reading {self._topic}"):
             for partition, offset in self._next.items():
                 self._next[partition] = max(offset, self._consumer.position(self._part(partition), 0) or 0)

@@ -1,4 +1,4 @@
-"""A real Apache Kafka on this machine, for trying it out and for the tests: fetched once by Maven, KRaft, on loopback ports.
+"""A real Apache Kafka (KRaft, loopback ports) on this machine, for trying it out and for tests; Maven downloads it once.
 
 ``python -m broker.kafka.server DIRECTORY [--port N]`` runs one broker in the foreground until Ctrl-C.
 """
@@ -54,7 +54,7 @@ num.network.threads=2
 
 
 def install(home: Path | None = None) -> Path:
-    """The directory with Kafka's jars; fetched on the first call. Raises RunFault where Java or Maven are missing."""
+    """The directory with Kafka's jars, downloaded on the first call. Raises RunFault if Java or Maven is missing, or the download fails."""
     home = home or Path(sys.prefix) / "kafka"
     done, lib = home / f"{hashlib.sha256(POM.read_bytes()).hexdigest()[:12]}.installed", home / "lib"
     for program, package in (("java", "openjdk-17-jre-headless"), ("mvn", "maven")):
@@ -74,9 +74,10 @@ def install(home: Path | None = None) -> Path:
 
 
 class KafkaServer:
-    """One broker of a cluster of ``len(ports)``; ``directory`` keeps its data, its settings and what it says.
+    """Broker number ``node`` (from 1) of a cluster of ``len(ports)``; ``directory`` holds its data, settings and output.
 
-    ``settings`` go before the broker's usual ones; ``users`` (name and password) may log in by SCRAM-SHA-256.
+    ``ports`` has the client port and the controller port of each broker; if empty, the broker is alone, on free ports. ``settings`` override
+    the usual ones. ``users`` (name to password) may log in by SCRAM-SHA-256.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class KafkaServer:
         self.port, controller = chosen[node - 1]
         self.directory, self.node = directory, node
         self.metrics = f"127.0.0.1:{free_ports(1)[0]}"
-        """Where Kafka's own metrics are served, by the JMX exporter."""
+        """``host:port`` where the JMX exporter serves Kafka's own metrics."""
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         replicas = min(3, len(chosen))
@@ -131,7 +132,7 @@ class KafkaServer:
         ]
 
     def format(self, cluster: str = "aGVhZHJhY2UtY2x1c3Rlcg") -> None:
-        """Prepare the data directory, unless it is."""
+        """Format the data directory, unless it is formatted. Raises RunFault."""
         command = self._java(
             "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._settings), "--ignore-formatted",
             *(a for n, p in self._users.items() for a in ("--add-scram", f"SCRAM-SHA-256=[name={n},password={p}]")),
@@ -141,7 +142,7 @@ class KafkaServer:
             raise RunFault(f"Kafka cannot format {self.directory}: {(found.stdout + found.stderr).strip()[-400:]}")
 
     def start(self, wait: bool = True) -> None:
-        """Start the broker and wait until it takes connections. Raises LogUnavailable with its last words if it does not."""
+        """Start the broker; with ``wait``, until it accepts connections. Raises LogUnavailable with the end of its output if it does not."""
         self.format()
         guard = [sys.executable, "-m", "broker.kafka.guard"]
         with (self.directory / "server.out").open("ab") as out:
@@ -165,7 +166,7 @@ class KafkaServer:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash."""
+        """SIGKILL, like a crash."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:

@@ -2,8 +2,8 @@
 
 Options: ``replication`` (copies of a record; by default 3 where there are three brokers), ``compression`` (``lz4``, ``zstd``,
 ``gzip``, ``none``), ``max_record_mb``. TLS and SASL come from the environment, ``HEADRACE_KAFKA_`` and the name of the client's
-setting: ``HEADRACE_KAFKA_SECURITY_PROTOCOL=SASL_SSL``, ``HEADRACE_KAFKA_SASL_PLAIN_PASSWORD=...``. They stand in no file and no log.
-For OAUTHBEARER, ``HEADRACE_KAFKA_SASL_OAUTH_TOKEN_FILE`` names the file that holds the present token.
+setting: ``HEADRACE_KAFKA_SECURITY_PROTOCOL=SASL_SSL``, ``HEADRACE_KAFKA_SASL_PLAIN_PASSWORD=...``. They are written to no file and no log.
+For OAUTHBEARER, ``HEADRACE_KAFKA_SASL_OAUTH_TOKEN_FILE`` names the file that holds the current token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPTIONS = ("replication", "compression", "max_record_mb")
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """``servers`` are ``host:port``; ``security`` holds secrets and is not shown."""
+    """``servers`` are ``host:port``; ``replication`` 0 means the default. ``security`` holds secrets and is left out of ``repr``."""
 
     servers: tuple[str, ...]
     replication: int = 0
@@ -41,7 +41,7 @@ class KafkaSettings:
 
     @classmethod
     def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> KafkaSettings:
-        """Raises RunFileError where ``url`` or the environment is not understood."""
+        """Raises RunFileError if ``url`` or a ``HEADRACE_KAFKA_`` variable is not understood."""
         where, _, query = url.removeprefix("kafka://").partition("?")
         servers = tuple(s for s in where.rstrip("/").split(",") if s)
         for server in servers or ("",):
@@ -71,7 +71,7 @@ class KafkaSettings:
 
     @property
     def common(self) -> dict[str, Any]:
-        """What every client of the cluster is given."""
+        """Client settings that producers, consumers and the admin client share."""
         return {
             "bootstrap_servers": list(self.servers),
             "reconnect_backoff_max_ms": 2000,
@@ -81,7 +81,7 @@ class KafkaSettings:
 
 
 def security_from(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The client's settings among the environment variables. Raises RunFileError for one that nobody knows."""
+    """The client settings in the environment variables. Raises RunFileError for an unknown one, or one that names a missing file."""
     found: dict[str, Any] = {}
     for variable, value in environment.items():
         if not variable.startswith(PREFIX):

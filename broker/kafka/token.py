@@ -1,4 +1,4 @@
-"""OAuth tokens for SASL/OAUTHBEARER from a file that somebody else keeps fresh (a sidecar, a projected service-account token)."""
+"""OAuth tokens for SASL/OAUTHBEARER from a file that something else keeps up to date (a sidecar, a projected service-account token)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 
 
 class TokenFile(AbstractTokenProvider):
-    """Read at every login: the file may be replaced at any time."""
+    """Reads the file at every login, so it may be replaced at any time."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Topics on a cluster: made as they should be, and refused where their settings would lose data."""
+"""Topics on a cluster: creates the missing ones, and rejects existing ones whose settings would lose data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOR_EVER = -1
 
 
 def create(admin: KafkaAdminClient, settings: KafkaSettings, specs: Iterable[TopicSpec]) -> None:
-    """Make the missing topics, check those that are there. Raises LogError, LogUnavailable."""
+    """Create the missing topics and check the existing ones. Raises LogError or LogUnavailable."""
     wanted = {spec.name: spec for spec in specs}
     with translated("making topics"):
         existing = set(admin.list_topics())
@@ -40,9 +40,9 @@ def create(admin: KafkaAdminClient, settings: KafkaSettings, specs: Iterable[Top
 def _make(admin: KafkaAdminClient, missing: Mapping[str, Any]) -> None:
     try:
         admin.create_topics(dict(missing), wait_for_metadata=True)
-    except TopicAlreadyExistsError:  # another daemon makes them at this moment
+    except TopicAlreadyExistsError:  # another daemon is creating them right now
         admin.wait_for_topics(list(missing))
-    except AuthorizationError:  # a daemon with the least rights sees only its own topics
+    except AuthorizationError:  # a daemon with minimal rights sees only its own topics
         log.info(
             "the credentials do not allow to see or make %s; the learner, or `headrace broker init`, makes topics",
             ", ".join(missing),
@@ -66,7 +66,7 @@ def settings_of(spec: TopicSpec, settings: KafkaSettings, replicas: int) -> dict
 
 
 def described(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, tuple[TopicSpec, dict[str, str]]]:
-    """The topics as they are, each with its raw settings."""
+    """The existing topics by name, each with its raw settings (empty without the right to read them)."""
     names = list(names)
     if not names:
         return {}
@@ -76,7 +76,7 @@ def described(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, tuple[
     found = {}
     for name, entries in next(iter(raw.values())).items():
         values = {key: str(entry["value"]) for key, entry in entries.items()}
-        if "retention.ms" not in values:  # without the right to look
+        if "retention.ms" not in values:  # no right to read the settings
             found[name] = TopicSpec(name, partitions[name]), dict[str, str]()
             continue
         age, size = int(values["retention.ms"]), int(values["retention.bytes"])
@@ -88,14 +88,14 @@ def described(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, tuple[
 
 
 def _kept(value: int, least: float) -> float:
-    """A setting of a topic as a ``TopicSpec`` has it: 0 is for ever there, and the least that there is means "at once"."""
+    """A retention setting as ``TopicSpec`` has it, where 0 means for ever; Kafka's 0 ("at once") becomes ``least``."""
     if value < 0:
         return 0.0
     return max(least, value / 1000 if least < 1 else value)
 
 
 def check(wanted: TopicSpec, found: TopicSpec, raw: dict[str, str], settings: KafkaSettings) -> None:
-    """Raises LogError where a topic has settings that would lose records or refuse them. Without ``raw`` nobody may look at them."""
+    """Raises LogError if a topic's settings would lose or reject records. If ``raw`` is empty (no right to read it), checks only the partitions."""
     name = wanted.name
     if found.partitions != wanted.partitions:
         raise LogError(

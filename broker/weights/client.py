@@ -1,4 +1,4 @@
-"""A receiver's end of the weight road: carries the learner's orders to a ``WeightSink``, off the control client's thread."""
+"""A receiver's end of the weight road: carries out the learner's orders on a ``WeightSink``, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from broker.errors import HeadraceError, WeightPushError
 from broker.weights.sink import Lane, Push, TensorSpec, WeightSink
 
 log = logging.getLogger("weights")
-ALONE_SECONDS = 30.0  # of silence after which a resting sink is woken: the learner may have died in its shift
+ALONE_SECONDS = 30.0  # wake a resting sink after this much silence: the learner may have died in its shift
 LOOK_SECONDS = 0.5  # interval at which to check that the learner is still alive
 
 
 class WeightClient:
-    """Joins as a receiver, takes pushes, and catches up from disk with what it has missed. Where engine and learner share a device in
-    shifts (``learner/serving/shifts.py``), has the sink rest during the learner's shift.
+    """Joins as a receiver, takes pushes, and loads versions that it missed from disk. If engine and learner share a device in shifts
+    (``learner/serving/shifts.py``), it makes the sink rest during the learner's shift.
 
-    ``version`` is the newest that the sink has confirmed (-1: none); ``updated`` hears how many seconds each took.
+    ``version`` is the newest that the sink has confirmed (-1: none). ``updated`` is called with the seconds that each update took. After
+    ``alone`` seconds without a message from the learner, a resting sink is woken.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class WeightClient:
         self._turn, self._resting = 0, False
         self._orders: queue.Queue[Message | None] = queue.Queue()
         self._lock = threading.Lock()
-        self._working = self._stale = False  # working on an order; working on one of a membership that has ended
+        self._working = self._stale = False  # working on an order; that order belongs to an earlier membership
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
         sparse = bool(getattr(sink, "sparse", False))
@@ -56,8 +57,8 @@ class WeightClient:
         return self._sink.ready and not self._resting and not self._stale
 
     def _hear(self, message: Message) -> None:
-        """Take in what the learner says. With a new membership its orders to the old one are void; the one that is being carried out is
-        waited for before a push is taken."""
+        """Queue a message from the learner. A new membership discards the orders queued for the old one; no push is taken until the
+        order under way is done."""
         if message["k"] == "state" and message.get("joined") and not message.get("known"):
             with self._lock:
                 self._stale = self._working
@@ -72,14 +73,14 @@ class WeightClient:
 
     @property
     def refused(self) -> str:
-        """Why the learner will not have this daemon; empty while it may."""
+        """Why the learner refuses this daemon; empty unless it does."""
         return self._client.refused
 
     def connect(self, endpoint: str) -> None:
         self._client.connect(endpoint)
 
     def load(self, path: Path, version: int) -> None:
-        """Take published weights from disk, unless they are no news. Raises WeightPushError."""
+        """Load weights from the directory ``path`` if ``version`` is newer than the current one. Raises WeightPushError."""
         if version > self.version:
             with self._timed():
                 self._sink.load(path, version)
@@ -110,7 +111,7 @@ class WeightClient:
             self._finish()
 
     def _finish(self) -> None:
-        """An order is done; if it was a stale one, say that pushes can be taken again."""
+        """Called after each order; after a stale one, tells the learner that pushes can be taken again."""
         with self._lock:
             stale, self._working, self._stale = self._stale, False, False
         if stale:
@@ -144,7 +145,7 @@ class WeightClient:
             self._client.beat()
 
     def _notice_loss(self) -> None:
-        """Go on alone where the learner has long been silent: it may have died in its shift."""
+        """Wake the sink if the learner has been silent for too long: it may have died in its shift."""
         silence = time.monotonic() - self._client.heard
         if silence > self._alone:
             log.warning(
@@ -164,14 +165,14 @@ class WeightClient:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Tell how long the block took, if it did not fail."""
+        """Report the seconds that the block took, unless it fails."""
         started = time.monotonic()
         yield
         self._updated(time.monotonic() - started)
 
     @contextmanager
     def _acknowledging(self, **ack: Any) -> Iterator[dict[str, Any]]:
-        """Tell the learner how the block ended; what the block puts into the map goes with it."""
+        """Tell the learner whether the block succeeded; the message includes what the block puts into the map."""
         try:
             if self._resting:
                 raise WeightPushError("the engine rests: it is the learner's shift")

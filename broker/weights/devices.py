@@ -1,4 +1,4 @@
-"""Which GPU a rank of the weight road is on: NCCL takes no two ranks on one, and none on a CPU."""
+"""Finds the GPU of each rank of the weight road: NCCL accepts neither two ranks on one GPU nor a rank on a CPU."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def gpu_of(device: str) -> str:
 
 
 def check_members(device: str, members: Sequence[Member]) -> None:
-    """Refuse receivers that a broadcast from ``device`` by NCCL cannot reach. Raises RunFault with the cure.
+    """Raises RunFault, with the cure, if NCCL cannot broadcast from ``device`` to one of ``members``.
 
-    A receiver that does not know its devices (a server elsewhere) is let through: NCCL itself then finds out (``group.broadcast``).
+    A receiver that does not report its GPU (a server elsewhere) passes; NCCL then reports the problem itself (``group.broadcast``).
     """
     refuse_shared(gpu_of(device), members)
 
 
 def refuse_shared(own: str, members: Sequence[Member]) -> None:
-    """As ``check_members``, for the device with the UUID ``own``."""
+    """Like ``check_members``, for a broadcast from the device with the UUID ``own``."""
     taken = {own: "the learner"}
     for member in members:
         gpu = member.status.get("gpu")

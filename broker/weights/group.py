@@ -1,4 +1,4 @@
-"""One broadcast group outside of torch's default group, so that groups come and go with membership epochs."""
+"""Broadcast groups outside torch's default group, so that each membership epoch can make and drop its own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from broker.weights.devices import CURE
 from broker.weights.sink import Lane
 
 POLL_SECONDS = 0.001  # interval at which a collective on the device is polled
-WATCHDOG = 10  # torch's own time-out, as a multiple of the limit of a push
+WATCHDOG = 10  # torch's own time-out, as a multiple of a push's time limit
 
 
 def serve_store(host: str, timeout: float) -> Any:
-    """The rendezvous of one lane on a free port of ``host`` alone (``.port``); torch itself would open it to every network."""
+    """Serve one lane's rendezvous on a free port (``.port``) of ``host`` only; torch itself would listen on every network."""
     listener = socket.create_server((host, 0), backlog=1024)
     port = listener.getsockname()[1]
     return dist.TCPStore(
@@ -30,8 +30,8 @@ def serve_store(host: str, timeout: float) -> Any:
 def join(lane: Lane, store: Any = None) -> Any:
     """Enter the lane's group. Raises WeightPushError after ``lane.timeout``.
 
-    The keys lie where torch puts those of a group that is made on a prefixed store (``_new_process_group_helper``), as
-    inference servers make it: all kinds of receivers share a lane.
+    Uses the store prefixes that torch uses for a group made on a prefixed store (``_new_process_group_helper``), as inference
+    servers do, so that all kinds of receivers can share a lane. ``store`` is given by the process that serves the rendezvous.
     """
     limit = timedelta(seconds=lane.timeout)
     try:
@@ -45,7 +45,7 @@ def join(lane: Lane, store: Any = None) -> Any:
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = (
                 limit * WATCHDOG
-            )  # torch ends the whole process after that: ``broadcast`` gives up long before
+            )  # torch kills the whole process after that; ``broadcast`` gives up long before
             return dist.ProcessGroupNCCL(inside, lane.rank, lane.world, options)
         gloo: Any = dist.ProcessGroupGloo
         choice = gloo._Options()
@@ -59,7 +59,7 @@ def join(lane: Lane, store: Any = None) -> Any:
 
 
 def _own_address(lane: Lane) -> str:
-    """The address of this machine on the way to the lane's rendezvous: the network that the lane is on, and no other."""
+    """This machine's address on the network of the lane's rendezvous."""
     family, kind, protocol, _, where = socket.getaddrinfo(lane.host, lane.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(where)  # sends nothing; the kernel chooses the way
@@ -67,7 +67,7 @@ def _own_address(lane: Lane) -> str:
 
 
 def broadcast(group: Any, piece: torch.Tensor, timeout: float) -> None:
-    """Broadcast from rank 0, on the device of ``piece``. Raises WeightPushError if a peer is lost or the time is over."""
+    """Broadcast ``piece`` from rank 0, in place. Raises WeightPushError if a peer is lost or ``timeout`` seconds pass."""
     options = dist.BroadcastOptions()
     options.rootRank = 0
     try:
@@ -83,7 +83,7 @@ def broadcast(group: Any, piece: torch.Tensor, timeout: float) -> None:
 
 
 def _finish(group: Any, work: Any, timeout: float) -> None:
-    """Wait for a collective on the device. One whose peer has died runs for ever there: only ``abort`` ends it."""
+    """Wait for a collective on a GPU. It never ends if a peer has died, so ``abort`` it after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not work.is_completed():
         if time.monotonic() > deadline:

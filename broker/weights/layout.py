@@ -1,4 +1,4 @@
-"""How a model's parameters lie in one flat run of bytes: the form that is snapshotted, broadcast and checked."""
+"""The layout of a model's parameters in one flat byte buffer, which is snapshotted, broadcast and checksummed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALIGN = 16  # alignment in bytes of the start of each run of tensors of one dtyp
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Whole tensors of one dtype that lie side by side: ``specs[first:last]`` in bytes ``start`` to ``end``."""
+    """Adjacent whole tensors of one dtype: ``specs[first:last]`` in bytes ``start`` to ``end`` (exclusive)."""
 
     first: int
     last: int
@@ -31,7 +31,7 @@ def specs_of(tensors: Mapping[str, Tensor]) -> tuple[TensorSpec, ...]:
 
 
 def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
-    """Start and size in bytes of each tensor, and the size of all. Raises WeightPushError for an unknown dtype."""
+    """Start and size of each tensor, and the total size, all in bytes. Raises WeightPushError for an unknown dtype."""
     out: list[tuple[int, int]] = []
     at, before = 0, ""
     for spec in specs:
@@ -47,10 +47,10 @@ def places(specs: Sequence[TensorSpec]) -> tuple[list[tuple[int, int]], int]:
 
 
 def write(specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], flat: Tensor) -> None:
-    """Copy ``tensors`` into ``flat`` (uint8) as they come; each is then let go.
+    """Copy ``tensors`` into ``flat`` (uint8 ``[size]``) one by one, without keeping them.
 
-    From a GPU in order with the stream that is current (see ``snapshot``).
-    Raises WeightPushError if they are not those of ``specs``.
+    Copies from a GPU are queued on the current stream (see ``snapshot``).
+    Raises WeightPushError if names, dtypes or shapes differ from ``specs``.
     """
     at, _ = places(specs)
     rest = iter(tensors)
@@ -66,7 +66,7 @@ def write(specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], fl
 
 
 def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:
-    """The tensors that lie in ``flat``, without a copy."""
+    """The tensors in ``flat`` (uint8) by name, without copying."""
     at, _ = places(specs)
     return {
         spec.name: flat[start : start + size].view(getattr(torch, spec.dtype)).view(spec.shape)
@@ -75,7 +75,7 @@ def views(specs: Sequence[TensorSpec], flat: Tensor) -> dict[str, Tensor]:
 
 
 def buckets(specs: Sequence[TensorSpec], size: int) -> list[Bucket]:
-    """The tensors cut into buckets of about ``size`` bytes: one broadcast each. A larger tensor is a bucket of its own."""
+    """Split the tensors into buckets of at most ``size`` bytes, one broadcast each. A larger tensor gets a bucket of its own."""
     at, _ = places(specs)
     out: list[Bucket] = []
     for i, (spec, (start, length)) in enumerate(zip(specs, at, strict=True)):
@@ -88,5 +88,5 @@ def buckets(specs: Sequence[TensorSpec], size: int) -> list[Bucket]:
 
 
 def checksum(flat: Tensor) -> str:
-    """CRC-32C over all bytes: finds a broadcast that was cut or mixed (it is no defence against an attacker). CPUs have an instruction for it."""
+    """CRC-32C over all bytes, as 8 hex digits. Detects a truncated or mixed-up broadcast, not an attacker; CPUs have an instruction for it."""
     return f"{crc32c(flat.cpu().numpy().data):08x}"

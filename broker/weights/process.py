@@ -1,7 +1,7 @@
-"""The publisher process: owns the learner's end of every broadcast group, so that killing it frees whoever waits in one.
+"""The publisher process: owns the learner's end of every broadcast group, so that killing it frees receivers that wait in one.
 
-Orders come on stdin and answers go to stdout, as length-prefixed msgpack maps. The snapshots lie in memory files that the
-learner passes as descriptors.
+Orders come on stdin and answers go to stdout, as length-prefixed msgpack maps. The snapshots are in memory files whose
+descriptors the learner passes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from monitoring.garbage import loading
 
 
 class Publisher:
-    """Carries out the orders of ``broker.weights.publisher``."""
+    """Carries out the orders of ``broker.weights.publisher``. ``buffers`` are descriptors of snapshots of ``size`` bytes."""
 
     def __init__(self, buffers: list[int], size: int, device: str) -> None:
         with loading():
@@ -38,7 +38,7 @@ class Publisher:
         return dict(getattr(self, f"do_{order.pop('do')}")(**order))
 
     def do_stores(self, host: str, names: list[str], keep: list[str], timeout: float) -> dict[str, Any]:
-        """Leave all lanes but those to ``keep``, and open the rendezvous of new ones."""
+        """Leave all lanes except ``keep``, and serve a rendezvous for each of ``names``; returns their ``ports``."""
         from broker.weights.group import serve_store
 
         self._groups = [(group, lane) for group, lane in self._groups if lane.group in keep]
@@ -47,7 +47,7 @@ class Publisher:
         return {"ports": [self._stores[name].port for name in names]}
 
     def do_join(self, lanes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Enter new lanes as rank 0, all at once: each waits for its own members."""
+        """Enter new lanes as rank 0, all in parallel, as each waits for its own members."""
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import join
@@ -64,14 +64,14 @@ class Publisher:
         return {"joined": len(self._groups)}
 
     def do_compare(self, buffer: int, base: int, size: int, most: int) -> dict[str, Any]:
-        """Find what has changed since another snapshot; 0 bytes where it is more than ``most``."""
+        """Encode the changes from buffer ``base`` to ``buffer``; returns their size, 0 if it exceeds ``most`` bytes."""
         from broker.weights.sparse import encode
 
         self._changes = encode(self._flat[base][:size], self._flat[buffer][:size], most)
         return {"bytes": 0 if self._changes is None else self._changes.numel()}
 
     def do_push(self, buffer: int, cuts: list[list[int]], sparse: bool = False) -> dict[str, Any]:
-        """Broadcast one snapshot, or the changes that were found last, on all lanes at once, cut into buckets."""
+        """Broadcast one snapshot, or with ``sparse`` the last changes, on all lanes in parallel; ``cuts`` are byte ranges."""
         from concurrent.futures import ThreadPoolExecutor
 
         from broker.weights.group import broadcast
@@ -92,7 +92,7 @@ class Publisher:
     def do_save(
         self, buffer: int, specs: list[list[Any]], template: str, directory: str, version: int, keep: int
     ) -> dict[str, Any]:
-        """Write one snapshot as a Hugging Face directory: beside, fsynced, renamed."""
+        """Write one snapshot as a Hugging Face directory: into a temporary one, fsynced, then renamed. Keeps ``keep`` versions."""
         from safetensors.torch import save_file
 
         from broker.weights.layout import views
@@ -112,7 +112,7 @@ class Publisher:
         beside.replace(final)
         others = (
             path for path in home.glob("v-*") if path != final
-        )  # newest by time: after a rewind, old version numbers are made again
+        )  # order by time: after a rewind, old version numbers are used again
         for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - keep or None]:
             shutil.rmtree(old, ignore_errors=True)
         for left in home.glob(".v-*"):
@@ -129,15 +129,15 @@ def main() -> None:
     die_with_parent(int(sys.argv[1]))
     size, *buffers = (int(a) for a in sys.argv[3:])
     publisher = Publisher(buffers, size, sys.argv[2])
-    out, sys.stdout = sys.stdout.buffer, sys.stderr  # what libraries print must not come between the frames
+    out, sys.stdout = sys.stdout.buffer, sys.stderr  # output of libraries must not mix with the frames
     write_frame(out, {"ready": True})
     while (order := read_frame(sys.stdin.buffer)) is not None:
         try:
             answer = publisher.handle(order)
-        except Exception as error:  # every failure of an order is its answer; the learner decides
+        except Exception as error:  # reported as the order's answer; the learner decides
             answer = {"error": f"{type(error).__name__}: {error}"}
         write_frame(out, answer)
-    os._exit(0)  # a group that never formed would keep the interpreter waiting
+    os._exit(0)  # a group that never formed would block a normal exit
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The learner's side of the weight road: snapshots, membership epochs, pushes, evictions. Training never waits for it.
 
-A thread drives the publisher process and kills it when a push does not finish in time: nothing else frees the receivers that
-are still in the collective. Who did not answer is evicted and may join again; the others get the version in a new epoch.
+A thread drives the publisher process and kills it when a push does not finish in time: nothing else frees receivers that
+are still in the collective. Members that did not answer are evicted and may join again; the others get the version in a new epoch.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from broker.weights.snapshot import Snapshots
 from broker.weights.worker import PublisherProcess, Started, of_its_own
 
 log = logging.getLogger("weights")
-ATTEMPTS = 5  # number of epochs in which one version is tried before it is left to the next one
+ATTEMPTS = 5  # tries for one version; receivers that still lack it get the next one
 
 
 @dataclass(slots=True)
 class PushStats:
-    """Counts since the start; ``blocked_seconds`` is what ``publish`` cost its caller."""
+    """Counts since the start; ``blocked_seconds`` is the time that callers spent in ``publish``."""
 
     pushes: int = 0
     evicted: Counter[str] = field(default_factory=Counter)
     """Evictions by the member's name."""
     epochs: int = 0
     bytes: int = 0
-    """That went down each lane."""
+    """Bytes broadcast on each lane."""
     sparse: int = 0
-    """Pushes of changes alone."""
+    """Number of pushes that sent only changes."""
     push_seconds: float = 0.0
     blocked_seconds: float = 0.0
 
@@ -52,15 +52,17 @@ class PushStats:
 
 
 def saved_at(directory: Path, version: int) -> Path:
-    """Where the copy of a version on disk lies."""
+    """The directory of a version's copy on disk."""
     return directory / f"v-{version:08d}"
 
 
 class WeightPublisher:
-    """``template`` is a directory with the model's config and tokenizer; ``on_published(version, path, checksum)``. ``device`` is the
-    one that the weights are on, and from which they are broadcast with the backend ``nccl``. With ``sparse`` all receivers get only what has
-    changed since the version before, where every one of them has acknowledged it and that is less; it takes room for one more snapshot.
-    ``begin`` starts the publisher process.
+    """Publishes weights to all receivers on a thread of its own, with copies below ``directory``, of which the newest ``keep`` stay.
+
+    ``template`` is a directory with the model's config and tokenizer. ``device`` holds the weights; ``nccl`` broadcasts from it. ``timeout``
+    is the limit of a push in seconds, ``lane`` the most members of a lane. With ``sparse`` receivers get only the changes since the last
+    version, if all of them have acknowledged it and the changes are smaller; this needs memory for one more snapshot.
+    ``on_published(version, path, checksum)`` is called on the thread. ``begin`` starts the publisher process.
     """
 
     def __init__(
@@ -87,14 +89,14 @@ class WeightPublisher:
         self._size = 0
         self._process: PublisherProcess | None = None
         self._words = Words(control.acks)
-        self._members: list[Member] = []  # of the delivery under way
+        self._members: list[Member] = []  # receivers of the delivery under way
         self._road = road if not isinstance(road, str) else self._own_road(road, lane, backend, host, device)
         self._closing = self._warm = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
     def _own_road(self, name: str, lane: int, backend: str, host: str, device: str) -> WeightRoad:
-        """The road of that name."""
+        """The built-in road called ``name``."""
         roads: dict[str, Callable[[], WeightRoad]] = {
             "disk": lambda: Disk(self._control),
             "broadcast": lambda: Broadcast(
@@ -106,10 +108,10 @@ class WeightPublisher:
     # -- for the trainer -----------------------------------------------------------------------------------------------
 
     def publish(self, version: int, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Snapshot ``tensors`` as ``version`` and return; a version that still waits is replaced.
+        """Snapshot ``tensors`` as ``version`` and return without waiting for the push; replaces a version that still waits.
 
-        Tensors that come one by one (in the order that ``warm`` was told) go straight into the snapshot, so that their source
-        need not hold them all.
+        An iterable of (name, tensor), in the order given to ``warm``, is copied tensor by tensor, so that its source need not hold them
+        all. Raises WeightPushError if the thread has failed or the tensors do not match the specs.
         """
         if self.failure is not None:
             raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
@@ -132,19 +134,19 @@ class WeightPublisher:
         self.stats.blocked_seconds += time.monotonic() - started
 
     def warm(self, specs: tuple[TensorSpec, ...]) -> None:
-        """Make room for snapshots and start the publisher process, so that the first push does not wait for it."""
+        """Allocate snapshots and start the publisher process in advance, so that the first push does not wait for them."""
         self._allocate(specs)
         with self._changed:
             self._warm = True
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Wait for what is under way. Raises WeightPushError if it does not end."""
+        """Wait for pushes that wait or are under way. Raises WeightPushError if they do not end within ``ATTEMPTS`` time-outs."""
         if not self.wait(self._timeout * ATTEMPTS):
             raise WeightPushError("a push that does not end stands before weights of another shape")
 
     def reshape(self, specs: tuple[TensorSpec, ...]) -> None:
-        """Publish weights of another shape from now on; call ``settle`` before, and then put the new shape into the template."""
+        """Publish weights with these ``specs`` from now on. Call ``settle`` first, then update the template, then this."""
         if self._process is not None:
             self._process.kill()
         if self._snapshots is not None:
@@ -152,7 +154,7 @@ class WeightPublisher:
         self.warm(specs)
 
     def wait(self, timeout: float) -> bool:
-        """Wait until nothing is waiting or under way; returns whether that is so."""
+        """Wait up to ``timeout`` seconds until no push waits or is under way; returns whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._waiting is None and self._active is None, timeout)
 
@@ -198,7 +200,7 @@ class WeightPublisher:
                     with self._changed:
                         self._active = None
                         self._changed.notify_all()
-        except BaseException as error:  # the trainer's next publish raises it
+        except BaseException as error:  # the next ``publish`` raises it
             log.exception("the publisher has failed")
             self.failure = error
 
@@ -206,7 +208,7 @@ class WeightPublisher:
         assert self._process is not None
         try:
             self._process.running()
-        except WeightPushError as error:  # the first push starts it again
+        except WeightPushError as error:  # the first push tries again
             log.warning("%s", error)
 
     def _publish(self, version: int, buffer: int) -> None:
@@ -233,7 +235,7 @@ class WeightPublisher:
         self._on_published(version, path, push.checksum)
 
     def _changes(self, push: Push, buffer: int) -> Push:
-        """The push of what has changed alone, if all receivers hold what it has changed from and it is less; else ``push`` itself."""
+        """``push`` as changes only, if all receivers hold the base version and the changes are worth it; else ``push`` itself."""
         base = self._base
         if base is None or not base.held_by(self._control.receivers()):
             return push
@@ -244,13 +246,13 @@ class WeightPublisher:
             return push
 
     def _acknowledged(self, push: Push, buffer: int) -> None:
-        """What the next version's changes are counted from."""
+        """Make this version the base of the next sparse push."""
         if self._sparse:
             with self._changed:
                 self._base = Base(push.version, buffer, frozenset(m.identity for m in self._members))
 
     def _save(self, version: int, buffer: int) -> None:
-        """Write the copy on disk: late joiners, the evicted and a learner that recovers have it from there. Raises WeightPushError."""
+        """Write the copy on disk, for late joiners, evicted members and a recovering learner. Raises WeightPushError."""
         for attempt in range(ATTEMPTS):
             try:
                 self._running().order("save", buffer=buffer, specs=[[s.name, s.dtype, list(s.shape)] for s in self._specs],
@@ -267,7 +269,7 @@ class WeightPublisher:
         return self._process
 
     def _deliver(self, delivery: Delivery) -> bool:
-        """Bring a version to all receivers; False if one failed and the others are to have it again."""
+        """Bring a version to all receivers; False if any failed, so that it must be delivered again."""
         members = self._members = self._control.receivers()
         if not members and self._road.acknowledged:
             return True
@@ -291,7 +293,7 @@ class WeightPublisher:
         return not missing
 
     def _away(self) -> str:
-        """Why a delivery under way cannot succeed: a member has said that it is away, or lives no more."""
+        """Why the delivery under way cannot succeed (a member is away or dead); empty if it still can."""
         gone = next((member.name for member in self._members if not self._control.lives(member)), "")
         return self._words.away() or (f"{gone} is not heard of any more" if gone else "")
 
@@ -303,10 +305,10 @@ class WeightPublisher:
 
     @property
     def pid(self) -> int:
-        """The publisher process; 0 before the first push."""
+        """Process id of the publisher process; 0 if none was started."""
         return self._process.pid if self._process is not None else 0
 
     @property
     def restarts(self) -> int:
-        """How often that process had to be started again."""
+        """How often the publisher process was started again."""
         return self._process.restarts if self._process is not None else 0

@@ -1,4 +1,4 @@
-"""Receives weights by broadcast into a staging buffer; the engine gets them only whole and checked."""
+"""Receives weights by broadcast into a staging buffer; the engine gets them only when complete and verified."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Apply = Callable[[int, Mapping[str, Tensor]], None]
 
 
 def _nothing(*of: object) -> None:
-    """The pause of an engine that holds no memory of its own."""
+    """Default ``rest`` and ``wake``, for an engine that has no device memory to release."""
 
 
 class DistributedReceiver:
-    """Implements ``WeightSink`` for engines that take tensors. ``apply`` returns once the engine samples from them.
+    """Implements ``WeightSink`` for engines that take tensors. ``apply(version, tensors)`` must return only once the engine samples from them.
 
-    The engine goes on with its old weights until then, so a broken push changes nothing.
+    The engine keeps its old weights until then, so a failed push changes nothing.
     """
 
     ranks = 1
@@ -37,7 +37,7 @@ class DistributedReceiver:
         self._group: Any = None
         self._lane: Lane | None = None
         self._flat = torch.empty(0, dtype=torch.uint8)
-        self._holds = -1  # the version whose bytes are in there whole
+        self._holds = -1  # the version that ``_flat`` holds completely
 
     def join(self, lane: Lane) -> None:
         self.leave()
@@ -58,7 +58,7 @@ class DistributedReceiver:
         return found
 
     def _take_changes(self, push: Push, lane_group: Any, lane: Lane) -> None:
-        """They are received in any case, so that nobody is kept waiting, and taken where they fit."""
+        """Receive changes and apply them if their base is held; always receive, since other members wait in the same broadcast."""
         changes = torch.empty(push.sparse, dtype=torch.uint8, device=self._flat.device)
         for start in range(0, push.sparse, push.bucket_bytes):
             group.broadcast(lane_group, changes[start : start + push.bucket_bytes], lane.timeout)

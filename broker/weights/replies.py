@@ -1,4 +1,4 @@
-"""What the members of an epoch answer on the control road: acknowledgements, failures, absences."""
+"""The answers of an epoch's members on the control road: acknowledgements, failures, absences."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from broker.errors import WeightPushError
 from broker.weights.sink import Push
 
 LOOK_SECONDS = 0.25  # after this much silence, check whether the awaited members are still alive
-WORD_SECONDS = 3.0  # how long the survivors of a broken epoch have to say that they are alive
+WORD_SECONDS = 3.0  # how long members of a failed epoch have to show that they are alive
 
 
 class Words:
-    """The answers to one push after the other; all of them arrive on ``acks``."""
+    """Collects the answers to one push at a time from the queue ``acks``."""
 
     def __init__(self, acks: queue.SimpleQueue[Message]) -> None:
         self._acks = acks
         self._epoch = 0
-        self._early: deque[Message] = deque()  # answers that came before anybody waited for them
+        self._early: deque[Message] = deque()  # answers taken from the queue before anybody waited for them
         self._heard: set[str] = set()  # members that have answered anything since the push began
 
     def begin(self) -> None:
-        """A push begins: earlier answers belong to other pushes."""
+        """Begin a push: drop earlier answers, which belong to other pushes."""
         self._heard.clear()
         self._early.clear()
         while not self._acks.empty():
             self._acks.get()
 
     def follow(self, epoch: int) -> None:
-        """Answers of any other epoch count for nothing."""
+        """Ignore the answers of any other epoch from now on."""
         self._epoch = epoch
 
     def acknowledged(
         self, members: Sequence[Member], push: Push, limit: float, lives: Callable[[Member], bool] = lambda member: True
     ) -> list[str]:
-        """Wait for every member that ``lives`` to confirm the push; returns the names of those who did not within ``limit`` seconds.
+        """Wait up to ``limit`` seconds for all ``members`` to confirm the push; returns the names of those that did not, sorted.
 
-        Raises WeightPushError if one failed, or holds something else than the others.
+        Stops early once none of the missing ones ``lives``. Raises WeightPushError if one failed, or reports another checksum than the others.
         """
         by_name, held = {m.name: m for m in members}, {"bytes": push.checksum}
         missing = set(by_name)
@@ -62,7 +62,7 @@ class Words:
         return sorted(missing)
 
     def silent(self, members: Iterable[Member], lives: Callable[[Member], bool] = lambda member: True) -> list[str]:
-        """The members of a failed epoch that say nothing at all; those that no longer ``lives`` are not waited for."""
+        """Names of the members of a failed epoch that answered nothing; waits ``WORD_SECONDS`` at most, and only for those that ``lives``."""
         members = list(members)
         names = {m.name for m in members}
         if names - self._heard:
@@ -72,7 +72,7 @@ class Words:
         return sorted(names - self._heard)
 
     def away(self) -> str:
-        """Why some member cannot take part at all, as it has said meanwhile; empty if all can."""
+        """The reason given by a member that cannot take part; empty if there is none. Does not wait."""
         while not self._acks.empty():
             ack = self._acks.get()
             if self._concerns(ack):
@@ -82,7 +82,7 @@ class Words:
         return ""
 
     def _coming(self, limit: float) -> Iterator[Message | None]:
-        """The answers of this epoch as they come, for ``limit`` seconds; None now and then while there are none."""
+        """Yield the answers of this epoch for ``limit`` seconds, and None every ``LOOK_SECONDS`` without one."""
         while self._early:
             yield self._early.popleft()
         deadline = time.monotonic() + limit
@@ -96,7 +96,7 @@ class Words:
                 yield ack
 
     def _concerns(self, ack: Message) -> bool:
-        """Whether an answer belongs to this epoch; its sender then counts as heard."""
+        """Whether an answer belongs to this epoch; if so, marks its sender as heard."""
         if ack.get("epoch") != self._epoch:
             return False
         self._heard.add(str(ack.get("name")))

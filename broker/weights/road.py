@@ -1,4 +1,4 @@
-"""How one version reaches the receivers: by broadcast in lanes, by the disk that all of them see, or handed over in one process."""
+"""The ways for a version to reach the receivers: broadcast in lanes, a shared disk, or directly within one process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ log = logging.getLogger("weights")
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One version to bring: ``flat`` (uint8) is the snapshot, in the publisher process's ``buffer``; ``path`` is where its copy on disk
-    lies, or will lie once it is saved."""
+    """One version to deliver: ``flat`` (uint8 ``[size]``) is the snapshot, ``buffer`` its number in the publisher process. ``path`` is
+    its copy on disk, which may not be saved yet."""
 
     push: Push
     buffer: int
@@ -32,26 +32,26 @@ class Delivery:
 
 
 class WeightRoad(Protocol):
-    """What ``WeightPublisher`` drives. It waits for the receivers' words itself."""
+    """The way that ``WeightPublisher`` delivers versions; the publisher itself waits for acknowledgements."""
 
     saved_first: bool
-    """Whether the copy on disk must be there before the delivery; else it is written behind it."""
+    """Whether the copy on disk is written before the delivery instead of after it."""
     acknowledged: bool
-    """Whether receivers confirm on the control road what they have taken."""
+    """Whether receivers confirm each version on the control road."""
 
     @property
     def epoch(self) -> int:
-        """The membership epoch: how often receivers have been told to come together anew."""
+        """The membership epoch: incremented whenever the lanes change (0: not yet)."""
 
     def deliver(self, delivery: Delivery, members: Sequence[Member]) -> None:
-        """Bring a version to ``members``. Raises WeightPushError if it did not reach all of them, RunFault if it never can."""
+        """Deliver a version to ``members``. Raises WeightPushError if it did not reach all of them, RunFault if it never can."""
 
     def free(self) -> None:
-        """A delivery has failed: let go whoever still waits in it."""
+        """Called after a failed delivery: free the receivers that still wait in it."""
 
 
 class Disk:
-    """Members load the copy on disk, which all of them see."""
+    """Members load the copy from a disk that all of them can read."""
 
     saved_first, acknowledged, epoch = True, True, 0
 
@@ -69,7 +69,7 @@ class Disk:
 
 
 class Direct:
-    """Hands the tensors to engines of this process: a ring in one process has no processes to broadcast to."""
+    """Passes the tensors to engines in this process, when a whole run is one process."""
 
     saved_first, acknowledged, epoch = False, False, 0
 
@@ -86,8 +86,8 @@ class Direct:
 
 
 class Broadcast:
-    """Lanes of ``size`` members with the publisher process as rank 0 of each. Who joins or leaves re-forms the one lane that it enters or
-    leaves; the others stay as they are. ``device`` is the one that the weights are on, for the backend ``nccl``."""
+    """Broadcasts in lanes of up to ``size`` members, with the publisher process as rank 0 of each. A member that joins or leaves
+    re-forms only its own lane. ``device`` holds the weights; the backend ``nccl`` broadcasts from it. ``timeout`` is in seconds."""
 
     saved_first, acknowledged = False, True
 
@@ -98,7 +98,7 @@ class Broadcast:
         self._control, self._words, self._process = control, words, process
         self._size, self._timeout, self.backend, self._host, self._device = size, timeout, backend, host, device
         self.epoch = 0
-        self._start = 0  # of the process that the lanes are formed with
+        self._start = 0  # number of the process start that the lanes were formed with
         self._lanes: dict[str, tuple[bytes, ...]] = {}  # the receivers' identities, in order of rank
 
     def deliver(self, delivery: Delivery, members: Sequence[Member]) -> None:
@@ -117,10 +117,10 @@ class Broadcast:
         process.order("push", buffer=delivery.buffer, cuts=cuts, sparse=bool(push.sparse))
 
     def free(self) -> None:
-        self._process().kill()  # the survivors then say so
+        self._process().kill()  # the survivors then report a failed broadcast
 
     def _form(self, process: PublisherProcess, members: Sequence[Member]) -> None:
-        """Bring all of ``members`` into lanes. Raises WeightPushError, or RunFault if NCCL can never reach one of them."""
+        """Form lanes so that all ``members`` are in one. Raises WeightPushError, or RunFault if NCCL can never reach a member."""
         kept, entering = self._sorted(process, members)
         if not entering and kept.keys() == self._lanes.keys():
             return
@@ -149,8 +149,8 @@ class Broadcast:
     def _sorted(
         self, process: PublisherProcess, members: Sequence[Member]
     ) -> tuple[dict[str, tuple[bytes, ...]], list[Member]]:
-        """The lanes that stay as they are, and who is to be brought into new ones: a lane with room is formed anew for who comes."""
-        if process.start != self._start:  # that one knows no lanes
+        """The lanes to keep, and the members that need a new one. New members join the shortest lane, if it has room, which is then re-formed."""
+        if process.start != self._start:  # a new process knows no lanes
             self._lanes = {}
         here = {member.identity for member in members}
         kept = {name: lane for name, lane in self._lanes.items() if here.issuperset(lane)}

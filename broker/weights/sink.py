@@ -1,4 +1,4 @@
-"""What receives weights at the far end: the seam between the weight road and an engine. Imports no torch."""
+"""The receiver of weights: the interface between the weight road and an engine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One broadcast group of a membership epoch: the publisher is rank 0, this receiver is ``rank`` of ``world`` (the first of its ranks)."""
+    """One broadcast group: the publisher is rank 0, this receiver's first rank is ``rank``, of ``world``. ``timeout`` is in seconds."""
 
     epoch: int
     group: str
@@ -32,9 +32,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """One set of weights on its way: version, the tensors in order, how they are cut into buckets, and the checksum.
+    """One version to receive: its tensors in order, the size of the broadcast buckets in bytes, and the checksum.
 
-    With ``sparse`` only the changes since version ``base`` come, in so many bytes (``broker.weights.sparse``); the checksum is that of the whole.
+    If ``sparse`` is not 0, that many bytes of changes since version ``base`` are sent instead (``broker.weights.sparse``); the checksum is
+    still that of the full weights.
     """
 
     version: int
@@ -46,38 +47,37 @@ class Push:
 
 
 class WeightSink(Protocol):
-    """The receiving half of an engine. Called by the control client's thread, never by the sampling thread.
+    """The receiving half of an engine. Called on the weight client's thread, never on the sampling thread.
 
-    ``ranks`` is how many ranks of the broadcast it takes: those of an engine that is sharded join one by one, from ``lane.rank``
-    on. Every method raises WeightPushError if it fails; the engine then goes on with the weights it had, or stays paused
-    where it cannot know them to be whole. One that keeps the bytes of its last push may say so by ``sparse = True``: it can then take the
-    changes alone, wherever ``Push.sparse`` says that these come.
+    ``ranks`` is the number of broadcast ranks that it takes; those of a sharded engine are ``lane.rank`` and the following ones. Every
+    method raises WeightPushError on failure; the engine then keeps its old weights, or stays paused if it cannot be sure that they are
+    complete. A sink that keeps the bytes of its last push may set ``sparse = True``: it then also gets pushes of changes (``Push.sparse``).
     """
 
     ranks: int
 
     @property
     def ready(self) -> bool:
-        """Whether it can take part in a broadcast; the others are kept waiting by one that cannot."""
+        """Whether it can take part in a broadcast now. One that cannot would keep all others waiting."""
 
     def join(self, lane: Lane) -> None:
         """Enter the broadcast group of a new epoch (leaving the old one). Blocks at most ``lane.timeout``."""
 
     def receive(self, push: Push) -> str:
-        """Take part in one broadcast; returns the checksum of what arrived once the engine samples from it.
+        """Take part in one broadcast; returns the checksum of the weights once the engine samples from them.
 
-        A receiver that cannot sum the bytes gives ``KIND:CHECKSUM`` of what it holds; all of one kind must then agree.
+        A receiver that has no access to the bytes returns ``KIND:CHECKSUM``, its own checksum; all receivers of a kind must agree.
         """
 
     def load(self, path: Path, version: int) -> None:
-        """Take the weights from a Hugging Face directory instead."""
+        """Take the weights of ``version`` from the Hugging Face directory ``path`` instead of a broadcast."""
 
     def leave(self) -> None:
         """Leave the broadcast group, if any."""
 
     def rest(self) -> None:
-        """Stop sampling and give the device memory back, until ``wake``. Nothing if it rests already."""
+        """Stop sampling and release the device memory until ``wake``. No effect if it rests already."""
 
     def wake(self, version: int, patience: float) -> None:
-        """Take the device memory back and go on: with weights of ``version`` once they are there, or after ``patience`` seconds with
-        those that are held. What was under way at ``rest`` goes on as after a change of weights."""
+        """Allocate the device memory again and resume: with the weights of ``version`` once they arrive, or after ``patience`` seconds
+        with the ones held. Samples that were under way at ``rest`` continue as after a change of weights."""

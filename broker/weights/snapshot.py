@@ -1,7 +1,7 @@
 """Snapshots of the weights, in host memory that the learner shares with its publisher process.
 
-From a GPU they come by asynchronous copies on a stream of their own into pages that are locked: the publisher goes on at once, and its
-next work on the device waits until the copies are done.
+Copies from a GPU are asynchronous, on a separate stream, into locked pages: the learner continues at once, and its next work on the
+device waits until the copies are done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger("weights")
 
 
 class Snapshots:
-    """``count`` buffers (``flat``: uint8 ``[size]``) and their descriptors (``files``). ``device`` is where the weights come from."""
+    """``count`` buffers (``flat``: uint8 ``[size]``) and their file descriptors (``files``). ``device`` holds the weights to copy."""
 
     def __init__(self, size: int, device: str = "cpu", count: int = 2) -> None:
         self._device = torch.device(device)
@@ -39,7 +39,7 @@ class Snapshots:
 
     @contextmanager
     def writing(self, buffer: int) -> Iterator[None]:
-        """What the block copies into the buffer is copied in order with what the device computes before and after it."""
+        """Order the block's copies into the buffer after earlier and before later work on the device."""
         if not self._from_gpu:
             yield
             return
@@ -51,12 +51,12 @@ class Snapshots:
         computing.wait_event(self._copied[buffer])
 
     def wait(self, buffer: int) -> None:
-        """Return once all of the buffer has arrived."""
+        """Wait until all copies into the buffer are done."""
         if self._from_gpu:
             self._copied[buffer].synchronize()
 
     def close(self) -> None:
-        """Close the descriptors; who has mapped them keeps what it has."""
+        """Close the descriptors; existing mappings stay valid."""
         if self._from_gpu:
             for flat in self._locked:
                 torch.cuda.cudart().cudaHostUnregister(flat.data_ptr())
@@ -67,8 +67,8 @@ class Snapshots:
 
 
 def lock(flat: Tensor) -> bool:
-    """Lock the pages of a host tensor, so that a GPU copies from and to them at full speed. False, told in the log, where that is
-    refused (``ulimit -l``, or too little memory): copies are then slower and not asynchronous."""
+    """Lock the pages of a host tensor, so that a GPU can copy from and to them at full speed. False, with a warning in the log, if that
+    is refused (``ulimit -l``, or too little memory): copies are then slower and synchronous."""
     if not flat.numel():
         return False
     code = torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), flat.numel(), 0)

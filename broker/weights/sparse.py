@@ -1,8 +1,8 @@
-"""What has changed between two versions of the weights, bit for bit: in 16-bit floating point a small step changes few of them.
+"""The exact changes between two versions of the weights: in 16-bit floating point a small step changes only few values.
 
-The form is two arrays of little-endian 16-bit words one behind the other: how far each change lies behind the one before (1 to 65,535 words;
-a place that did not change stands in where the next one is farther), and what is there now. Whoever applies it to the very bytes that it was
-made from has the new ones exactly; the checksum of the whole tells.
+The encoding is two concatenated arrays of little-endian 16-bit words: the distance of each change from the one before (1 to 65,535 words;
+longer gaps get unchanged places as intermediate entries), then the new values. Applied to exactly the bytes that it was made from, it gives
+exactly the new ones; the checksum of the full weights verifies this.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor
 from broker.errors import WeightPushError
 
 FARTHEST = 65_535
-CHUNK = 1 << 23  # words that are compared at a time, so that no second model is in memory
-ENTRY = 4  # bytes of a change
+CHUNK = 1 << 23  # words compared at a time, so that intermediate results stay small
+ENTRY = 4  # bytes per change
 
 
 def encode(base: Tensor, new: Tensor, most: int) -> Tensor | None:
-    """The changes from ``base`` to ``new`` (uint8 ``[n]``) as uint8 ``[4 c]``; None where they take more than ``most`` bytes, or n is odd."""
+    """The changes from ``base`` to ``new`` (uint8 ``[n]``) as uint8 ``[4 c]``.
+
+    None if they exceed ``most`` bytes, or if the sizes differ or are odd.
+    """
     if base.numel() != new.numel() or base.numel() % 2:
         return None
     before, after = base.view(torch.int16), new.view(torch.int16)
@@ -40,7 +43,7 @@ def encode(base: Tensor, new: Tensor, most: int) -> Tensor | None:
 
 
 def _reachable(places: np.ndarray) -> np.ndarray:
-    """``places``, and others between those that lie too far apart."""
+    """``places``, with additional ones inserted where two are more than ``FARTHEST`` apart."""
     before = np.concatenate(([-1], places[:-1])) if len(places) else places
     far = np.flatnonzero(places - before > FARTHEST)
     if not len(far):
@@ -50,7 +53,7 @@ def _reachable(places: np.ndarray) -> np.ndarray:
 
 
 def apply(flat: Tensor, encoded: Tensor) -> None:
-    """Make the changes in ``flat`` (uint8). Raises WeightPushError if they do not fit it; it is then as before."""
+    """Apply the changes to ``flat`` (uint8 ``[n]``) in place. Raises WeightPushError, with ``flat`` untouched, if they do not fit it."""
     if encoded.numel() % ENTRY or flat.numel() % 2:
         raise WeightPushError(f"{encoded.numel()} bytes are no changes of {flat.numel()} bytes of weights")
     gaps, values = encoded.view(torch.int16).chunk(2) if encoded.numel() else (torch.empty(0), torch.empty(0))

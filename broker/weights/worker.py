@@ -1,4 +1,4 @@
-"""The publisher process as its driver sees it: started when it is needed, given orders, killed when it does not finish in time."""
+"""Drives the publisher process: starts it on demand, gives it orders, and kills it if it does not finish in time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from broker.errors import WeightPushError
 from broker.frames import Child, kill, read_frame, write_frame
 
 START_SECONDS = 60.0  # the publisher process has to import torch first
-AWAY_SECONDS = 0.05  # interval at which to check whether a member has said that it is away
+AWAY_SECONDS = 0.05  # interval at which to check whether a member has reported that it is away
 TOGETHER = ("join", "push")  # orders that the publisher process carries out together with the members
 
 
 class Started(Child, Protocol):
-    """What is known of the process; ``subprocess.Popen`` is one."""
+    """A started process; ``subprocess.Popen`` is one."""
 
     pid: int
 
@@ -27,7 +27,7 @@ class Started(Child, Protocol):
 
 
 def of_its_own(arguments: Sequence[str], files: Sequence[int]) -> Started:
-    """A Python of its own that runs ``broker.weights.process``; ``files`` stay open in it, under the same numbers."""
+    """Run ``broker.weights.process`` in a new Python, which inherits the descriptors ``files`` under the same numbers."""
     command = [sys.executable, "-m", "broker.weights.process", *arguments]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=files, start_new_session=True
@@ -35,8 +35,8 @@ def of_its_own(arguments: Sequence[str], files: Sequence[int]) -> Started:
 
 
 class PublisherProcess:
-    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` gives the reason of a member that cannot take
-    part at all (empty if all can)."""
+    """``files`` are the descriptors of the snapshots, of ``size`` bytes each; ``away`` returns why a member cannot take part (empty if
+    all can). ``timeout`` is the limit of an order in seconds."""
 
     def __init__(
         self, device: str, size: int, files: Sequence[int], timeout: float, away: Callable[[], str],
@@ -46,22 +46,22 @@ class PublisherProcess:
         self._device, self._size, self._files, self._timeout, self._away = device, size, tuple(files), timeout, away
         self._process: Started | None = None
         self._starts = (
-            starts  # of those before it, of weights of another shape: lanes are known by the number of a start
+            starts  # continues the count of a process for another shape, as lanes refer to the number of a start
         )
 
     @property
     def pid(self) -> int:
-        """0 where none was started."""
+        """Process id; 0 if none was started."""
         return self._process.pid if self._process is not None else 0
 
     @property
     def start(self) -> int:
-        """The number of the start of the one that runs; 0 where none does. Another start knows no lanes of the one before."""
+        """Number of the start of the running process; 0 if none runs. A new start does not know the lanes of an earlier one."""
         return self._starts if self._process is not None and self._process.poll() is None else 0
 
     @property
     def starts(self) -> int:
-        """How often one was started, those before it included."""
+        """How often a process was started, including those for other shapes."""
         return self._starts
 
     @property
@@ -83,7 +83,7 @@ class PublisherProcess:
         return answer
 
     def running(self) -> Started:
-        """The process, started if it does not run. Raises WeightPushError if it does not come up."""
+        """The process, started if it does not run. Raises WeightPushError if it does not start."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.kill()
@@ -94,16 +94,16 @@ class PublisherProcess:
         return self._process
 
     def kill(self) -> None:
-        """End the process, and with it the collective that its lanes are in."""
+        """Kill the process, which ends the collectives of its lanes."""
         if self._process is not None:
             kill(self._process)
             self._process = None
 
     def _answer(self, process: Started, limit: float, together: bool) -> dict[str, Any]:
-        """What the process answers. Where it works ``together`` with members, one that is away ends that at once."""
+        """Wait up to ``limit`` seconds for the answer. If the order runs ``together`` with members, give up as soon as one is away."""
         assert process.stdout is not None
         deadline = time.monotonic() + limit
-        ready = select.poll()  # select knows no descriptor above 1,023
+        ready = select.poll()  # select() cannot handle descriptors above 1,023
         ready.register(process.stdout, select.POLLIN)
         while not ready.poll(AWAY_SECONDS * 1000):
             why = self._away() if together else ""

@@ -1,10 +1,10 @@
 """Attention over packed segments: a token sees the earlier tokens of its own sequence and nothing else.
 
-Registered with transformers as ``headrace_segments``; the plan travels as the forward argument ``segments``. Segments of
-similar length are computed as one padded batch (causal, so padding on the right is never seen); no mask is ever made. On
-CUDA in half precision one kernel takes them all without padding (``varlen``).
-What would change the result is refused: attention dropout, soft caps, sinks, biases, and a sliding window where a segment is
-longer than it.
+Registered with transformers as ``headrace_segments``; the plan is passed as the forward argument ``segments``. Segments of
+similar length are computed as one padded batch; attention is causal, so right padding is never seen and needs no mask. On
+CUDA in half precision one kernel computes all segments without padding (``varlen``).
+Anything else that would change the result is refused: attention dropout, soft caps, sinks, biases, and a segment longer than
+the sliding window.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ SPREAD = 1.25  # largest ratio of the longest to the shortest segment of one pad
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """How the ``T`` tokens of a chunk are laid out for attention: each sequence whole, the prefix that another one holds included.
+    """How the ``T`` tokens of a chunk are laid out for attention: each sequence complete, with any prefix that it shares with another.
 
-    ``places_F``: the token at each place of padded batches of similar lengths, laid end to end; ``shapes``: (sequences, length)
-    of each batch. ``order_T``: the place that holds each token's own output. ``ragged``: the same without padding, on CUDA.
+    ``places_F``: the token index at each place of the padded batches, concatenated; ``shapes``: (sequences, length)
+    of each batch. ``order_T``: the place of each token's output. ``ragged``: the plan without padding (CUDA only).
     """
 
     places_F: Tensor
@@ -55,10 +55,10 @@ def plan_segments(
     device: torch.device | str = "cpu",
     prefixes: tuple[tuple[int, int], ...] | None = None,
 ) -> Segments:
-    """The plan for segments of these lengths, laid end to end in this order.
+    """The plan for segments of these ``lengths`` in tokens, concatenated in this order.
 
-    A segment sees the tokens at its prefix (start, length) before its own; they are computed again for it, and their own
-    outputs come from the segment that holds them.
+    A segment attends to the tokens of its prefix (start, length) before its own. These are computed again for it; their
+    outputs come from the segment that contains them.
     """
     pieces = _pieces(lengths, prefixes)
     groups: list[list[Piece]] = []
@@ -80,7 +80,7 @@ def plan_segments(
 
 
 class Piece(NamedTuple):
-    """One sequence: where its own tokens start, where its prefix does, and the lengths of prefix and whole."""
+    """One sequence: the starts of its own tokens and of its prefix, the prefix's length, and the total length."""
 
     start: int
     lead: int
@@ -98,7 +98,7 @@ def _pieces(lengths: tuple[int, ...], prefixes: tuple[tuple[int, int], ...] | No
 
 
 def _padded(members: Sequence[Piece]) -> tuple[Tensor, Tensor, Tensor]:
-    """The token at each place of a batch of these, which places are not padding, and which are a sequence's own. ``[N, L]``."""
+    """Three ``[N, L]`` tensors of a padded batch: the token index at each place, whether it is no padding, and whether it is an own token."""
     start, lead, cut, size = torch.tensor(members)[:, :, None].unbind(1)
     place = torch.arange(int(size.max()))
     inside, own = place < size, (place >= cut) & (place < size)
@@ -111,7 +111,7 @@ def ragged_plan(
     device: torch.device | str,
     prefixes: tuple[tuple[int, int], ...] | None = None,
 ) -> Ragged:
-    """As ``plan_segments``, without padding."""
+    """Like ``plan_segments``, without padding."""
     pieces = _pieces(lengths, prefixes)
     index_NL, inside_NL, own_NL = _padded(pieces)
     sizes_N = torch.tensor([piece.size for piece in pieces])
@@ -136,7 +136,7 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """``query`` ``[1, H, T, D]``, ``key`` and ``value`` ``[1, KV, T, D]`` -> ``[1, T, H, D]``.
 
-    Raises EngineError without a plan, and where the model asks for what this attention does not know.
+    Raises EngineError if there is no plan, or if the model needs a feature that this attention does not support.
     """
     if segments is None or attention_mask is not None:
         raise EngineError(f"attention {NAME!r} needs the argument 'segments' and no attention mask")
@@ -162,6 +162,6 @@ def segment_attention(
 
 
 def register() -> str:
-    """Make the attention known to transformers; returns its name."""
+    """Register this attention with transformers; returns its name."""
     AttentionInterface.register(NAME, segment_attention)
     return NAME

@@ -1,7 +1,7 @@
-"""A GGUF file (llama.cpp's format) made into a directory that transformers, the learner and every engine load.
+"""Converts a GGUF file (llama.cpp's format) into a directory that transformers, the learner and every engine can load.
 
-transformers reads the architecture, the tokenizer and the quantised weights; what it reads is dequantised and written as safetensors. What a
-file of another kind would turn into is refused before: adapters, projectors, parts of a split model. The format:
+transformers reads the architecture, the tokenizer and the quantised weights, which are dequantised and written as safetensors. Files
+that are not a whole model are refused first: adapters, projectors, parts of a split model. The format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -19,15 +19,15 @@ from broker.errors import CheckpointError, RunFileError
 
 MAGIC = b"GGUF"
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""What weights may be written as, with the bytes of one."""
-ROOM = 1.02  # of the weights' size: the tokenizer and the rest come on top
+"""The dtypes that weights can be written as, with their size in bytes."""
+ROOM = 1.02  # factor on the weights' size, for the tokenizer and other files
 QUANTISED = ("quantization_config", "_pre_quantization_dtype")
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself: its ``architecture`` (``llama``), ``name``, number of ``parameters``, the size of its heads and how it
-    stretches positions (0 and empty where it does not say)."""
+    """Metadata of a file: ``architecture`` (such as ``llama``), ``name``, number of ``parameters``, head size (0 if not given), and the
+    kind of position scaling (``stretched``, empty if not given)."""
 
     architecture: str
     name: str
@@ -37,7 +37,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Raises RunFileError where ``file`` is no GGUF, no whole model, or one that transformers does not read."""
+    """Raises RunFileError if ``file`` is no GGUF, no complete model, or one that transformers cannot read."""
     reader = _reader(file)
     fields = {name: reader.fields[name].contents() for name in reader.fields if not name.startswith("tokenizer.")}
     kind, parts = fields.get("general.type", "model"), fields.get("split.count", 1)
@@ -96,9 +96,9 @@ def _check_known(architecture: str, file: Path) -> None:
 def convert(
     file: Path, directory: Path, dtype: str = "float32", tell: Callable[[str], None] = lambda line: None
 ) -> Header:
-    """Write ``directory`` from ``file``, all or nothing; ``tell`` hears what goes on.
+    """Write ``directory`` from ``file``, all or nothing; ``tell`` is called with lines that report progress.
 
-    Raises RunFileError for what cannot be imported, CheckpointError where the weights are not whole.
+    Raises RunFileError if the file cannot be imported, CheckpointError if weights are missing.
     """
     check_target(directory)
     header = read_header(file)
@@ -120,7 +120,7 @@ def convert(
 
 
 def check_target(directory: Path) -> None:
-    """Raises RunFileError unless ``directory`` is empty or not there."""
+    """Raises RunFileError unless ``directory`` is empty or does not exist."""
     if directory.is_dir() and any(directory.iterdir()):
         raise RunFileError(f"{directory} is not empty; name a new directory")
     if directory.exists() and not directory.is_dir():
@@ -128,7 +128,7 @@ def check_target(directory: Path) -> None:
 
 
 def check_room(directory: Path, size: int) -> None:
-    """Raises RunFileError if ``size`` bytes of weights do not fit the disk."""
+    """Raises RunFileError if ``size`` bytes of weights do not fit on the disk."""
     there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     if size * ROOM > free:
@@ -161,7 +161,7 @@ def _write(file: Path, header: Header, directory: Path, dtype: str, tell: Callab
 
 
 def _amend(config: Any, header: Header, file: Path) -> None:
-    """Bring in what transformers passes over. Raises RunFileError for what cannot be."""
+    """Set what transformers ignores in the file. Raises RunFileError for position scaling, which cannot be set."""
     if header.head_dim and getattr(config, "head_dim", None) is not None:
         config.head_dim = header.head_dim
     rope = getattr(config, "rope_parameters", None) or {}
@@ -172,7 +172,7 @@ def _amend(config: Any, header: Header, file: Path) -> None:
 
 
 def _check_shapes(model: Any, file: Path) -> None:
-    """Raises RunFileError where a weight has not the shape that the configuration gives it."""
+    """Raises RunFileError if a weight does not have the shape that the configuration implies."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -187,7 +187,7 @@ def _check_shapes(model: Any, file: Path) -> None:
 
 
 def unmark(model: Any) -> None:
-    """Take the mark of quantisation off a model whose weights are quantised no more: with it transformers saves none."""
+    """Remove the quantisation marks from a dequantised model: transformers does not save a model that has them."""
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if attribute in model.__dict__:
             delattr(model, attribute)
@@ -199,7 +199,7 @@ def unmark(model: Any) -> None:
 
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[tuple[str, str]]:
-    """A directory with nothing but ``file`` in it, and its name there: transformers would take up what lies beside it."""
+    """A temporary directory with only ``file`` in it, and its name there: transformers would also read files next to it."""
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "model.gguf").symlink_to(file.absolute())
         yield home, "model.gguf"
@@ -207,7 +207,7 @@ def alone(file: Path) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Say in one line what transformers could not read."""
+    """Turn transformers' errors into a RunFileError of one line."""
     try:
         yield
     except ImportError as error:

@@ -1,6 +1,6 @@
 """Loads and saves the policy: Hugging Face directories or ids, with packed attention in place.
 
-What packed training would compute wrongly is refused here, before anything is trained.
+Models that packed training would compute wrongly are refused here, before training begins.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja", "chat_template.json", "added_tokens.json", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
     "additional_chat_templates",
 )  # fmt: skip
-"""Patterns of what a tokenizer may need; the last is a directory."""
+"""Patterns of files that a tokenizer may need; the last one is a directory."""
 
 
 def load_model(
@@ -32,7 +32,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model at ``path`` (a directory or a Hugging Face id), in training mode.
 
-    ``init = "random"`` takes its shape only, with weights that follow from ``seed``. Raises RunFileError if there is no such
+    ``init = "random"`` takes only its shape, with random weights determined by ``seed``. Raises RunFileError if there is no such
     model or packed training cannot compute it, CheckpointError if a directory's weights are missing or damaged.
     """
     name = attention.register()
@@ -43,7 +43,7 @@ def load_model(
             model = AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=dtype)
         else:
             model = _pretrained(path, name, dtype)
-    except KeyError as error:  # an older family looks its attention up in a table of its own
+    except KeyError as error:  # older families look attention up in their own table
         if name not in str(error):
             raise
         raise RunFileError(
@@ -58,13 +58,13 @@ def load_model(
     model = model.to(device).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # the policy that is trained must be the one that was sampled from
+            module.p = 0.0  # the trained policy must equal the one that was sampled from
     _check(model, path)
     return model
 
 
 def _pretrained(path: str, attention_name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights and all: weights that transformers would make up with a warning are an error here."""
+    """Load the weights. Missing ones, which transformers would initialise with a warning, raise CheckpointError."""
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attention_name, dtype=dtype, output_loading_info=True
@@ -85,11 +85,11 @@ def _reason(path: str, error: Exception) -> str:
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, path: str) -> None:
-    """Refuse a model that packed training would compute wrongly, by trying it on one sequence laid twice end to end.
+    """Raises RunFileError for a model that packed training would compute wrongly, by a test on two concatenated copies of a sequence.
 
-    Both copies must give what transformers' own attention and head give for the sequence alone, the second one also behind a prefix that it
-    shares with the first. Layers with a state of their own, attention with caps, sinks or biases, and heads that scale or cap their logits do
-    not. Positions that change with the longest sequence of a batch (dynamic RoPE, longrope) are tried far out: a model that has them is bound
+    Both copies must give the logits that transformers' own attention and head give for the sequence alone, also when the second shares a
+    prefix with the first. Layers with a state, attention with caps, sinks or biases, and heads that scale or cap their logits fail.
+    Positions that depend on the longest sequence of a batch (dynamic RoPE, longrope) are tested far out: such a model is limited (``bind``)
     to the length up to which they do not.
     """
     try:
@@ -126,7 +126,7 @@ def _alone(model: PreTrainedModel) -> torch.Tensor:
 
 
 def _packed(model: PreTrainedModel, plan: Any, far: int = 0) -> torch.Tensor:
-    """Logits of the sequence laid as ``plan`` says (lengths, prefixes); the second one ``far`` places on."""
+    """Logits of the test sequence packed by ``plan`` (lengths, prefixes); positions of the second copy are shifted by ``far``."""
     once, places = _tried(model)
     (_, second), prefixes = plan
     hidden = model.base_model(
@@ -145,7 +145,7 @@ def _tried(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def bind(model: PreTrainedModel, longest: int) -> None:
-    """Have the model refuse chunks with a sequence of more than ``longest`` tokens (EngineError), whose positions would follow from the chunk."""
+    """Make the model raise EngineError for a sequence of more than ``longest`` tokens: its positions would depend on the chunk."""
 
     def refuse(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
         segments = named.get("segments")
@@ -159,7 +159,7 @@ def bind(model: PreTrainedModel, longest: int) -> None:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal but for rounding; NaN (weights that diverged) is for the step's own guards to find."""
+    """Whether the two are equal up to rounding; NaN (diverged weights) passes, as the step's own guards find it."""
     rounding = 1e-4 if a.dtype == torch.float32 else 2e-2
     return not bool((a - b).abs().max() > rounding * a.abs().max())
 
@@ -173,10 +173,10 @@ def load_tokenizer(path: str) -> Any:
 
 
 def check_same_family(path: str, own: str, model: PreTrainedModel) -> None:
-    """Raises RunFileError unless the ``model`` at ``path`` differs from the run's ``own`` in its sizes alone: it has the same tokenizer, and
-    all else that engines do not see in its weights.
+    """Raises RunFileError unless the ``model`` at ``path`` differs from the run's ``own`` only in sizes: the tokenizer, and all settings
+    that engines cannot tell from the weights, must be the same.
 
-    A directory without a tokenizer (a shape, a checkpoint of somewhere else) is taken by the size of its vocabulary.
+    For a directory without a tokenizer (a shape, a foreign checkpoint), the vocabulary need only be large enough.
     """
     if path == own:
         return
@@ -197,7 +197,7 @@ def check_same_family(path: str, own: str, model: PreTrainedModel) -> None:
 
 
 def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:
-    """Keep only what goes into each layer for the backward pass, and compute the layers again there. Raises RunFileError.
+    """Keep only each layer's input for the backward pass, and recompute the layers there. Raises RunFileError if unsupported.
 
     T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
     """
@@ -209,26 +209,26 @@ def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         raise RunFileError(f"gradient_checkpointing = true: {error}") from None
-    model.disable_input_require_grads()  # transformers asks for gradients of frozen embeddings, which only reentrant needs
+    model.disable_input_require_grads()  # undo: only reentrant checkpointing needs gradients of embeddings
 
 
 def save_model(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
-    """Write the model and its tokenizer's files so that transformers and engines load ``directory`` as it is.
+    """Write the model and its tokenizer's files so that transformers and engines can load ``directory``.
 
-    Of an adapted model the merged weights are written.
+    For a model with adapters, writes the merged weights.
     """
     model.save_pretrained(directory, state_dict=dict(PolicyWeights(model)) if lora.is_adapted(model) else None)
     save_tokenizer(tokenizer_source, directory)
 
 
 def save_base(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
-    """Write the model below the adapters as ``save_model`` would have before it was adapted."""
+    """Write the base model below the adapters, as ``save_model`` would have before they were added."""
     model.save_pretrained(directory, state_dict=dict(PolicyWeights(model, adapted=False)))
     save_tokenizer(tokenizer_source, directory)
 
 
 def save_shape(model: PreTrainedModel, tokenizer_source: str, directory: Path) -> None:
-    """Write all of a model directory but the weights."""
+    """Write a model directory without the weights."""
     directory.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(directory)
     if model.generation_config is not None:
@@ -237,7 +237,7 @@ def save_shape(model: PreTrainedModel, tokenizer_source: str, directory: Path) -
 
 
 def save_tokenizer(tokenizer_source: str, directory: Path) -> None:
-    """Copy the tokenizer's files from a directory, or write those of a Hugging Face id."""
+    """Copy the tokenizer's files from a directory, or save the tokenizer of a Hugging Face id."""
     source = Path(tokenizer_source)
     if source.is_dir():
         for found in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):

@@ -1,8 +1,8 @@
-"""Low-rank adapters on a model (peft): put in, taken along in checkpoints, merged for good, or written for others.
+"""Low-rank adapters on a model (peft): inserting, checkpointing, merging and exporting them.
 
-The model stays what it is, with linear layers replaced in place; only the adapters take a gradient. Nothing here merges
-while training goes on: ``learner.model.policy`` computes the merged policy beside it. Linear layers only: no embedding, no head
-(the head's product is computed without the layer), no experts that are one fused parameter.
+The model object stays the same, with linear layers replaced in place; only the adapters are trained. During training nothing is
+merged in place: ``learner.model.policy`` computes merged copies. Linear layers only: no embeddings, no head (whose product is
+computed without the layer), no experts in one fused parameter.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NAME = "default"  # name of the adapter: peft requires one
 
 
 def layers(model: torch.nn.Module) -> Iterator[tuple[str, Linear]]:
-    """The adapted layers of ``model`` by the names that they have in the base model. Where peft, which takes a second to load, was not
-    loaded, there are none."""
+    """The adapted layers of ``model`` by their names in the base model. Does not import peft, which takes a second: if it is not
+    loaded, no layer is adapted."""
     if "peft" not in sys.modules:
         return iter(())
     from peft.tuners.lora import Linear
@@ -42,7 +42,7 @@ def layers(model: torch.nn.Module) -> Iterator[tuple[str, Linear]]:
 
 
 def base_weight(layer: Linear) -> Tensor:
-    """The weight below the adapters of a layer."""
+    """The base weight of an adapted layer."""
     return cast(Tensor, layer.get_base_layer().weight)
 
 
@@ -51,9 +51,9 @@ def is_adapted(model: torch.nn.Module) -> bool:
 
 
 def targeted(model: Any, table: LoraTable) -> list[str]:
-    """Names of the linear layers that ``table.targets`` means, the head left out.
+    """Names of the linear layers that match ``table.targets``, without the head.
 
-    Raises RunFileError if a target is the name of none.
+    Raises RunFileError if a target matches no layer.
     """
     from peft.tuners.lora import Linear
 
@@ -82,9 +82,9 @@ def matches(name: str, target: str) -> bool:
 
 
 def adapt(model: Any, table: LoraTable, seed: int) -> None:
-    """Put fresh adapters into ``model``, in place: the policy is the same (B = 0), what follows depends on ``seed`` alone.
+    """Insert new adapters into ``model``, in place. The policy does not change (B = 0); ``seed`` determines A.
 
-    Raises RunFileError if a target is no layer that can be adapted.
+    Raises RunFileError if a target matches no layer that can be adapted.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -102,7 +102,7 @@ def adapt(model: Any, table: LoraTable, seed: int) -> None:
 
 
 def settings(model: Any) -> dict[str, Any]:
-    """What the adapters of ``model`` were made with; empty if it has none."""
+    """``rank``, ``alpha`` and ``layers`` of the adapters of ``model``; empty if it has none."""
     if not is_adapted(model):
         return {}
     config = model.peft_config[NAME]
@@ -110,7 +110,7 @@ def settings(model: Any) -> dict[str, Any]:
 
 
 def check_same(model: Any, table: LoraTable | None) -> None:
-    """Raises RunFileError if ``table`` asks for other adapters than ``model`` has: they are what a stage began with."""
+    """Raises RunFileError if ``table`` asks for other adapters than ``model`` has: they cannot change during a stage."""
     found = settings(model)
     wanted: dict[str, Any] = {}
     if table is not None:
@@ -132,7 +132,7 @@ def _told(found: Any) -> str:
 
 
 def state(model: Any) -> dict[str, Any] | None:
-    """What training goes on from beside the merged weights: the adapters, and the weights below them. None without adapters."""
+    """What a checkpoint needs besides the merged weights: the adapters and the base weights. None without adapters."""
     if not is_adapted(model):
         return None
     return {
@@ -143,7 +143,7 @@ def state(model: Any) -> dict[str, Any] | None:
 
 
 def restore(model: Any, found: Mapping[str, Any], dropout: float = 0.0) -> None:
-    """Undo the merge in ``model``, in place, with what ``state`` gave; bit for bit.
+    """Restore base weights and adapters of ``model`` from what ``state`` returned, in place and bit for bit.
 
     Raises CheckpointError if ``found`` does not belong to the model.
     """
@@ -159,7 +159,7 @@ def restore(model: Any, found: Mapping[str, Any], dropout: float = 0.0) -> None:
 
 
 def adapters(model: Any) -> dict[str, Tensor]:
-    """The trained parameters by name, as they are (no copy)."""
+    """The trained parameters by name, not copied."""
     out = {}
     for name, layer in layers(model):
         for part in ("lora_A", "lora_B"):
@@ -182,7 +182,7 @@ def merged(layer: Linear) -> Tensor:
 
 @torch.no_grad()
 def merge(model: Any) -> None:
-    """End adapted training: the merged weights become the model's own, in place, and all of them take a gradient again."""
+    """Merge the adapters into the weights and remove them, in place; all weights become trainable again."""
     for name, layer in list(layers(model)):
         base_weight(layer).copy_(merged(layer))
         parent, _, own = name.rpartition(".")
@@ -193,7 +193,7 @@ def merge(model: Any) -> None:
 
 @contextmanager
 def disabled(model: Any) -> Iterator[None]:
-    """Within the block ``model`` computes what the base computes. No graph of the policy may be open."""
+    """Disable the adapters within the block. No autograd graph of the policy may be pending."""
     for _, layer in layers(model):
         layer.enable_adapters(False)
     try:
@@ -204,7 +204,7 @@ def disabled(model: Any) -> Iterator[None]:
 
 
 def save_adapters(model: Any, base: str, directory: Path) -> None:
-    """Write the adapters in peft's format, to be loaded on the model in ``base``. Whole or not there."""
+    """Write the adapters in peft's format, for the model in ``base``. The directory is complete or absent."""
     beside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

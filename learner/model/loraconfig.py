@@ -1,4 +1,4 @@
-"""The tables of the memory options: adapters, and what lies in the host's memory."""
+"""The tables of the memory options: adapters, and offloading to host memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Offload = Literal["none", "optimizer", "all"]
 class LoraTable(Table):
     """Low-rank adapters in place of the weights (E. Hu et al., LoRA, arXiv 2106.09685): ``W + alpha / rank * B A``.
 
-    ``targets``: ``"all-linear"`` (every linear layer but the head), or the last parts of the names of linear layers.
+    ``targets``: ``"all-linear"`` (every linear layer except the head), or the last parts of the names of linear layers.
     ``publish``: policies are published and saved ``merged``, under the base model's names; with ``adapters`` the adapters
     are written beside them too, in peft's format.
     """

@@ -1,6 +1,6 @@
-"""The policy's weights as everyone else knows them: under the base model's names, adapters merged, in the type that was asked for.
+"""The policy's weights as published: under the base model's names, with adapters merged, in the requested dtype.
 
-Each tensor is computed when it is asked for, so that no second model is ever in memory.
+Each tensor is computed on access, so that there is never a second model in memory.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from learner.model import lora
 
 
 class PolicyWeights(Mapping[str, Tensor]):
-    """The state of ``model`` by name. Floating-point parameters are rounded to ``dtype`` (None: as they are).
+    """The state of ``model`` by name. Floating-point parameters are rounded to ``dtype`` (None: not rounded).
 
-    ``tied = False`` leaves out the further names of a tensor. ``adapted = False`` gives the weights below the adapters.
+    ``tied = False`` lists a shared tensor under its first name only. ``adapted = False`` gives the weights below the adapters.
     Without adapters and rounding a tensor is the model's own, not a copy.
     """
 

@@ -1,17 +1,17 @@
-"""How long a sequence a model can be trained on, by its configuration alone: its window, and its positions. Imports no torch."""
+"""The longest sequence that a model can be trained on, from its configuration: window and positions. Imports no torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 STRETCHED = ("dynamic", "longrope")
-"""Kinds whose frequencies are others once a sequence is longer than the model's original context."""
+"""Kinds of RoPE whose frequencies change for sequences longer than the model's original context."""
 
 
 def stretched_from(config: Any) -> int | None:
-    """The length in tokens up to which such positions are the same for all batches; None for a model that has none.
+    """The length in tokens up to which such positions do not depend on the batch; None for a model without them.
 
-    ``config`` is the configuration of transformers, whose tables of positions may be one, or one for each kind of layer.
+    ``config`` is a configuration of transformers, with one table of positions, or one for each kind of layer.
     """
     found = getattr(config, "rope_parameters", None) or {}
     for table in (found, *(value for value in found.values() if isinstance(value, dict))):
@@ -22,7 +22,7 @@ def stretched_from(config: Any) -> int | None:
 
 
 def window_of(config: Any) -> int | None:
-    """The sliding window in tokens of those layers that have one; None for a model that has none."""
+    """The sliding window in tokens; None for a model that has no layer with one."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if not isinstance(window, int) or getattr(config, "use_sliding_window", True) is False:
@@ -31,13 +31,13 @@ def window_of(config: Any) -> int | None:
 
 
 def learned_positions(config: Any) -> int | None:
-    """How many positions a model has a learned vector for; None where they are rotary, and follow from a formula."""
+    """The number of learned position vectors; None for a model with rotary positions."""
     most = getattr(config, "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 and not getattr(config, "rope_parameters", None) else None
 
 
 def longest_trained(config: Any) -> tuple[int, str] | None:
-    """The most tokens of a sequence that packed training takes, and what limits it; None where nothing does."""
+    """The most tokens of a sequence in packed training, and what limits it; None without a limit."""
     limits = [
         (window_of(config), "the model's sliding window"),
         (stretched_from(config), "the original context of the model's stretched positions"),

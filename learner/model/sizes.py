@@ -1,4 +1,4 @@
-"""What a model of another size may differ in from the run's own: engines learn sizes from the weights, and nothing else. Imports no torch."""
+"""How a model of another size may differ from the run's own: engines learn only sizes from the weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SAME = (
     "sliding_window",
     "use_sliding_window",
 )
-"""What must be the same, for weights do not tell it."""
+"""Settings that must be the same, as weights do not show them."""
 
 
 def sizes_of(config: Any) -> dict[str, int]:
-    """The sizes of a model by its configuration."""
+    """The sizes in a model's configuration, by name."""
     return {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
 
 
 def unlike(config: Any, other: Any) -> str:
-    """What the ``other`` model differs in that weights do not tell, with its values; empty where it is of the same family."""
+    """The first setting of ``SAME`` in which ``other`` differs, with its value there; empty if there is none."""
     for name in SAME:
         mine, theirs = _value(config, name), _value(other, name)
         if mine != theirs:

@@ -1,6 +1,6 @@
 """Causal attention over sequences of different lengths in one kernel: torch's FlashAttention, on CUDA in half precision.
 
-Needs compute capability 8.0; whatever it does not take is left to the padded batches of ``attention``.
+Needs compute capability 8.0; inputs that it does not support are left to the padded batches of ``attention``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Whole sequences end to end. ``places_W``: the token at each place; ``bounds_N1`` int32: where each sequence begins, and the
-    end; ``longest``: its tokens; ``order_T``: the place that holds each token's own output."""
+    """Concatenated whole sequences. ``places_W``: the token index at each place; ``bounds_N1`` (int32): the start of each sequence, and
+    the end; ``longest``: tokens of the longest one; ``order_T``: the place of each token's output."""
 
     places_W: Tensor
     bounds_N1: Tensor
@@ -34,7 +34,7 @@ class Ragged:
 
 
 def kernel_dtype(query_THD: Tensor) -> torch.dtype | None:
-    """The type that the kernel computes these heads in, autocast's where that is on; None if it does not take them."""
+    """The dtype that the kernel computes in (autocast's, if on); None if it does not support these heads."""
     device, size = query_THD.device, query_THD.shape[-1]
     mixed = torch.is_autocast_enabled(device.type)
     kind = torch.get_autocast_dtype(device.type) if mixed else query_THD.dtype
@@ -51,7 +51,7 @@ def _is_able(device: torch.device) -> bool:
 def attend(
     query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, ragged: Ragged, scale: float | None, kind: torch.dtype
 ) -> Tensor:
-    """Each token's output ``[T, H, D]``; ``K`` heads of keys, each for ``H / K`` heads of queries."""
+    """Each token's output ``[T, H, D]``. Each of the ``K`` key heads serves ``H / K`` query heads."""
     q, k, v = (x.to(kind)[ragged.places_W] for x in (query_THD, key_TKD, value_TKD))
     grouped = q.shape[1] // k.shape[1]
     options: dict[str, Any] = {}

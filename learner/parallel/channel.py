@@ -1,4 +1,4 @@
-"""How rank 0 speaks to the others: messages to all, and a part for each. msgpack over gloo; nothing is ever unpickled."""
+"""Messages from rank 0 to all other ranks, and one part for each: msgpack over gloo; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Channel:
         self._group, self.rank, self.world = group, dist.get_rank(group), dist.get_world_size(group)
 
     def tell(self, message: Any) -> None:
-        """Rank 0: send ``message`` to all others."""
+        """Rank 0: send ``message`` (of msgpack's types) to all other ranks."""
         data = _tensor(msgpack.packb(message, default=str))
         dist.broadcast(torch.tensor([len(data)]), 0, self._group)
         dist.broadcast(data, 0, self._group)
 
     def hear(self) -> Any:
-        """The others: wait for the next message."""
+        """Other ranks: wait for the next message."""
         size = torch.zeros(1, dtype=torch.long)
         dist.broadcast(size, 0, self._group)
         data = torch.empty(int(size), dtype=torch.uint8)
@@ -32,7 +32,7 @@ class Channel:
         return msgpack.unpackb(data.numpy().data, strict_map_key=False)
 
     def give(self, parts: Sequence[bytes]) -> None:
-        """Rank 0: give the others a part each, none of them empty."""
+        """Rank 0: send ``parts[i]`` to rank ``i + 1``; no part may be empty."""
         data = [_tensor(part) for part in parts]
         dist.broadcast(torch.tensor([len(part) for part in data]), 0, self._group)
         sent = [dist.isend(part, rank, self._group) for rank, part in enumerate(data, 1)]
@@ -41,7 +41,7 @@ class Channel:
                 work.wait()
 
     def take(self) -> bytes:
-        """The others: wait for the part that rank 0 gives."""
+        """Other ranks: wait for the part from ``give``."""
         sizes = torch.zeros(self.world - 1, dtype=torch.long)
         dist.broadcast(sizes, 0, self._group)
         data = torch.empty(int(sizes[self.rank - 1]), dtype=torch.uint8)
@@ -49,7 +49,7 @@ class Channel:
         return data.numpy().tobytes()
 
     def worst(self, status: int) -> int:
-        """The largest ``status`` of all ranks; waits for every one of them."""
+        """The largest ``status`` of all ranks; waits until every rank has called it."""
         found = torch.tensor([status])
         dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
         return int(found)

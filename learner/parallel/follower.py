@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: it waits for orders and follows them, one after the other, until the end."""
+"""The loop of every rank except 0: wait for orders and carry them out, one by one, until the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from learner.training.trainer import take_share
 
 
 def follow(pool: Pool) -> None:
-    """Follow rank 0 to its end. What stops a pool tells rank 0 alone: the others let it finish its work."""
+    """Carry out rank 0's orders until it ends. Ignores SIGTERM and SIGINT: rank 0 alone handles them, and finishes its work first."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     follower: Follower | None = None
@@ -39,7 +39,7 @@ def follow(pool: Pool) -> None:
 
 
 class Follower:
-    """One rank's half of the state, and of supervised training. ``orders`` are what it may be told to do."""
+    """One rank's part of the state and of supervised training. ``orders`` maps the names that rank 0 may send to methods."""
 
     def __init__(self, pool: Pool, tables: dict[str, Any], base: str, model: str, seed: int, directory: str) -> None:
         self.pool = pool
@@ -75,7 +75,7 @@ class Follower:
         self.state.replace(where)
 
     def weights(self) -> None:
-        """Send the own part of the weights to rank 0."""
+        """Send this rank's part of the weights to rank 0."""
         deque(self.state.weights(), maxlen=0)
 
     def save(self, beside: str) -> None:

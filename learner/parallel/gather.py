@@ -1,6 +1,6 @@
-"""Brings sharded weights together on one rank, bucket by bucket: no GPU ever holds a full copy.
+"""Gathers sharded weights on one rank, bucket by bucket, so that no GPU ever holds a full copy.
 
-Every call is made by all ranks; only the bucket's owner gets tensors.
+All ranks must make the same calls; only a bucket's owner gets its tensors.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Named = list[tuple[str, Tensor]]
 
 
 def named_tensors(model: Any) -> Named:
-    """What a checkpoint of ``model`` holds: its parameters by name, tied ones once, and its persistent buffers."""
+    """The tensors of a checkpoint of ``model``: its parameters by name, tied ones once, and its persistent buffers."""
     kept = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     return [(name, t) for name, t in kept.items() if id(t) not in seen and not seen.add(id(t))]  # type: ignore[func-returns-value]
 
 
 def buckets(named: Named, size: int) -> list[Named]:
-    """``named`` cut, in order, into buckets of about ``size`` bytes; a larger tensor is a bucket of its own."""
+    """Split ``named``, in order, into buckets of one dtype and at most ``size`` bytes; a larger tensor gets a bucket of its own."""
     out: list[Named] = []
     filled = 0
     for name, tensor in named:
@@ -39,7 +39,7 @@ def buckets(named: Named, size: int) -> list[Named]:
 
 
 def owners(cut: Sequence[Named], world: int) -> list[int]:
-    """For each bucket the rank that holds the fewest bytes of those before."""
+    """The owner of each bucket: the rank that owns the fewest bytes of the buckets before it."""
     held, out = [0] * world, []
     for bucket in cut:
         out.append(min(range(world), key=lambda rank: (held[rank], rank)))
@@ -49,7 +49,7 @@ def owners(cut: Sequence[Named], world: int) -> list[int]:
 
 @torch.no_grad()
 def gathered(bucket: Named, mesh: DeviceMesh, owner: int) -> Iterator[tuple[str, Tensor]]:
-    """The whole tensors of ``bucket`` on rank ``owner``; nothing on the others. One collective a bucket."""
+    """Yields the full tensors of ``bucket`` on rank ``owner``, nothing on other ranks. At most one collective per bucket."""
     sharded = [t for _, t in bucket if isinstance(t, DTensor)]
     mine = [_padded(t.to_local(), -(-t.shape[0] // mesh.size())) for t in sharded]
     found: list[Tensor] = []

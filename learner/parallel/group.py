@@ -1,4 +1,4 @@
-"""Brings the ranks of a pool together: one rendezvous, NCCL where there are GPUs, gloo beside it for everything small."""
+"""Connects the ranks of a pool: one rendezvous, NCCL if there are GPUs, and gloo for all small messages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from learner.parallel.pool import Pool
 from learner.parallel.watch import Watch
 
 START_SECONDS = 600.0  # time for all ranks to load torch and meet
-# An order may take long to come, as rank 0 waits for samples; handing it out takes no time.
+# Waiting for an order may take long, as rank 0 waits for samples; sending one takes no time.
 FOREVER = timedelta(days=3650)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
-    """Meet the other ranks. Rank 0 says on which ``device`` (``cpu``, ``cuda``), and after how many seconds a collective has
-    failed; the others give neither."""
+    """Connect to the other ranks. Rank 0 gives the ``device`` (``cpu`` or ``cuda``) and the ``timeout`` of a collective in seconds; the
+    other ranks take both from it."""
     if place.host in LOOPBACK:
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
@@ -49,7 +49,7 @@ def join(place: Place, device: str = "", timeout: float = 0.0) -> Pool:
 
 
 def _store(place: Place) -> Any:
-    """Where the ranks meet: what torchrun's agent serves, or what rank 0 does, on the address of the rendezvous alone."""
+    """The store where the ranks meet, served by torchrun's agent or by rank 0, which listens on the rendezvous address only."""
     limit = timedelta(seconds=START_SECONDS)
     if place.served or place.rank:
         store = dist.TCPStore(place.host, place.port, None, False, limit, wait_for_workers=False)

@@ -1,6 +1,6 @@
-"""Starts a pool on this machine: ``python -m learner.parallel.launch RANKS FILE ...`` is torchrun with one agent, kept to the loopback.
+"""Starts a pool on this machine: ``python -m learner.parallel.launch RANKS FILE ...`` is torchrun with one agent, on the loopback only.
 
-The exit status is the pool's own: 0, 2, 3 and 75 as the learner's, also where torchrun would say 1 for all of them.
+The exit status is the learner's own (0, 2, 3 or 75) even where torchrun would return 1.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ STOPPED = 130
 OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 """Exit statuses of a rank that was ended from outside."""
 SAID = (2, 3)
-"""What the learner says of itself: bad input, a fault."""
+"""Exit statuses that the learner explains itself: bad input, a fault."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     ranks, *rest = sys.argv[1:] if argv is None else argv
     die_with_parent()
     os.environ[PARENT] = str(os.getpid())  # the ranks die with this process
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the run file says how many threads a rank takes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the run file sets the number of threads of a rank
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch would serve the rendezvous to every network
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the last words are to be the learner's
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the learner's own message comes last
     with tempfile.NamedTemporaryFile(prefix="headrace-pool-") as meeting:
         options = [
             "--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0", "--local-addr=127.0.0.1", "--monitor-interval=0.1",
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def status_of(failures: Mapping[int, ProcessFailure]) -> int:
-    """One exit status for those of the ranks that failed, by rank: what rank 0 has said of itself, else a failure of a rank's
-    own (1), else 75: a rank was killed, or has lost the others."""
+    """One exit status for the failed ranks (``failures``, by rank): rank 0's own 2 or 3; else 1 if a rank failed by itself; else
+    75, as ranks were only killed or lost the others."""
     leader = failures[0].exitcode if 0 in failures else 0
     if leader in SAID:
         return leader
@@ -65,7 +65,7 @@ def status_of(failures: Mapping[int, ProcessFailure]) -> int:
 
 
 def told(failures: Mapping[int, ProcessFailure]) -> str:
-    """Which ranks have ended, and how."""
+    """A line that says which ranks have ended, and how."""
     ends = {
         rank: f"exit status {failure.exitcode}" if failure.exitcode >= 0 else signal.Signals(-failure.exitcode).name
         for rank, failure in sorted(failures.items())

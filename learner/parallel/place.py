@@ -1,4 +1,4 @@
-"""Which rank of a pool this process is, as torchrun tells it. Imports no torch."""
+"""Finds out which rank of a pool this process is, from torchrun's environment variables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from broker.errors import RunFileError
 from monitoring.daemon import PARENT
 
 AGENT = "TORCHELASTIC_RUN_ID"
-"""What torchrun's agent sets for the processes that it starts."""
+"""A variable that torchrun's agent sets for the processes that it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Place:
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place of this process, None if it is alone. Raises RunFileError if the environment is not whole."""
+    """The place of this process; None if it is the only one. Raises RunFileError if variables are missing or invalid."""
     if int(environment.get("WORLD_SIZE") or 1) <= 1:
         return None
     try:
@@ -44,6 +44,6 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place | None:
 
 
 def follow_agent() -> None:
-    """Have ``die_with_parent`` watch torchrun's agent, where nobody has named a parent."""
+    """Make ``die_with_parent`` watch torchrun's agent, unless another parent is set already."""
     if AGENT in os.environ:
         os.environ.setdefault(PARENT, str(os.getppid()))

@@ -1,4 +1,4 @@
-"""The placement of a pool: one model sharded over the ranks of a device mesh; rank 0 deals and gives the orders."""
+"""The placement of a pool: one model sharded over the ranks of a device mesh; rank 0 distributes work and gives orders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ END = "end"
 
 
 class Pool(Placement):
-    """``mesh`` has one dimension, the ranks that the model is sharded over. Made by ``learner.parallel.group.join``."""
+    """``mesh`` has one dimension: the ranks over which the model is sharded. Made by ``learner.parallel.group.join``."""
 
     def __init__(self, mesh: DeviceMesh, orders: Channel, writers: Channel, watch: Watch | None) -> None:
         self.mesh, self.orders, self.writers, self._watch = mesh, orders, writers, watch
@@ -50,7 +50,7 @@ class Pool(Placement):
             self.orders.tell([name, fields])
         self._depth += 1
         yield
-        self._depth -= 1  # not where the block has failed: the others are then anywhere, and are given no more orders
+        self._depth -= 1  # not if the block failed: the others are then in an unknown state, and get no more orders
 
     def deal(self, share: Share, device: torch.device | str, name: str, **fields: Any) -> Share:
         with self.ordering(name, **fields):
@@ -59,11 +59,11 @@ class Pool(Placement):
             return mine.to(device)
 
     def received(self, device: torch.device | str) -> Share:
-        """Rank other than 0: the part of the step that was ordered."""
+        """Other ranks: this rank's part of the ordered step."""
         return from_bytes(self.orders.take()).to(device)
 
     def heard(self) -> tuple[str, dict[str, Any]] | None:
-        """Rank other than 0: the next order, None at the end."""
+        """Other ranks: wait for the next order, as name and fields; None at the end."""
         name, fields = self.orders.hear()
         return None if name == END else (name, fields)
 
@@ -79,7 +79,7 @@ class Pool(Placement):
     # -- the model -----------------------------------------------------------------------------------------------------
 
     def load_device(self, device: str) -> str:
-        return "cpu"  # no GPU ever holds the whole
+        return "cpu"  # no GPU ever holds the full model
 
     def held(self, stored: Stored) -> Tensor:
         if not stored.shape:
@@ -142,7 +142,7 @@ def _as_published(tensor: Tensor, kind: torch.dtype) -> torch.dtype:
 
 
 def check_stages(config: LearnerConfig) -> None:
-    """Raises RunFileError if a stage asks for what a pool cannot do."""
+    """Raises RunFileError if the run file asks for something that a pool cannot do."""
     kind = config.learner.dtype
     if config.learner.colocated:
         raise RunFileError(

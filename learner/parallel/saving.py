@@ -1,7 +1,7 @@
-"""A pool's checkpoint: every rank writes its part in the background; the directory takes its name once all are done.
+"""A pool's checkpoint: every rank writes its part in the background; the directory gets its final name once all are done.
 
-The model lies in Hugging Face's own form, whole tensors in one file a rank; of the optimizer and the reference each rank
-writes the rows that it holds. A step waits only for the copy into the memory of the CPU.
+The model is written in Hugging Face's format, whole tensors in one file per rank. Of the optimizer and the reference model each
+rank writes the rows that it holds. A step waits only for the copy into CPU memory.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from learner.training.state import LearnerState
 
 log_ = logging.getLogger("learner")
-OTHER = 10_000  # status of a failed write that is not an error of the operating system
+OTHER = 10_000  # status of a failed write that has no errno
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What this rank writes: files with their tensors, on the CPU; rank 0 also how all of it lies."""
+    """What this rank writes: tensors (on the CPU) by file and name. ``weights``, ``layout`` and ``tree`` are the index, for rank 0."""
 
     files: dict[str, dict[str, Tensor]]
     weights: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Part:
 
 
 def take_part(mesh: DeviceMesh, model: Any, state: Mapping[str, Any], bucket_bytes: int) -> Part:
-    """Copy this rank's part of ``model`` and ``state`` (a tree of tensors and JSON) into memory; all ranks together."""
+    """Copy this rank's part of ``model`` and ``state`` (a tree of tensors and JSON) to CPU memory. All ranks must call it together."""
     rank = mesh.get_local_rank()
     files: dict[str, dict[str, Tensor]] = {}
     where: dict[str, str] = {}
@@ -76,28 +76,28 @@ def take_part(mesh: DeviceMesh, model: Any, state: Mapping[str, Any], bucket_byt
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, whatever is done to ``tensor`` from now on."""
+    """A copy on the CPU that shares no memory with ``tensor``."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 class Writer:
-    """Writes one part at a time, on a thread of its own; ranks agree on the end of each over ``writers``."""
+    """Writes one part at a time, on a thread; over ``writers`` the ranks agree whether all of them succeeded."""
 
     def __init__(self, rank: int, writers: Channel) -> None:
         self._rank, self._writers = rank, writers
         self._beside = Beside()
 
     def begin(self, part: Part, beside: Path, finish: Callable[[Part], None] | None = None) -> None:
-        """Write ``part`` into ``beside``; rank 0 then does ``finish``, once all ranks have written. Raises what the write before
-        this one failed with: CheckpointError or OSError if a rank could not write."""
+        """Start writing ``part`` into ``beside``; once all ranks have written, ``finish`` (given on rank 0) is called. Raises the failure
+        of the previous write: CheckpointError or OSError if a rank could not write."""
         self._beside.begin(partial(self._write, part, beside, finish))
 
     def wait(self) -> None:
-        """Wait for what is under way. Raises CheckpointError or OSError if a rank could not write."""
+        """Wait for the write under way. Raises CheckpointError or OSError if a rank could not write."""
         self._beside.wait()
 
     def check(self) -> None:
-        """The same, unless something is still under way."""
+        """Like ``wait``, but returns at once if a write is still under way."""
         self._beside.check()
 
     def _write(self, part: Part, beside: Path, finish: Callable[[Part], None] | None) -> None:
@@ -106,7 +106,7 @@ class Writer:
             for name, tensors in part.files.items():
                 save_file(tensors, beside / name, metadata={"format": "pt"})
                 sync(beside / name)
-        except Exception as error:  # every failure is told to all ranks: none of them may go on as if it were written
+        except Exception as error:  # report every failure to all ranks: none may continue as if the checkpoint existed
             log_.exception("rank %d could not write its part of %s", self._rank, beside)
             status = (error.errno or OTHER) if isinstance(error, OSError) else OTHER
         worst = self._writers.worst(status)
@@ -118,7 +118,7 @@ class Writer:
 
 
 class PartSaver:
-    """How a pool writes checkpoints: in the background, every rank its part. ``ordering`` has the others do the same."""
+    """Writes a pool's checkpoints in the background, each rank its part. ``ordering`` makes the other ranks do the same."""
 
     def __init__(
         self, mesh: DeviceMesh, writers: Channel, ordering: Callable[..., AbstractContextManager[None]]

@@ -1,4 +1,4 @@
-"""A Hugging Face model over a device mesh with FSDP2: a group of parameters a decoder layer, and one for the rest."""
+"""Shards a Hugging Face model over a device mesh with FSDP2: one parameter group per decoder layer, one for the rest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from learner.training.logprobs import SCORE, scores_of
 def shard_model(model: Any, mesh: DeviceMesh, mixed: bool, gathered: bool) -> Any:
     """Shard ``model`` in place, on the mesh's device; gradients are the sums over the ranks.
 
-    ``mixed``: compute in bfloat16 over exact weights and sums. ``gathered``: weights and gradients stay whole in between the
-    chunks of a step (one all-gather and one reduce-scatter a step), instead of coming and going with each layer.
+    ``mixed``: compute in bfloat16, with the stored weights unchanged and gradients reduced in float32. ``gathered``: weights and gradients
+    stay unsharded between the chunks of a step (one all-gather and one reduce-scatter per step), instead of for each layer.
     """
     kind = torch.bfloat16 if mixed else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -30,13 +30,13 @@ def shard_model(model: Any, mesh: DeviceMesh, mixed: bool, gathered: bool) -> An
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    setattr(model, SCORE, MethodType(scores_of, model))  # the head's weight is used outside of any module's forward
+    setattr(model, SCORE, MethodType(scores_of, model))  # uses the head's weight outside any module's forward
     register_fsdp_forward_method(model, SCORE)
     return model
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
-    """The layers that a model repeats. Raises RunFileError if it does not say which they are."""
+    """The model's repeated decoder layers. Raises RunFileError if it does not declare them (``_no_split_modules``)."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -47,7 +47,7 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
 
 
 def frozen_copy(model: Any, mesh: DeviceMesh, mixed: bool) -> Any:
-    """A sharded copy of a sharded model that is never trained; a whole one lies nowhere."""
+    """A sharded copy of a sharded model that is never trained; the full weights are never gathered."""
     with no_init_weights():
         bare = AutoModelForCausalLM.from_config(
             model.config, attn_implementation=attention.NAME, dtype=next(model.parameters()).dtype
@@ -57,7 +57,7 @@ def frozen_copy(model: Any, mesh: DeviceMesh, mixed: bool) -> Any:
     compute, over = getattr(other, SCORE), getattr(other, "reset_iter_state", None)
 
     def compute_and_forget(*arguments: Any) -> Any:
-        """FSDP keeps the order of the layers, and the head, for a backward pass; here none comes."""
+        """Reset FSDP's record of the layers, and the head, kept for a backward pass that never comes here."""
         scores = compute(*arguments)
         if over is not None:
             over()

@@ -1,6 +1,6 @@
-"""Notices at once when a rank has died, also where the others wait for it inside of a collective that knows no end.
+"""Notices at once when a rank has died, even if others wait for it inside a collective without a time limit.
 
-A thread a peer waits for a byte that comes only at the end: a connection that breaks before ends this process too.
+One thread per peer waits for a byte that is sent only at the end; if the connection breaks before, this process exits too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log_ = logging.getLogger("learner")
 
 
 class Watch:
-    """Rank 0 watches everybody, the others watch rank 0: whoever dies, all end with status 75 (start again)."""
+    """Rank 0 watches all others, and they watch rank 0: if one dies, all exit with status 75 (start again)."""
 
     def __init__(self, group: Any) -> None:
         self._group, self._rank = group, dist.get_rank(group)
@@ -34,13 +34,13 @@ class Watch:
             dist.recv(torch.zeros(1, dtype=torch.uint8), peer, self._group)
         except RuntimeError:
             if not self._over.is_set():
-                if self._rank == 0:  # what ends rank 0, it says itself
+                if self._rank == 0:  # other ranks stay silent: rank 0 reports its own end
                     log_.error("rank %d of the pool is gone; the pool ends", peer)
                 logging.shutdown()
                 os._exit(AWAY)
 
     def end(self) -> None:
-        """From now on a rank that leaves is no failure. Called by all ranks at the end of their work."""
+        """Stop watching, so that ranks may leave. All ranks must call it at the end of their work."""
         self._over.set()
         for work in [dist.isend(torch.ones(1, dtype=torch.uint8), peer, self._group) for peer in self._peers]:
             if work is not None:

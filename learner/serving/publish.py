@@ -1,4 +1,4 @@
-"""Hands each new policy to the publisher and training goes on; what was published is recorded in the ``policy`` topic."""
+"""Passes each new policy to the publisher without blocking training; records published versions in the ``policy`` topic."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from monitoring.daemon import Stop
 
 
 class Publishing:
-    """The learner's end of the weight road. ``published`` is the newest version that receivers can have.
+    """The learner's end of the weight road. ``published`` is the newest version available to receivers.
 
-    It carries nothing before ``open``, which is called once the state holds a model.
+    ``publish`` has no effect before ``open``, which is called once the state holds a model.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Publishing:
     ) -> None:
         self._run, self._state, self._owner, self._telemetry = run, state, owner, telemetry
         self._told = PushStats()
-        self._log = run.open_log(stop)  # of the publisher's thread
+        self._log = run.open_log(stop)  # used on the publisher's thread
         self._announcements = PatientProducer(self._log.producer(), stop, telemetry.log_away)
         self.published = 0
         self._newest = -1
@@ -68,13 +68,13 @@ class Publishing:
         self._publisher.warm(self._specs)
 
     def _road(self, name: str) -> Any:
-        """The road of that name, or one of the run file's own. Raises RunFileError."""
+        """``name`` itself for a built-in road, else a road made from the plug-in ``module:Class``. Raises RunFileError."""
         if ":" not in name:
             return name
         return plugins.build(name, {}, self._run.file.base, "[learner] road", control=self.control)
 
     def publish(self, version: int) -> None:
-        """Snapshot the model as ``version``; returns at once. A version that was handed over already is left out."""
+        """Snapshot the model as ``version``, and return without waiting for the push. No effect if it was the last one published."""
         if version != self._newest and self._publisher is not None:
             self._newest = version
             with self._telemetry.phase("publish"):
@@ -84,7 +84,7 @@ class Publishing:
                 self._state.save_adapters(version)
 
     def _take_shape(self, publisher: WeightPublisher) -> None:
-        """A model that has come in the place of another may be of another size."""
+        """Adapt the publisher to a replaced model, which may have another size."""
         self._model, specs = self._state.model, self._state.specs()
         if specs == self._specs:
             return
@@ -94,7 +94,7 @@ class Publishing:
         publisher.reshape(specs)
 
     def _announce(self, version: int, path: Path, checksum: str) -> None:
-        """Called by the publisher's thread once ``version`` can be had."""
+        """Called on the publisher's thread once ``version`` is available."""
         record = PolicyVersion(version, str(path), checksum, self.control.endpoint, self._owner)
         self._announcements.send(self._run.topics.policy, self._run.table.name.encode(), encode(record))
         self._announcements.flush()
@@ -107,7 +107,7 @@ class Publishing:
         self._told = replace(now, evicted=now.evicted.copy())
 
     def settled(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the push under way; whether it has ended."""
+        """Wait up to ``seconds`` for the push under way; returns whether it has ended."""
         return self._publisher is None or self._publisher.wait(seconds)
 
     def close(self) -> None:
@@ -118,15 +118,15 @@ class Publishing:
 
 
 def is_sparse(table: LearnerTable, host: str) -> bool:
-    """Whether receivers get only what has changed: where it is asked for, or the lanes leave this machine. Engines that give their memory back
-    in turns keep nothing that could be changed."""
+    """Whether receivers get only changes: if the run file asks for it, or (``auto``) if lanes leave this machine. Never when
+    colocated, as such engines keep no copy to apply changes to."""
     if table.colocated:
         return False
     return table.sparse == "always" or (table.sparse == "auto" and not is_loopback(f"tcp://{host}:0"))
 
 
 def backend_of(table: LearnerTable, device: str) -> str:
-    """What carries the broadcasts of a learner on ``device``. Raises RunFileError where it cannot."""
+    """The broadcast backend (``nccl`` or ``gloo``) of a learner on ``device``. Raises RunFileError for NCCL without a GPU."""
     on_gpu = device.startswith("cuda")
     if table.backend == "nccl" and not on_gpu:
         raise RunFileError(
@@ -136,8 +136,8 @@ def backend_of(table: LearnerTable, device: str) -> str:
 
 
 def announce_control(run: Run, log: Log, producer: Producer, endpoint: str, owner: str) -> bool:
-    """Tell the actors of a learner before this one where to find it; the weights that they have stay the newest. False if there
-    are none: nothing was ever published."""
+    """Tell the actors of an earlier learner this one's control ``endpoint``, by repeating the newest policy record with it. False if
+    nothing was ever published."""
     topic = run.topics.policy
     reader = log.reader(topic)
     try:

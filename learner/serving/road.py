@@ -1,4 +1,4 @@
-"""The weight road's near end, as the learner uses it."""
+"""The learner's interface to the weight road."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Protocol
 
 
 class Road(Protocol):
-    """Carries policies to those who sample from them."""
+    """Delivers policies to the engines that sample from them."""
 
     @property
     def published(self) -> int:
-        """The newest version that receivers can have."""
+        """The newest version available to receivers."""
 
     def publish(self, version: int) -> None:
-        """Hand the policy over as ``version``; returns at once."""
+        """Take over the current policy as ``version``; returns without waiting for its delivery."""
 
     def open(self) -> None:
-        """The state holds a model now: whatever needs its shape may be made."""
+        """Called once the state holds a model, to set up whatever depends on its shape."""
 
     def close(self) -> None: ...
 
     def settled(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the push under way; whether it has ended."""
+        """Wait up to ``seconds`` for the push under way; returns whether it has ended."""

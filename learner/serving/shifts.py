@@ -1,9 +1,9 @@
 """Colocated mode: engines and learner take shifts on one set of devices.
 
-In the learner's shift the engines rest and have given their memory back, and the model is on the device; else the model rests in the
-host's memory. Whose shift it is is part of the state that the control road repeats, so a member that joins, returns or missed a message
-knows it as well. A shift waits for nobody longer than ``[learner] push_timeout``: who does not answer is evicted, as in a broadcast.
-A learner that dies in its shift wakes nobody: its successor does, or the engines by themselves (``broker/weights/client.py``).
+During the learner's shift the engines rest, with their device memory released, and the model is on the device; otherwise the model is
+in host memory. The control road repeats whose shift it is, so that a member that joins, returns or missed a message knows it too.
+A change of shift waits at most ``[learner] push_timeout`` for the members, and evicts those that do not answer, as in a broadcast.
+If a learner dies in its shift, its successor wakes the engines, or they wake by themselves (``broker/weights/client.py``).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from learner.training.state import LearnerState
 from monitoring.daemon import Stop
 
 log = logging.getLogger("learner")
-LOOK_SECONDS = 0.005  # interval at which to check whether all have answered
+LOOK_SECONDS = 0.005  # interval of checking whether all members have answered
 
 
 class Shifts:
-    """``under_way`` is whether the devices are the learner's. Without ``colocated`` they always are, and there are no shifts."""
+    """``under_way``: whether it is the learner's shift. Without ``colocated`` there are no shifts, and the methods have no effect."""
 
     def __init__(
         self, control: ControlServer, state: LearnerState, table: LearnerTable, telemetry: Telemetry, stop: Stop, road: Road
@@ -41,8 +41,8 @@ class Shifts:
         self._residence: Residence | None = None
 
     def begin(self, settle: float = 0.0) -> None:
-        """Have the engines rest and take the devices; nothing if that is so already. ``settle`` is how many seconds actors have to
-        join before that: those of a learner that has died hear of this one only now."""
+        """Make the engines rest and move the model to the devices; no effect if it is the learner's shift already. ``settle`` is the
+        time in seconds for actors to join first: those of a dead learner learn only now of this one."""
         if not self.colocated or self.under_way:
             return
         self._begun, self._version = time.monotonic(), self._state.progress.version
@@ -55,7 +55,7 @@ class Shifts:
         self.under_way = True
 
     def end(self) -> None:
-        """Leave the devices to the engines, and publish the version that they wait for, if the shift has made one; nothing if it is not
+        """Give the devices back to the engines, and publish the version that they wait for if the shift made one. No effect if it is not
         the learner's shift."""
         if not self.under_way:
             return
@@ -69,7 +69,7 @@ class Shifts:
 
     @contextmanager
     def shift(self) -> Iterator[None]:
-        """Have the devices for the block, which may be a part of a shift."""
+        """Hold the devices during the block: in the shift under way, or in one of its own."""
         mine = not self.under_way
         self.begin()
         yield
@@ -77,7 +77,7 @@ class Shifts:
             self.end()
 
     def _resident(self) -> Residence:
-        """What is moved: it is another after a stage, or a change of the model."""
+        """What is moved between device and host; made anew when the model, the optimizers or the reference change."""
         train = self._state.train
         parts = (self._state.model, train and train.optimizers, train and train.reference)
         if self._residence is None or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
@@ -85,7 +85,7 @@ class Shifts:
         return self._residence
 
     def _call(self, rest: bool, settle: float = 0.0) -> None:
-        """Tell whose shift it is, and wait until every actor has done accordingly; evict those who do not in time."""
+        """Announce whose shift it is, wait until every actor has acted on it, and evict those that do not in time."""
         self._number += 1
         version = self._state.progress.version
         self.control.announce(turn=self._number, rest=rest, coming=version, patience=self._patience)
