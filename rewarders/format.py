@@ -1,5 +1,6 @@
-"""The form reward of R1-Zero: the whole response is one thought and one answer in their tags (arXiv 2501.12948, table
-1).
+"""The form reward of R1-Zero: the whole response is one thought and one answer in their tags.
+
+Source: arXiv 2501.12948, table 1.
 
 Also the form of the cold start: a thought followed by a summary for the reader (section 2.3.1 there). Only the exact
 tags count. A response fails if it contains look-alikes of the tags, markers of a chat template, or a part that shows a

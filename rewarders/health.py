@@ -39,8 +39,8 @@ class Settled:
 
 
 class Health:
-    """The health of one rewarder; messages use ``name``. ``clock`` returns seconds, ``chance`` random numbers in [0,
-    1).
+    """The health of one rewarder; messages use ``name``. ``clock`` returns seconds, ``chance`` random numbers from 0 to
+    1.
     """
 
     def __init__(

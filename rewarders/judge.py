@@ -61,7 +61,7 @@ class AskedJudge(ChatServer):
     """What ``Judge`` and ``PairJudge`` share: the server, its ``model``, the ``rubric`` (a name, or a text of yours) and how it is sampled.
 
     ``sees`` (``summary``, ``thought``, ``response``) replaces the rubric's own choice; ``reference`` shows the judge the reference answer.
-    ``longest`` is how many characters of a part are shown; a longer part is cut in the middle.
+    ``longest`` is how many characters of a part are shown: of a longer part, the middle is left out.
     """
 
     rubric: str = "helpfulness"
@@ -85,7 +85,7 @@ class AskedJudge(ChatServer):
         return Rubric(known.text, self.sees or known.sees, shown)
 
     def seen(self, sample: Trajectory) -> str:
-        """The part of the response that is judged; one that is too long is cut in the middle."""
+        """The part of the response that is judged; if it is too long, its middle is left out."""
         text = part(self.criteria.sees)(sample.text, "").strip()
         half = self.longest // 2
         return text if len(text) <= self.longest else f"{text[:half]}\n[...]\n{text[-half:]}"

@@ -48,8 +48,8 @@ def factory() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def scored(name: str, scorer: Scorer, answer: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """``score``; ``refused`` if the scorer fails on this answer only; ``broken`` if it fails on the entry's own answer
-    too.
+    """``score``; ``refused`` (with the reason) if the answer is unsafe or makes the scorer fail; ``broken`` if the
+    scorer fails on the entry's own answer, too.
     """
     allowed = EVALUATED.get(name)
     if allowed is not None and not allowed.fullmatch(answer):
