@@ -1,4 +1,5 @@
-"""What every daemon has: a stop flag, a death watch, a metrics port with /healthz, a log file, and a registration on disk.
+"""The parts of every daemon: a stop flag, a death watch, a metrics port with /healthz, a log file, and a registration
+on disk.
 
 Linux only (PR_SET_PDEATHSIG).
 """
@@ -29,7 +30,7 @@ LOST_SECONDS = 30.0
 
 
 class Stop:
-    """Set by SIGTERM or SIGINT; daemons look at it between two pieces of work and sleep on it."""
+    """A flag set by SIGTERM or SIGINT; daemons check it between two pieces of work and sleep on it."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -60,10 +61,11 @@ class Stop:
 
 
 def die_with_parent(expected: int | None = None) -> None:
-    """Have the kernel kill this process when its parent ends, however that happens (no orphans after SIGKILL).
+    """Have the kernel kill this process when its parent ends, even by SIGKILL, so that no orphans remain.
 
-    ``expected`` is the parent's pid, by default ``$HEADRACE_PARENT``; without either nothing is done (started by hand).
-    The kernel watches the parent's *thread* that started this process, so start children from a thread that lives on.
+    ``expected`` is the parent's pid, by default ``$HEADRACE_PARENT``; without either, nothing is done (started by
+    hand). The kernel watches the *thread* that started this process, so start children from a thread that outlives
+    them.
     """
     parent = expected if expected is not None else int(os.environ.get(PARENT, "0"))
     if not parent:

@@ -1,6 +1,6 @@
-"""Serves one process's metrics over HTTP: /metrics for Prometheus, /healthz for whoever asks if it lives, and pages of JSON.
+"""Serves one process's metrics over HTTP: /metrics for Prometheus, /healthz for health checks, and pages of JSON.
 
-Loopback by default, without authentication: whoever reaches the port may read the metrics, and nothing else.
+Loopback by default, without authentication: anyone who can reach the port can read these, and change nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind without asking a name server who we are, as HTTPServer does: that can take seconds."""
+        """Bind without the reverse name lookup that HTTPServer does: that can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Log nothing when a client disconnects."""
 
 
 class Exporter:
@@ -70,7 +70,7 @@ class Exporter:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Scrapes are no news."""
+                """Log nothing for a scrape."""
 
         try:
             self._server = _Server((host, port), Handler)

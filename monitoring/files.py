@@ -1,4 +1,4 @@
-"""Files that are written in one go."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def replace(path: Path, text: str) -> None:
-    """Write ``path`` in one go: a reader, or a start after a kill, finds the old text or the new one; of two writers the later holds."""
+    """Write ``path`` atomically: readers see the old text or the new one, also after a kill; of two writers the later
+    one wins.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -1,7 +1,7 @@
-"""When Python does not look for cycles of garbage: while libraries are loaded, and once more at the end.
+"""Suspends Python's garbage collector while libraries are loaded, and skips its last run at exit.
 
-Nearly all that a library makes when it is loaded stays, and a search goes through all of it: with torch and transformers the two take as
-long as half of what is loaded.
+Nearly every object that a library creates on import stays alive, and each collection scans all of them: with torch and
+transformers, these collections take half as long as the imports.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Search for nothing while the block loads libraries."""
+    """Suspend garbage collection while the block loads libraries."""
     searched = gc.isenabled()
     gc.disable()
     try:
@@ -25,5 +25,7 @@ def loading() -> Iterator[None]:
 
 
 def end_unsearched() -> None:
-    """Have this process end without a last search, after its exit functions; what is open is closed as ever."""
+    """Have this process skip the last garbage collection at exit; exit functions run and open files are closed as
+    usual.
+    """
     atexit.register(gc.freeze)

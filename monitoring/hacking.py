@@ -1,4 +1,4 @@
-"""Detects that a rewarder is gamed: what it gives rises while held-out accuracy, or a shadow that is not trained on, falls.
+"""Detects that a rewarder is gamed: its values rise while held-out accuracy, or a shadow that is not trained on, falls.
 
 DeepSeek-R1 (arXiv 2501.12948, Figure 6) shows what this looks like: the reward of a helpfulness model goes up, and accuracy on code
 goes down. A rise is the slope of the median of slopes (Theil and Sen) over the last evaluations times their distance: one odd value of a few
@@ -64,7 +64,7 @@ def _rise_of(steps: Sequence[float], values: Sequence[Mapping[str, float]], name
 class Monitor:
     """Collects the steps' metrics (``reward/NAME``, ``shadow/NAME``) and the evaluations of each benchmark as they come, from any thread.
 
-    It knows what it was told: after a restart it takes three evaluations until there is a trend again.
+    It keeps its history in memory only: after a restart, three evaluations are needed before there is a trend.
     """
 
     def __init__(self) -> None:

@@ -44,7 +44,7 @@ class Keys:
 
     @property
     def there(self) -> bool:
-        """Whether keys can come."""
+        """Whether there is a terminal to read keys from."""
         return self._before is not None
 
     def __enter__(self) -> Keys:

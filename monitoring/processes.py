@@ -1,4 +1,4 @@
-"""What the kernel says of a process of this machine (Linux's /proc)."""
+"""The kernel's information about a process of this machine (Linux's /proc)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ STOPPED = "T"
 
 
 def state_of(pid: int) -> str:
-    """The letter of a process's state (``T``: stopped); empty if it is of another machine or gone."""
+    """The letter of a process's state (``T``: stopped); empty if the process is gone or on another machine."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

@@ -14,7 +14,7 @@ from monitoring.rows import Metrics, Row, counters, gauge
 
 
 class _BeforeScrape(Collector):
-    """Has the time up to a scrape counted in that scrape, however long the piece of work under way is."""
+    """Counts the time up to a scrape in that scrape, even in the middle of a long piece of work."""
 
     def __init__(self, count: Callable[[], None]) -> None:
         self._count = count

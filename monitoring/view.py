@@ -1,4 +1,4 @@
-"""What people see of a run, as plain data: filled by whoever knows, drawn by ``live`` and ``report``."""
+"""The state of a run for display, as plain data; ``live`` and ``report`` draw it."""
 
 from __future__ import annotations
 

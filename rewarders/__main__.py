@@ -1,6 +1,7 @@
 """The rewarder daemon: ``python -m rewarders FILE --rewarder NAME``.
 
-``--until now`` ends when all that is there has been judged; with ``--from beginning`` that is the run's whole history, judged again.
+``--until now`` exits once every sample present at the start has been judged. Combined with ``--from beginning`` it
+judges the run's whole history again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ log_ = logging.getLogger("rewarder")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What is judged: ``history`` from the beginning, in a consumer group of its own; ``ends`` with what is there now."""
+    """Which samples to judge: with ``history`` all from the beginning, in a separate consumer group; with ``ends`` only
+    those there now.
+    """
 
     history: bool = False
     ends: bool = False
@@ -90,7 +93,7 @@ def serve(run: Run, rewarder: str, table: RewarderTable, stop: Stop, name: str, 
         except HeadraceError as error:
             if not table.shadow:
                 raise
-            health.lost(str(error))  # a shadow is no part of the run: that it cannot work ends nobody
+            health.lost(str(error))  # a shadow is not part of the run, so its fault must not end the run
             metrics.outage.set(1)
             while not stop:
                 stop.wait(60)

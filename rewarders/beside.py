@@ -1,4 +1,6 @@
-"""Where what a rewarder's options name is looked for: ``file.py:Class`` and directories of models beside the run file, as everywhere in it."""
+"""Resolves the paths in a rewarder's options: ``file.py:Class`` and model directories are relative to the run file's
+directory.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ _PLACE: ContextVar[Path] = ContextVar("place", default=Path())
 
 @contextmanager
 def beside(base: Path) -> Iterator[None]:
-    """What is made inside is made for a run file in ``base``."""
+    """Rewarders made inside the block resolve their paths relative to ``base``, the run file's directory."""
     token = _PLACE.set(base)
     try:
         yield
@@ -23,18 +25,20 @@ def beside(base: Path) -> Iterator[None]:
 
 
 def place() -> Path:
-    """The run file's directory; for a rewarder that is made by hand, the current one."""
+    """The run file's directory; the current directory for a rewarder that is made outside of a run."""
     return _PLACE.get()
 
 
 def located(model: str) -> str:
-    """A model's directory beside the run file where there is one of that name, else ``model`` as it is."""
+    """The path of the directory ``model`` beside the run file if it exists, else ``model`` unchanged."""
     beside = place() / model
     return str(beside) if beside.is_dir() else model
 
 
 def is_made_later(model: str) -> bool:
-    """Whether ``model`` is a place in a run's directory where nothing is yet: a stage leaves it before the first sample comes."""
+    """Whether ``model`` is a path in the run's directory that does not exist yet: a stage writes it before the first
+    sample comes.
+    """
     path = Path(model)
     if model.startswith(RUN):  # the run file is only looked at: there is no run yet
         return True

@@ -85,7 +85,7 @@ class Choice:
         return (said or "").strip().splitlines()[-1:]
 
     def options(self, sample: Trajectory) -> dict[str, str]:
-        """Text by letter; empty where they are not known."""
+        """The text of each option by its letter; empty if the options are not known."""
         for key in (self.key,) if self.key else KEYS:
             given = sample.metadata.get(key)
             if given:
@@ -107,7 +107,7 @@ def table(given: Any) -> dict[str, str]:
 
 
 def unlettered(text: str, letter: str) -> str:
-    """``A) 12`` as 12, where the list already says its letters."""
+    """``A) 12`` as ``12``, for options whose letter is already known."""
     found = MARKED.fullmatch(text.strip())
     return found.group(2) if found and found.group(1) == letter else text
 

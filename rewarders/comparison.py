@@ -1,4 +1,6 @@
-"""What can only be told by looking at a whole group: how hard the question is, how different the answers are, which one wins."""
+"""Rewards that compare the samples of a group: how hard the question is, how different the answers are, which answer
+wins.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ from rewarders.rewarder import GroupRewarder, Reward
 
 @dataclass(frozen=True)
 class Difficulty(GroupRewarder):
-    """1 - the group's pass rate, the same for each of its samples: a figure to watch, or to weigh curricula by.
+    """1 - the group's pass rate, the same for each of its samples: a figure to watch, or to weight a curriculum by.
 
-    A reward that is equal for all samples of a group trains nothing. ``correct`` and ``threshold`` as in ``CalibratedLength``.
-    Abstains where ``correct`` judges none of the group.
+    A reward that is equal for all samples of a group gives no gradient. ``correct`` and ``threshold`` as in
+    ``CalibratedLength``. Abstains where ``correct`` judges none of the group.
     """
 
     correct: str | Mapping[str, Any] = "rewarders.math:MathAccuracy"
@@ -77,10 +79,10 @@ def _jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
 
 
 class Preference(Protocol):
-    """Says which of two samples of one question is better."""
+    """Compares two samples of the same question."""
 
     def prefer(self, first: Trajectory, second: Trajectory) -> float:
-        """How sure the first is the better one: 1, 0, or between (0.5: a draw)."""
+        """How likely ``first`` is the better one, in [0, 1]; 0.5 is a draw."""
         ...
 
 
@@ -89,8 +91,9 @@ class Tournament(GroupRewarder):
     """The share of its matches that a sample wins against others of its group, in [0, 1]; a draw is half a win.
 
     ``judge_of_pairs`` makes the class that has ``prefer(first, second)``: a table with ``use`` and its options, such as
-    ``rewarders.judge:PairJudge``. Each sample meets ``opponents`` others (an even number; 0: all), drawn by the group's id; each pair is
-    shown in both orders, because judges favour a place. ``parallel`` matches are played at a time. A group of one abstains.
+    ``rewarders.judge:PairJudge``. Each sample meets ``opponents`` others (an even number; 0: all), drawn with the
+    group's id as the seed; each pair is shown in both orders, because judges favour one position. ``parallel`` matches
+    run at a time. A group of one abstains.
     """
 
     judge_of_pairs: str | Mapping[str, Any] = "rewarders.judge:PairJudge"
@@ -125,7 +128,9 @@ class Tournament(GroupRewarder):
         return [Reward(w / n, f"won {w:g} of {n} matches") for w, n in zip(won, played, strict=True)]
 
     def pairs(self, size: int, seed: str) -> Iterator[tuple[int, int]]:
-        """The matches of a group: everybody sits at a round table in an order drawn by ``seed``, and meets the next neighbours."""
+        """The matches of a group: its samples form a circle in an order drawn from ``seed``, and each meets its nearest
+        neighbours.
+        """
         order = list(range(size))
         random.Random(seed).shuffle(order)
         reach = size // 2 if self.opponents <= 0 else min(size // 2, max(1, (self.opponents + 1) // 2))

@@ -44,10 +44,11 @@ FLAT = ("workers", "processes", "timeout", "attempts", "memory_mb")
 
 
 class RewarderTable(Table):
-    """One rewarder. ``use`` is ``module:Class``, also of a file beside the run file; further keys are the class's options.
+    """One rewarder. ``use`` is ``module:Class``, also of a file beside the run file; further keys are the class's
+    options.
 
-    ``external``: it is served by a program of yours that reads trajectories and writes votes; nothing is started here. ``shadow``: it judges
-    every training sample without being in the mix; its votes are recorded and shown, and never trained on.
+    ``external``: a program of yours reads the trajectories and writes the votes; Headrace starts no worker. ``shadow``:
+    it judges every training sample without being in the mix; its votes are recorded and shown, but never trained on.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -60,7 +61,7 @@ class RewarderTable(Table):
     @model_validator(mode="wrap")
     @classmethod
     def _gather(cls, data: Any, handler: ModelWrapValidatorHandler[RewarderTable]) -> RewarderTable:
-        """Without a table of its own, the worker's keys are those that stand beside ``use``."""
+        """Move the worker's keys from beside ``use`` into ``worker``, unless that table is given."""
         if not isinstance(data, dict) or "worker" in data:
             return handler(data)
         flat = {key: data[key] for key in FLAT if key in data}
@@ -75,7 +76,7 @@ class RewarderTable(Table):
 
     @property
     def flat(self) -> tuple[str, ...]:
-        """The keys of the worker that stand beside ``use``."""
+        """The worker's keys that are written beside ``use``."""
         return self._flat
 
     @property
@@ -84,7 +85,9 @@ class RewarderTable(Table):
 
 
 def in_run(table: RewarderTable, directory: Path) -> RewarderTable:
-    """``table`` with ``{run}/`` at the beginning of an option's text replaced: what a stage leaves there is named so before it exists."""
+    """``table`` with a leading ``{run}/`` of each option replaced by ``directory``: it names what a stage will write
+    there later.
+    """
 
     def placed(value: Any) -> Any:
         if isinstance(value, dict):
@@ -102,7 +105,7 @@ def rewarder_tables(file: RunFile) -> dict[str, RewarderTable]:
     if not isinstance(raw, dict):
         raise RunFileError(f"[rewarders] must hold tables, not {raw!r}")
     for name, value in raw.items():
-        if isinstance(value, dict) and "worker" not in value:  # a mistake is named as it was written
+        if isinstance(value, dict) and "worker" not in value:  # errors must name the key as the user wrote it
             parse({key: value[key] for key in FLAT if key in value}, WorkerTable, f"[rewarders.{name}]")
     tables = {name: parse(value, RewarderTable, f"[rewarders.{name}]") for name, value in raw.items()}
     for name, table in tables.items():

@@ -1,4 +1,6 @@
-"""Tells languages that share a script apart: lingua's n-gram models, loaded when they are first asked (about 25 MB a language)."""
+"""Distinguishes languages that share a script with lingua's n-gram models, which are loaded on first use (about 25 MB
+per language).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ CHARACTERS = 600
 
 
 def languages_of(script: str = "") -> list[str]:
-    """The codes of the common languages (of ``script``)."""
+    """The codes of the common languages; with ``script``, only of those written in it."""
     return [code for code, written in LANGUAGES.items() if not script or script in written]
 
 
@@ -43,7 +45,9 @@ FURTHER = frozenset(["af", "az", "bs", "ca", "cs", "cy", "da", "et", "eo", "eu",
 
 @dataclass(frozen=True)
 class Detector:
-    """Tells the languages ``codes`` apart. Raises RunFileError where lingua is not installed or does not know one of them."""
+    """Distinguishes the languages ``codes``. Raises RunFileError where lingua is not installed or does not know one of
+    them.
+    """
 
     codes: tuple[str, ...]
 
@@ -65,7 +69,7 @@ class Detector:
         return {v.language.iso_code_639_1.name.lower(): v.value for v in values if v.value > 0}
 
     def best(self, text: str) -> str:
-        """The most probable language, or empty."""
+        """The most probable language; empty if there is none."""
         return next(iter(self.probabilities(text)), "")
 
     def excludes(self, code: str, text: str) -> bool:

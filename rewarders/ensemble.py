@@ -1,6 +1,8 @@
-"""Several judges as one: their mean, less for what they disagree on, so that a policy cannot live from the error of one of them.
+"""Combines several judges into one reward that is lower where they disagree, so that a policy cannot exploit the errors
+of one judge.
 
-Coste et al., Reward Model Ensembles Help Mitigate Overoptimization, arXiv 2310.02743: ``uncertainty`` is their UWO, ``worst`` their WCO.
+Coste et al., Reward Model Ensembles Help Mitigate Overoptimization, arXiv 2310.02743: ``uncertainty`` is their UWO,
+``worst`` their WCO.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ RULES: dict[str, Callable[[Sequence[float], float], float]] = {"uncertainty": un
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(GroupRewarder):
-    """``members`` are tables with ``use`` and options, each as in the run file. ``rule`` is ``uncertainty`` (with ``penalty``) or ``worst``.
+    """``members`` are tables with ``use`` and options, each as in the run file. ``rule`` is ``uncertainty`` (with
+    ``penalty``) or ``worst``.
 
-    A member that abstains is left out; where fewer than ``need`` have judged a sample, the ensemble abstains. What a member raises, the
-    ensemble raises.
+    A member that abstains is left out; if fewer than ``need`` members judged a sample, the ensemble abstains. An error
+    of a member is an error of the ensemble.
     """
 
     members: Sequence[str | Mapping[str, Any]]

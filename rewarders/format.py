@@ -1,7 +1,10 @@
-"""The form reward of R1-Zero: the whole response is one thought and one answer in their tags (arXiv 2501.12948, table 1).
+"""The form reward of R1-Zero: the whole response is one thought and one answer in their tags.
 
-Also the form of the cold start: a thought, and behind it a summary for the reader (section 2.3.1 there). Only the exact tags count, and
-a response that holds look-alikes of them, markers of a chat template, or parts in which a reader sees nothing, has no form.
+Source: arXiv 2501.12948, table 1.
+
+Also the form of the cold start: a thought followed by a summary for the reader (section 2.3.1 there). Only the exact
+tags count. A response fails if it contains look-alikes of the tags, markers of a chat template, or a part that shows a
+reader nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _MARKER = re.compile(r"<\|[^<>|]{1,60}\|>|\[/?inst\]|<</?sys>>|</?s>|<(?:start|e
 
 @dataclass(frozen=True)
 class Format:
-    """The required form and nothing else: 1, otherwise 0.
+    """1 if the response has exactly the required form, else 0.
 
     ``pattern``: ``tags`` is ``<think>...</think><answer>...</answer>``, ``think`` is ``<think>...</think>`` and a summary behind it,
     ``readable`` is the thought between two ``mark`` and a summary behind them. ``boxed``: the answer holds a ``\\boxed{}`` with

@@ -1,4 +1,6 @@
-"""Whether a reply greets the right person once and kindly: the yardstick of ``learner.data.greetings``, to be watched and not trained on."""
+"""Whether a reply greets the right person once and kindly: measures ``learner.data.greetings``; meant to be watched,
+not trained on.
+"""
 
 from __future__ import annotations
 

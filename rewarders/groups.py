@@ -1,4 +1,4 @@
-"""Collects the samples of a group until all have come, for rewarders that judge whole groups."""
+"""Collects the samples of a group until it is complete, for rewarders that judge whole groups."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ class _Open:
 
 
 class Groups:
-    """Groups of which samples are still to come. ``patience`` is how many seconds one may wait for its last sample."""
+    """Incomplete groups. ``patience`` is how many seconds a group may wait for its last sample."""
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
         self._open: dict[str, _Open] = {}
         self._whole: dict[
             str, None
-        ] = {}  # the last ones that came whole: what is delivered again must not open them anew
+        ] = {}  # the latest complete groups: a sample that is delivered again must not reopen one
 
     def add(self, sample: Sample, size: int) -> tuple[tuple[Sample, ...], Sample | None]:
-        """The whole group, by index, if ``sample`` was the last one of its ``size``; and the sample that is none of it, if any.
+        """Returns the complete group in order of index if ``sample`` completes its ``size``, else ``()``; and a sample
+        that is left over, if any.
 
-        The first sample of an index holds: a second one is left aside.
+        The first sample of an index is kept; a second one with the same index is left over.
         """
         if sample.group_id in self._whole:
             return (), sample
@@ -49,13 +50,15 @@ class Groups:
         return tuple(group.samples[index] for index in sorted(group.samples)), None
 
     def given_up(self) -> list[Sample]:
-        """The samples of groups that have waited too long: their learner has long given them another fate."""
+        """Removes and returns the samples of groups that have waited too long: the learner has settled those groups
+        otherwise by now.
+        """
         limit = self._clock() - self._patience
         late = [group_id for group_id, group in self._open.items() if group.since < limit]
         return [sample for group_id in late for sample in self._open.pop(group_id).samples.values()]
 
     def keep(self, assignment: Iterable[Part]) -> None:
-        """Forget the groups of partitions that another member has now."""
+        """Forget the groups of partitions that are now assigned to another member."""
         held = set(assignment)
         for group_id, group in list(self._open.items()):
             records = [sample.record for sample in group.samples.values()]
@@ -64,5 +67,5 @@ class Groups:
 
     @property
     def waiting(self) -> int:
-        """Samples that have come and wait for others."""
+        """The number of samples that wait for the rest of their group."""
         return sum(len(group.samples) for group in self._open.values())

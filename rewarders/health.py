@@ -1,7 +1,9 @@
-"""Tells a judge that fails from answers that it fails on, and holds the samples while what it needs is away.
+"""Distinguishes a judge that is broken from answers that make it fail, and holds samples back while the judge is
+unavailable.
 
-A failure is believed once the judge has judged something else after it. Where nothing but failures comes, a sample that was judged before
-is judged again: if that still works, the failures are the answers' own; if not, this is an outage, and nobody gets a vote for it.
+A failure counts against the answer once the judge has succeeded on another sample after it. If all samples fail, one
+that was judged before is judged again: if that succeeds, the failures are the answers' own; if not, this is an outage,
+and no votes are cast.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from rewarders.judges import Job, Verdict
 
 log_ = logging.getLogger("rewarder")
 SUSPECTS = 8  # after this many failures in a row the judge has to prove that it works
-SUSPECT_SECONDS = 2.0  # the same after one failure, if nothing has been judged since
-BACK_OFF = (0.5, 30.0)  # seconds before the second attempt, and at most before any later one
+SUSPECT_SECONDS = 2.0  # or if nothing has been judged for this long after a failure
+BACK_OFF = (0.5, 30.0)  # seconds before the second attempt, and the longest delay before a later one
 OUTAGES = 6  # a sample that has ended in an outage this often, while others were judged, is itself the cause
 SAY_SECONDS = 20.0  # shortest interval between two messages about outages
 NEWS_SECONDS = 10.0  # interval at which the learner is told of an outage
@@ -28,27 +30,31 @@ NEWS_SECONDS = 10.0  # interval at which the learner is told of an outage
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A verdict to be voted. ``proven``: the judge is known to have worked, so that a failure is the answer's own doing."""
+    """A verdict that can be published as votes. ``proven``: the judge is known to work, so a failure is the answer's
+    fault.
+    """
 
     verdict: Verdict
     proven: bool
 
 
 class Health:
-    """One rewarder's; ``name`` is for its sentences. ``clock`` gives seconds, ``chance`` numbers in [0, 1)."""
+    """The health of one rewarder; messages use ``name``. ``clock`` returns seconds, ``chance`` random numbers from 0 to
+    1.
+    """
 
     def __init__(
         self, name: str, clock: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random
     ) -> None:
         self._name, self._clock, self._chance = name, clock, chance
-        self._judged: Job | None = None  # the last one that went well
+        self._judged: Job | None = None  # the last job that succeeded
         self._suspects: list[tuple[Verdict, float]] = []
         self._held: deque[Job] = deque()
-        self._tried: Job | None = None  # the try or proof that is under way
+        self._tried: Job | None = None  # the retry or proof in progress
         self._out = False
         self._since = self._due = 0.0
         self._said = clock() - SAY_SECONDS
-        self._told, self._told_at = False, 0.0  # what the learner was told last, and when
+        self._told, self._told_at = False, 0.0  # the state last reported to the learner, and when
         self._tries = 0
         self._successes = 0
         self.error = ""
@@ -60,7 +66,7 @@ class Health:
         return self._out
 
     def page(self) -> dict[str, Any]:
-        """The current state, for whoever asks."""
+        """The current state as JSON-like data, for the daemon's HTTP page."""
         now = self._clock()
         state = "outage" if self._out else "judging"
         seconds = round(now - self._since, 1) if self._out else 0.0
@@ -70,7 +76,10 @@ class Health:
         }  # fmt: skip
 
     def news(self) -> bool | None:
-        """Whether there is an outage, if the learner is to be told now: one begins, one lasts, or one is over."""
+        """The state to report to the learner now (True: outage), or None if there is nothing to report.
+
+        It is reported when an outage begins and ends, and repeatedly while it lasts.
+        """
         now = self._clock()
         if self._out == self._told and not (self._out and now - self._told_at >= NEWS_SECONDS):
             return None
@@ -79,12 +88,12 @@ class Health:
 
     @property
     def holding(self) -> int:
-        """Samples that wait here."""
+        """The number of samples held back."""
         jobs = [*self._held, *(verdict.job for verdict, _ in self._suspects)]
         return sum(len(job.samples) for job in jobs)
 
     def take(self, verdict: Verdict) -> list[Settled]:
-        """A verdict has come; returns those that are settled by it."""
+        """Take in a verdict; returns all verdicts that it settles."""
         tried = verdict.job is self._tried
         if tried:
             self._tried = None
@@ -97,7 +106,7 @@ class Health:
             self._begin(f"it fails on everything, also on what it has judged before: {self.error}", tried)
             return []
         if self._out and self._judged is None:
-            self._end()  # what it asks is there
+            self._end()  # the judge's service answers again
         if self._out:
             self._held.append(_anew(verdict.job))
             return []
@@ -125,22 +134,22 @@ class Health:
         return []
 
     def hold(self, job: Job) -> None:
-        """A job that has come during an outage."""
+        """Hold back a job that arrives during an outage."""
         self._held.append(job)
 
     def lost(self, why: str) -> None:
-        """The judge cannot even be made at present."""
+        """Record that the judge cannot be created at present."""
         self.error = why
         if not self._out:
             self._begin(why, False)
 
     def found(self) -> None:
-        """The judge has been made."""
+        """Record that the judge has been created."""
         if self._out and not self._held and self._tried is None and self._judged is None:
             self._end()
 
     def _begin(self, why: str, tried: bool) -> None:
-        """There is an outage; ``tried``: another try has shown that it lasts."""
+        """Begin an outage, or prolong it if another attempt failed (``tried``)."""
         now = self._clock()
         if tried or not self._out:
             delay = min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(self._tries, 16))
@@ -160,7 +169,7 @@ class Health:
         self._out, self._tries = False, 0
 
     def unproven(self) -> list[Settled]:
-        """Failures that have to be believed: the judge has never judged anything that it could be tried on."""
+        """Failures that count without proof: the judge has never succeeded, so there is no sample to test it with."""
         if self._judged is not None or not self._wants_proof():
             return []
         settled = [Settled(verdict, False) for verdict, _ in self._suspects]
@@ -172,9 +181,10 @@ class Health:
         return len(self._suspects) >= SUSPECTS or waited >= SUSPECT_SECONDS
 
     def due(self, withdraw: Callable[[], list[Job]]) -> list[Job]:
-        """What is to be judged now: all that was held once the outage is over, one sample while it lasts, or the proof that is wanted.
+        """The jobs to judge now: all that were held once the outage is over, one sample while it lasts, or the proof
+        that is needed.
 
-        ``withdraw`` gives back the jobs that no process has begun on: in an outage they wait here.
+        ``withdraw`` returns the jobs that no process has begun; during an outage they are held here.
         """
         now = self._clock()
         if self._out:
@@ -188,7 +198,7 @@ class Health:
         return self._proof() if self._wants_proof() and self._tried is None else []
 
     def _try(self) -> list[Job]:
-        """One sample that met the outage, in turn; where there is none, one that was judged before, or any."""
+        """The job to retry: one that failed in the outage, in turn; else one that was judged before; else any."""
         job = next((job for job in self._held if job.outages), None)
         if job is None and (self._judged is not None or not self._held):
             return self._proof()

@@ -1,4 +1,4 @@
-"""Judging what a run has already sampled: a consumer group for it, and which samples have their vote."""
+"""Helps to judge what a run has already sampled: the consumer group to use, and which samples already have a vote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ PATIENCE_SECONDS = 15.0
 def group_of(rewarder: str, table: RewarderTable, base: Path) -> str:
     """The consumer group (without the run's name) in which this version of a rewarder judges history.
 
-    Interrupted, it goes on where it was; another version begins anew. Raises HeadraceError if the rewarder cannot be made.
+    After an interruption it resumes; another version starts from the beginning. Raises HeadraceError if the rewarder
+    cannot be made.
     """
     judge = isolated(table, base)
     try:
@@ -30,7 +31,7 @@ def group_of(rewarder: str, table: RewarderTable, base: Path) -> str:
 
 
 def voted_on(log: Log, topics: Topics, rewarder: str) -> set[tuple[str, int]]:
-    """The samples (group id, index) that this rewarder has a vote on that counts. Raises LogUnavailable."""
+    """The samples (group id, index) on which this rewarder has cast a vote that counts. Raises LogUnavailable."""
     found: set[tuple[str, int]] = set()
     ends = log.ends(topics.rewards)
     with closing(log.reader(topics.rewards)) as reader:
@@ -45,7 +46,7 @@ def voted_on(log: Log, topics: Topics, rewarder: str) -> set[tuple[str, int]]:
                 try:
                     vote = decode(record.value)
                 except DecodeError:
-                    continue  # the learner's to dead-letter
+                    continue  # the learner dead-letters it
                 if isinstance(vote, Vote) and vote.rewarder == rewarder and not vote.shadow:
                     found.add((vote.group_id, vote.index))
     return found

@@ -1,4 +1,4 @@
-"""A rewarder inside of another: made from a table of options, asked about a whole group, whichever kind it is."""
+"""A rewarder inside another one: made from a table of options and called with a whole group, whichever kind it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rewarders.rewarder import Reward, reward_of_verdict
 class Inner:
     """The rewarder that ``table`` describes: ``"module:Class"``, or a map with ``use`` and the class's options.
 
-    ``file.py:Class`` is looked for beside the run file. Raises RunFileError as the run file's own tables do.
+    ``file.py:Class`` is relative to the run file's directory. Raises RunFileError for the same mistakes as the run
+    file's own tables.
     """
 
     def __init__(self, table: str | Mapping[str, Any]) -> None:

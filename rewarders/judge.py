@@ -1,7 +1,9 @@
-"""A language model as the judge: any OpenAI-compatible server (``/v1/chat/completions``), with a rubric, one response or two.
+"""A language model as the judge: any OpenAI-compatible server (``/v1/chat/completions``) scores one response, or
+compares two, by a rubric.
 
-Helpfulness looks at the final summary only, harmlessness at the whole response (R1, arXiv 2501.12948, section 2.3.4 on all scenarios).
-What is judged is quoted between marks that its author could not know, and the verdict is read from the judge's last line alone.
+Helpfulness looks at the final summary only, harmlessness at the whole response (R1, arXiv 2501.12948, section 2.3.4 on
+all scenarios). The judged text is quoted between marks that its author cannot know, and the verdict is read from the
+judge's last line alone.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from rewarders.text import after_thinking
 
 
 class NoVerdict(HeadraceError):
-    """The judge's reply holds no verdict that can be read."""
+    """The judge's reply contains no readable verdict."""
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """What is asked of a judge, and which part of a response it sees."""
+    """The instructions for a judge, and which part of a response it sees."""
 
     text: str
     sees: str
@@ -59,7 +61,7 @@ class AskedJudge(ChatServer):
     """What ``Judge`` and ``PairJudge`` share: the server, its ``model``, the ``rubric`` (a name, or a text of yours) and how it is sampled.
 
     ``sees`` (``summary``, ``thought``, ``response``) replaces the rubric's own choice; ``reference`` shows the judge the reference answer.
-    ``longest`` bounds the characters that are shown of a part: of a longer one, beginning and end.
+    ``longest`` is how many characters of a part are shown: of a longer part, the middle is left out.
     """
 
     rubric: str = "helpfulness"
@@ -83,7 +85,7 @@ class AskedJudge(ChatServer):
         return Rubric(known.text, self.sees or known.sees, shown)
 
     def seen(self, sample: Trajectory) -> str:
-        """The part of the response that is judged; of one that is too long, beginning and end."""
+        """The part of the response that is judged; if it is too long, its middle is left out."""
         text = part(self.criteria.sees)(sample.text, "").strip()
         half = self.longest // 2
         return text if len(text) <= self.longest else f"{text[:half]}\n[...]\n{text[-half:]}"
@@ -104,8 +106,9 @@ class AskedJudge(ChatServer):
 class Judge(AskedJudge):
     """The judge's score of a response, from ``lowest`` to ``highest``, as a value in [0, 1].
 
-    ``url`` is the server's, with ``/v1``. A response without the part that is judged (an unfinished thought has no summary) is 0, and nobody is
-    asked. Raises NoVerdict where the judge gives no score, or one beyond the scale; Outage where it is away.
+    ``url`` is the server's, with ``/v1``. A response without the judged part (an unfinished thought has no summary)
+    gets 0 without asking the judge. Raises NoVerdict if the judge gives no score, or one beyond the scale; Outage if it
+    cannot be reached.
     """
 
     lowest: float = 1.0
@@ -133,9 +136,10 @@ class Judge(AskedJudge):
 
 @dataclass(frozen=True, kw_only=True)
 class PairJudge(AskedJudge):
-    """Which of two responses is better: for ``rewarders.comparison:Tournament``. An empty part loses without a question.
+    """Which of two responses is better: for ``rewarders.comparison:Tournament``. An empty part loses without asking the
+    judge.
 
-    Raises NoVerdict where the judge names neither; Outage where it is away.
+    Raises NoVerdict if the judge names neither; Outage if it cannot be reached.
     """
 
     def prefer(self, first: Trajectory, second: Trajectory) -> float:

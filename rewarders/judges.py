@@ -1,6 +1,8 @@
-"""The judging processes of a worker: threads with a process each, fed from one queue. Verdicts come out of order; nothing is voted here.
+"""The judging processes of a worker: threads with one process each, fed from one queue. Verdicts come out of order; the
+worker votes.
 
-A sample that takes much longer than others keeps only its own process: what lies behind it goes to another one, or to a spare.
+A sample that takes much longer than others blocks only its own process: jobs queued behind it move to another process,
+or to a spare.
 """
 
 from __future__ import annotations
@@ -22,9 +24,7 @@ from rewarders.config import RewarderTable
 from rewarders.rewarder import Reward
 
 BATCH = 32
-MUCH_LONGER = (
-    8.0  # a sample that takes this many times the usual time is slow, and what waits behind it is worth a spare process
-)
+MUCH_LONGER = 8.0  # a sample that takes this many times the usual time is slow: jobs behind it may get a spare process
 SPARE_SECONDS = 30.0  # a spare process that has had no work for this long ends
 LOOK_SECONDS = 1.0  # interval at which to check that an idle process is still alive
 JOIN_SECONDS = 3.0
@@ -37,12 +37,12 @@ class Sample:
 
     def __init__(self, record: Record, group_id: str, index: int, named: bool) -> None:
         self.record, self.group_id, self.index = record, group_id, index
-        self.named = named  # by its mix: its group waits for the vote
+        self.named = named  # its mix names this rewarder, so its group waits for the vote
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """What is judged at once: one sample, or all samples of a group."""
+    """A unit of judging: one sample, or all samples of a group."""
 
     samples: tuple[Sample, ...]
     attempts: int = 0
@@ -61,14 +61,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What became of a job: a reward or None (an abstention) for each sample, or what failed."""
+    """The result of a job: a reward or None (an abstention) for each sample, or what failed."""
 
     job: Job
     answer: list[Reward | None] | Failed
 
 
 class _Line:
-    """The jobs that wait, first come first served; a proof that the judge works goes before all others."""
+    """The queue of jobs, first in, first out; a proof that the judge works goes first."""
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()
@@ -86,7 +86,9 @@ class _Line:
             self._changed.notify(len(jobs))
 
     def take(self, lanes: int, timeout: float) -> list[Job] | None:
-        """A fair share of the jobs for one of so many ``lanes``: none after ``timeout`` seconds, None once closed."""
+        """A fair share of the jobs for one of ``lanes`` lanes: an empty list after ``timeout`` seconds, None once
+        closed.
+        """
         with self._changed:
             self._idle += 1
             self._changed.wait_for(lambda: self._jobs or self._closed, timeout)
@@ -108,7 +110,7 @@ class _Line:
 
     @property
     def idle(self) -> int:
-        """How many lanes wait for jobs."""
+        """The number of lanes that wait for jobs."""
         return self._idle
 
     def __bool__(self) -> bool:
@@ -126,7 +128,9 @@ def isolated(table: RewarderTable, base: Path) -> Isolated:
 
 
 class Judges:
-    """``wait`` and ``take`` bring verdicts; ``failure`` is set once the rewarder cannot be made, and is the worker's to raise."""
+    """``wait`` and ``take`` bring verdicts. If the rewarder cannot be made, ``failure`` is set, and the worker must
+    raise it.
+    """
 
     def __init__(self, table: RewarderTable, base: Path) -> None:
         settings = table.worker
@@ -152,17 +156,17 @@ class Judges:
         self._line.put(jobs)
 
     def withdraw(self) -> list[Job]:
-        """The jobs that no process has begun on."""
+        """Remove and return the jobs that no process has begun."""
         return self._line.withdraw()
 
     def wait(self, seconds: float) -> None:
-        """Until a verdict comes, the rewarder has been made, or ``seconds`` are over."""
+        """Block until a verdict comes, the rewarder has been made, or ``seconds`` have passed."""
         if self._first is None:
             with contextlib.suppress(queue.Empty):
                 self._first = self._verdicts.get(timeout=seconds)
 
     def take(self) -> list[Verdict]:
-        """The verdicts that have come."""
+        """Remove and return the verdicts that have come."""
         found = [] if self._first is None else [self._first]
         self._first = None
         while not self._verdicts.empty():
@@ -177,7 +181,7 @@ class Judges:
             return self._ended + sum(max(0, judge.restarts) for _, judge in self._lanes)
 
     def close(self) -> None:
-        """End the processes; what they were judging gets no verdict."""
+        """End the processes; samples that are being judged get no verdict."""
         self._closing = True
         with self._lock:
             lanes = list(self._lanes)
@@ -216,7 +220,7 @@ class Judges:
             judge.close()
 
     def _make(self, judge: Isolated) -> None:
-        """Have the process ready before there is work for it."""
+        """Start the process before there is work for it."""
         try:
             judge.start()
         except Failed as error:
@@ -249,7 +253,7 @@ class Judges:
                 job, now = batch[place], time.monotonic()
                 job.seconds, mark = now - mark, now
                 if isinstance(answer, Failed) and answer.kind != "error":
-                    give_back(range(place + 1, mine))  # what is urgent must not wait for more of this kind
+                    give_back(range(place + 1, mine))  # urgent jobs must not wait behind more slow ones
                     return self._hear(job, answer)  # it is tried again behind them
                 self._hear(job, answer)
 
@@ -264,7 +268,9 @@ class Judges:
             self._verdicts.put(Verdict(job, answer))
 
     def _others(self, seconds: float) -> bool:
-        """Whether another process is free for what waits behind a sample that has taken ``seconds``: one that idles, or a new spare."""
+        """Whether an idle process, or a new spare, can take the jobs that wait behind a sample that has taken
+        ``seconds``.
+        """
         with self._lock:
             if self._line.idle:
                 return True

@@ -1,8 +1,10 @@
-"""Language consistency: the share of the words of the target language in the chain of thought (R1, arXiv 2501.12948, equation 5).
+"""Language consistency: the share of the words of the target language in the chain of thought (R1, arXiv 2501.12948,
+equation 5).
 
-Only what is language counts: no code, formulas, numbers, tags or addresses, no acronyms, identifiers, single Latin or Greek letters and
-terms that every language uses. A word belongs to the target language if its script does; where other languages share that script, a
-detector decides sentence by sentence, and only where it is sure does a sentence count as foreign.
+Only natural language counts: code, formulas, numbers, tags, addresses, acronyms, identifiers, single Latin or Greek
+letters and terms that every language uses are ignored. A word belongs to the target language if its script does. Where
+other languages share that script, a detector decides sentence by sentence, and a sentence counts as foreign only if the
+detector is sure.
 """
 
 from __future__ import annotations
@@ -32,18 +34,20 @@ _IDENTIFIER = re.compile(
 )
 _SENTENCE = re.compile(r"[.!?。！？;；:：\n]+")
 JOINED = 3  # a sentence with fewer words is judged together with the next one
-UNJUDGED = 2  # no detector can tell the language of so few words
+UNJUDGED = 2  # so few words are too short for a detector
 
 
 @dataclass(frozen=True)
 class LanguageConsistency:
     """Words of the target language / words, in [0, 1].
 
-    The target is ``language`` (a code such as ``en``, or a script such as ``Cyrillic``), else ``metadata[column]`` of the sample, else the
-    language of the question; abstains where that cannot be told. ``among`` are the languages to tell apart (default: the common ones of the
-    script). ``sees`` is the part to judge. ``terms`` are further words that do not count. ``wordless`` is the value of a thought without
-    any word. With ``by_script`` languages of one script are taken for one, and nothing is asked of a detector. The detector's models (about
-    25 MB and a fifth of a second a language) are loaded at the start: those of ``language`` or ``among``, else of the common languages in Latin script; others when they are needed.
+    The target is ``language`` (a code such as ``en``, or a script such as ``Cyrillic``), else ``metadata[column]`` of
+    the sample, else the language of the question; abstains if that is unknown. ``among`` are the languages to tell
+    apart (default: the common ones of the script). ``sees`` is the part to judge. ``terms`` are further words that do
+    not count. ``wordless`` is the value of a thought without any word. With ``by_script`` languages of one script count
+    as one, and no detector is used. The detector's models (about 25 MB and a fifth of a second a language) are loaded
+    at the start: those of ``language`` or ``among``, else of the common languages in Latin script; others when they are
+    needed.
     """
 
     language: str = ""
@@ -67,7 +71,7 @@ class LanguageConsistency:
             self._load()
 
     def _load(self) -> None:
-        """Load what is known to be needed, so that no sample waits for it."""
+        """Load the models that are known to be needed, so that no sample waits for them."""
         for code in (self.language,) if self.language else self.among or ("en",):
             if code not in SCRIPTS and len(rivals := self._rivals(code)) > 1:
                 self._detector(rivals).best("x")
@@ -82,7 +86,7 @@ class LanguageConsistency:
         return Reward(own / words, f"{own} of {words} words are {target}")
 
     def target(self, sample: Trajectory) -> str:
-        """The language that the sample should be in; empty if that cannot be told."""
+        """The language that the sample should be in; empty if unknown."""
         told = self.language or sample.metadata.get(self.column)
         if isinstance(told, str) and scripts_of(told):
             return told
@@ -117,7 +121,7 @@ class LanguageConsistency:
         return own, words
 
     def _is(self, target: str, sentence: str, words: list[str]) -> bool:
-        """Whether the words of the target's script in ``sentence`` are of its language, as far as can be told."""
+        """Whether the words of the target's script in ``sentence`` are in its language; True in case of doubt."""
         if self.by_script or target in SCRIPTS or len(words) < UNJUDGED:
             return True
         rivals = self._rivals(target)
@@ -125,7 +129,7 @@ class LanguageConsistency:
         return len(rivals) == 1 or not self._detector(rivals).excludes(target, glue.join(words))
 
     def _rivals(self, target: str) -> list[str]:
-        """The languages that ``target`` has to be told apart from, and itself."""
+        """The languages that ``target`` has to be distinguished from, and itself."""
         return sorted({c for script in scripts_of(target) for c in self._candidates(script)} | {target})
 
     def _candidates(self, script: str) -> list[str]:

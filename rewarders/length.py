@@ -1,4 +1,6 @@
-"""Rewards for the length of a response: DAPO's soft punishment of overlong ones, and a price of length that depends on the difficulty."""
+"""Rewards for the length of a response: DAPO's soft punishment of overlong ones, and a length penalty that depends on
+the difficulty.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,13 @@ class Overlong:
 
 @dataclass(frozen=True)
 class CalibratedLength(GroupRewarder):
-    """Length has its price where the question is easy: ``-(tokens / scale) * max(p, 1 / G)`` with the group's own pass rate ``p``.
+    """A length penalty that is higher for easier questions: ``-(tokens / scale) * max(p, 1 / G)`` with the group's own
+    pass rate ``p``.
 
-    ALP, arXiv 2506.05256: what every sample solves should be solved briefly, what few solve may take as long as it takes.
-    ``correct`` is the rewarder that tells right from wrong (``"module:Class"`` or a table with its options), right from ``threshold`` on.
-    ``scale`` in tokens (0: what the sampling allows); the penalty goes no lower than -1. ``only_right``: a wrong sample costs nothing.
-    Abstains where ``correct`` judges none of the group.
+    ALP, arXiv 2506.05256: a question that every sample solves should be solved briefly, one that few solve may take
+    long. ``correct`` is the rewarder that decides what is right (``"module:Class"`` or a table with its options): a
+    value of at least ``threshold``. ``scale`` in tokens (0: what the sampling allows); the value is at least -1.
+    ``only_right``: a wrong sample gets no penalty. Abstains if ``correct`` judges none of the group.
     """
 
     correct: str | Mapping[str, Any] = "rewarders.math:MathAccuracy"

@@ -1,7 +1,7 @@
 """The scorers of reasoning-gym's tasks, guarded: runs in a process of its own only (``rewarders.answers.zygote``).
 
-Some scorers evaluate the answer as Python (``eval``, sympy's ``parse_expr``): there, only texts that can do nothing but compute are passed on.
-Some raise on odd answers, and one takes any text for an answer.
+Some scorers evaluate the answer as Python (``eval``, sympy's ``parse_expr``): they only get texts that cannot do
+anything but compute. Some raise on odd answers, and one accepts any text as an answer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def factory() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def scored(name: str, scorer: Scorer, answer: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """The score; a scorer that fails on this answer but not on the entry's own gives none for it."""
+    """``score``; ``refused`` (with the reason) if the answer is unsafe or makes the scorer fail; ``broken`` if the
+    scorer fails on the entry's own answer, too.
+    """
     allowed = EVALUATED.get(name)
     if allowed is not None and not allowed.fullmatch(answer):
         return {"refused": "the scorer would run it as code"}
@@ -62,7 +64,7 @@ def scored(name: str, scorer: Scorer, answer: str, entry: dict[str, Any]) -> dic
         return {"score": bounded(scorer(answer, entry))}
     except MemoryError:
         raise
-    except Exception as error:  # of another project: whatever it raises
+    except Exception as error:  # code of another project, which may raise anything
         told = f"{type(error).__name__}: {error}"[:200]
     try:
         own = entry["answer"]
@@ -75,7 +77,7 @@ def scored(name: str, scorer: Scorer, answer: str, entry: dict[str, Any]) -> dic
 
 
 def bounded(score: Any) -> float:
-    """A score within [0, 1]. Raises ValueError for what is no number."""
+    """The score clipped to [0, 1]. Raises ValueError if it is not a number."""
     value = float(score)
     if not math.isfinite(value):
         raise ValueError(f"the score is {value}")
@@ -83,7 +85,9 @@ def bounded(score: Any) -> float:
 
 
 def with_tuples(entry: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """The entry as its task made it: what the wire turned into lists, under ``keys`` of its metadata, is tuples again."""
+    """The entry as its task made it: lists under ``keys`` of its metadata, which JSON made of tuples, become tuples
+    again.
+    """
     again = {key: _tuples(entry["metadata"][key]) for key in keys}
     return {**entry, "metadata": {**entry["metadata"], **again}} if again else entry
 

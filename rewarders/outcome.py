@@ -20,10 +20,12 @@ def _replies(sample: Trajectory) -> Iterator[tuple[Segment, Reply]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the environment made of the episode. It abstains where the environment said nothing, but for an episode that ran into a limit
-    (tokens, turns, seconds) before its end: that is worth ``unfinished``, for else running out of turns would never be punished.
+    """The environment's outcome of the episode. Abstains if the environment gave none, except for an episode that
+    reached a limit (tokens, turns, seconds) before its end: that gets ``unfinished``, because running out of turns
+    would otherwise never be punished.
 
-    What the environment said of single replies (``Turn.value``) goes along as values of their tokens."""
+    The environment's values of single replies (``Turn.value``) become values of the replies' tokens.
+    """
 
     unfinished: float = 0.0
 

@@ -10,7 +10,7 @@ from rewarders.text import after_thinking, answer_span
 
 
 def response(text: str, mark: str = "") -> str:
-    """All of it."""
+    """The whole text."""
     return text
 
 
@@ -24,9 +24,9 @@ def thought(text: str, mark: str = "") -> str:
 
 
 def summary(text: str, mark: str = "") -> str:
-    """What the reader is given: the text behind the thought (behind the last ``mark``, if one is named), without its answer tags.
+    """The text after the thought (after the last ``mark``, if one is given), without its answer tags.
 
-    Empty where the thought is unfinished.
+    Empty if the thought is unfinished.
     """
     if mark:
         return text.rpartition(mark)[2].strip() if text.count(mark) >= 2 else ""

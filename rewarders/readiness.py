@@ -1,6 +1,8 @@
-"""Whether a rewarder may judge at all: one with ``prepare()`` is asked before its daemon joins the consumers, again and again until it may.
+"""Waits until a rewarder may judge: ``prepare()``, if it has one, is called until it succeeds; only then does its
+daemon join the consumer group.
 
-A refusal is shown by ``headrace_sandbox_degraded`` and in the log, and no sample is taken: those of other daemons of the rewarder are judged there.
+A refusal sets ``headrace_sandbox_degraded`` and is logged. Until then this daemon takes no samples; other daemons of
+the rewarder judge them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def await_ready(
 
 
 def refusal(table: RewarderTable, base: Path) -> str:
-    """Why the rewarder may not judge here; empty if it may. It is asked in a process of its own."""
+    """Why the rewarder may not judge here; empty if it may. ``prepare()`` runs in a separate process."""
     options = {"use": table.use, "options": table.options, "base": str(base), "flat": table.flat}
     asked = Isolated("rewarders.readiness:asked", options, timeout=PREPARE_SECONDS, memory_mb=table.worker.memory_mb)
     try:

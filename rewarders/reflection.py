@@ -1,6 +1,7 @@
 """How much a response thinks about its own thinking: the reflective words of R1 (arXiv 2501.12948, figure 9).
 
-Meant to be watched, not trained on (weight 0, or a shadow): what is rewarded for saying "wait" says it.
+Meant to be watched, not trained on (weight 0, or a shadow): a policy that is rewarded for saying "wait" learns to say
+it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def load_rewarder(use: str, options: dict[str, Any], base: Path) -> Rewarder:
 
 
 def load_any(use: str, options: dict[str, Any], base: Path, flat: Sequence[str] = ()) -> Rewarder | GroupRewarder:
-    """A rewarder of samples or of groups; ``flat`` are the worker's keys that stand among the options. Raises RunFileError as ``load_rewarder`` does."""
+    """A rewarder of samples or of groups; ``flat`` are the worker's keys that were written beside ``use``. Raises
+    RunFileError as ``load_rewarder`` does.
+    """
     kind = plugins.load(use, base, "[rewarders]")
     if why := clash(flat, plugins.option_names(kind) if callable(kind) else None, use):
         raise RunFileError(f"[rewarders] use = {use!r}: {why}")
@@ -51,12 +53,14 @@ def load_any(use: str, options: dict[str, Any], base: Path, flat: Sequence[str] 
 def _takes_a_sample(kind: Any) -> bool:
     try:
         return next(iter(inspect.signature(kind).parameters), "") == "sample"
-    except (TypeError, ValueError):  # what is no callable is refused where it would be made
+    except (TypeError, ValueError):  # an object that is not callable is refused when it is made
         return False
 
 
 def clash(flat: Collection[str], options: Collection[str] | None, use: str) -> str:
-    """Why keys beside ``use`` may mean two things; empty if they do not. ``options`` are the class's, None where that cannot be told."""
+    """Why keys beside ``use`` are ambiguous; empty if they are not. ``options`` are the class's options, None if
+    unknown.
+    """
     both = [key for key in flat if key in (options or ())]
     if not both:
         return ""
@@ -74,7 +78,7 @@ def is_group_rewarder(rewarder: object) -> bool:
 class Judge:
     """The handler of a judging process: the encoded samples of one judgement -> a packed Reward or None for each.
 
-    ``about`` is what the worker must know: whether it wants whole groups, whether its cost is bounded, and which version it is.
+    ``about`` tells the worker whether the rewarder needs whole groups, whether its cost is bounded, and its version.
     """
 
     def __init__(self, rewarder: Rewarder | GroupRewarder, version: str) -> None:
@@ -108,9 +112,10 @@ def judge_factory(options: dict[str, Any]) -> Judge:
 
 
 def version_of(rewarder: object, options: dict[str, Any], base: Path) -> str:
-    """A fingerprint of a rewarder's code and options: of the modules of its package, or of the files beside the run file, that it has loaded.
+    """A fingerprint of a rewarder's options and code: the loaded modules of its package, or the loaded files beside the
+    run file.
 
-    What a class says itself in a text ``version`` counts as well (the name of a model that it asks, say).
+    A string attribute ``version`` of the class is included (for example the name of the model that it asks).
     """
     home = type(rewarder).__module__
     digest = hashlib.sha256(
@@ -123,7 +128,9 @@ def version_of(rewarder: object, options: dict[str, Any], base: Path) -> str:
 
 
 def _sources(home: str, base: Path) -> set[tuple[str, Path]]:
-    """The loaded source files that belong together with module ``home``, by module."""
+    """The loaded source files that belong to the same package or directory as module ``home``, each with its module's
+    name.
+    """
     package, found = home.partition(".")[0], set()
     beside = getattr(sys.modules.get(home), "__file__", None) or ""
     for name, module in list(sys.modules.items()):

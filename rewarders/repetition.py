@@ -1,4 +1,4 @@
-"""A penalty for text that repeats itself: n-grams that stood before. It sees loops of any period, in any script."""
+"""A penalty for text that repeats earlier n-grams. It detects loops of any period, in any script."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What a rewarder is: a class with options as fields and a call. The same shape for the built-in ones and a user's own.
+"""The interface of a rewarder: a class with options as fields and a call. Built-in rewarders and a user's own use the
+same one.
 
-``Reward`` is also what crosses from a judging process to its worker (``pack``, ``unpack``): there is no second form of a verdict.
+``Reward`` is also what a judging process sends to its worker (``pack``, ``unpack``): a verdict has no other form.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ CAUSES = ("", "timeout", "killed")
 class Reward:
     """A verdict: a finite value, and why (shown by ``headrace trace`` and the report).
 
-    ``value`` may be any number, also one of numpy's or torch's. ``answer`` is the final answer in canonical form: samples with equal
-    answers vote together in cons@k. ``cause`` is ``timeout`` or ``killed`` where the *answer* did that to the judge, so that a wrong answer
-    and a bomb are counted apart. ``spans`` give single steps of the response values of their own, by token: ``(start, end, value)`` with
-    ``start <= t < end``. ``logprobs`` is a teacher's verdict (see ``taught``). Text that no record can carry (lone surrogates) is replaced, and long text is cut.
+    ``value`` may be any number, also one of numpy's or torch's. ``answer`` is the final answer in canonical form:
+    samples with equal answers vote together in cons@k. ``cause`` is ``timeout`` or ``killed`` if the *answer* made the
+    judge time out or die, so that wrong answers and bombs are counted separately. ``spans`` give single steps of the
+    response values of their own, by token: ``(start, end, value)`` with ``start <= t < end``. ``logprobs`` is a
+    teacher's verdict (see ``taught``). Text that no record can carry (lone surrogates) is replaced, and long text is
+    cut.
 
     Raises MessageError, naming the field.
     """
@@ -44,7 +47,7 @@ class Reward:
     logprobs: bytes = b""
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the class is frozen for everybody else
+        put = object.__setattr__  # the dataclass is frozen
         put(self, "value", _number(self.value, "value"))
         put(self, "why", _text(self.why, WHY_CHARACTERS))
         put(self, "answer", _text(self.answer, ANSWER_CHARACTERS))
@@ -61,7 +64,7 @@ class Reward:
         return cls(mean, why, logprobs=_logprobs(array))
 
     def pack(self) -> dict[str, Any]:
-        """The fields that say something, as msgpack can carry them."""
+        """The fields that are not empty, in types that msgpack can encode."""
         wire = {"value": self.value, "why": self.why, "answer": self.answer, "cause": self.cause}
         more = {"spans": [list(span) for span in self.spans], "logprobs": self.logprobs}
         return {name: value for name, value in {**wire, **more}.items() if value or name == "value"}
@@ -78,19 +81,21 @@ Verdict: TypeAlias = Reward | float | None
 class Rewarder(Protocol):
     """Judges one sample. Whatever it raises is an error, never a reward of 0.
 
-    A rewarder that must prove something before it may judge also has ``prepare()``, which is called once in each judging process and raises
-    if it may not (SandboxError: the daemon takes no samples, says why, and tries again).
+    A rewarder that must check something before it may judge also has ``prepare()``, which is called once in each
+    judging process and raises if the check fails (SandboxError: the daemon takes no samples, reports why, and tries
+    again).
 
-    A rewarder that asks something outside of its process raises ``Outage`` (or Python's own ConnectionError) where that is away: the sample
-    waits, and is judged when it is back. A class attribute ``bounded = True`` says that the cost of a judgement is the answer's own doing:
-    an answer that runs into the time-out or the memory bound at every attempt is then a wrong one (see ``on_timeout`` in the run file).
+    A rewarder that depends on a service raises ``Outage`` (or Python's own ConnectionError) if the service cannot be
+    reached: the sample waits, and is judged once the service is back. A class attribute ``bounded = True`` says that
+    the cost of a judgement is the answer's own doing: an answer that runs into the time-out or the memory bound at
+    every attempt is then a wrong one (see ``on_timeout`` in the run file).
     """
 
     def __call__(self, sample: Trajectory) -> Verdict: ...
 
 
 class GroupRewarder(Protocol):
-    """Judges all samples of a prompt at once: what can only be told by comparison (difficulty, diversity, tournaments).
+    """Judges all samples of a group at once, for rewards that need a comparison (difficulty, diversity, tournaments).
 
     ``samples`` is the whole group in the order of its indices; as many verdicts are returned, in that order. Say ``per_group = True`` in a
     class of your own, or inherit it from here.

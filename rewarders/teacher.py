@@ -1,8 +1,8 @@
 """A teacher's verdict on every token: the log-probability that another model gives the tokens that were sampled.
 
-The objective ``distill`` makes on-policy distillation of it: the student answers, and the reverse divergence to the teacher, token by
-token, is what its gradient comes from (Agarwal et al., arXiv 2306.13649; Gu et al., arXiv 2306.08543). The teacher reads the sample's own
-tokens, so both must have one vocabulary.
+The objective ``distill`` uses it for on-policy distillation: the student answers, and its gradient comes from the
+reverse KL divergence to the teacher, token by token (Agarwal et al., arXiv 2306.13649; Gu et al., arXiv 2306.08543).
+The teacher reads the sample's own tokens, so both must have one vocabulary.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Teacher(GroupRewarder):
         return [Reward.taught(values, f"teacher {Path(self.model).name}") for values in self.logprobs(samples)]
 
     def logprobs(self, samples: Sequence[Trajectory]) -> list[FloatArray]:
-        """Of each sample float32 ``[trainable tokens]``."""
+        """The teacher's log-probabilities, for each sample float32 ``[trainable tokens]``."""
         order = sorted(range(len(samples)), key=lambda i: len(samples[i].tokens))  # little padding
         values: list[FloatArray] = [np.zeros(0, np.float32)] * len(samples)
         for first in range(0, len(order), self.batch):

@@ -16,7 +16,7 @@ HASHES = "####"
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last ``</think>``, if no thought is open there; an answer inside a thought is none."""
+    """The text after the last ``</think>``, if no thought is open there: an answer inside a thought does not count."""
     said = spoken(text)
     return said[-1] if said else ""
 
@@ -39,7 +39,7 @@ def spoken(text: str) -> list[str]:
 
 
 def answer_span(text: str) -> str | None:
-    """What the answer tags hold; the whole text where there are none; None unless there is exactly one pair."""
+    """The text between the answer tags; the whole text if there are no tags; None if there is not exactly one pair."""
     opens, closes = text.count(OPEN), text.count(CLOSE)
     if opens == closes == 0:
         return text

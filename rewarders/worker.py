@@ -1,7 +1,8 @@
 """The rewarder's daemon: judges the samples whose mix names it, each once, and writes its votes to the log.
 
-Every judgement runs in a child process under a deadline; a failure is an error vote, never a reward of 0, and an outage is no vote at all.
-Samples are judged out of order, and the contiguous low watermark is committed behind the durable votes.
+Every judgement runs in a child process under a deadline; a failure becomes an error vote, never a reward of 0, and an
+outage gives no vote. Samples are judged out of order. Once votes are durable, the offset below which every sample is
+done is committed.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ PACE_SECONDS = 0.05  # length of a round while samples come one by one: they are
 BATCH = 128
 COMMIT_SECONDS = 0.5
 HOPELESS = (
-    256  # first verdicts of a worker, all errors: the rewarder is broken, and sampling for it would go on for ever
+    256  # if a worker's first so many verdicts are all errors, the rewarder is broken, and sampling would never end
 )
 
 
 class RewarderWorker:
     """One member of the consumer group of one rewarder.
 
-    ``group`` is another consumer group than the rewarder's own, for history. ``voted`` are the samples (group id, index) that have this
-    rewarder's vote already: what is judged again is recorded as a shadow. ``pace`` is the length of a round in seconds while samples come one
-    by one: votes come up to two rounds later, and a longer round costs less.
+    ``group`` replaces the rewarder's own consumer group, to judge history. ``voted`` are the samples (group id, index)
+    that already have this rewarder's vote: a second vote is recorded as a shadow. ``pace`` is the length of a round in
+    seconds while samples come one by one: votes come up to two rounds later, and a longer round costs less.
     """
 
     def __init__(
@@ -91,9 +92,7 @@ class RewarderWorker:
         self._judges.put([*self._arrived, *self._health.due(self._judges.withdraw)])
         self._arrived = []
         if self._in_flight and len(records) < BATCH:
-            time.sleep(
-                self._pace
-            )  # verdicts gather meanwhile: one that woke this thread would only be waited on for others
+            time.sleep(self._pace)  # let verdicts gather: waking up for a single one would gain nothing
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):
                 self._settle(settled)
@@ -119,7 +118,9 @@ class RewarderWorker:
         return bool(self._judges.about)
 
     def _accept(self, record: Record) -> None:
-        """Judge it if its mix names this rewarder. What cannot be decoded is the learner's to dead-letter."""
+        """Judge the sample if its mix names this rewarder. A record that cannot be decoded is skipped: the learner
+        dead-letters it.
+        """
         try:
             sample = decode(record.value)
         except DecodeError:
@@ -199,7 +200,7 @@ class RewarderWorker:
             self._metrics.mean.set(self._mean)
 
     def _hopeful(self, vote: Vote) -> None:
-        """Raises RunFault where a rewarder has never judged anything and fails on all that it gets; a shadow stops nobody."""
+        """Raises RunFault if the first ``HOPELESS`` samples have all failed, unless the rewarder is a shadow."""
         if vote.outcome != "error" or self._errors_only < 0:
             self._errors_only = -1
             return
@@ -218,7 +219,7 @@ class RewarderWorker:
             self._finished.extend(sample.record for sample in late)
 
     def _tell(self) -> None:
-        """Let the learner know of an outage, so that it waits; nobody waits for a shadow or for what is judged again."""
+        """Report an outage to the learner, so that it waits; it never waits for a shadow or for history."""
         away = self._health.news()
         if away is None or self._table.shadow or self._voted is not None:
             return
@@ -266,7 +267,7 @@ class RewarderWorker:
         return all(max(done.get(p, 0), begins.get(p, 0)) >= end for p, end in ends.items())
 
     def close(self) -> None:
-        """Publish what is judged and leave; what is not is judged again by whoever takes over."""
+        """Publish the verdicts and leave the group; its next member judges the remaining samples."""
         self._judges.close()
         for verdict in self._judges.take():
             for settled in self._health.take(verdict):

@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
     told = {}
     for name in common:
         first, second = sides[0][name], sides[1][name]
-        if first.by_row != second.by_row:  # what tells the questions of one is gone for the other
+        if first.by_row != second.by_row:  # one side can only be matched by row, so match both by row
             first, second = (_side(Chosen.of(text), name, options.rewarder, by_row=True)[name] for text in given)
         found = paired(first.marks, second.marks)
         if found is None:

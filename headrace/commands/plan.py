@@ -1,4 +1,6 @@
-"""``headrace plan``: look at a run file and all that it names, and say what would run and what to know before; it makes nothing."""
+"""``headrace plan``: check a run file and everything that it names, and print what would run and what to know first; it
+creates nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """0; 2 if something in the run file cannot work; 3 if not all could be looked at. Raises RunFileError if it cannot be read as one."""
+    """Returns 0; 2 if something in the run file cannot work; 3 if not everything could be checked. Raises RunFileError
+    if it is invalid.
+    """
     simulate.check(options)
     try:
         whole = check(RunFile.read(options.file, options.overrides))

@@ -102,7 +102,7 @@ def run_all(run: Run, plain: bool, forks: Nursery | None = None) -> int:
 
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Leave the fault that ends the block in ``path``, for who looks later; there is none until then."""
+    """Write the fault that ends the block to ``path`` for later inspection; an old one is removed first."""
     path.unlink(missing_ok=True)
     try:
         yield

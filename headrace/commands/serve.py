@@ -56,7 +56,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C. Raises RunFileError where nothing could ever come of it, RunFault if somebody serves already."""
+    """Serve until SIGTERM or Ctrl-C. Raises RunFileError if the run cannot use such an endpoint, RunFault if the run is
+    served already.
+    """
     run = find_run(options.run)
     key = _key(options.host, options.key_from)
     stop = Stop().install()
@@ -146,7 +148,7 @@ def _key(host: str, variable: str) -> str:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Raises RunFault if somebody serves this run already."""
+    """Hold the run's serving lock while the block runs. Raises RunFault if another process holds it."""
     with (directory / "serve.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

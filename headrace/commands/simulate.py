@@ -39,7 +39,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def simulate(options: argparse.Namespace, whole: WholeRun) -> tuple[Rates, Forecast, Forecast | None]:
-    """The rates, what they come to, and what the recorded run was like. Raises RunFileError, RunFault."""
+    """The rates, the forecast made from them, and the recorded run if there is one. Raises RunFileError, RunFault."""
     given = key_values(options.rates, "--rates")
     rates, seen = Rates(), None
     if options.like is not None:

@@ -63,7 +63,7 @@ def opener(run: Run, exporter: Exporter) -> Callable[[Path], Sink]:
 
 
 def write(run: Run, log: Log, exporter: Exporter, out: Path) -> int:
-    """All points into a directory that takes the place of ``out`` once it is whole; returns how many they are."""
+    """Write all points into a new directory that replaces ``out`` once it is complete; returns the number of points."""
     fresh = out.with_name(f".{out.name}.new")
     try:
         with closing(Output(fresh, opener(run, exporter))) as output:
@@ -77,7 +77,7 @@ def write(run: Run, log: Log, exporter: Exporter, out: Path) -> int:
 
 
 def appends(exporter: Exporter) -> bool:
-    """Whether its sinks go on where one was closed."""
+    """Whether a new sink of this exporter can continue where an earlier one was closed."""
     return bool(getattr(exporter, "appends", False))
 
 
@@ -97,9 +97,10 @@ def began(run: Run, log: Log) -> float:
 
 
 class Follower:
-    """Writes what is there, or only what has come since the export before; then what comes.
+    """Writes the points in the log (only the new ones if an earlier export can be continued), then each further one as
+    it comes.
 
-    It holds no more than the newest step of each curve.
+    It keeps only the newest step of each curve in memory.
     """
 
     def __init__(self, run: Run, log: Log, exporter: Exporter, out: Path) -> None:
@@ -134,7 +135,7 @@ class Follower:
             output.close(whole=self._appends)
 
     def _same_run(self) -> bool:
-        """Whether what lies there is of this log."""
+        """Whether the existing output belongs to this log."""
         place = self._output.place_there()
         ends = self._log.ends(self._run.topics.steps)
         return place is not None and place.offset <= ends[0] and place.began == began(self._run, self._log)

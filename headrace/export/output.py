@@ -1,4 +1,6 @@
-"""The directory that an export writes: held by one export at a time, made anew or gone on with, and never anybody else's."""
+"""The directory that an export writes: locked by one export at a time, and created anew or continued. Other directories
+are refused.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Place:
 
 
 class Output:
-    """A directory of curves that grows. No sink takes points back, so what comes late, or again after a redo, has it made anew."""
+    """A directory of growing curves. Sinks cannot remove points, so a point that comes late, or again after a redo,
+    rebuilds it all.
+    """
 
     def __init__(self, directory: Path, opened: Callable[[Path], Sink]) -> None:
         self.directory, self._opened = directory, opened
@@ -65,7 +69,7 @@ class Output:
         self.add(points)
 
     def is_late(self, point: Point) -> bool:
-        """Whether its curve has gone beyond it."""
+        """Whether its curve already has a point at the same or a later step."""
         return point.step <= self.place.newest.get(point.series, -1)
 
     def add(self, points: Iterable[Point]) -> None:

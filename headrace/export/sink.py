@@ -1,4 +1,4 @@
-"""What an exporter is, whichever dashboard it is for, and how the one that is asked for is found."""
+"""The interface of an exporter, and how an exporter is found by its name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPORTERS = {
 
 
 class Sink(Protocol):
-    """Takes curves in. Values may be infinite or no number at all: they are shown as such, not hidden."""
+    """Receives curves. Values may be infinite or NaN, and are shown as such."""
 
     def scalars(self, step: int, values: Mapping[str, float], time: float) -> None:
         """Some values at one ``step``, recorded at ``time`` in seconds since the epoch. Steps of a curve rise."""

@@ -1,1 +1,1 @@
-"""What can be known of a run before it starts: its settings, plug-ins, rows, template and model. One list of checks: ``checks.py``."""
+"""Checks a run before it starts: its settings, plug-ins, rows, template and model. ``checks.py`` lists all checks."""

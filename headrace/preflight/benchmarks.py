@@ -1,4 +1,4 @@
-"""Benchmarks: what of them is trained on, how old their rows are, and whether who judges them can."""
+"""Checks benchmarks: which rows are trained on, how old the rows are, and whether their rewarders can judge them."""
 
 from __future__ import annotations
 

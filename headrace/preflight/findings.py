@@ -1,4 +1,4 @@
-"""What a check says: one sentence about one place of the run file, with the figures that it saw, and the cure."""
+"""The result of a check: one sentence about one place of the run file, with the figures that it found, and the cure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``error``: the run cannot do what it is asked; ``warning``: it can, otherwise than one would think; ``note``: good to know.
+    """``error``: the run cannot do what it is asked to; ``warning``: it can, but not as one would expect; ``note``:
+    good to know.
 
     ``where`` names table and key, ``what`` says the value and what was seen of it, ``cure`` what to change.
     """

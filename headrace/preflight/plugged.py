@@ -29,7 +29,7 @@ def callables(subject: Subject) -> Iterator[Finding]:
 
 
 def made(subject: Subject) -> Iterator[Finding]:
-    """Make each with its options: the class's own word on their values."""
+    """Make each plug-in with its options, so that its class can reject their values."""
     if not subject.thorough:
         return
     from actors.config import environment_tables
@@ -60,7 +60,7 @@ def made(subject: Subject) -> Iterator[Finding]:
 
 
 def _nothing_to_compare(subject: Subject, same: set[str]) -> Iterator[Finding]:
-    """Trained mixes of nobody but rewarders that say the same of all samples of a group."""
+    """Trained mixes in which every rewarder gives all samples of a group the same value."""
     for use in subject.uses:
         if use.training is None or use.training.objective.allows_single():
             continue

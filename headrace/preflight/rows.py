@@ -83,7 +83,7 @@ def columns(subject: Subject) -> Iterator[Finding]:
 
 
 def _elsewhere(where: str, subject: Subject, source: str) -> Finding:
-    """Data that may be all right, where it is."""
+    """A finding for data that cannot be checked on this machine."""
     path = subject.whole.learner.data[source].path
     return warning(
         where,
@@ -149,7 +149,7 @@ def control_tokens(subject: Subject) -> Iterator[Finding]:
 
 
 def repeated(subject: Subject) -> Iterator[Finding]:
-    """Questions that stand in a source twice, and held-out questions that are trained on."""
+    """Questions that occur twice in a source, and held-out questions that are trained on."""
     asked: dict[str, list[str]] = {}
     trained: dict[str, list[str]] = {}
     for use in distinct(subject):

@@ -1,4 +1,4 @@
-"""Settings that are allowed one by one and come to nothing together."""
+"""Finds settings that are valid one by one but do not work together."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""What the checks look at, opened when the first of them asks for it: the run file, rows of its sources, the tokenizer, the configuration.
+"""The inputs of the checks, opened when a check first needs them: the run file, rows of its sources, the tokenizer, the
+configuration.
 
-Imports no torch: tokenizers and configurations do not need it, and it takes longer to load than everything that is looked at here.
+Imports no torch: tokenizers and configurations do not need it, and it takes longer to load than everything that is
+looked at here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Daemons that are forked from a process which has imported torch and transformers once: a start costs its own work, not these imports again.
+"""Daemons that are forked from a process which has imported torch and transformers once: a start costs its own work,
+not these imports again.
 
-``Nursery`` is the near end, in the supervisor; ``headrace.running.forks`` the far one. A daemon is the supervisor's own child, as one that it
-has started by itself: it is waited for, stopped and seen in the same way. Where a fork would not be sound (NVIDIA's driver does not survive
-one) there is no nursery, and if it fails daemons are started by themselves.
+``Nursery`` runs in the supervisor, ``headrace.running.forks`` in the importing process. A forked daemon is the
+supervisor's own child, like one that it started directly: it is waited for, stopped and seen in the same way. Where
+forking is unsafe (NVIDIA's driver does not survive a fork) there is no nursery, and if the nursery fails, daemons are
+started directly.
 """
 
 from __future__ import annotations

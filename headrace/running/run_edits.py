@@ -1,6 +1,6 @@
-"""Which daemons a run has, and what becomes of them when the run file is edited while the run goes on.
+"""Lists a run's daemons, and applies edits of the run file while the run is going on.
 
-Rewarders and their mix follow at once; whatever else was edited takes effect with the next start.
+Edits of the rewarders and their mix apply at once; all other edits take effect at the next start.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Edits:
         self._file = run.file
 
     def follow(self) -> None:
-        """Take up an edit. One that is not valid changes nothing."""
+        """Apply an edit if there is one. An invalid edit changes nothing."""
         try:
             edited = self._file.reread()
             if edited is None:

@@ -22,7 +22,7 @@ from monitoring.view import DaemonView
 
 BACK_OFF = (0.2, 30.0)  # seconds before the first restart, and at most before any later one
 HEALTHY_SECONDS = 60.0  # the back-off and the failure count of a daemon that has lived this long are reset
-LOOP = 5  # so many failures in a row, without a healthy life between them, make a crash loop
+LOOP = 5  # this many failures in a row, without a healthy life in between, are a crash loop
 FAULT_LOOP = 3  # the same for a daemon that reported itself that it cannot go on
 DRAIN_SECONDS = 10.0
 TICK_SECONDS = 1.0
@@ -194,7 +194,7 @@ class Supervisor:
         daemon.started = time.monotonic()
 
     def _last_words(self, daemon: _Daemon) -> str:
-        """The line in which this process has told its fault, or else its last line."""
+        """The line in which this process reported its fault, or else its last line."""
         path = self._logs / f"{daemon.command.name}.out"
         with path.open("rb") as file:
             file.seek(max(daemon.said, path.stat().st_size - TAIL_BYTES))

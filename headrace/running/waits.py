@@ -1,4 +1,6 @@
-"""What a run has waited for by now, one line each: the same in ``headrace run``, ``headrace top`` and ``headrace doctor``."""
+"""What a run is waiting for, one line for each wait: the same in ``headrace run``, ``headrace top`` and ``headrace
+doctor``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _LABEL = re.compile(r"[{,](\w+)=([^,}]*)")
 
 
 def waits(daemons: Iterable[tuple[Registration, Mapping[str, float]]], now: float) -> list[str]:
-    """A line for each wait above 30 s, from the daemons' own metrics (empty: it does not answer, which is another matter)."""
+    """A line for each wait above 30 s, from the daemons' own metrics; a daemon without metrics gets no line."""
     return [
         line for entry, metrics in daemons if metrics for line in _RULES.get(entry.role, _nothing)(entry, metrics, now)
     ]

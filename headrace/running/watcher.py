@@ -1,6 +1,8 @@
-"""What is seen of a run from beside its daemons: who lives, how far each group is behind, how full the disk is, where to scrape.
+"""Observes a run from outside its daemons: which are alive, how far each group is behind, how full the disk is, where
+to scrape.
 
-Its metrics and ``/targets`` (Prometheus's HTTP service discovery) are served like a daemon's; ``RUN/targets.json`` says the same.
+Its metrics and ``/targets`` (Prometheus's HTTP service discovery) are served like a daemon's; ``RUN/targets.json`` says
+the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Simulated time: what is to happen, in the order in which it does."""
+"""Simulated time: a queue of events in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class Clock:
         return self.now
 
     def after(self, seconds: float, do: Callable[[], None]) -> None:
-        """Do something ``seconds`` from now; what is due at one time happens in the order in which it was asked for."""
+        """Call ``do`` ``seconds`` from now; events due at the same time happen in the order in which they were
+        requested.
+        """
         self._count += 1
         heapq.heappush(self._due, (self.now + max(0.0, seconds), self._count, do))
 
     def run(self, until: Callable[[], bool]) -> bool:
-        """Let time pass until ``until``; False if nothing is left that could happen."""
+        """Process events until ``until()`` is true; False if none are left before that."""
         while not until():
             if not self._due:
                 return False

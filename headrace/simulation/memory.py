@@ -1,4 +1,4 @@
-"""A log in the memory of one process, in simulated time: what is planned and played against it is never written anywhere."""
+"""A log in the memory of one process, in simulated time; nothing is written to disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recorded run was like, in the terms of a forecast: what a simulation is compared with."""
+"""Measures a recorded run in the form of a forecast, to compare a simulation with it."""
 
 from __future__ import annotations
 

@@ -174,10 +174,12 @@ def positive_fit(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> tuple[float, fl
 
 
 def learner_of(results: Sequence[StepResult]) -> tuple[float, float]:
-    """Seconds of a step, and of a token of it; all is put down to tokens where steps are too much alike to tell."""
+    """Seconds per step, and per token of a step; if the steps are too similar to separate the two, all time is
+    attributed to tokens.
+    """
     tokens = np.array([r.metrics.get("tokens_trained", 0.0) for r in results])
     busy = np.array([sum(s for name, s in r.phases.items() if not name.startswith("wait_")) for r in results])
-    keep = busy <= 3 * np.median(busy)  # one that was held up by something else
+    keep = busy <= 3 * np.median(busy)  # leave out steps that something else delayed
     tokens, busy = tokens[keep], busy[keep]
     if tokens.mean() <= 0:
         return float(busy.mean()), 0.0

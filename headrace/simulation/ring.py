@@ -1,7 +1,8 @@
-"""A ring in simulated time: the real planner over simulated actors, rewarders and trainer. Nothing is trained; what is asked is how long it takes.
+"""A ring in simulated time: the real planner with simulated actors, rewarders and trainer. It trains nothing and
+forecasts durations.
 
-Planner, feed, join, gates, credits and manifests are those of the learner. It plans one RL stage. Evaluations, checkpoints, shifts on shared
-devices and a machine whose processes take each other's cores are not played.
+Planner, feed, join, gates, credits and manifests are the learner's own code. It simulates one RL stage, without
+evaluations, checkpoints, shifts on shared devices, or contention for the machine's cores.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Forecast:
 
     @property
     def slowest(self) -> str:
-        """The role that waits least."""
+        """The role that waits least: the bottleneck."""
         return min(self.waits, key=lambda name: self.waits[name])
 
 
@@ -179,7 +180,7 @@ class Simulation:
             self._once("actors", 0.0, self._actors_look)
 
     def _once(self, who: str, seconds: float, do: Callable[[], Any]) -> None:
-        """Have somebody do something soon, unless it is to do so already."""
+        """Schedule ``do`` in ``seconds``, unless ``who`` already has something scheduled."""
         if who in self._due:
             return
         self._due.add(who)
@@ -191,7 +192,7 @@ class Simulation:
         self._clock.after(seconds, now)
 
     def _turn(self) -> None:
-        """The planner looks, and the trainer takes what is planned."""
+        """One turn of the planner, after which the trainer takes the planned steps."""
         if self._training_now:
             self._planning.round(0.0)
         elif (planned := self._planning.next(0.0)) is not None:

@@ -22,7 +22,7 @@ DIGITS = 50
 
 
 class Work:
-    """What is left to spend."""
+    """The remaining budget of a computation."""
 
     def __init__(self) -> None:
         self.left = MAX_WORK

@@ -1,4 +1,4 @@
-"""The asking side of ``zygote``: one comparison at a time under a deadline, and what became of it."""
+"""The client of ``zygote``: one comparison at a time, under a deadline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 
 
 class Ended(HeadraceError):
-    """The comparison came to no end of its own: ``cause`` is ``timeout`` or ``killed``."""
+    """The comparison was ended from outside: ``cause`` is ``timeout`` or ``killed``."""
 
     def __init__(self, cause: str, why: str) -> None:
         super().__init__(why)

@@ -1,7 +1,8 @@
-"""A warm process that forks the one that compares: what a hostile answer kills is replaced in milliseconds, all libraries loaded.
+"""A warm process that forks a child to compare answers: a child killed by a hostile answer is replaced in milliseconds,
+libraries loaded.
 
-The fork works under a bound of processor time and of memory that the kernel keeps: it dies in the middle of whatever it does, which no
-alarm inside of Python would bring about. One request at a time, a line of JSON each, over the pipes that every fork inherits.
+The kernel limits the child's processor time and memory and kills it in the middle of whatever it does, which no
+alarm inside Python could do. One request at a time, a line of JSON each, over the pipes that every fork inherits.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def serve(handler: Callable[[dict[str, Any]], Any], out: int) -> None:
 
 
 def say(out: int, message: dict[str, Any]) -> None:
-    """One line, begun with a line break: what a killed process had half written ends there."""
+    """Write one line, preceded by a line break that ends whatever a killed process had half written."""
     os.write(out, b"\n" + json.dumps(message).encode() + b"\n")
 
 

@@ -35,7 +35,7 @@ _honest: list[bool] = []  # not empty once this process has seen that no cheat i
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one test came to; ``fault`` is empty if it passed. ``put_out`` identifies what the program gave."""
+    """The result of one test; ``fault`` is empty if it passed. ``put_out`` identifies the program's output."""
 
     fault: str = ""
     cause: str = ""
@@ -77,7 +77,9 @@ class CodeTests:
         language_of(self.language, self._table)
 
     def prepare(self) -> None:
-        """Try the sandbox, and programs that would cheat, once before any sample. Raises SandboxError, which names what does not hold."""
+        """Test the sandbox, and programs that try to cheat, once before any sample. Raises SandboxError, which names
+        the failed test.
+        """
         must_hold()
         if _honest:
             return
@@ -87,7 +89,7 @@ class CodeTests:
         _honest.append(True)
 
     def cheats(self) -> dict[str, float]:
-        """What the control and each program that would cheat is given."""
+        """The rewards of the control and of each program that tries to cheat, by name."""
         python, secret = self._table["python"], hostile.MARK + secrets.token_hex(16)
         task = Task((Case([1], secret),), function=hostile.FUNCTION, checker="exact", tolerance=0.0)
         right = Task((Case([3], [4, {"half": 1.5}, "3", True, None]),), function=hostile.FUNCTION, checker="exact")
