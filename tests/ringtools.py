@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -142,6 +142,21 @@ def kill_one_of(run: subprocess.Popen[bytes], role: str, rng: random.Random) -> 
     except (IndexError, psutil.NoSuchProcess):
         return False
     return True
+
+
+def kill(
+    role: str, run: subprocess.Popen[bytes], rng: random.Random, home: Path, options: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """SIGKILL one process of ``role``; returns the run, another one where that was the supervisor."""
+    if role == "supervisor":
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        return start_run(home, *options)
+    deadline = time.monotonic() + 60
+    while not kill_one_of(run, role, rng):  # it may just be starting anew
+        assert time.monotonic() < deadline and run.poll() is None, (home / "run.out").read_text()[-3000:]
+        time.sleep(0.02)
+    return run
 
 
 def sets(*settings: str) -> list[str]:

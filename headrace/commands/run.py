@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from broker.errors import HeadraceError, RunFault
 from broker.messages import Manifest, Seal, StepResult
+from broker.patience import wait_for_log
 from broker.run import Run
 from broker.runfile import RunFile
 from headrace.commands.arguments import run_file
@@ -96,7 +97,7 @@ def run_all(run: Run, plain: bool, forks: Nursery | None = None) -> int:
                 print(f"stopped; the same command resumes ({run.directory})", flush=True)
                 return INTERRUPTED
             (run.directory / FINISHED_MARK).touch()
-        finish(run, clock.seconds)
+        wait_for_log(lambda: finish(run, clock.seconds), Stop().install())
     return FINISHED
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ringtools import end_run, kill_one_of, start_run, verify
+from ringtools import end_run, kill, start_run, verify
 from runlog import messages, said, steps_of
 
 from broker.messages import PolicyVersion, Trajectory
@@ -82,18 +82,3 @@ def wait_for_another(event: str, home: Path, run: subprocess.Popen[bytes]) -> No
     while EVENTS[event](home) == seen:
         assert run.poll() is None and time.monotonic() < deadline, f"no other {event}: {said(home)}"
         time.sleep(0.02)
-
-
-def kill(
-    role: str, run: subprocess.Popen[bytes], rng: random.Random, home: Path, options: tuple[str, ...]
-) -> subprocess.Popen[bytes]:
-    """SIGKILL one process of ``role``; returns the run, another one where that was the supervisor."""
-    if role == "supervisor":
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-        return start_run(home, *options)
-    deadline = time.monotonic() + 60
-    while not kill_one_of(run, role, rng):  # it may just be starting anew
-        assert time.monotonic() < deadline and run.poll() is None, said(home)
-        time.sleep(0.02)
-    return run
