@@ -100,8 +100,9 @@ $(KAFKA_STAMP): $(STAMP)
 kafka: $(KAFKA_STAMP)
 	@$(BIN)/headrace kafka
 
+# Whole runs on brokers of their own in one lane, all else on another broker beside them.
 test-kafka: $(KAFKA_STAMP)
-	$(BIN)/python -m pytest tests -m "kafka and not sglang"
+	$(BIN)/python -m pytest tests -m "kafka and not sglang" -n 2 --dist loadscope --no-loadscope-reorder
 
 # The inference servers, 11 GB, in the same environment.
 setup-sglang: $(SGLANG_STAMP)
