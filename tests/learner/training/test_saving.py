@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -112,29 +113,39 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_older_checkpoint_and_the_run_
         assert not list((tmp_path / "checkpoints").glob(".*")), "and is cleared away"
 
 
+def test_what_safetensors_quotes_of_the_disk_is_said_as_the_error_that_it_is(tmp_path: Path) -> None:
+    """The operating system refuses a file beyond a size, in a process of its own that has this limit."""
+    child = os.fork()
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+            write_tensors({"a": torch.ones(1 << 16)}, tmp_path / "a.safetensors")
+        except OSError as error:
+            os._exit(error.errno or 1)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+
+
 @pytest.mark.long
 def test_a_full_disk_under_a_checkpoint_ends_the_run_at_the_next_step_and_it_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operating system refuses the file beyond a size: safetensors only quotes it, and it is said as the error that it is."""
+    """Only the file of the tensors meets it: a limit of the process would hit the log as well."""
 
-    def small(tensors: Mapping[str, Tensor], path: Path) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-        try:
-            write_tensors(tensors, path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    def full(tensors: Mapping[str, Tensor], path: Path) -> None:
+        with Path("/dev/full").open("wb", 0) as file:  # the device that is always full
+            file.write(b"tensors")
 
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=2") as made:
 
         def filling(version: int) -> None:
-            monkeypatch.setattr(saving, "write_tensors", small if version >= 4 else write_tensors)
+            monkeypatch.setattr(saving, "write_tensors", full if version >= 4 else write_tensors)
 
         made.on_publish = filling
         with pytest.raises(OSError) as failure:
             made.run()
-        assert failure.value.errno in (errno.EFBIG, errno.ENOSPC)
+        assert failure.value.errno == errno.ENOSPC
         assert len(made.results()) < 8, "it is not left to the end"
         monkeypatch.undo()
         made.on_publish = lambda version: None
