@@ -100,9 +100,8 @@ $(KAFKA_STAMP): $(STAMP)
 kafka: $(KAFKA_STAMP)
 	@$(BIN)/headrace kafka
 
-# Whole runs on brokers of their own in one lane, all else on another broker beside them.
 test-kafka: $(KAFKA_STAMP)
-	$(BIN)/python -m pytest tests -m "kafka and not sglang" -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "kafka and not sglang"
 
 # The inference servers, 11 GB, in the same environment.
 setup-sglang: $(SGLANG_STAMP)
