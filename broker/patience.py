@@ -21,7 +21,7 @@ T = TypeVar("T")
 def wait_for_log(action: Callable[[], T], stop: Stop, away: Callable[[bool], None] = lambda away: None) -> T:
     """Call ``action`` until the log answers. Raises LogUnavailable once ``stop`` is set; ``away`` is told whether the
     log answers."""
-    said = 0.0
+    seldom = Seldom(SAY_SECONDS)
     while True:
         try:
             done = action()
@@ -29,11 +29,25 @@ def wait_for_log(action: Callable[[], T], stop: Stop, away: Callable[[bool], Non
             return done
         except LogUnavailable as error:
             away(True)
-            if time.monotonic() - said > SAY_SECONDS:
-                said = time.monotonic()
+            if seldom():
                 log_.warning("waiting for the log: %s", error)
             if stop.wait(RETRY_SECONDS):
                 raise
+
+
+class Seldom:
+    """Whether to speak again: true at most once in ``seconds``, the first time at once or (``at_once`` False) after so long."""
+
+    def __init__(self, seconds: float, at_once: bool = True) -> None:
+        self._seconds = seconds
+        self._next = time.monotonic() + (0.0 if at_once else seconds)
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
 
 
 class PatientProducer:

@@ -122,44 +122,36 @@ class Trajectory:
             raise MessageError(f"tokens hold {int(tokens.min())}; token ids must be >= 0")
         if not (np.maximum.reduce(logprobs) <= 1e-4 and math.isfinite(np.dot(logprobs, logprobs))):
             raise MessageError(f"logprobs run from {logprobs.min()} to {logprobs.max()}; they must be finite and <= 0")
-        self._check_fields()
-        first = self._check_segments(n)
+        require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
+        require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
+        require(self.purpose in PURPOSES, "purpose", self.purpose, _ONE_PURPOSE)
+        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, _ONE_FINISH)
+        if self.outcome is not None:
+            require(math.isfinite(self.outcome), "outcome", self.outcome, "a finite number, or absent")
+        first = self._first_trained(n)
         last = -1
         for version, start in self.versions:
-            if not (last < start < n and version >= 0):
-                require(False, "versions", self.versions, "rising starts, versions >= 0")
+            require(last < start < n and version >= 0, "versions", self.versions, "rising starts, versions >= 0")
             last = start
         turn = -1
         for reply in self.replies:
             sound = turn < reply.turn < len(self.turns) and (reply.value is None or math.isfinite(reply.value))
             require(sound, "replies", self.replies, "places in turns, in order, with finite values")
             turn = reply.turn
-        if first >= 0 and not (self.versions and self.versions[0].start <= first):
+        if first >= 0:
             require(bool(self.versions), "versions", self.versions, "a span for the sampled tokens")
-            require(False, "versions", self.versions, "a span that covers the first sampled token")
+            covered = self.versions[0].start <= first
+            require(covered, "versions", self.versions, "a span that covers the first sampled token")
 
-    def _check_fields(self) -> None:
-        """Check everything at once, and look for the wrong field only if there is one: every record passes here several times."""
-        sound = 0 <= self.index < self.group_size and self.group_id and self.purpose in PURPOSES
-        if sound and self.finish_reason in FINISH_REASONS and (self.outcome is None or math.isfinite(self.outcome)):
-            return
-        require(0 <= self.index < self.group_size, "index", self.index, "0 <= index < group_size")
-        require(bool(self.group_id), "group_id", self.group_id, "a non-empty text")
-        require(self.purpose in PURPOSES, "purpose", self.purpose, _ONE_PURPOSE)
-        require(self.finish_reason in FINISH_REASONS, "finish_reason", self.finish_reason, _ONE_FINISH)
-        require(False, "outcome", self.outcome, "a finite number, or absent")
-
-    def _check_segments(self, n: int) -> int:
-        """The start of the first trainable segment; -1 if there is none."""
+    def _first_trained(self, n: int) -> int:
+        """The start of the first trainable segment; -1 if there is none. Raises MessageError unless the segments cover ``n`` tokens."""
         at, first = 0, -1
         for _, start, end, trainable in self.segments:
-            if start != at or end <= at:
-                require(False, "segments", self.segments, "spans that cover the tokens in order")
+            require(start == at and end > at, "segments", self.segments, "spans that cover the tokens in order")
             if trainable and first < 0:
                 first = start
             at = end
-        if at != n:
-            require(False, "segments", self.segments, "spans that end with the tokens")
+        require(at == n, "segments", self.segments, "spans that end with the tokens")
         return first
 
     @property

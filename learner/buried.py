@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
-from broker.errors import DataError, DecodeError
+from broker.errors import DecodeError
 from broker.log import Log
 from broker.messages import DeadLetter, Settled, decode, encode
-from broker.patience import PatientProducer, wait_for_log
+from broker.patience import PatientProducer, Seldom, wait_for_log
 from broker.run import Run
 from learner.data.reading import OddRow, refuse_many
+from learner.data.source import fault_of
 from learner.planning.join import ROWS, each
 from monitoring.daemon import Stop
 
@@ -34,8 +35,9 @@ class Buried:
     stop: Stop
     away: Callable[[bool], None] = lambda away: None
     _numbers: dict[int, int] = field(default_factory=dict)  # offset of a dead letter -> number of the document
+    _out: set[int] = field(default_factory=set)  # those numbers: each document of a step is looked up
     _replays: list[int] = field(default_factory=list)
-    _said: float = -SAID_SECONDS
+    _seldom: Seldom = field(default_factory=lambda: Seldom(SAID_SECONDS))
     _unsaid: int = 0
 
     def __enter__(self) -> Buried:
@@ -54,7 +56,7 @@ class Buried:
         self._log.close()
 
     def __contains__(self, number: object) -> bool:
-        return number in self._numbers.values()
+        return number in self._out
 
     def bury(self, odd: Sequence[OddRow]) -> None:
         for one in odd:
@@ -66,13 +68,12 @@ class Buried:
         self._producer.flush()
         self._look()
         self._unsaid += len(odd)
-        if time.monotonic() - self._said > SAID_SECONDS:
+        if self._seldom():
             self._say(odd[-1])
 
     def _say(self, last: OddRow | None = None) -> None:
         if not self._unsaid:
             return
-        self._said = time.monotonic()
         why = f"; [data.{last.data}] row {last.row}: {last.why}" if last is not None else ""
         log_.warning(
             "%d rows cannot be trained on and lie in the dead letters (%d of this stage)%s",
@@ -101,6 +102,7 @@ class Buried:
                     self._replays.append(message.offset)
                 elif isinstance(message, DeadLetter) and (number := self._number(message)) is not None:
                     self._numbers[record.offset] = number
+                    self._out.add(number)
 
         wait_for_log(look, self.stop, self.away)
 
@@ -121,13 +123,9 @@ def readable(rows: Any, parse: Callable[[int], T], name: str, most: float, grave
     for number in range(len(rows)):
         try:
             found.append((number, parse(number)))
-        except DataError as error:
-            why = str(error)
-            odd.append(OddRow(number, name, number, why if where in why else f"{where} {why}"))
         except Exception as error:  # the plug-in boundary: a source is anybody's code
-            odd.append(
-                OddRow(number, name, number, f"{where} row {number}: {type(error).__name__}: {str(error)[:300]}")
-            )
+            why = fault_of(error, f"{where} row {number}")
+            odd.append(OddRow(number, name, number, why if where in why else f"{where} {why}"))
     if odd:
         refuse_many(len(odd), len(rows), len(rows), most, f"[data.{name}]", odd[-1].why)
         if new := [one for one in odd if one.number not in graves]:

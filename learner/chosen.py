@@ -13,6 +13,7 @@ from typing import Any
 
 from broker.errors import DataError, RunFileError
 from broker.messages import Artefact
+from broker.patience import Seldom
 from broker.run import Run
 from learner.config import LearnerConfig
 from learner.data.contamination import Benchmarked, Contamination, asked_rows, looked_through
@@ -86,11 +87,10 @@ class Clean:
 
 def said_on_the_way(rows: Iterator[tuple[int, Any]], name: str, size: int) -> Iterator[tuple[int, Any]]:
     """``rows`` unchanged, with a log line on the progress of the search every now and then."""
-    said = time.monotonic()
+    seldom = Seldom(SAID_SECONDS, at_once=False)
     for place, row in enumerate(rows):
         yield row
-        if time.monotonic() - said > SAID_SECONDS:
-            said = time.monotonic()
+        if seldom():
             log.info("[data.%s] looked for %d of %d rows in the benchmarks", name, place + 1, size)
 
 

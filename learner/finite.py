@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 
 from broker.errors import RunFault
+from broker.patience import Seldom
 
 log_ = logging.getLogger("learner")
 HOPELESS_STEPS = 8
@@ -17,13 +17,12 @@ class Finite:
     """Counts steps whose gradient is infinite or not a number. The optimizer leaves the weights as they are at such a step."""
 
     def __init__(self) -> None:
-        self._row, self._said = 0, -SAID_SECONDS
+        self._row, self._seldom = 0, Seldom(SAID_SECONDS)
 
     def take(self, step: int, norm: float | None, invalid: float = 0.0) -> None:
         """Take in the gradient norm of a step (None: it had none), and how many of its tokens were left out because what belongs to them is
         not finite. Raises RunFault once ``HOPELESS_STEPS`` gradients in a row were not finite."""
-        if invalid and time.monotonic() - self._said > SAID_SECONDS:
-            self._said = time.monotonic()
+        if invalid and self._seldom():
             log_.warning(
                 "%d tokens of step %d are left out: their log-probability, a teacher's or an advantage is not finite",
                 invalid,

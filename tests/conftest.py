@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 from collections import defaultdict
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from suites import PROCESSES, TREES, asked_for, lane_of, long_tests, markers_of
+
+from monitoring.garbage import end_unsearched
 
 if TYPE_CHECKING:
     from broker.kafka.server import KafkaServer
@@ -26,7 +27,7 @@ TINY = ROOT / "recipes" / "tiny_model"
 
 # What collection loads stays: looking through it for cycles again and again, and once more at the end, takes seconds.
 gc.disable()
-atexit.register(gc.freeze)
+end_unsearched()
 
 
 def pytest_collection_finish() -> None:

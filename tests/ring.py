@@ -172,6 +172,16 @@ class Ring:
             return
         raise AssertionError("nothing killed it")
 
+    def kill_at(self, version: int) -> None:
+        """Kill the learner, once, when it holds ``version``, before it has recorded what the step gave."""
+
+        def killing(published: int) -> None:
+            if published == version:
+                self.on_publish = lambda version: None
+                raise Killed
+
+        self.on_publish = killing
+
     def when(self, happened: Callable[[], bool], then: Callable[[], None]) -> None:
         """Do ``then`` once, between two rounds, as soon as it has ``happened``."""
 

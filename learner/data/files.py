@@ -50,12 +50,12 @@ class JsonLines:
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
         try:
-            if _seen(self._path.stat()) != self._seen:
-                self._look()
-            if number >= len(self._places):
-                raise DataError(f"{self._path} row {number} is gone: the file has {len(self._places)} rows now")
-            at, line = self._places[number]
             with self._path.open("rb") as file:
+                if _seen(os.fstat(file.fileno())) != self._seen:
+                    self._look()
+                if number >= len(self._places):
+                    raise DataError(f"{self._path} row {number} is gone: the file has {len(self._places)} rows now")
+                at, line = self._places[number]
                 file.seek(at)
                 raw = file.readline()
         except OSError as error:

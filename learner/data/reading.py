@@ -17,7 +17,7 @@ from broker.errors import DataError
 from broker.messages import IntArray
 from learner.data.documents import DocumentTokenizer, Tokenized
 from learner.data.mixture import Reading
-from learner.data.source import Document
+from learner.data.source import fault_of
 
 NOTHING = np.array([], np.int32)
 LOOKED = 64
@@ -144,23 +144,14 @@ class DocumentReader:
 
     def _read(self, number: int, level: float, odd: list[OddRow]) -> Tokenized | None:
         name, row = self._source.place(number)
+        where = f"[data.{name}] row {row}"
         try:
-            document = self._document(number, level, f"[data.{name}] row {row}")
+            document = self._source.document(number, level)
             found = self._tokenizer.tokenize(document)
             if self._longest is not None and len(found.tokens) > self._longest[0]:
                 most, why = self._longest
-                where = document.where or f"[data.{name}] row {row}"
-                raise DataError(f"{where}: it has {len(found.tokens)} tokens, and {why} is {most}")
-        except DataError as error:
-            odd.append(OddRow(number, name, row, str(error)))
+                raise DataError(f"{document.where or where}: it has {len(found.tokens)} tokens, and {why} is {most}")
+        except Exception as error:  # the plug-in boundary: a source is anybody's code
+            odd.append(OddRow(number, name, row, fault_of(error, where)))
             return None
         return found
-
-    def _document(self, number: int, level: float, where: str) -> Document:
-        """Raises DataError for whatever is wrong with it: a source is anybody's code."""
-        try:
-            return self._source.document(number, level)
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(f"{where}: {type(error).__name__}: {str(error)[:300]}") from error

@@ -44,8 +44,13 @@ def row_of(source: PromptSource, number: int) -> PromptRow:
     except MessageError as error:  # half of a surrogate pair, an integer beyond 64 bits
         raise DataError(f"{_named(source, number)} cannot be written to the log: {error}") from error
     except Exception as error:
-        raise DataError(f"{_named(source, number)}: {type(error).__name__}: {str(error)[:300]}") from error
+        raise DataError(fault_of(error, _named(source, number))) from error
     return row
+
+
+def fault_of(error: Exception, where: str) -> str:
+    """What is wrong with the row at ``where``, by what its source raised: a DataError names the row itself."""
+    return str(error) if isinstance(error, DataError) else f"{where}: {type(error).__name__}: {str(error)[:300]}"
 
 
 def _named(source: PromptSource, number: int) -> str:

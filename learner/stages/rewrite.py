@@ -20,6 +20,7 @@ from pydantic import Field
 from broker import plugins
 from broker.errors import DataError, Outage
 from broker.messages import Artefact
+from broker.patience import Seldom
 from learner.buried import Buried, readable
 from learner.data.files import Rows
 from learner.rewriting.review import offer, read_reviewed, returned
@@ -150,12 +151,11 @@ class RewriteStage(Stage):
         home = learner.run.directory
         there, back = offer(home, self.name, made), returned(home, self.name)
         until = time.monotonic() + 3600 * self.review_hours if self.review_hours else float("inf")
-        said = -SAID_SECONDS
+        seldom = Seldom(SAID_SECONDS)
         while self.review == "wait" and not back.exists() and time.monotonic() < until:
             if learner.stop:
                 return None
-            if time.monotonic() - said > SAID_SECONDS:
-                said = time.monotonic()
+            if seldom():
                 log.info(
                     "%s waits for people: %d rows lie in %s; edit a copy, then: headrace review %s %s FILE",
                     self.name, len(made), there, home, self.name,

@@ -86,7 +86,7 @@ class TrainRewardStage(Stage):
             tokenizer = load_tokenizer(begin)
 
             def written(number: int) -> Mapping[str, Any]:
-                row = self.row(rows, number)
+                row = rows[number]
                 refuse_unwritable(read_row(row, number), number, tokenizer)
                 return row
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from broker.errors import EnvironmentFault, RunFileError
 from broker.messages import ChatMessage, Prompt
 from learner.data.verifiers import VerifiersTasks
 
-pytestmark = pytest.mark.skipif(
-    find_spec("verifiers") is None, reason="needs verifiers"
-)  # looked for: it loads for seconds
 HERE = Path(__file__).parent
 
 

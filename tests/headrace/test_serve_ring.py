@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ring import Killed, Ring, ring
+from ring import ring
 
 from broker.messages import SessionEvent, Trajectory
 from headrace.reading.records import scan
@@ -54,15 +54,6 @@ def ask(url: str, body: object, stop: threading.Event) -> dict[str, object] | No
     return None
 
 
-def kill_once(made: Ring, version: int) -> None:
-    def killing(published: int) -> None:
-        if published == version:
-            made.on_publish = lambda version: None
-            raise Killed
-
-    made.on_publish = killing
-
-
 @pytest.mark.processes
 def test_a_learner_trains_on_the_sessions_of_agents_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     with ring(tmp_path / "run", *SHORT, file=FILE) as made:
@@ -76,7 +67,7 @@ def test_a_learner_trains_on_the_sessions_of_agents_and_goes_on_after_a_kill(tmp
             agents += [threading.Thread(target=play, args=(url, name, stop), daemon=True) for name in "ab"]
             for agent in agents:
                 agent.start()
-            kill_once(made, 3)
+            made.kill_at(3)
             made.killed()
             assert made.run()
         finally:

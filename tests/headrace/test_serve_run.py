@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from broker.messages import Manifest, SessionEvent, Trajectory, Vote
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen
 
-pytestmark = pytest.mark.skipif(find_spec("openai") is None, reason="needs openai")
 HERE = Path(__file__).parent
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ring import Killed, Ring, ring
+from ring import Ring, ring
 
 from broker.errors import HeadraceError, RunFault
 from broker.messages import Manifest, Prompt
@@ -132,15 +132,9 @@ def test_a_fork_that_is_killed_is_redone_and_asks_everything_that_was_due(tmp_pa
     assert fork(old, new, 5, "learner.checkpoint_every=1000", "learner.groups_per_step=1") == 0
     goes_on = forked(new)
     try:
-
-        def killing(published: int) -> None:
-            if published == version:
-                goes_on.on_publish = lambda version: None
-                raise Killed
-
         owed = goes_on.records("steps", Manifest)[0].state.missing["prompts"]
         assert len(owed) > 3, "more than the credits of the smaller steps allow at once"
-        goes_on.on_publish = killing
+        goes_on.kill_at(version)
         goes_on.killed()
         assert goes_on.run()
         audit = goes_on.verify()

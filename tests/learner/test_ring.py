@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ring import Killed, Ring, ring
+from ring import Ring, ring
 from ringtools import small_copy
 
 from broker.errors import LogFull, RunFault
@@ -32,17 +32,6 @@ class Vowels:
 """
 
 
-def kill_at(made: Ring, version: int) -> None:
-    """Kill the learner once it holds ``version``, before it has recorded what the step gave."""
-
-    def killing(published: int) -> None:
-        if published == version:
-            made.on_publish = lambda version: None
-            raise Killed
-
-    made.on_publish = killing
-
-
 def replayed(made: Ring, out: Path, *settings: str) -> str:
     last = made.steps()[-1].step
     return replay(reopen(made.directory), 2, last, out, reopen(made.directory, list(settings)) if settings else None)
@@ -51,12 +40,12 @@ def replayed(made: Ring, out: Path, *settings: str) -> str:
 @pytest.mark.long
 def test_a_killed_learner_is_redone_bit_for_bit_and_poison_is_buried(tmp_path: Path) -> None:
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
-        kill_at(made, 4)  # no checkpoint since the first stage: every step is redone from the log
+        made.kill_at(4)  # no checkpoint since the first stage: every step is redone from the log
         made.killed()
         made.send("prompts", b"nobody", b"\xc1 rubbish")
         made.send("trajectories", b"nobody", b"\xc1 rubbish")
         made.send("rewards", b"nobody", encode(Manifest(0, 0, "close")))
-        kill_at(made, 7)
+        made.kill_at(7)
         made.killed()
         assert made.run()
         audit = made.verify()
@@ -73,7 +62,7 @@ def test_a_killed_learner_is_redone_bit_for_bit_and_poison_is_buried(tmp_path: P
 @pytest.mark.parametrize("version", [1, 2, 5, 9, 10])
 def test_a_kill_at_any_version_loses_nothing_and_trains_nothing_twice(tmp_path: Path, version: int) -> None:
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=3") as made:
-        kill_at(made, version)
+        made.kill_at(version)
         if version < 10:
             made.killed()
         assert made.run()
@@ -196,7 +185,7 @@ def test_an_evaluation_is_asked_for_while_the_run_goes_on_and_outlives_its_learn
     asked = Asked(name="now", rewarder="vowels", questions=6, k=3)
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
         made.when(lambda: len(made.steps()) >= 2, lambda: leave(tmp_path, asked) and None)
-        kill_at(made, 5)
+        made.kill_at(5)
         made.killed()
         later = leave(tmp_path, Asked(name="later", rewarder="vowels", questions=4))
         assert made.run()
@@ -235,7 +224,7 @@ MEMORY = (
 @pytest.mark.long
 def test_a_run_with_every_memory_option_and_its_replay(tmp_path: Path) -> None:
     with ring(tmp_path, *SHORT, *MEMORY) as made:
-        kill_at(made, 6)
+        made.kill_at(6)
         made.killed()
         assert made.run()
         audit = made.verify()
@@ -256,7 +245,7 @@ def test_a_step_that_cannot_be_executed_is_set_aside_and_training_goes_on(
 ) -> None:
     fails_at(monkeypatch, {3, 5})
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=4") as made:
-        kill_at(made, 6)
+        made.kill_at(6)
         made.killed()
         assert made.run()
         marks = [m for m in made.records("steps", Manifest) if m.kind == "set_aside"]
@@ -315,7 +304,7 @@ def test_what_a_stage_collects_is_trained_on_and_can_be_traced_to_its_votes(tmp_
     file.write_text(text[: text.index('[[stage]]\nkind = "rl"')] + REJECT)
     home = tmp_path / "run"
     with ring(home, "stage.0.steps=30", file=file) as made:
-        kill_at(made, 3)  # the weights of the last stage: the artefact is there, the stage has not closed
+        made.kill_at(3)  # the weights of the last stage: the artefact is there, the stage has not closed
         made.killed()
         assert made.run()
         (artefact,) = made.records("steps", Artefact)

@@ -152,13 +152,7 @@ def test_the_first_stage_begins_from_a_model_of_its_own(tmp_path: Path, file: Pa
     file.write_text(text[: text.index(first)] + mine)
     home = tmp_path / "run"
     with ring(home, f"run.model={model_with_weights(tmp_path)}", file=file) as made:
-        kills = iter([True])
-
-        def killing(version: int) -> None:
-            if version == 1 and next(kills, False):
-                raise Killed
-
-        made.on_publish = killing
+        made.kill_at(1)
         made.killed()
         assert made.run()
         orders = [m.weights for m in made.records("steps", Manifest) if m.kind == "weights"]
@@ -198,13 +192,7 @@ def test_a_student_reads_what_a_teacher_wrote_at_the_rate_of_its_size(tmp_path: 
     text = file.read_text().replace("[data]\n", '[data]\ntold = "told.jsonl"\n')
     file.write_text(text[: text.index("[rewarders.polite]")] + DISTILLED)
     with ring(tmp_path / "run", file=file) as made:
-        kills = iter([True])
-
-        def killing(version: int) -> None:
-            if version == 2 and next(kills, False):
-                raise Killed
-
-        made.on_publish = killing
+        made.kill_at(2)
         made.killed()
         assert made.run()
         last = {r.stage: r for r in made.results()}
