@@ -32,10 +32,12 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated(what: str, heard_before: float = 1.0) -> Iterator[None]:
     """Raises LogUnavailable for errors that waiting may cure, LogFull for a full disk, LogError for other Kafka errors.
 
     ``what`` names the operation in the message. A reason found only in the client's log is added (``causes``); a final one is a LogError.
+    A client that works in the background may have logged it up to ``heard_before`` seconds ago; what a new client logs comes after its start,
+    and what stands before it concerns another one.
     """
     started = time.monotonic()
     try:
@@ -47,7 +49,7 @@ def translated(what: str) -> Iterator[None]:
             f"{what}: the credentials do not allow it ({error}); docs/kafka.md lists what each daemon needs"
         ) from error
     except AWAY as error:
-        why = cause(started - 1.0)
+        why = cause(started - heard_before)
         if why is not None and why.final:
             raise LogError(f"{what}: the broker was reached, but {why.text}") from error
         raise LogUnavailable(f"{what}: {error}{f'; {why.text}' if why is not None else ''}") from error

@@ -37,7 +37,7 @@ class KafkaLog:
         listen()
         what = f"connecting to {', '.join(settings.servers)}"
         try:
-            with translated(what):
+            with translated(what, heard_before=0.0):
                 self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
                 self._asker = KafkaConsumer(**consumer_settings(settings))
         except LogUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import pytest
 from secured import ADMIN, SecuredServer
 
 from broker.errors import LogError, LogUnavailable, RunFileError
+from broker.kafka.causes import listen
 from broker.kafka.settings import KafkaSettings, security_from
 from broker.log import Consumer, Record
 from broker.outstanding import outstanding
@@ -71,6 +73,8 @@ def test_a_wrong_port_or_address_is_named_and_waited_for(server: SecuredServer) 
             rf"{server.wrong} answers, but the brokers call themselves 127.0.0.1:\d+ .advertised.listeners",
         ),
     ):
+        listen()
+        logging.getLogger("kafka").error("UnsupportedSaslMechanism")  # of another client, right before
         error = refusal(address, environment)
         assert isinstance(error, LogUnavailable) and re.search(why, str(error)), error
 
