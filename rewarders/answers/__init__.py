@@ -1,1 +1,1 @@
-"""Final answers of mathematics: read, compared and written in one canonical form, at a cost that is bounded beforehand."""
+"""Final answers in mathematics: parsing, comparison and canonical texts, at a cost that is bounded beforehand."""

@@ -1,4 +1,4 @@
-"""One text for all spellings of a value: equal answers give equal texts, so that a majority can be counted (cons@k)."""
+"""The canonical text of an answer: equal answers have equal texts, so that a majority can be found (cons@k)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rewarders.answers.regions import Line
 from rewarders.answers.scalars import EXACTNESS, TINY
 from rewarders.answers.shapes import Bag, Based, Chain, Equation, Matrix, Named, Ratio, Region, Row, Scalar, holds
 
-MAX_TERMS = 48
-SHOWN = 14
-MAX_TEXT = 400
-Polynomial = dict[tuple[tuple[str, int], ...], Fraction]
+MAX_TERMS = 48  # of a polynomial
+SHOWN = 14  # significant digits of an inexact number
+MAX_TEXT = 400  # characters
+Polynomial = dict[tuple[tuple[str, int], ...], Fraction]  # monomial, as (variable, power) pairs -> coefficient
 
 
 def text_of(shape: Any) -> str:
-    """The canonical text of an answer. Raises Costly, Undefined, Unreadable where there is none."""
+    """The canonical text of a shape, cut at MAX_TEXT characters. Raises Costly, Undefined, Unreadable."""
     return _TEXTS[type(shape)](shape)[:MAX_TEXT]
 
 
 def expression(node: Node) -> str:
-    """A number, a polynomial, or the values at fixed points of what is neither."""
+    """The canonical text of an expression: a number, a polynomial, or else its values at fixed points."""
     work = Work()
     names = sorted(variables(node))
     if not names:
@@ -62,7 +62,7 @@ def digits(numeric: Numeric, value: Any) -> str:
 
 
 def decimal(numeric: Numeric, value: Any) -> str:
-    """A fraction of small numbers where it is one."""
+    """A real number as text: a fraction if one with a denominator up to 10,000 is exact, else SHOWN digits."""
     m = numeric.m
     if m.isinf(value):
         return "oo" if value > 0 else "-oo"
@@ -74,7 +74,7 @@ def decimal(numeric: Numeric, value: Any) -> str:
 
 
 def fingerprint(node: Node, names: list[str]) -> str:
-    """``f(x) = value at a fixed point, value at another``: equal for equal functions."""
+    """``f(x) ~ value, value``: the values at two fixed points (``?`` if undefined), which equal functions share."""
     numeric, found = Numeric(Work()), []
     for number in range(2):
         try:
@@ -85,7 +85,7 @@ def fingerprint(node: Node, names: list[str]) -> str:
 
 
 def polynomial(node: Node, work: Work) -> Polynomial | None:
-    """Coefficients by monomial; None for what is no polynomial over the rationals, or has too many terms."""
+    """The coefficients by monomial; None if ``node`` is not a polynomial over the rationals or has too many terms."""
     work.spend()
     kind = node[0]
     if kind == "sym":
@@ -150,7 +150,7 @@ def _bag(bag: Bag) -> str:
 
 
 def is_interval(row: Row) -> bool:
-    """Whether two numbers between brackets are bounds rather than a point."""
+    """Whether two numbers in brackets are the bounds of an interval rather than a point."""
     ends = [item.node for item in row.items if isinstance(item, Scalar)]
     bounded = (
         "[" in row.opening or "]" in row.closing or any(holds(end, "const") and "infty" in str(end) for end in ends)

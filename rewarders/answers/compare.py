@@ -20,7 +20,11 @@ PERCENT = ("value", "either")
 
 @dataclass(frozen=True)
 class Rules:
-    """``percent``: 50% is 0.5 (``value``), or 50 as well (``either``). ``tolerance``: relative, of decimals."""
+    """``percent``: 50% equals 0.5. It also equals 50 if only the reference has the sign (``value``), or either side
+    (``either``).
+
+    ``tolerance``: relative difference that is allowed if either side has a decimal.
+    """
 
     percent: str = "value"
     tolerance: float = RELATIVE
@@ -28,7 +32,7 @@ class Rules:
 
 @dataclass
 class Comparison:
-    """One answer against one reference; ``work`` is what both may cost together. ``same`` raises Costly."""
+    """Compares one answer with one reference. ``work`` is the budget of both; ``same`` raises Costly above it."""
 
     rules: Rules = Rules()
     work: Work = field(default_factory=Work)
@@ -61,7 +65,7 @@ class Comparison:
         return compare is not None and type(answer) is type(reference) and compare(self, answer, reference)
 
     def _bare(self, answer: Any, reference: Any) -> tuple[Any, Any]:
-        """Names that stand before ``=`` on one side only do not matter, nor do braces round a single value."""
+        """Both sides without a name before ``=`` that only one of them has, or braces around a single value."""
         if isinstance(answer, Named) and not isinstance(reference, Named | Equation):
             answer = answer.value
         elif isinstance(reference, Named) and not isinstance(answer, Named | Equation):
@@ -80,7 +84,7 @@ class Comparison:
         return answer, reference
 
     def _statement(self, equation: Equation) -> Any:
-        """``2+3 = 5`` says 5, if it is true; ``7 = 6`` and ``5 = 5`` say nothing."""
+        """5 for ``2+3 = 5``, which is true; the false ``7 = 6``, and ``5 = 5``, which computes nothing, are kept."""
         true = (
             equation.left[0] != "num" and not holds(equation.left, "sym") and self.value(equation.left, equation.right)
         )
@@ -93,7 +97,7 @@ class Comparison:
         return Scalar(last) if self.value(first, last) else value
 
     def value(self, answer: Node, reference: Node) -> bool:
-        """Two expressions: degrees and percent signs as the rules say."""
+        """Whether two expressions are equal. Degree signs are optional, percent signs as ``rules.percent`` says."""
         if same_value(answer, reference, self.work, self.rules.tolerance):
             return True
         for kind in ("deg", "pct"):
@@ -133,7 +137,8 @@ class Comparison:
         return True
 
     def _point(self, answer: Any, reference: Any) -> bool:
-        """A point and a bare list in its order, or ``x=2, y=3``; a set in braces is no point."""
+        """A point equals a list without brackets in the same order, or ``x=2, y=3`` with its names in alphabetical
+        order; a set in braces is not a point."""
         row, bag = (answer, reference) if isinstance(answer, Row) else (reference, answer)
         names = [item.name for item in bag.items if isinstance(item, Named)]
         if (
@@ -163,7 +168,8 @@ class Comparison:
             return both and answer.operator == reference.operator and self._parts(answer, reference)
 
     def _parts(self, answer: Region, reference: Region) -> bool:
-        """Parts whose bounds are no numbers, one by one in any order (in order for a difference)."""
+        """Regions that cannot be read as intervals: bounds must be the same trees; other parts may be in any order,
+        except those of a difference."""
         if any(isinstance(p, tuple | bool | None) for p in (*answer.parts, *reference.parts)):
             return answer.parts == reference.parts
         if reference.operator == "minus":
@@ -187,7 +193,7 @@ class Comparison:
         )
 
     def _vector(self, answer: Any, reference: Any) -> bool:
-        """A matrix of one row or column and a point of the same entries."""
+        """A matrix of one row or column equals the point with the same entries."""
         matrix, other = (answer, reference) if isinstance(answer, Matrix) else (reference, answer)
         if (
             not isinstance(other, Row)
@@ -226,14 +232,14 @@ _BY_KIND: dict[type, Callable[[Comparison, Any, Any], bool]] = {
 
 
 def solved(named: Named) -> Any:
-    """``y = 2x+1`` as an equation; ``x = 5`` stays what it is: ``2x = 10`` is not solved."""
+    """``y = 2x+1`` as an equation. ``x = 5`` is kept, so that the unsolved ``2x = 10`` does not equal it."""
     if isinstance(named.value, Scalar) and named.name.isalpha() and holds(named.value.node, "sym"):
         return Equation("=", ("sym", named.name), named.value.node)
     return named
 
 
 def without(node: Any, kind: str) -> Any:
-    """The tree with the signs of ``kind`` (deg, pct) taken off outside of functions; itself if it has none."""
+    """The tree without signs of ``kind`` (deg, pct) outside function calls; the same object if it has none."""
     if not isinstance(node, tuple) or not node or node[0] == "call":
         return node
     if node[0] == kind:
@@ -243,7 +249,7 @@ def without(node: Any, kind: str) -> Any:
 
 
 def value_of(node: Node) -> Fraction | None:
-    """The exact value of a tree without variables, if it is rational."""
+    """The exact value of a tree without variables; None if it is not known to be rational. Raises Costly."""
     try:
         return exact(node, {}, Work())
     except Undefined:

@@ -1,4 +1,4 @@
-"""A place among tokens, and what the reader remembers there."""
+"""The parser's position in its tokens, and the state that belongs to it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rewarders.answers.lexer import Token, Unreadable
 class Cursor:
     def __init__(self, found: list[Token]) -> None:
         self.tokens, self.at, self.depth = found, 0, 0
-        self.bars = 0  # open |; a | in place of an operator closes one
-        self.colon = True  # whether : makes a ratio
-        self.bound: set[str] = set()  # variables of sums, which may be called i
-        self.bar = True  # whether | may open in place of an operator
+        self.bars = 0  # number of open |; while there is one, a | in the place of an operator closes it
+        self.colon = True  # whether : forms a ratio
+        self.bound: set[str] = set()  # variables of the open sums: there even i is a variable
+        self.bar = True  # whether | may open an absolute value in the place of an operator (not in set braces)
 
     @property
     def text(self) -> str:
@@ -22,7 +22,7 @@ class Cursor:
         return self.tokens[self.at].kind if self.at < len(self.tokens) else ""
 
     def take(self, *wanted: str) -> str:
-        """The next token's text, if it is one of ``wanted``; otherwise an empty text."""
+        """Consume the next token if it is one of ``wanted``, and return its text; otherwise return an empty text."""
         text = self.text
         if text and text in wanted:
             self.at += 1

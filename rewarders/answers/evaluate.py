@@ -1,7 +1,7 @@
-"""The value of a tree: exact where it is rational, to 50 digits where it is not, with its cost bounded before anything is computed.
+"""Evaluates trees: exactly if the value is rational, else to 50 digits. Costs are bounded before anything is computed.
 
-Equality of two expressions is decided by their values at fixed points of their variables (identity testing: Schwartz, J. ACM 27 (1980)
-701; for analytic functions a coincidence at several unrelated points has no chance in practice).
+Two expressions count as equal if their values agree at fixed points of their variables (identity testing: Schwartz,
+J. ACM 27 (1980) 701; different analytic functions practically never agree at several unrelated points).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rewarders.answers.literals import Node
 from rewarders.answers.rationals import EXACT, Costly, Undefined, bounded, rational_power
 
 MAX_WORK = 12_000
-"""Nodes evaluated for one answer, sums unrolled."""
-MAX_TERMS = 2_000
-DIGITS = 50
+"""Most nodes evaluated for one answer; each term of a sum counts."""
+MAX_TERMS = 2_000  # of one sum or product
+DIGITS = 50  # decimal digits of inexact values
 
 
 class Work:
-    """The remaining budget of a computation."""
+    """The remaining budget of a computation, in nodes. ``spend`` raises Costly once it is used up."""
 
     def __init__(self) -> None:
         self.left = MAX_WORK
@@ -34,7 +34,7 @@ class Work:
 
 
 def exact(node: Node, values: Mapping[str, Fraction], work: Work) -> Fraction | None:
-    """The rational value of ``node``; None where it is irrational or not known to be rational. Raises Costly, Undefined."""
+    """The rational value of ``node``; None if it is not known to be rational. Raises Costly, Undefined."""
     work.spend()
     kind = node[0]
     if kind == "num":
@@ -95,7 +95,7 @@ _CONTEXTS = threading.local()
 
 
 def context() -> Any:
-    """This thread's context of mpmath: making one takes longer than most comparisons."""
+    """This thread's mpmath context, kept because making one takes longer than most comparisons."""
     if not hasattr(_CONTEXTS, "mp"):
         import mpmath
 
@@ -105,16 +105,16 @@ def context() -> Any:
 
 
 class Numeric:
-    """Complex values to ``DIGITS`` digits (mpmath), variables at given points."""
+    """Evaluates trees to complex numbers of ``DIGITS`` digits (mpmath), for given values of the variables."""
 
     def __init__(self, work: Work) -> None:
         self.m = context()
         self.work = work
         self.branched = False
-        """Whether a root, power or logarithm had to choose a branch since this was last set."""
+        """Whether, since this was last reset, real arguments have given a complex value: a choice of branch."""
 
     def value(self, node: Node, values: Mapping[str, Fraction]) -> Any:
-        """Raises Costly, Undefined."""
+        """The value of ``node``. Raises Costly, Undefined."""
         try:
             return self._value(node, values)
         except (ZeroDivisionError, ValueError, OverflowError, TypeError, ArithmeticError) as error:
@@ -206,7 +206,7 @@ NUMERIC: dict[str, Callable[..., Any]] = {
 
 
 def variables(node: Any) -> set[str]:
-    """The variables that stand free in a tree."""
+    """The free variables of a tree."""
     if not isinstance(node, tuple) or not node:
         return set()
     if node[0] == "sym" and len(node) == 2 and isinstance(node[1], str):
@@ -216,7 +216,8 @@ def variables(node: Any) -> set[str]:
 
 
 def point(name: str, number: int) -> Fraction:
-    """The value of variable ``name`` at point ``number``: between 0.3 and 2.8, from the third point on also negative."""
+    """The value of variable ``name`` at point ``number`` (from 0): its size is between 0.3 and 2.8. From point 3 on
+    it may be negative."""
     raw = zlib.crc32(f"{name}/{number}".encode())
     value = Fraction(3, 10) + Fraction(raw % 1_000_003, 400_001)
     return -value if number >= 3 and raw & (1 << 30) else value

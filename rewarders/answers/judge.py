@@ -1,4 +1,4 @@
-"""One answer against one reference: text, numbers, words, values; what is left goes to the symbolic comparison."""
+"""Judges an answer against a reference by text, numbers, words and values; the symbolic comparison decides the rest."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from rewarders.answers.shapes import Scalar
 FORBIDDEN = re.compile(
     r"!|\^\s*\{?[^{}^]*\^|\^\s*\{?\s*[+-]?\d{4,}|\d{400,}|\d[eE][+-]?\d{4,}|\\int|\\sum|\\prod|\\lim|factorial|__|\bimport\b|lambda|\\approx|\\input|\\write"
 )
-"""What the symbolic comparison is not asked about: a parser can choke on it, and no value that it could have is missed by the reader here."""
-MAX_SYMBOLIC = 300
+"""Answers that never go to the symbolic comparison, because its parser can hang on them. If ``parse`` cannot read
+them either, they are wrong."""
+MAX_SYMBOLIC = 300  # characters of an answer that may go to the symbolic comparison
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``right`` is None where only the symbolic comparison can tell."""
+    """``right`` is None if only the symbolic comparison can tell."""
 
     right: bool | None
     why: str = ""
 
 
 def judge(answer: Answer, reference: Answer, rules: Rules, unit_policy: str) -> Finding:
-    """Whether the answer is right, as far as can be known here."""
+    """Whether the answer is right, as far as that can be known without the symbolic comparison."""
     if answer.text == reference.text:
         return Finding(True)
     if not answer.text:
@@ -83,7 +84,7 @@ def _words(answer: Answer, reference: Answer) -> bool | None:
 
 
 def _same(answer: Reading, reference: Reading, rules: Rules, unit_policy: str) -> bool:
-    """Two readings: their units measure the same, and their values agree."""
+    """Whether two readings agree: their units measure the same thing, and their values are equal after conversion."""
     if unit_policy == "required" and reference.unit and not answer.unit:
         return False
     factor = units.conversion(_unit(answer), _unit(reference))
@@ -101,13 +102,13 @@ def _same(answer: Reading, reference: Reading, rules: Rules, unit_policy: str) -
 
 
 def _unit(reading: Reading) -> str:
-    """The unit behind a value; the sign of degrees is one."""
+    """The unit after a value; a degree sign counts as one."""
     in_degrees = isinstance(reading.shape, Scalar) and without(reading.shape.node, "deg") is not reading.shape.node
     return reading.unit or ("degree" if in_degrees else "")
 
 
 def _worth_asking(answer: Answer, reference: Answer) -> bool:
-    """Whether math-verify is asked: about references that are not understood here alone, as it reads too much into odd answers."""
+    """Whether to ask math-verify: only about references not understood here, as it reads too much into odd answers."""
     hostile = len(answer.text) > MAX_SYMBOLIC or FORBIDDEN.search(answer.text) or words.TEXT.search(answer.text)
     return not (
         reference.readings

@@ -1,4 +1,4 @@
-"""Words of a mathematical text: numbers, names, commands, signs. Linear, at most ``MAX_TOKENS``."""
+"""Splits a mathematical text into tokens: numbers, names, commands, signs. Linear time, at most ``MAX_TOKENS``."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TOKEN = re.compile(
 
 
 class Unreadable(HeadraceError):
-    """The text is no mathematics that is understood here."""
+    """The text is not mathematics that this parser understands."""
 
 
 class Token(NamedTuple):
     kind: str
     text: str
     blank: bool
-    """Whether there is a blank before it."""
+    """Whether a blank precedes it."""
 
 
 def tokens(text: str) -> list[Token]:
-    """Raises Unreadable."""
+    """The tokens of ``text``. Raises Unreadable for an unknown sign or too long a text."""
     found: list[Token] = []
     at, blank = 0, False
     while at < len(text):

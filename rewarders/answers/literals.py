@@ -1,4 +1,4 @@
-"""What a literal is worth, and small trees made of others."""
+"""The values of literals, and small trees built from other trees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ONE, MINUS = ("num", Fraction(1), False), ("num", Fraction(-1), False)
 
 
 def determinant(rows: tuple[tuple[Node, ...], ...]) -> Node:
-    """Laplace's expansion, of at most four rows."""
+    """The determinant of a square matrix of at most four rows, by Laplace expansion. Raises Unreadable."""
     if len(rows) != len(rows[0]) or len(rows) > 4:
         raise Unreadable("no small square matrix")
     if len(rows) == 1:
@@ -27,7 +27,7 @@ def negated(node: Node) -> Node:
 
 
 def number(text: str) -> Fraction:
-    """Raises Unreadable for what is too long or has too large an exponent."""
+    """The exact value of a decimal literal. Raises Unreadable if it is too long or its exponent is too large."""
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > MAX_DIGITS or len(exponent) > 5 or (exponent and abs(int(exponent)) > 2000):
         raise Unreadable("too many digits")
@@ -35,7 +35,7 @@ def number(text: str) -> Fraction:
 
 
 def repeating(text: str) -> Fraction:
-    r"""``0.\overline{6}``, ``0.1(6)``, ``0.333...`` as a fraction."""
+    r"""``0.\overline{6}``, ``0.1(6)``, ``0.333...`` as a fraction. Raises Unreadable above 100 characters."""
     for mark in ("\\overline", "\\bar", "\\dot", "("):
         if mark in text:
             fixed, _, cycle = text.partition(mark)
@@ -54,7 +54,7 @@ def repeating(text: str) -> Fraction:
 
 
 def based(node: Node, base: str) -> Node:
-    """Digits in a written base: never equal to a number without it."""
+    """Digits with a written base, never equal to a number without one. Raises Unreadable for other nodes."""
     inner = node[3][0] if node[0] == "group" else node
     if inner[0] != "num" or inner[2]:
         raise Unreadable("a subscript of no digits")
@@ -74,7 +74,7 @@ def based(node: Node, base: str) -> Node:
 
 
 def built(left: Node, condition: Node) -> Node:
-    r"""``\{x \mid x > 2\}`` and ``\{x \in R \mid x > 2\}``: the condition on x."""
+    r"""``\{x \mid x > 2\}`` and ``\{x \in R \mid x > 2\}`` as the condition on x. Raises Unreadable."""
     variable = left[2][0] if left[0] == "rel" and left[1] == ("in",) else left
     if variable[0] != "sym":
         raise Unreadable("a set that is built over no variable")

@@ -1,4 +1,4 @@
-"""Names that mean something: functions with their spellings, constants, symbols."""
+"""Names with a meaning: functions and their spellings, constants, symbols."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SPELLINGS = {
     "ceil": "ceil", "max": "max", "min": "min", "gcd": "gcd", "lcm": "lcm", "root": "sqrt", "cbrt": "cbrt", "Re": "Re", "Im": "Im",
 }  # fmt: skip
 FUNCTIONS = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
-"""Spelling (without the backslash) -> function. ``\\sqrt`` has a reader of its own; plain ``sqrt(...)`` is a call of ``root``."""
+"""Spelling (without the backslash) -> function. ``operands`` parses ``\\sqrt``; plain ``sqrt(...)`` calls ``root``."""
 
 CONSTANTS = {"pi", "e", "i", "infty"}
 SYMBOLS = {

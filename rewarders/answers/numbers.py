@@ -1,4 +1,4 @@
-"""Plain numbers, read without a parser: what most answers are."""
+"""Reads plain numbers, which most answers are, without the parser."""
 
 from __future__ import annotations
 

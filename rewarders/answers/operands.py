@@ -1,4 +1,4 @@
-"""What operators join: literals, names, brackets, functions with their arguments, roots, sums, matrices."""
+"""Parses operands: literals, names, brackets, functions with their arguments, roots, sums, matrices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",)}
 
 
 class Operands(Cursor):
-    """The grammar of lists, sums and factors is ``parse``'s."""
+    """The operands' half of the parser; ``parse`` implements the other half, lists, sums and factors."""
 
     def listing(self) -> Node:
         raise NotImplementedError
@@ -97,7 +97,7 @@ class Operands(Cursor):
         return ("const", name) if name in CONSTANTS and name not in self.bound else ("sym", name)
 
     def subscript(self) -> str:
-        """What follows ``_``, as text."""
+        """The subscript after ``_``, as text."""
         if not self.take("{"):
             text = self.text
             if not text:
@@ -115,7 +115,7 @@ class Operands(Cursor):
         return "".join(parts[:-1]).replace("\\", "")
 
     def group(self) -> Node:
-        """Of LaTeX: ``{...}``; the argument of a command that needs no braces is one digit, letter or command."""
+        """The argument of a LaTeX command: ``{...}``, or without braces one digit, letter or command."""
         if self.text == "{":
             return self.bracketed()
         if self.kind == "num" and len(self.text) > 1 and self.text.isdigit():
@@ -202,7 +202,7 @@ class Operands(Cursor):
         return ("call", name, (inner,))
 
     def big(self, name: str) -> Node:
-        r"""``\sum_{k=1}^{10} k^2``: its body is the product that follows."""
+        r"""``\sum_{k=1}^{10} k^2``; the body is the product that follows the bounds."""
         self.need("_")
         self.need("{")
         name_of_it = self.text

@@ -1,7 +1,10 @@
-r"""Reads a normalised answer into a tree of tuples: LaTeX as people write it, and plain ``sqrt(2)/2`` beside it.
+r"""Parses a normalised answer into a tree of tuples: LaTeX as people write it, and plain text such as ``sqrt(2)/2``.
 
-A node is ``(kind, ...)``: num (Fraction, is_decimal), sym, add, mul, pow, call, pm, deg, pct, group (open, close, items), list (separators,
-items), set, rel (operators, members), setop, matrix, ratio, based (digits, base), bigop, abs. Depth and length are bounded; nothing is evaluated.
+A node is ``(kind, ...)``: num (Fraction, is_decimal), sym (name), const (name), add (nodes), mul (nodes),
+pow (base, exponent), call (function, arguments), pm (sign, node), deg (node), pct (node), group (open, close, items),
+list (separators, items), set (items), build (variable, condition), rel (operators, members),
+setop (operator, left, right), matrix (rows), ratio (nodes), based (digits, base),
+bigop (sum or prod, variable, low, high, body). Depth and length are bounded; nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ def parse(text: str) -> Node:
 
 class _Reader(Operands):
     def listing(self) -> Node:
-        """Statements between commas, semicolons, or, and."""
+        r"""Statements separated by commas, semicolons, ``\lor`` or ``\land``."""
         items, separators = [self.statement()], []
         while self.text in SEPARATORS:
             separator = SEPARATORS[self.take(*SEPARATORS)]
@@ -96,7 +99,7 @@ class _Reader(Operands):
         return negated(self.factor()) if sign == "-" else self.factor()
 
     def starts(self, before: Node) -> bool:
-        """Whether the next token begins a factor that is multiplied without a sign."""
+        """Whether the next token begins a factor that is multiplied without an operator."""
         kind, text = self.kind, self.text
         if kind in ("num", "repeat"):
             return before[0] in ("pow", "call", "group") and self.tokens[self.at - 1].text in ("}", ")", "]")
@@ -113,7 +116,7 @@ class _Reader(Operands):
         return node
 
     def mixed(self) -> Node | None:
-        r"""``1\frac12`` and ``1 1/2``: a whole number and a fraction of whole numbers after it."""
+        r"""A mixed number: ``1\frac12`` or ``1 1/2``; None if there is none here."""
         if self.kind != "num" or not self.text.isdigit():
             return None
         start = self.at

@@ -1,4 +1,4 @@
-"""Functions of exact numbers, refused before they are computed where the result would be too long."""
+"""Functions of exact numbers; if the result would be too long, they refuse before they compute it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 from broker.errors import HeadraceError
 
 MAX_BITS = 60_000
-"""Of an exact number: 18,000 digits."""
+"""Of numerator and denominator together: 18,000 decimal digits."""
 
 
 class Costly(HeadraceError):
@@ -27,7 +27,7 @@ def bounded(value: Fraction) -> Fraction:
 
 
 def rational_power(base: Fraction, power: Fraction) -> Fraction | None:
-    """``base ** power`` where that is rational; None otherwise."""
+    """``base ** power`` if that is known to be rational; None otherwise. Raises Costly, Undefined."""
     if base == 0 and power <= 0:
         raise Undefined("zero to the power of zero or less")
     if abs(power) > 1 << 40 and base not in (0, 1, -1):
@@ -52,7 +52,7 @@ def rational_power(base: Fraction, power: Fraction) -> Fraction | None:
 
 
 def _root(value: int, degree: int) -> int | None:
-    """The whole ``degree``-th root of ``value``, if it has one."""
+    """The whole ``degree``-th root of ``value``; None if it has none, or is too large for it to be found."""
     if value < 0:
         inner = _root(-value, degree) if degree % 2 else None
         return None if inner is None else -inner

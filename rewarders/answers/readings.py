@@ -1,4 +1,4 @@
-"""An answer in all the ways it can sensibly be read: as it stands, and as a value with a unit behind it."""
+"""The ways in which an answer can sensibly be read: as it stands, and as a value followed by a unit."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?:\s?[ap]\.?\s?m\.?)?", re.IGNO
 
 
 class UnreadableReference(HeadraceError):
-    """The reference of a prompt is no answer that anything could be compared with."""
+    """The reference of a prompt is not an answer that anything can be compared with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A shape with the unit that stood behind it."""
+    """A shape and the unit that followed it, empty if there was none."""
 
     shape: Any
     unit: str = ""
@@ -42,7 +42,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Answer:
-    """``text`` is the normalised text; ``value`` its number, if it is a plain one; ``readings`` are empty where it cannot be read."""
+    """``text`` is normalised; ``value`` is set if it is a plain number; ``readings`` is empty if it cannot be parsed.
+
+    ``choice`` is the letter of an option; ``words``: it is compared as words; ``fault`` says why it cannot be parsed.
+    """
 
     text: str
     value: Fraction | None = None
@@ -57,7 +60,7 @@ class Answer:
 
 
 def read(text: str, with_units: bool = True) -> Answer:
-    """Never raises: what cannot be read has a ``fault``."""
+    """Read an answer; ``with_units``: also as a value with a unit. Never raises: ``fault`` says what is wrong."""
     plain = normal(text)
     spelled = words.without_wrappers(plain)
     in_words = words.number_in_words(spelled)
@@ -74,7 +77,7 @@ def read(text: str, with_units: bool = True) -> Answer:
 
 
 def _approximated(text: str) -> str:
-    r"""``3\sqrt{2} \approx 4.24`` without its rounding, if it is one."""
+    r"""``3\sqrt{2} \approx 4.24`` without what follows ``\approx``, if that is a rounding (within 2%)."""
     exact, sign, rounded = text.partition("\\approx")
     if not sign or not exact.strip() or "\\approx" in rounded:
         return text
@@ -99,7 +102,7 @@ def _readings(text: str, with_units: bool) -> tuple[tuple[Reading, ...], str]:
 
 
 def canonical_text(answer: Answer) -> str:
-    """The text by which equal answers are counted as one (cons@k)."""
+    """The text that equal answers share, so that they can be counted (cons@k)."""
     if answer.value is not None:
         return str(answer.value) if answer.value.numerator.bit_length() < 8000 else answer.text[:400]
     if answer.words:
@@ -116,7 +119,7 @@ def canonical_text(answer: Answer) -> str:
 
 @lru_cache(maxsize=4096)
 def read_reference(text: str, with_units: bool = True) -> Answer:
-    r"""The reference of a data set: a value, ``\boxed{...}`` in a solution, ``#### 18``, ``$...$`` in a sentence."""
+    r"""Read a reference: a value, or a text with it in ``\boxed{...}``, after ``####``, or in its only ``$...$``."""
     if HASHES in text:
         text = text.rpartition(HASHES)[2]
     if "\\boxed" in text or "\\fbox" in text:

@@ -25,7 +25,8 @@ class Line:
         self.numeric = Numeric(work)
 
     def intervals(self, shape: Any) -> list[Interval]:
-        """Raises Unreadable for what is no part of the real line with known bounds."""
+        """The sorted, disjoint intervals of a shape. Raises Unreadable if it is not a part of the real line with known
+        bounds."""
         return self._merged(self._read(shape))
 
     def same(self, left: list[Interval], right: list[Interval]) -> bool:

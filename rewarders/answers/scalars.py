@@ -9,11 +9,11 @@ from rewarders.answers.evaluate import Numeric, Work, exact, point, variables
 from rewarders.answers.literals import Node
 from rewarders.answers.rationals import Costly, Undefined
 
-POINTS = 6
-TINY = 1e-42
-EXACTNESS = 1e-40
+POINTS = 6  # at which expressions with variables are compared
+TINY = 1e-42  # absolute difference that counts as none
+EXACTNESS = 1e-40  # relative difference that counts as none
 RELATIVE = 1e-8
-"""How far decimals may be from an irrational number, relative to it."""
+"""Default tolerance, relative, between a decimal and a value that decimals cannot express exactly."""
 
 
 def has_decimals(node: Any) -> bool:
@@ -26,12 +26,15 @@ def has_decimals(node: Any) -> bool:
 
 
 def terminates(value: Fraction) -> bool:
-    """Whether ``value`` can be written with at most 12 decimals: then nothing but itself is near enough."""
+    """Whether ``value`` has at most 12 decimal places. By default two such values must be exactly equal."""
     return (10**12) % value.denominator == 0
 
 
 def same_value(left: Node, right: Node, work: Work, tolerance: float = RELATIVE) -> bool:
-    """Raises Costly where that cannot be known cheaply; a tree without a value equals nothing but its own spelling."""
+    """Whether two trees have the same value; a tree without a value equals only itself, as spelled.
+
+    ``tolerance`` is relative, and applies if either tree has a decimal. Raises Costly if deciding would cost too much.
+    """
     if left == right:
         return True
     decimals = has_decimals(left) or has_decimals(right)
@@ -61,7 +64,7 @@ def _same_at_points(left: Node, right: Node, names: list[str], numeric: Numeric,
         if m.isnan(a) or m.isnan(b):
             continue
         if number >= 3 and numeric.branched:
-            continue  # beyond the domain in which both are real, branches differ by convention
+            continue  # where a value is not real, it depends on the convention for branches
         if not close(m, a, b, tolerance):
             return False
         compared += 1
@@ -69,14 +72,14 @@ def _same_at_points(left: Node, right: Node, names: list[str], numeric: Numeric,
 
 
 def close(m: Any, a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two numbers are the same up to ``tolerance``, relative to the larger; infinities are equal to themselves only."""
+    """Whether two numbers differ by at most ``tolerance`` of the larger, or TINY; an infinity equals only itself."""
     if m.isinf(a) or m.isinf(b):
         return bool(a == b)
     return bool(abs(a - b) <= max(tolerance * max(abs(a), abs(b)), TINY))
 
 
 def ratio_is_constant(left: Node, right: Node, work: Work) -> Any:
-    """The constant c with ``left = c right`` for all values of the variables; None if there is none."""
+    """The constant c for which ``left = c * right`` at three points; None if there is none. Raises Costly."""
     names = sorted(variables(left) | variables(right))
     numeric = Numeric(work)
     found = None

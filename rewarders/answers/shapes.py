@@ -1,4 +1,4 @@
-"""What kind of answer a tree is: a value, a list, a set, a tuple, a part of the real line, an equation, a matrix, a ratio."""
+"""Finds what kind of answer a tree is: a value, list, set, tuple, part of the real line, equation, matrix or ratio."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """Values without order; ``braces``: written as a set, so that repetition means nothing."""
+    """Values in any order. ``braces``: written as a set, so that repetitions do not count."""
 
     items: tuple[Any, ...]
     braces: bool = False
@@ -26,7 +26,7 @@ class Bag:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Values in order between brackets: a point, or an interval."""
+    """Values in order, in brackets: a point or an interval."""
 
     opening: str
     closing: str
@@ -35,7 +35,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A part of the real line as it is written: (operator, parts) over intervals, points, all reals. ``name`` is its variable."""
+    """A part of the real line as written. ``name`` is its variable, empty if there is none.
+
+    ``operator`` is ``cup``, ``cap`` or ``minus``, with shapes (or ``("reals",)``) as ``parts``; or ``interval``, with
+    the parts low, high (nodes, None if infinite), open_low and open_high.
+    """
 
     operator: str
     parts: tuple[Any, ...]
@@ -44,7 +48,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """``left = right``, ``left < right`` or ``left <= right``, read as left - right."""
+    """``left = right``, ``left < right`` or ``left <= right``; compared by ``left - right``."""
 
     operator: str
     left: Node
@@ -76,7 +80,7 @@ class Based:
 
 
 def shape(node: Node) -> Any:
-    """Raises Unreadable for what makes no sense as an answer."""
+    """The shape of a tree. Raises Unreadable if it makes no sense as an answer."""
     return _SHAPES.get(node[0], _scalar)(node)
 
 
@@ -96,7 +100,7 @@ def holds(node: Any, kind: str) -> bool:
 
 
 def signed(node: Any, sign: int) -> Any:
-    """The tree with every plus-minus decided."""
+    """The tree with every plus-minus replaced by ``sign`` (1 or -1)."""
     if not isinstance(node, tuple) or not node:
         return node
     if node[0] == "pm":
@@ -106,7 +110,7 @@ def signed(node: Any, sign: int) -> Any:
 
 
 def _flat(items: list[Any]) -> tuple[Any, ...]:
-    """A plus-minus among others is two of them."""
+    """The items; a plus-minus (a Bag without braces) becomes its two values. Raises Unreadable above MAX_ITEMS."""
     found: list[Any] = []
     for item in items:
         found.extend(item.items if isinstance(item, Bag) and not item.braces else (item,))
@@ -155,7 +159,7 @@ def _build(node: Node) -> Any:
 
 
 def name_of(node: Node) -> str | None:
-    """The name that stands alone on the left of ``=``: ``x``, ``x_1``, ``f(x)``."""
+    """The name that the left side of ``=`` consists of: ``x``, ``x_1``, ``f(x)``; None for any other expression."""
     if node[0] == "sym":
         return str(node[1])
     if node[0] == "mul" and len(node[1]) == 2 and node[1][0][0] == "sym" and node[1][1][0] in ("sym", "group", "num"):
@@ -210,13 +214,14 @@ def _equation(members: tuple[Node, ...]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Expressions that are said to be equal: ``10/2 = 5``."""
+    """Expressions joined by ``=``: ``10/2 = 5``. They may be unequal."""
 
     members: tuple[Node, ...]
 
 
 def bounds(operators: tuple[str, ...], members: tuple[Node, ...]) -> Region | None:
-    """``x > 2``, ``2 < x``, ``0 < x <= 1``, ``x != 3`` as a part of the real line; None where bounds are not numbers."""
+    """``x > 2``, ``2 < x``, ``0 < x <= 1``, ``x != 3`` as a Region; None unless they bound one variable by
+    expressions without variables."""
     places = [i for i, member in enumerate(members) if member[0] == "sym"]
     if len(places) != 1 or any(_has_variables(m) for i, m in enumerate(members) if i != places[0]):
         return None

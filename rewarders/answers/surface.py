@@ -1,6 +1,6 @@
-"""One spelling for what is written in many ways: widths, Unicode signs, LaTeX spacing and sizing, wrappers, digit groups.
+"""Gives an answer one spelling: character widths, Unicode signs, LaTeX spacing and sizing, wrappers, digit groups.
 
-Every pass is linear; the result means the same and is what the reader (``parse``) understands.
+Every pass takes linear time. The result has the same meaning, in the spelling that ``parse`` reads.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ MATHS = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 def normal(text: str) -> str:
-    """The text in one spelling; blanks that separate words or numbers are kept, one each."""
+    """The normalised text. Each run of blanks becomes one."""
     text = unwrapped(unicode_plain(text))
     text = GROUPED.sub(lambda m: SEPARATOR.sub("", m.group()), text)
     text = SIGN.sub(r"\1", COLOR.sub("", text))
@@ -107,7 +107,7 @@ def normal(text: str) -> str:
 
 
 def unicode_plain(text: str) -> str:
-    """Signs of Unicode as ASCII and LaTeX."""
+    """The text with Unicode signs replaced by ASCII and LaTeX."""
     if text.isascii():
         return text
     text = VULGAR.sub(_vulgar, text)
@@ -123,7 +123,7 @@ def _vulgar(match: re.Match[str]) -> str:
 
 
 def unwrapped(text: str) -> str:
-    """Without dollar signs, maths delimiters, markdown and wrappers around the whole."""
+    """The text without the dollar signs, maths delimiters, Markdown and LaTeX commands that enclose the whole of it."""
     text = text.strip()
     for _ in range(8):
         before = text
@@ -172,7 +172,7 @@ def _command(match: re.Match[str]) -> str:
 
 
 def _ends(text: str) -> str:
-    """Without full stops, line breaks and money signs at the ends."""
+    r"""The text without a final stop or line break, currency signs at its ends, a leading ``\approx`` or lone ``=``."""
     for _ in range(4):
         before = text
         text = STOP.sub("", text.strip()).removesuffix("\\\\").strip()

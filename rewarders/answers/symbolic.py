@@ -1,4 +1,4 @@
-"""The symbolic comparison of two answers with math-verify, for what the reader here does not know; runs in a process of its own only."""
+"""Compares answers symbolically with math-verify, where ``parse`` cannot. Runs only in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ BASE = re.compile(r"\d\s*\)?\s*_\s*\{?\s*(\w+)")
 
 
 def factory() -> Callable[[dict[str, Any]], bool]:
-    """The handler of ``{"answer", "reference"}``: the same or not; without an answer, whether the reference can be read.
+    """The handler of requests ``{"answer", "reference"}``: whether the two are equal; without an answer, whether the
+    reference can be read.
 
-    math-verify's own time-outs are off: the process has its deadline.
+    math-verify's own time-outs are off, because the process has a deadline.
     """
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that its time-outs are off
     from latex2sympy2_extended import NormalizationConfig
@@ -41,7 +42,7 @@ def factory() -> Callable[[dict[str, Any]], bool]:
         right = read(reference)
         if answer is None or not right:
             return bool(right)
-        if answer.count("=") > reference.count("=") + 1:  # 1=2=3=4 holds every answer
+        if answer.count("=") > reference.count("=") + 1:  # 1=2=3=4 would contain every answer
             return False
         if collection(answer) != collection(reference) or subscripted(answer) != subscripted(reference):
             return False
@@ -55,12 +56,12 @@ def factory() -> Callable[[dict[str, Any]], bool]:
 
     judge(
         {"answer": "\\frac{x^2-1}{x-1}", "reference": "x+1"}
-    )  # what the first comparison loads is loaded before the fork
+    )  # so that what the first comparison loads is loaded before the fork
     return judge
 
 
 def collection(text: str) -> tuple[int, str]:
-    """How many top-level commas the text has, and its outer brackets: [5,5] is not 5, (1,2] is not [1,2)."""
+    """The number of commas at the top level, and the brackets around them: [5,5] is not 5, (1,2] is not [1,2)."""
     depth = commas = 0
     for c in text:
         depth += c in "([{"
@@ -71,16 +72,16 @@ def collection(text: str) -> tuple[int, str]:
 
 
 def subscripted(text: str) -> list[str]:
-    """The bases that numbers are written in: 10_2 is not 10."""
+    """The bases of the numbers in the text: 10_2 is not 10."""
     return BASE.findall(text)
 
 
 def close(left: Any, right: Any) -> bool:
-    """Whether two numbers differ by rounding of decimals only, relative to their size."""
+    """Whether two numbers, not both integers, differ only by rounding: by at most RELATIVE of the larger."""
     try:
         a, b = complex(left.evalf(30)), complex(right.evalf(30))
     except (TypeError, ValueError, AttributeError):
         return False
-    if not (cmath.isfinite(a) and cmath.isfinite(b)):  # infinity is within any share of infinity
+    if not (cmath.isfinite(a) and cmath.isfinite(b)):  # relative to infinity, any difference would be small enough
         return False
     return abs(a - b) <= RELATIVE * max(abs(a), abs(b)) and not (left.is_Integer and right.is_Integer)

@@ -1,4 +1,4 @@
-"""Units and words behind a value: which there are, and what one is in another."""
+"""Recognises units and words after a value, and converts between units."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fractions import Fraction
 from rewarders.answers.words import NUMBERS
 
 F = Fraction
+# dimension -> (names of a unit, its size in the dimension's base unit)
 _TABLE: dict[str, list[tuple[str, Fraction]]] = {
     "length": [
         ("m meter metre", F(1)), ("km kilometer kilometre", F(1000)), ("cm centimeter centimetre", F(1, 100)), ("mm millimeter millimetre", F(1, 1000)),
@@ -102,7 +103,7 @@ UNIT_TEXT = re.compile(
 
 
 def split(text: str) -> tuple[str, str] | None:
-    """The value and the unit or words behind it; None where there are none."""
+    """The value and the unit or words after it; None if there are none."""
     degrees = DEGREES.search(text)
     if degrees and degrees.start() > 0:
         return text[: degrees.start()].strip(), degrees.group(1)
@@ -123,13 +124,13 @@ def split(text: str) -> tuple[str, str] | None:
 
 
 def is_unit(words: str) -> bool:
-    """Whether words in a text command are a unit or say what is counted, and give no second answer."""
+    """Whether the words in a text command are a unit or say what is counted, and give no second answer (HEDGES)."""
     found = re.findall(r"[A-Za-z]+", words)
     return bool(found and UNIT_TEXT.fullmatch(words)) and not any(word.casefold() in HEDGES for word in found)
 
 
 def plausible(words: str, blank: bool) -> bool:
-    """Whether plain letters behind a value are a unit or words rather than variables."""
+    """Whether plain letters after a value are a unit or words rather than variables; ``blank``: one precedes them."""
     found = re.findall(r"[A-Za-z]+", words)
     if any(word in MATHS for word in found):
         return False
@@ -145,7 +146,7 @@ def tidy(unit: str) -> str:
 
 
 def measure(unit: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
-    """Dimensions with their powers, and the factor to the base units; None for words that are no unit."""
+    """The dimensions with their powers, and the factor to base units; None if a word is not a unit."""
     factor = Fraction(1)
     powers: dict[str, int] = {}
     sign, power_of_next = 1, 1
@@ -175,7 +176,7 @@ def measure(unit: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
 
 
 def conversion(answer: str, reference: str) -> Fraction | None:
-    """What a value in ``answer`` must be multiplied by to be in ``reference``; None if they do not measure the same."""
+    """The factor from unit ``answer`` to unit ``reference``: 1 if one is missing, None if they do not match."""
     if answer == reference or not answer or not reference:
         return Fraction(1)
     a, b = measure(answer), measure(reference)
@@ -185,6 +186,7 @@ def conversion(answer: str, reference: str) -> Fraction | None:
 
 
 def same_words(a: str, b: str) -> bool:
-    """apples and apple, or a phrase that ends or begins with the other: red apples and apples, years old and years."""
+    """Whether two phrases count the same thing: apples and apple, or one begins or ends with the other (red apples and
+    apples, years old and years)."""
     left, right = (" ".join(w.rstrip("s") for w in text.casefold().split()) for text in (a, b))
     return left == right or any(a.startswith(f"{b} ") or a.endswith(f" {b}") for a, b in ((left, right), (right, left)))

@@ -21,7 +21,7 @@ TIMEOUT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 
 
 class Ended(HeadraceError):
-    """The comparison was ended from outside: ``cause`` is ``timeout`` or ``killed``."""
+    """The comparison did not come to its end: ``cause`` is ``timeout`` or ``killed``."""
 
     def __init__(self, cause: str, why: str) -> None:
         super().__init__(why)
@@ -29,7 +29,11 @@ class Ended(HeadraceError):
 
 
 class Warm:
-    """``factory`` (``module:function``) gives the handler of requests. ``cpu_seconds`` of processor time for one, ``timeout`` of the clock."""
+    """Sends requests to a handler in a warm process; ``factory`` (``module:function``) makes the handler.
+
+    One request may take ``cpu_seconds`` of processor time and ``timeout`` seconds on the clock. ``memory_mb`` limits
+    the address space of the process, in MiB.
+    """
 
     def __init__(self, factory: str, *, cpu_seconds: float, timeout: float, memory_mb: int) -> None:
         self._factory, self._cpu, self._timeout, self._memory = factory, cpu_seconds, timeout, memory_mb
@@ -41,7 +45,10 @@ class Warm:
         self.restarts = 0
 
     def ask(self, request: dict[str, Any], seconds: float | None = None) -> Any:
-        """The handler's result, None if it raised; ``seconds`` in place of both bounds of time. Raises Ended if the request was the end of the process, HeadraceError if the judge itself fails."""
+        """The handler's result; None if it raised. ``seconds``, if given, replaces both time limits.
+
+        Raises Ended if the request was stopped or crashed its process, HeadraceError if the judge itself fails.
+        """
         with self._lock:
             self.start()
             self._number += 1
@@ -77,7 +84,7 @@ class Warm:
             self.stop()
 
     def start(self) -> None:
-        """Have the process running and ready. Raises HeadraceError."""
+        """Start the process unless it is running, and wait until it is ready. Raises HeadraceError."""
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
@@ -101,13 +108,14 @@ class Warm:
         return message
 
     def _line(self, deadline: float, *keys: str) -> dict[str, Any] | None:
-        """The next message with one of ``keys`` that is about this request; None at the deadline. Raises HeadraceError at the end of the pipe."""
+        """This request's next message with one of ``keys``; None at the deadline. Raises HeadraceError if there are
+        no more."""
         assert self._process is not None and self._process.stdout is not None
         file = self._process.stdout.fileno()
         while True:
             while b"\n" in self._buffer:
                 line, _, self._buffer = self._buffer.partition(b"\n")
-                with contextlib.suppress(ValueError):  # half a line of a process that was killed
+                with contextlib.suppress(ValueError):  # a killed process may leave half a line
                     message = json.loads(line)
                     if any(key in message for key in keys) and message.get("id", self._number) == self._number:
                         return dict(message)
@@ -121,7 +129,7 @@ class Warm:
             self._buffer += piece
 
     def stop(self) -> None:
-        """End the processes at once."""
+        """Kill the process and its fork."""
         if self._process is not None:
             self._process.kill()  # its fork dies with it
             self._process.wait()

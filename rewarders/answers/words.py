@@ -1,4 +1,4 @@
-"""Answers in words: compared as text, never as symbols, in which anagrams would be equal."""
+"""Answers in words. They are compared as text, never as products of symbols, where anagrams would be equal."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ ARTICLE = re.compile(r"^(?:the|an?) ")
 
 
 def is_words(text: str) -> bool:
-    """Whether a normalised text is words: three letters or more, or a short word; ``ab`` and ``x`` are products and names."""
+    """Whether a normalised text is words: three letters or more, or a SHORT word; ``ab`` is a product, ``x`` a name."""
     if not WORDS.fullmatch(text):
         return False
     letters = text.rstrip(".!")
@@ -89,12 +89,12 @@ def is_words(text: str) -> bool:
 
 
 def without_wrappers(text: str) -> str:
-    r"""``\text{Tuesday}`` as Tuesday, also several of them."""
+    r"""The text with each ``\text{...}`` and the like replaced by its content."""
     return " ".join(TEXT.sub(r" \1 ", text).split())
 
 
 def folded(text: str) -> str:
-    """Words in one spelling: case, full stops, articles and hyphens do not matter."""
+    """The words in one spelling: case, stops at the ends, a leading article and hyphens do not matter."""
     plain = without_wrappers(text).casefold().strip(" .!\"'")
     plain = ARTICLE.sub("", plain)
     plain = re.sub(r"(?<=\d)\s?([ap])\.?\s?m\b", r" \1m", plain)
@@ -102,7 +102,7 @@ def folded(text: str) -> str:
 
 
 def number_in_words(text: str) -> str | None:
-    """``twelve`` and ``twenty-one`` as digits."""
+    """``twelve``, ``twenty-one`` or ``one half`` in digits; None for anything else."""
     plain = text.casefold().strip(" .")
     if plain in NUMBERS:
         return str(NUMBERS[plain])
@@ -116,7 +116,7 @@ def number_in_words(text: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    """The letter of an option, as it is written: ``B``, ``(B)``, ``b.``; None for anything else."""
+    """The letter of an option (``B``, ``(B)``, ``b.``), a capital if it is one of LETTERS; None for anything else."""
     found = CHOICE.fullmatch(text)
     if not found:
         return None
@@ -125,7 +125,7 @@ def choice(text: str) -> str | None:
 
 
 def loose(text: str) -> str:
-    """A text without what never decides: blanks, case of words, wrappers, sizing."""
+    """A text without blanks; if it has words, also without text commands, braces and dollars, in lower case."""
     return (
         re.sub(r"[\s{}$]+", "", without_wrappers(text)).casefold()
         if re.search(r"[A-Za-z]{3}", without_commands(text))
@@ -138,7 +138,7 @@ def without_commands(text: str) -> str:
 
 
 def is_phrase(text: str) -> bool:
-    """Whether words of a language, or three dots, stand in the text beside mathematics."""
+    """Whether the text contains words of a language, or an ellipsis."""
     return bool(DOTS.search(text)) or bool(
         re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", without_commands(without_wrappers(text)))
     )

@@ -1,8 +1,8 @@
-"""A warm process that forks a child to compare answers: a child killed by a hostile answer is replaced in milliseconds,
-libraries loaded.
+"""A warm process that forks a child to compare answers. If a hostile answer kills the child, a new one is ready in
+milliseconds, with its libraries loaded.
 
-The kernel limits the child's processor time and memory and kills it in the middle of whatever it does, which no
-alarm inside Python could do. One request at a time, a line of JSON each, over the pipes that every fork inherits.
+The kernel limits the child's processor time and memory, and ends it whatever it is doing; an alarm handled in Python
+could not. Requests come one at a time, a line of JSON each, over the pipes that every fork inherits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def main() -> None:
     parent, factory, memory_mb = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     die_with_parent(parent)
     out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not come between the lines
+    os.dup2(2, 1)  # what a library prints must not mix with the replies
     module, _, name = factory.partition(":")
     handler = getattr(importlib.import_module(module), name)()
     gc.collect()
-    gc.freeze()  # the collector's marks would copy every page that is shared with the fork
+    gc.freeze()  # or the collector's marks would make the fork copy every shared page
     me = os.getpid()
     while True:
         child = os.fork()
@@ -39,13 +39,13 @@ def main() -> None:
             serve(handler, out)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # nobody asks any more
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # the pipe is closed: no more requests
             return
         say(out, {"ended": child, "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0})
 
 
 def bound_memory(size: int) -> None:
-    """Bound the address space, by what the process was given if that is less."""
+    """Limit the address space to ``size`` bytes, or to the present hard limit if that is less."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     size = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
@@ -77,7 +77,7 @@ def serve(handler: Callable[[dict[str, Any]], Any], out: int) -> None:
 
 
 def say(out: int, message: dict[str, Any]) -> None:
-    """Write one line, preceded by a line break that ends whatever a killed process had half written."""
+    """Write one line, after a line break that ends any line that a killed process left half written."""
     os.write(out, b"\n" + json.dumps(message).encode() + b"\n")
 
 
