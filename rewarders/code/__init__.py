@@ -1,6 +1,7 @@
-"""``CodeTests``: does the program pass the hidden tests? It runs in a sandbox; what is expected never enters it.
+"""``CodeTests``: does a program pass the hidden tests? It runs in a sandbox; the expected results never enter it.
 
-Programs that read and print, functions that are called, and patches of a given program; Python first, others by a table of commands.
+It tests programs that read and print text, functions that are called, and patches of a given program. Python programs
+run in a warm interpreter; other languages are rows in a table of commands (``languages``).
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from rewarders.code.task import Case, Task, read_task
 from rewarders.rewarder import Reward
 
 MODES = ("all", "fraction")
-_honest: list[bool] = []  # not empty once this process has seen that no cheat is rewarded
+_honest: list[bool] = []  # not empty once this process has checked that no cheat is rewarded
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of one test; ``fault`` is empty if it passed. ``put_out`` identifies the program's output."""
+    """The result of one test. ``fault`` is empty if it passed; ``put_out`` is what the program printed or returned."""
 
     fault: str = ""
     cause: str = ""
@@ -44,12 +45,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class CodeTests:
-    """1 if the program of a response passes every hidden test of its prompt (``reward = "all"``), or the share that it passes (``"fraction"``).
+    """1 if the program of a response passes every hidden test of its prompt (``reward = "all"``), else 0; or the share
+    of tests that it passes (``"fraction"``). Abstains if the prompt has no tests.
 
-    ``seconds`` of processor time and ``memory_mb`` a test hold where the task names none; limits of tasks are multiplied by ``slack`` (they are often
-    meant for C++). ``total`` seconds bound a submission: keep them below the worker's timeout. ``checker`` and ``tolerance`` hold where the task names none.
-    ``readonly`` paths and ``packages`` (directories of Python packages) are shown to programs. A sample without tests: abstains. Raises SandboxError if
-    the sandbox is not to be trusted, MessageError for tests that cannot be used, Failed where the machine was too busy to tell.
+    Defaults for tasks that set none: ``language``; ``seconds`` of processor time and ``memory`` (MiB) for a test;
+    ``checker`` and ``tolerance`` (see ``checking``). A task's own time limit is multiplied by ``slack``, because such
+    limits are often meant for C++.
+
+    ``total`` limits a submission in seconds on the clock: keep it below the worker's timeout. ``compile_seconds`` are
+    processor time; ``output_kb`` (KiB) and ``disk_mb`` (MiB) limit output and files. Programs can read the ``readonly``
+    paths and the ``packages`` (directories of Python packages). ``languages`` adds rows to the table.
+
+    Raises SandboxError if the sandbox cannot be trusted, MessageError for tests that cannot be used, Failed if the
+    machine was too busy to tell.
     """
 
     reward: str = "all"
@@ -77,8 +85,9 @@ class CodeTests:
         language_of(self.language, self._table)
 
     def prepare(self) -> None:
-        """Test the sandbox, and programs that try to cheat, once before any sample. Raises SandboxError, which names
-        the failed test.
+        """Test the sandbox, and this judge with programs that try to cheat, once per process and before any sample.
+
+        Raises SandboxError, which names the failed test.
         """
         must_hold()
         if _honest:
@@ -116,7 +125,7 @@ class CodeTests:
             return Reward(0.0, "no program")
         try:
             return self._judge(program, language, task, final=False)
-        except Gone:  # it can be ended from outside only: once may be the machine's doing
+        except Gone:  # programs cannot end it from inside; once may be the machine's fault
             return self._judge(program, language, task, final=True)
 
     def _language(self, task: Task) -> Language:
@@ -240,5 +249,5 @@ class CodeTests:
 
 
 def _cause(result: Result) -> str:
-    """As votes say it: what the answer did to its judge."""
+    """The cause as votes record it: what the program did to its judge."""
     return {"": "", "time": "timeout"}.get(result.cause, "killed")

@@ -1,4 +1,7 @@
-"""Whether an output is the expected one. Runs outside of the sandbox, on raw values: nothing here executes, imports or trusts what a program says."""
+"""Compares outputs with what is expected. Runs outside the sandbox, on plain values.
+
+Nothing here executes, imports or trusts what a program puts out.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def _exact(text: str) -> list[list[str]]:
 
 
 def _lines(text: str) -> list[list[str]]:
-    """Lines without blanks at their ends, and no empty ones at the end of all."""
+    """The lines without blanks at their ends, and without empty lines at the end of the text."""
     return [[line.rstrip()] for line in text.rstrip().split("\n")]
 
 
@@ -29,9 +32,12 @@ CHECKERS = (*SPLITS, "unordered")
 
 
 def same_text(found: str, expected: str, checker: str, tolerance: float) -> bool:
-    """``exact``: byte by byte; ``lines``: but for blanks at the ends of lines and of all; ``tokens``: but for any blanks; ``unordered``: lines in any order.
+    """Whether two texts are equal by one of CHECKERS: ``exact``: in every character; ``lines``: except for blanks at
+    the ends of lines and of the text; ``tokens``: except for blanks anywhere; ``unordered``: as
+    ``lines``, in any order.
 
-    With a ``tolerance`` words that are numbers may differ by that much, absolutely or relatively.
+    With a ``tolerance``, words that are numbers may differ by that much, absolutely or relative to the expected number;
+    blanks within a line do not matter then. ``unordered`` ignores it.
     """
     if checker == "unordered":
         return sorted(_lines(found)) == sorted(_lines(expected))
@@ -64,7 +70,11 @@ def _close(a: float, b: float, tolerance: float) -> bool:
 
 
 def same_value(found: Any, expected: Any, checker: str, tolerance: float) -> bool:
-    """Of exactly the same type and size throughout; a ``tolerance`` lets numbers (never truth values) differ. ``unordered``: the outermost list in any order."""
+    """Whether two JSON values are equal, and of exactly the same types throughout.
+
+    With a ``tolerance``, numbers (never booleans) may differ by that much, absolutely or relative to the expected one.
+    ``unordered``: the outermost list may be in any order; ``tolerance`` does not apply to it.
+    """
     if checker == "unordered" and type(found) is list and type(expected) is list:
         return sorted(map(_key, found)) == sorted(map(_key, expected))
     if tolerance > 0 and {type(found), type(expected)} <= {int, float}:
@@ -88,7 +98,7 @@ def _key(value: Any) -> str:
 
 
 def known_checker(name: str) -> str:
-    """Raises MessageError if there is no such checker."""
+    """``name`` itself. Raises MessageError if there is no such checker."""
     if name not in CHECKERS:
         raise MessageError(f"checker is {name!r}; it must be one of {CHECKERS}{nearest(name, CHECKERS)}")
     return name

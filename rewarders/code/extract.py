@@ -1,4 +1,4 @@
-"""Which program a response gives, and what a patch makes of a given one. Scans of linear time; nothing is executed."""
+"""Finds the program in a response, or applies its patch to a given program. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class NoPatch(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A closed fenced block: its tag in lower case, and what it holds."""
+    """A closed fenced block: its tag in lower case, and its content."""
 
     tag: str
     text: str
 
 
 def program_of(response: str, tags: Sequence[str], others: Sequence[str] = ()) -> str | None:
-    """The last fenced block behind the thought that is marked as this language or not at all; None if there is none.
+    """The program in a response, after its thought; None if there is none, or it has more than MAX_PROGRAM characters.
 
-    A block that is marked as one of the ``others`` is not it. Without any fence the whole of an ``<answer>`` is the program.
+    It is the last fenced block with one of ``tags``; if there is none, the last without a tag; else the last whose tag
+    is not one of ``others``. Without any fenced block, the whole of an ``<answer>`` is the program.
     """
     tail = after_thinking(response)
     answer = answer_span(tail)
@@ -50,7 +51,7 @@ def _bounded(text: str) -> str | None:
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """All closed fenced blocks, in order. A fence is closed by one of its kind that is as long and has no tag."""
+    """All closed fenced blocks, in order. A fence of the same sign, at least as long and without a tag, ends one."""
     fence, tag = "", ""
     held: list[str] = []
     for line in text.split("\n"):
@@ -66,9 +67,9 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def patched(program: str, response: str, tags: Sequence[str], others: Sequence[str] = ()) -> str | None:
-    """``program`` as the response changes it: by search/replace blocks, a unified diff, or a whole new file. None if it gives nothing.
+    """``program`` with the change that the response gives: search/replace blocks, a unified diff, or a whole new file.
 
-    Raises NoPatch where the change does not apply.
+    None if the response gives no change. Raises NoPatch if the change does not apply.
     """
     tail = after_thinking(response)
     found = list(blocks(tail))
@@ -85,7 +86,10 @@ def patched(program: str, response: str, tags: Sequence[str], others: Sequence[s
 
 
 def replaced(program: str, change: str) -> str:
-    """Each ``<<<<<<< SEARCH``, text, ``=======``, text, ``>>>>>>> REPLACE`` applied in order; the text sought must stand exactly once."""
+    """``program`` with each ``<<<<<<< SEARCH``, text, ``=======``, text, ``>>>>>>> REPLACE`` applied in order.
+
+    Raises NoPatch unless each text to search for occurs exactly once.
+    """
     part = ""
     sought: list[str] = []
     given: list[str] = []
@@ -120,7 +124,11 @@ def _places(lines: list[str], sought: list[str], start: int) -> list[int]:
 
 
 def with_diff(program: str, diff: str) -> str:
-    """The hunks of a unified diff applied in order, each where its lines stand, nearest to where it says. Raises NoPatch."""
+    """``program`` with the hunks of a unified diff applied in order.
+
+    Each applies where its old lines occur nearest to its line number. Raises NoPatch if they do not occur, or if there
+    is no hunk.
+    """
     lines, at, shift, hunks = program.split("\n"), 0, 0, 0
     for start, old, new in _hunks(diff):
         places = _places(lines, old, at)
@@ -135,7 +143,7 @@ def with_diff(program: str, diff: str) -> str:
 
 
 def _hunks(diff: str) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Start, old lines and new lines of each hunk; the counts in its head are not believed."""
+    """Line number, old lines and new lines of each hunk. The line counts in its header are not trusted."""
     start, inside = 0, False
     old: list[str] = []
     new: list[str] = []

@@ -1,6 +1,7 @@
-"""Programs that try to be rewarded without solving anything: the second half of the self-test. None may get more than 0, and a control must get 1.
+"""Programs that try to be rewarded without solving anything: the second half of the self-test.
 
-What is expected is drawn anew each time, so that a reward can only come from having seen it, or from talking the judge over.
+None may get more than 0, and a control must get 1. The expected result is random each time, so that only a program that
+has seen it, or has deceived the judge, can be rewarded.
 """
 
 from __future__ import annotations

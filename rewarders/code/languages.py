@@ -1,4 +1,4 @@
-"""How a program of each language is compiled and run. One row a language; a run file adds rows or replaces them."""
+"""The commands that compile and run programs: one row per language. A run file can add and replace rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from broker.spelling import nearest
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """``source`` is the file that the program is written to; ``compile`` (if any) runs once, ``run`` for each test; without ``run`` the sandbox's warm
-    Python runs it. ``tags`` are what its fenced blocks are marked with. ``address_space`` is False for runtimes that reserve far more than they use.
-    ``control`` prints the sum of the two numbers that it reads: it is tried once, so that a compiler that fails in the sandbox is distinguished from a bad program.
+    """One row. ``source`` is the file that the program is written to; ``compile`` (if any) runs once, ``run`` for each
+    test. Without ``run``, the sandbox's warm Python runs the program.
+
+    ``tags`` mark its fenced blocks. ``address_space`` is False for runtimes that reserve far more memory than they use.
+    ``extra_mb`` (MiB) is added to the memory limit of a test, ``disk_mb`` (MiB) is the least size of its disk, and
+    ``processes`` the limit of processes. ``control`` prints the sum of the two numbers that it reads: it is tried once,
+    so that a compiler that fails in the sandbox is not taken for a bad program.
     """
 
     source: str
@@ -29,7 +33,7 @@ class Language:
 
     @property
     def needs(self) -> str:
-        """The program of this machine that it cannot do without; empty for Python."""
+        """The command that the language needs on this machine; empty for Python."""
         return (self.compile or self.run or ("",))[0]
 
 
@@ -63,7 +67,7 @@ ALIASES = {"c++": "cpp", "py": "python", "python3": "python", "js": "javascript"
 
 
 def language_table(own: Mapping[str, Any]) -> dict[str, Language]:
-    """The built-in rows and a run file's own. Raises MessageError, naming the row, if one is none."""
+    """The built-in rows and a run file's own. Raises MessageError, which names the row, if one is invalid."""
     table = dict(LANGUAGES)
     for name, row in own.items():
         if isinstance(row, Language):
@@ -82,7 +86,7 @@ def language_table(own: Mapping[str, Any]) -> dict[str, Language]:
 
 
 def language_of(name: str, table: Mapping[str, Language]) -> Language:
-    """Raises MessageError if there is no such language."""
+    """The row of a language, by name or alias. Raises MessageError if there is none."""
     name = name.strip().lower()
     name = name if name in table else ALIASES.get(name, name)
     if name not in table:

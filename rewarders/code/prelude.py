@@ -1,6 +1,7 @@
-"""What a judge of functions has imported before the program, as LeetCode does: here only those names that the program mentions.
+"""Imports that run before the program of a function, as on LeetCode, but only of names that the program mentions.
 
-Names that would hide builtins (``math.pow``) are left alone; where two modules give one name the first of MODULES does.
+Names that would hide builtins (``math.pow``) are not imported. A name that several modules have comes from the first in
+OPEN.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ MODULES = (
     "statistics", "string", "sys", "time",
 )  # fmt: skip
 OPEN = ("collections", "functools", "heapq", "itertools", "bisect", "math", "typing", "copy", "datetime", "string")
-"""Those whose names are there without the module's."""
+"""Modules whose public names can be used without the module's name."""
 WORD = re.compile(r"[A-Za-z_]\w*")
 IMPORT = re.compile(r"^[ \t]*(?:from|import)[ \t]+([\w.]+(?:[ \t]*,[ \t]*[\w.]+)*)", re.MULTILINE)
 
 
 @lru_cache(maxsize=1)
 def _owners() -> dict[str, str]:
-    """Each public name of the open modules, with the module that gives it."""
+    """Each public name of the OPEN modules, with the module that provides it."""
     owners: dict[str, str] = {}
     for module in OPEN:
         loaded = importlib.import_module(module)
@@ -33,7 +34,7 @@ def _owners() -> dict[str, str]:
 
 
 def prelude_of(program: str) -> str:
-    """Import lines for what ``program`` mentions."""
+    """Import lines for the modules and names that ``program`` mentions."""
     words = set(WORD.findall(program))
     lines = [f"import {module}" for module in MODULES if module in words]
     owners = _owners()
@@ -42,5 +43,5 @@ def prelude_of(program: str) -> str:
 
 
 def imported(program: str) -> set[str]:
-    """The modules that its import lines name, without their submodules."""
+    """The top-level modules that the import lines of ``program`` name."""
     return {name.split(".")[0].strip() for line in IMPORT.findall(program) for name in line.split(",")}

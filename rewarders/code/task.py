@@ -1,11 +1,14 @@
-"""The hidden tests of a task, as data sets write them, read from a sample's metadata or from its answer (JSON).
+"""Reads the hidden tests of a task, in the forms that data sets use, from a sample's metadata or its answer (JSON).
 
-    {"tests": [{"input": "1 2", "output": "3"}], "language": "cpp", "time_limit": 1.0, "memory_limit": 256}     a program that reads and prints
-    {"tests": [{"input": [[2, 7], 9], "output": [0, 1]}], "function": "Solution.twoSum"}                         a function: arguments and result
-    {"inputs": [...], "outputs": [...], "fn_name": "twoSum"}                                                     the same in two lists
+A program that reads and prints; a function, with its arguments and result; the same in two lists:
 
-``program`` is the faulty program where one is to be repaired; ``inplace`` the argument whose change is the result; ``checker`` and ``tolerance`` say
-how outputs are compared. Limits are in seconds and MiB, of the task or of a single test.
+    {"tests": [{"input": "1 2", "output": "3"}], "language": "cpp", "time_limit": 1.0, "memory_limit": 256}
+    {"tests": [{"input": [[2, 7], 9], "output": [0, 1]}], "function": "Solution.twoSum"}
+    {"inputs": [...], "outputs": [...], "fn_name": "twoSum"}
+
+``program`` is a faulty program that the response must repair; ``inplace`` is the index of the argument whose changed
+value is the result; ``checker`` and ``tolerance`` say how outputs are compared. Limits are in seconds of processor time
+and in MiB; a test may have its own.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ FUNCTION = ("function", "fn_name", "entry_point")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test: text for a program, arguments for a function; limits of 0 are the rewarder's."""
+    """One test. ``given`` is text for a program, arguments for a function. A limit of 0 means the rewarder's."""
 
     given: Any
     expected: Any
@@ -34,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """All tests of a prompt. ``prelude``: what is to be imported before its function's program."""
+    """All tests of a prompt. ``prelude``: import lines that run before the program of a function."""
 
     cases: tuple[Case, ...]
     language: str = ""
@@ -47,7 +50,7 @@ class Task:
 
 
 def read_task(sample: Trajectory) -> Task | None:
-    """The task of a sample; None if it has no tests. Raises MessageError, naming the field, where its tests cannot be used."""
+    """The task of a sample; None if it has none. Raises MessageError, which names the field, for unusable tests."""
     for source in (sample.metadata, _json(sample.answer)):
         if isinstance(source, list) and source and all(isinstance(t, dict) and "input" in t for t in source):
             source = {"tests": source}
@@ -110,7 +113,7 @@ def _case(row: Any, place: int, called: bool, seconds: float, memory: int) -> Ca
 
 
 def _arguments(text: str, place: int) -> Any:
-    """Arguments written as JSON: a list or table of them, or one a line."""
+    """Arguments written as JSON: a list or table of them, or one per line. Raises MessageError."""
     try:
         value = json.loads(text)
         return value if isinstance(value, list | dict) else [value]
