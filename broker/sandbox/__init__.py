@@ -1,6 +1,7 @@
-"""Runs code that nobody trusts: bubblewrap, a user of its own, resource limits, a filter of system calls, and a watch over all of it.
+"""Runs untrusted code: bubblewrap, a user of its own, resource limits, a filter of system calls, and a watch.
 
-``Sandbox().run(["python3", "main.py"], files={"main.py": source})`` starts one, runs, and ends it; ``Sandbox().open()`` keeps one for several runs.
+``Sandbox().run(["python3", "main.py"], files={"main.py": source})`` runs one command in a fresh sandbox;
+``Sandbox().open()`` starts one for several runs.
 """
 
 from broker.sandbox.limits import Limits, Result, SandboxError

@@ -1,7 +1,8 @@
-"""How bubblewrap is called: which parts of this machine a sandbox sees, and as which user its programs run.
+"""Builds the command line of bubblewrap: what of this machine a sandbox sees, and as which user its programs run.
 
-As root, bubblewrap needs no user namespace, and the runner drops to a user of its own for each start: limits on processes bind no root. As anybody
-else it makes a user namespace. Both see system directories read-only, three small file systems in memory, and neither network nor environment.
+As root, bubblewrap needs no user namespace, and the runner changes to a fresh user id at each start, because the limit
+on processes does not apply to root. As any other user, bubblewrap makes a user namespace. In both cases programs see
+read-only system directories and three small file systems in memory, but neither network nor environment variables.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ RUNNER = "/runner.pyc"
 WRITABLE = (WORK, "/tmp", "/dev/shm")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32")
 SETTINGS = ("alternatives", "ld.so.cache", "localtime", "java-*")
-"""What compilers and runtimes need of /etc."""
+"""The entries of /etc that compilers and runtimes need."""
 SEARCH = "/usr/local/bin:/usr/bin:/bin:/usr/local/go/bin"
 PRELOAD = (
     "ast", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io", "itertools",
     "json", "math", "operator", "random", "re", "statistics", "string", "threading", "time", "typing",
 )  # fmt: skip
-"""What the runner may be asked to import before it forks: modules of Python itself, which do nothing but that."""
+"""Modules that the runner may import before it forks: they belong to Python, and importing them does nothing else."""
 FIRST_UID, SLOTS = 0x70000000, 64
 SYS_ADMIN, SETUID, SETGID = 21, 7, 6
 INSTALL = "install bubblewrap (apt install bubblewrap; make setup does so as root)"
@@ -37,7 +38,10 @@ INSTALL = "install bubblewrap (apt install bubblewrap; make setup does so as roo
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where sandboxes are made on this machine: bubblewrap and Python by path, and whether a user of their own is to be had."""
+    """What makes sandboxes on this machine: the paths of bubblewrap and Python.
+
+    ``privileged``: each sandbox can have a user id of its own; otherwise it needs a user namespace.
+    """
 
     bwrap: str
     python: str
@@ -50,11 +54,12 @@ class Place:
         return "Allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), or run as root"
 
     def fresh_uid(self, start: int) -> int:
-        """A user id that no other living sandbox of this machine has; 0 where it is the user namespace that sets them apart."""
+        """A user id that no other live sandbox on this machine has (up to SLOTS per process); 0 if unprivileged, where
+        user namespaces separate them."""
         return FIRST_UID + (os.getpid() % (1 << 22)) * SLOTS + start % SLOTS if self.privileged else 0
 
     def command(self, limits: Limits, readonly: Sequence[str] = ()) -> list[str]:
-        """The command line up to what depends on the start; the root is still to be made read-only."""
+        """The command line without what differs between starts. The caller must still remount the root read-only."""
         line = [
             self.bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
             "--hostname", "sandbox", "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL",
@@ -73,7 +78,7 @@ class Place:
         return [*line, "--remount-ro", "/dev", "--chdir", WORK]
 
     def _interpreter(self) -> list[str]:
-        """Python itself with its libraries, where they lie outside the system's directories; nothing of a virtual environment."""
+        """The paths of Python and its libraries, if they are outside /usr; nothing of a virtual environment."""
         home = Path(self.python).parent.parent
         return [] if home.is_relative_to("/usr") else [self.python, str(home / "lib"), str(home / "lib64")]
 
@@ -83,7 +88,7 @@ def _settings() -> list[str]:
 
 
 def _shown(path: str, made: set[str]) -> list[str]:
-    """Arguments that show ``path`` read-only, with parents that anybody may pass through."""
+    """Arguments that make ``path`` visible read-only, in parent directories that every user may enter."""
     source = Path(path)
     if source.is_symlink() and path in SYSTEM:
         return ["--symlink", str(source.readlink()), path]
@@ -99,7 +104,7 @@ def _shown(path: str, made: set[str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def place() -> Place:
-    """Raises SandboxError, with what to install, if there is no bubblewrap."""
+    """This machine's Place. Raises SandboxError, which says what to install, if there is no bubblewrap."""
     bwrap = shutil.which("bwrap", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
     if bwrap is None:
         raise SandboxError(f"there is no bwrap on this machine: {INSTALL}")
@@ -116,7 +121,7 @@ def _has(*capabilities: int) -> bool:
 
 @lru_cache(maxsize=1)
 def runner() -> bytes:
-    """``inside.py``, compiled once for all starts: as a .pyc without a date (PEP 552) of this Python, which is the sandbox's."""
+    """``inside.py``, compiled once for all starts: a .pyc without a date (PEP 552), for the same Python."""
     path = Path(__file__).parent / "inside.py"
     code = compile(path.read_text(encoding="utf-8"), "runner", "exec", dont_inherit=True)
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(code)

@@ -1,6 +1,6 @@
-"""The programs of the self-test: a control, and what a hostile one would try. Each prints BREACH where it got what it must not get.
+"""The programs of the self-test: a control, and hostile programs. Each prints BREACH if it gets what it must not get.
 
-``argv[1]`` is a path of this machine that holds a secret, ``argv[2]`` a loopback port of this machine where somebody listens.
+``argv[1]`` is the path of a secret on this machine, ``argv[2]`` a loopback port on which this machine listens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ BREACH = b"BREACH"
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """One program. It is held if it never prints BREACH, ends within its bounds, puts out ``says`` (if that is set), and its cause is in ``causes`` (if set)."""
+    """One program. It is contained if it never prints BREACH, prints exactly ``says`` (if set), ends with a cause in
+    ``causes`` (if set), prints no more than allowed, and leaves no process behind."""
 
     name: str
     source: str

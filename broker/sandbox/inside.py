@@ -1,9 +1,12 @@
-"""The runner inside the sandbox: forks a process for every run, bounds it, and sends back what it put out.
+"""The runner inside the sandbox: forks a process for every run, limits it, and sends back its output.
 
-It is started by ``session.py`` with ``python -I -S`` as the first process of its namespace, which nobody in there can kill or stop. It imports next to nothing, so
-that a start is cheap, and holds no secret: whatever breaks it gains the inputs of tests that were run before. What it says is as untrusted as the programs
-that it runs. Reads orders from descriptor 0 and answers on 1: four bytes with the length of a header, the header, and the blobs whose sizes it names.
-Headers are marshalled on the way in, from those who started it, and JSON on the way out.
+``session.py`` starts it with ``python -I -S`` as the first process of its namespace, which no other process there can
+kill or stop. It imports very little, so that it starts quickly, and it knows no secret: a program that breaks into it
+learns only the inputs of earlier tests. Its answers are as untrusted as the programs that it runs.
+
+It reads orders from descriptor 0 and answers on 1. A frame is the length of a header (four bytes, big-endian), the
+header, and the blobs whose sizes the header names. Headers of orders are marshal data, because they come from the
+trusted side; headers of answers are JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import sys
 import time
 from _signal import SIG_DFL, SIGKILL, SIGXCPU, SIGXFSZ, signal  # type: ignore[import-not-found]
 
-STDERR_BYTES = 4096
-VALUE = 3
+STDERR_BYTES = 4096  # of the end of standard error
+VALUE = 3  # descriptor for the result of a called function
 
 
 class Channel:
-    """Frames over two descriptors that no run inherits."""
+    """Frames over two descriptors that runs do not inherit."""
 
     def __init__(self, orders: int, answers: int) -> None:
         self.orders, self.answers = orders, answers
@@ -55,7 +58,7 @@ class Channel:
 
 
 def quoted(value: object) -> str:
-    """A number or a text as JSON; nothing in the text is left that would need escaping."""
+    """A number or a text as JSON. Backslashes and quotes in the text are replaced, so that none has to be escaped."""
     return (
         '"' + ascii(value)[1:-1].replace("\\", "/").replace('"', "'") + '"' if isinstance(value, str) else repr(value)
     )
@@ -64,13 +67,13 @@ def quoted(value: object) -> str:
 def main() -> dict | None:
     settings = marshal.loads(bytes.fromhex(sys.argv[1]))
     channel = Channel(os.dup(0), os.dup(1))
-    drop(settings)  # what fails up to here is heard outside
+    drop(settings)  # errors up to here still reach the session, on stderr
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     sys.argv = [""]
     sys.path += settings["packages"]
-    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # what site would have brought
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # which the site module would have defined
     for name in settings["preload"]:
         __import__(name)
     gc.collect()
@@ -86,27 +89,27 @@ def main() -> dict | None:
                 channel.send({})
                 continue
             program = run(order, blobs[0], channel)
-        except OSError as error:  # no room, descriptor or process is left: what went before has used them up
+        except OSError as error:  # no disk, descriptor or process is left: earlier runs have used them up
             channel.send({"error": error.strerror or ""})
             continue
         if program is not None:
-            return program  # this is the child: the program runs at the bottom of its stack
+            return program  # this is the child: it runs the program from the bottom of its stack
 
 
 def drop(settings: dict) -> None:
-    """Become the sandbox's own user, which has no rights, and set what bounds the whole sandbox."""
+    """Change to the sandbox's own user, which has no privileges, and set the limits of the whole sandbox."""
     if settings["uid"]:
         os.setgroups([])
         os.setresgid(settings["uid"], settings["uid"], settings["uid"])
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
-    else:  # the change of user would have done it: no other process may open this one's memory and descriptors
+    else:  # as a change of user does: no other process may open this one's memory or descriptors
         import ctypes
 
         if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) != 0:  # PR_SET_DUMPABLE
             raise OSError("the runner cannot be made undumpable")
     os.umask(0o022)
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))  # the starter's own bound is not meant for programs
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))  # the soft limit of the parent is not for programs
     for kind, bound in (
         (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_SIGPENDING, 256),
         (resource.RLIMIT_NPROC, settings["processes"] + 1), (resource.RLIMIT_FSIZE, settings["disk"]),
@@ -128,7 +131,8 @@ def write(names: list[str], blobs: list[bytes]) -> None:
 
 
 def run(order: dict, stdin: bytes, channel: Channel) -> dict | None:
-    """Run one program to its end and send the answer; None in the runner, the order in the child that is to be the program."""
+    """Run one program to its end and send the answer. Returns None in the runner, the order in the child, which becomes
+    the program."""
     files = [os.open(".", os.O_TMPFILE | os.O_RDWR) for _ in range(4)]
     begun = time.monotonic()
     try:
@@ -161,8 +165,8 @@ def run(order: dict, stdin: bytes, channel: Channel) -> dict | None:
 
 
 def become(order: dict, files: list[int], channel: Channel) -> None:
-    """In the child: take on the run's descriptors and bounds; a command replaces it."""
-    os.dup2(files[3], 60)  # beyond what is overwritten below
+    """In the child: set the run's descriptors and limits. If the order has a command, it replaces this process."""
+    os.dup2(files[3], 60)  # out of reach of the calls below
     for target in range(3):
         os.dup2(files[target], target)
     os.dup2(60, VALUE)
@@ -186,7 +190,10 @@ def become(order: dict, files: list[int], channel: Channel) -> None:
 
 
 def wait(child: int, order: dict, begun: float) -> str:
-    """Until the child ends; which clock it has outrun, if it has."""
+    """Wait until the child ends or reaches a time limit; returns that limit, ``wall`` or ``cpu``, or an empty text.
+
+    Time that it spent waiting for a processor is added to its ``wall`` limit, at most as much again.
+    """
     clock, pidfd = (~child) << 3 | 2, os.pidfd_open(child)  # CPUCLOCK_SCHED of a process: see clock_getcpuclockid(3)
     try:
         poll = select.poll()
@@ -206,7 +213,7 @@ def wait(child: int, order: dict, begun: float) -> str:
 
 
 def delay(child: int) -> float:
-    """Seconds that its first thread stood in the queue for a processor; 0 where the kernel does not say."""
+    """Seconds that the child's first thread has waited for a processor; 0 if the kernel does not report them."""
     try:
         with open(f"/proc/{child}/schedstat") as file:
             return int(file.read().split()[1]) / 1e9
@@ -215,10 +222,10 @@ def delay(child: int) -> float:
 
 
 def with_none_left(child: int) -> tuple[int, resource.struct_rusage]:
-    """End the child and whatever it has left behind, and wait for all of them; the child's status and what it used."""
+    """Kill the child and all processes that it has left, and wait for them; returns its wait status and usage."""
     try:
-        os.kill(child, SIGKILL)  # a zombie takes it too
-        os.kill(-1, SIGKILL)  # all but this one
+        os.kill(child, SIGKILL)  # works on a zombie too
+        os.kill(-1, SIGKILL)  # all others in the namespace
     except ProcessLookupError:
         pass
     _, status, used = os.wait4(child, 0)
@@ -247,7 +254,7 @@ def read(descriptor: int, most: int, end: bool = False) -> bytes:
 
 
 def execute(order: dict) -> None:
-    """Be the program: run its file as ``__main__``, or call one of its functions and write what that returns as JSON."""
+    """Run the program's file as ``__main__``, or call one of its functions and write the result as JSON."""
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
     sys.path.insert(0, order["directory"])
@@ -269,7 +276,7 @@ def execute(order: dict) -> None:
 
 
 def leave(order: dict) -> None:
-    """Execute and end as an interpreter does, but without taking itself to pieces."""
+    """Execute the program and exit as an interpreter does, but without the work of freeing its objects."""
     status = 0
     try:
         execute(order)
@@ -294,7 +301,8 @@ def leave(order: dict) -> None:
 
 
 def find(names: dict, path: str) -> type:
-    """What is to be called: ``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no function of that name."""
+    """The function to call: ``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no such
+    function. Raises NameError, AttributeError."""
     first, *rest = path.split(".")
     if not rest and first not in names and "Solution" in names:
         first, rest = "Solution", [first]

@@ -1,4 +1,4 @@
-"""What a sandboxed program may use, and what one run of it came to."""
+"""The limits of a sandboxed program, and the result of one run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ CAUSES = ("", "time", "memory", "output", "files", "processes", "killed")
 
 
 class SandboxError(HeadraceError):
-    """The sandbox itself cannot do its work; says nothing about the program in it."""
+    """The sandbox itself has failed; this says nothing about the program in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one run; ``disk_mb``, ``files`` and ``processes`` are those of the whole sandbox.
+    """Limits of one run; ``disk_mb``, ``files`` and ``processes`` are those of the whole sandbox. Raises SandboxError
+    for 0 or less (except ``wall``).
 
-    ``cpu`` are seconds of processor time of a process, ``wall`` seconds on the clock (0: twice ``cpu`` and one more). ``memory_mb`` bounds the
-    resident memory of all processes together, and, with ``address_space``, the address space of each: that answers at once where
-    the watch looks every 50 ms, but runtimes that reserve much (Java, Go, Node) do not start under it.
+    ``cpu``: seconds of processor time per process. ``wall``: seconds on the clock (0: twice ``cpu`` and one more); time
+    spent waiting for a processor is added, at most ``wall`` again. ``memory_mb``: MiB of resident memory of all
+    processes together; with ``address_space`` also of the address space of each, plus 64. That limit acts at once,
+    while the watch looks every 50 ms, but runtimes that reserve much memory (Java, Go, Node) do not start under it.
+    ``disk_mb``: MiB in the working directory; /tmp and /dev/shm have at most 16 each. ``output_kb``: KiB of standard
+    output.
     """
 
     cpu: float = 2.0
@@ -44,12 +48,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run. ``status`` is the exit status, negative for a signal, None where the run was cut off with its sandbox.
+    """The result of one run. ``status`` is the exit status, negative for a signal; None if the run did not start or the
+    sandbox ended with it.
 
-    ``cause`` is empty if the program ended by itself, else the bound that it ran into, one of CAUSES (``killed``: a signal, or it ended its own runner). ``value``
-    is what a called function returned, as JSON text. ``seconds`` of processor time, ``wall`` on the clock, ``delay`` of it in the queue for a
-    processor, which is the machine's fault and not held against the program. All of it is what an untrusted
-    program says, except ``cause`` and ``wall``.
+    ``cause`` is empty if the program ended by itself, else the limit that it reached, one of CAUSES (``killed``: by a
+    signal, or the runner ended). ``value`` is what a called function returned, as JSON text. ``seconds`` are processor
+    time, ``wall`` on the clock; ``delay`` is the part of it spent waiting for a processor, which is the machine's fault
+    and not the program's. ``peak_mb`` (MiB) is the most resident memory seen.
+
+    ``wall``, and ``cause`` if the sandbox was ended for it, are measured outside. All else is reported from inside the
+    sandbox and must not be trusted.
     """
 
     stdout: bytes = b""
@@ -65,5 +73,5 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """It ended by itself, with status 0."""
+        """Whether the program ended by itself, with status 0."""
         return self.cause == "" and self.status == 0

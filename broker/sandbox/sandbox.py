@@ -1,4 +1,4 @@
-"""``Sandbox``: what the other parts use. A frozen description; every ``run`` or ``open`` starts a fresh one."""
+"""``Sandbox``: what other packages use. A frozen description; every ``run`` or ``open`` starts a fresh sandbox."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from broker.sandbox.session import Session
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Bounds, and what of this machine is shown beside the system's directories.
+    """Limits, and what programs see of this machine besides the system directories.
 
-    ``readonly`` are further paths that programs may read; ``packages`` are directories of Python packages for the warm interpreter. Whatever is shown can be read
-    by the program: show no directory that holds a secret.
+    ``readonly`` are further paths that programs may read; ``packages`` are directories of Python packages for the warm
+    interpreter. Programs can read all of it, so name no directory that contains a secret.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -22,14 +22,15 @@ class Sandbox:
     packages: tuple[str, ...] = ()
 
     def open(self, preload: Collection[str] = ()) -> Session:
-        """A started sandbox for several runs. Raises SandboxError if this machine does not give one.
+        """Start a sandbox for several runs. Raises SandboxError if this machine cannot.
 
-        ``preload``: what its Python programs are going to import, so that it is done once; names that are no modules of Python itself are passed over.
+        ``preload``: modules that its Python programs will import, so that this is done only once; names that are not in
+        ``command.PRELOAD`` are ignored.
         """
         return Session(self.limits, self.readonly, self.packages, preload)
 
     def run(self, command: Sequence[str], files: Mapping[str, bytes] | None = None, stdin: bytes = b"") -> Result:
-        """One command in a sandbox of its own, with ``files`` (name -> content) in its directory."""
+        """Run one command in a fresh sandbox with ``files`` (name -> content) in its directory. Raises SandboxError."""
         with self.open() as session:
             if files:
                 session.write(files)

@@ -1,8 +1,10 @@
 """The system calls that a sandboxed program may not make, as a classic BPF filter that ``bwrap --seccomp`` loads.
 
-A list of what is refused: debugging and reading other processes, mounts and namespaces, kernel modules and keys, memory that counts in no
-process and no file system (memfd, System V, POSIX queues), new kernel interfaces such as io_uring, the limits of other processes, and every socket that is not AF_UNIX.
-What is newer than this table is answered as if the kernel did not have it. Knows x86-64 and aarch64; raises SandboxError elsewhere.
+It lists what is refused: debugging and reading other processes; mounts and namespaces; kernel modules and keys; memory
+that counts for no process and no file system (memfd, System V, POSIX queues); kernel interfaces such as io_uring;
+changing the limits of other processes; and every socket that is not AF_UNIX. Calls newer than this table get ENOSYS, as
+if the kernel did not have them. x86-64 and aarch64 only; raises SandboxError on other machines.
+
 Layout: linux/filter.h and linux/seccomp.h; numbers: asm/unistd_64.h and asm-generic/unistd.h.
 """
 
@@ -39,7 +41,7 @@ REFUSED = {
     "move_pages": (279, 239), "vmsplice": (278, 75), "iopl": (172, -1), "ioperm": (173, -1), "modify_ldt": (154, -1),
     "uselib": (134, -1), "sysfs": (139, -1),
 }  # fmt: skip
-"""Refused with EPERM: the numbers on x86-64 and on aarch64 (-1: it has none)."""
+"""Calls refused with EPERM: their numbers on x86-64 and on aarch64 (-1: there is none)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ MACHINES = {"x86_64": _Machine(0xC000003E, 0, 41, 56, 16, 302), "aarch64": _Mach
 
 
 def seccomp_filter(machine: str = "") -> bytes:
-    """The filter of ``machine`` (default: this one), eight bytes an instruction. Raises SandboxError where there is none."""
+    """The filter for ``machine`` (default: this one), 8 bytes per instruction. Raises SandboxError if there is none."""
     name = machine or platform.machine()
     if name not in MACHINES:
         raise SandboxError(f"no filter of system calls for {name}: run code on one of {', '.join(MACHINES)}")
@@ -72,7 +74,7 @@ def seccomp_filter(machine: str = "") -> bytes:
             program += _if(EQUAL, numbers[m.column], errno.EPERM)
     program += _argument(m.socket, 0, [_op(EQUAL, AF_UNIX, 1, 0), _op(RETURN, ERRNO | errno.EAFNOSUPPORT)])
     program += _argument(m.clone, 0, _if(ANY_BIT, NEW_NAMESPACES, errno.EPERM))
-    program += _argument(m.prlimit, 0, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | errno.EPERM)])  # of others
+    program += _argument(m.prlimit, 0, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | errno.EPERM)])  # only their own
     terminal = _if(EQUAL, TIOCSTI, errno.EPERM) + _if(EQUAL, TIOCLINUX, errno.EPERM)
     program += _argument(m.ioctl, 1, terminal)
     return b"".join([*program, _op(RETURN, ALLOW)])
@@ -83,11 +85,12 @@ def _op(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 def _if(test: int, value: int, error: int) -> list[bytes]:
-    """Answer with ``error`` if the test on what is loaded holds."""
+    """Return ``error`` if the test of the loaded value is true."""
     return [_op(test, value, 0, 1), _op(RETURN, ERRNO | error)]
 
 
 def _argument(number: int, place: int, then: list[bytes]) -> list[bytes]:
-    """For system call ``number`` load the low half of an argument and do ``then``; it is allowed if nothing there refuses it."""
+    """For system call ``number``: load the low half of argument ``place`` and run ``then``; allow the call unless that
+    refuses it."""
     body = [_op(LOAD, ARGUMENTS + 8 * place), *then, _op(RETURN, ALLOW)]
     return [_op(EQUAL, number, 0, len(body)), *body]

@@ -1,4 +1,4 @@
-"""Whether the sandbox holds on this machine: a control must run, and a list of hostile programs must be held. Takes some seconds."""
+"""Tests the sandbox on this machine: a control must run, hostile programs must be contained. Takes some seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _passed, _lock = False, threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How one program fared; ``why`` is empty if it was held."""
+    """The outcome of one program. ``why`` is empty if it was contained; ``seconds`` are on the clock."""
 
     name: str
     why: str
@@ -31,7 +31,7 @@ class Held:
 
 
 def self_test(programs: Sequence[Hostile] = HOSTILE) -> list[Held]:
-    """The control first, then ``programs``. Raises SandboxError if the sandbox does not even start."""
+    """Run the control and, if that succeeds, ``programs``. Raises SandboxError if the sandbox does not even start."""
     with _bait() as (secret, port):
         held = [_try(CONTROL, secret, port)]
         if not held[0].why:
@@ -41,7 +41,7 @@ def self_test(programs: Sequence[Hostile] = HOSTILE) -> list[Held]:
 
 
 def must_hold() -> None:
-    """Raises SandboxError, which names what was not held, unless the self-test passes; once it has, this process does not repeat it."""
+    """Run the self-test, unless it has already passed in this process. Raises SandboxError, which names what failed."""
     global _passed
     with _lock:
         if _passed:
@@ -81,7 +81,7 @@ def _verdict(program: Hostile, result: Result, seconds: float) -> str:
 
 
 def _left(init: int) -> str:
-    """The first process of a namespace is gone last; whoever reaps it may still be about to."""
+    """Empty if the sandbox's first process, which is the last to end, has ended, even if nobody has reaped it yet."""
     with contextlib.suppress(OSError):
         state = Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[0]
         return "" if state in "ZX" else "its processes outlived it"
@@ -90,7 +90,7 @@ def _left(init: int) -> str:
 
 @contextlib.contextmanager
 def _bait() -> Iterator[tuple[str, int]]:
-    """A file that anybody may read, and a listener on loopback."""
+    """The path of a file that every user may read, and the port of a listener on loopback."""
     with tempfile.TemporaryDirectory(prefix="headrace-") as directory, socket.create_server(("127.0.0.1", 0)) as server:
         path = Path(directory) / "secret"
         path.parent.chmod(0o755)

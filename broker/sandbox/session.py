@@ -1,7 +1,8 @@
-"""A started sandbox: orders go to the runner inside, answers come back, and a watch ends all of it when a bound is passed.
+"""A started sandbox: orders go to the runner inside, answers come back, and a watch ends the sandbox at its limits.
 
-One start costs some tens of milliseconds and serves any number of runs, one at a time, that share the sandbox's files. The kernel ends the sandbox
-with the thread that started it, so start it from one that lives on. Nothing that comes out of it is believed but its size.
+A start takes some tens of milliseconds and serves any number of runs, one at a time, that share the sandbox's files.
+The kernel ends the sandbox when the thread that started it ends, so start it from a thread that lasts. What comes out
+of it is not trusted, and its size is limited.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _starts, _lock = count(), threading.Lock()
 
 
 def _memory(data: bytes) -> int:
-    """A descriptor that reads ``data`` from its beginning."""
+    """A descriptor of a file in memory that holds ``data``, at its beginning."""
     descriptor = os.memfd_create("headrace")
     os.write(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -41,16 +42,19 @@ def _memory(data: bytes) -> int:
 
 
 class Gone(SandboxError):
-    """The sandbox has ended with an earlier run."""
+    """The sandbox has already ended, with an earlier run or by ``close``."""
 
 
 class Session:
-    """A sandbox with its runner. ``close`` (or the end of a ``with``) ends every process in it and waits until they are gone."""
+    """A sandbox and its runner. ``close`` (or the end of a ``with``) kills every process in it and waits for them."""
 
     def __init__(
         self, limits: Limits, readonly: Sequence[str] = (), packages: Sequence[str] = (), preload: Collection[str] = ()
     ) -> None:
-        """``preload``: modules of PRELOAD that the runner imports before it forks. Raises SandboxError if this machine does not give a sandbox."""
+        """Start a sandbox. ``preload``: those modules of PRELOAD that the runner imports before it forks.
+
+        Raises SandboxError if this machine cannot start one.
+        """
         self.limits = limits
         self.place = place()
         self._buffer = b""
@@ -99,7 +103,8 @@ class Session:
                     os.close(descriptor)
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Put files under the sandbox's directory. Raises SandboxError where it has no room for them, Gone if it has ended."""
+        """Write files (name -> content) into the sandbox's directory. Raises SandboxError if they do not fit, Gone if
+        it has ended."""
         names = [f"{WORK}/{name}" for name in files]
         answer = self._order({"do": "write", "names": names}, list(files.values()), GRACE_SECONDS, 0)
         if isinstance(answer, Result):
@@ -110,7 +115,8 @@ class Session:
     def run(
         self, command: Sequence[str], stdin: bytes = b"", *, limits: Limits | None = None, directory: str = WORK
     ) -> Result:
-        """Run a command with the sandbox's files as its own. A result with a cause says which bound it passed; Gone if the sandbox had ended before."""
+        """Run a command on the sandbox's files. The result's cause names the limit that it reached, if any. Raises Gone
+        if the sandbox had already ended."""
         return self._run({"command": list(command), "program": "", "call": None}, stdin, limits, directory)
 
     def python_file(self, name: str, stdin: bytes = b"", *, limits: Limits | None = None) -> Result:
@@ -122,7 +128,10 @@ class Session:
         self, name: str, function: str, arguments: list[Any] | dict[str, Any], *, inplace: int | None = None,
         prelude: str = "", limits: Limits | None = None,
     ) -> Result:  # fmt: skip
-        """Call ``function`` (or ``Class.method``) of a Python file; ``value`` of the result is what it returned, or what became of argument ``inplace``."""
+        """Call ``function`` (or ``Class.method``) of a Python file, after the import lines ``prelude``.
+
+        The result's ``value`` is what it returned or, with ``inplace``, the argument of that index after the call.
+        """
         asked = {"function": function, "arguments": arguments, "inplace": inplace, "prelude": prelude}
         return self._run({"command": [], "program": f"{WORK}/{name}", "call": asked}, b"", limits, WORK)
 
@@ -160,7 +169,8 @@ class Session:
         return self._answer(seconds, most, b"".join([struct.pack("!I", len(text)), text, *blobs]))
 
     def _answer(self, seconds: float, most: int, data: bytes = b"") -> tuple[dict[str, Any], list[bytes]] | Result:
-        """Send ``data`` and wait for a frame; a Result where a bound was passed, which has ended the sandbox."""
+        """Send ``data`` and wait at most ``seconds`` for a frame; a Result instead if the sandbox has ended, by a limit
+        or by itself. ``most``: bytes of one output."""
         assert self._process.stdin is not None and self._process.stdout is not None
         orders, answers = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(orders, False)
@@ -171,7 +181,7 @@ class Session:
                 now = time.monotonic()
                 if now > deadline:
                     return self._end("time", "the runner does not answer any more")
-                if self.python and now - looked >= 0.05:  # before the runner is there, its root is still this machine's
+                if self.python and now - looked >= 0.05:  # until the runner is ready, its root is still this machine's
                     looked = now
                     if passed := self._watch.look():
                         return self._end(*passed)
@@ -188,7 +198,7 @@ class Session:
         return frame
 
     def _frame(self, most: int) -> tuple[dict[str, Any], list[bytes]] | None:
-        """The next whole frame of the buffer. Raises ValueError if it is none, or more than may be sent."""
+        """The next frame; None if the buffer does not have all of it. Raises ValueError, KeyError, TypeError."""
         if len(self._buffer) < 4:
             return None
         size = struct.unpack("!I", self._buffer[:4])[0]
@@ -215,7 +225,7 @@ class Session:
         return Result(cause=cause, why=why)
 
     def _kill(self) -> None:
-        """End the namespace's first process, with it all others, and wait until none is left."""
+        """Kill the namespace's first process, and with it all others, and wait until they are gone."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

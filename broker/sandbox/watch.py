@@ -1,4 +1,4 @@
-"""Looks at what a sandbox uses as a whole: resident memory, processes, files. Resource limits of the kernel bound single processes only."""
+"""Measures what a whole sandbox uses: memory, processes, files. Resource limits apply to single processes only."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Watch:
-    """The processes below ``init``, the first one of the sandbox's namespace. Not exact: it looks at a moment."""
+    """Watches the sandbox's first process, ``init``, and all below it. Not exact: each look is a snapshot."""
 
     def __init__(self, init: int, limits: Limits) -> None:
         self._init, self.limits = init, limits
         self.peak_mb = 0.0
 
     def look(self) -> tuple[str, str] | None:
-        """The bound that is passed, as cause and words; None while all is well."""
+        """The limit that is exceeded, as its cause and a description; None if there is none. Updates ``peak_mb``."""
         pids = list(self._pids())
-        if len(pids) > self.limits.processes + 8:  # where the kernel does not bound them for this user
+        if len(pids) > self.limits.processes + 8:  # if the kernel does not limit them for this user
             return "processes", f"{len(pids)} processes"
         resident = sum(map(_resident, pids)) / (1 << 20)
-        if resident > self.limits.memory_mb:  # pages that forks share are counted in each of them: look closer
+        if resident > self.limits.memory_mb:  # a page that forks share was counted for each: measure exactly
             resident = sum(map(_proportional, pids)) / (1 << 20)
         self.peak_mb = max(self.peak_mb, resident)
         if resident > self.limits.memory_mb:
@@ -55,7 +55,7 @@ def _resident(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-    """Bytes, with each shared page divided among those who share it."""
+    """Resident bytes, with each shared page divided among the processes that share it."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
