@@ -1,12 +1,9 @@
 """The runner inside the sandbox: forks a process for every run, limits it, and sends back its output.
 
-``session.py`` starts it with ``python -I -S`` as the first process of its namespace, which no other process there can
-kill or stop. It imports very little, so that it starts quickly, and it knows no secret: a program that breaks into it
-learns only the inputs of earlier tests. Its answers are as untrusted as the programs that it runs.
-
-It reads orders from descriptor 0 and answers on 1. A frame is the length of a header (four bytes, big-endian), the
-header, and the blobs whose sizes the header names. Headers of orders are marshal data, because they come from the
-trusted side; headers of answers are JSON.
+``session.py`` starts it with ``python -I -S`` as the first process of its namespace, which no other there can kill or
+stop. It imports little, so that it starts quickly, and knows no secret: a program that breaks in learns only the inputs
+of earlier tests. It is as untrusted as its programs. Orders come on descriptor 0, answers go to 1: a header's length (4
+bytes, big-endian), the header (orders: marshal, from the trusted side; answers: JSON), the blobs whose sizes it names.
 """
 
 from __future__ import annotations
@@ -131,8 +128,7 @@ def write(names: list[str], blobs: list[bytes]) -> None:
 
 
 def run(order: dict, stdin: bytes, channel: Channel) -> dict | None:
-    """Run one program to its end and send the answer. Returns None in the runner, the order in the child, which becomes
-    the program."""
+    """Run one program to its end and send the answer. Returns None in the runner; in the child, its order."""
     files = [os.open(".", os.O_TMPFILE | os.O_RDWR) for _ in range(4)]
     begun = time.monotonic()
     try:
@@ -190,10 +186,7 @@ def become(order: dict, files: list[int], channel: Channel) -> None:
 
 
 def wait(child: int, order: dict, begun: float) -> str:
-    """Wait until the child ends or reaches a time limit; returns that limit, ``wall`` or ``cpu``, or an empty text.
-
-    Time that it spent waiting for a processor is added to its ``wall`` limit, at most as much again.
-    """
+    """Wait for the child; the limit that it reached (``wall``, ``cpu``), else empty. ``delay`` may double ``wall``."""
     clock, pidfd = (~child) << 3 | 2, os.pidfd_open(child)  # CPUCLOCK_SCHED of a process: see clock_getcpuclockid(3)
     try:
         poll = select.poll()
@@ -301,8 +294,7 @@ def leave(order: dict) -> None:
 
 
 def find(names: dict, path: str) -> type:
-    """The function to call: ``name``, ``Class.method`` of a new object, or a method of ``Solution`` if there is no such
-    function. Raises NameError, AttributeError."""
+    """The function ``name``, or that method of ``Solution``, or ``Class.method``, of a new object. Raises NameError."""
     first, *rest = path.split(".")
     if not rest and first not in names and "Solution" in names:
         first, rest = "Solution", [first]
