@@ -1,7 +1,9 @@
-"""Waiting for records without asking again and again: whoever has committed writes a byte to the topic's lock file, and inotify tells.
+"""Waits for records without polling: a process that has committed writes a byte to the topic's lock file, and inotify
+reports it.
 
-The byte comes after the commit, so that what it announces can be read. A process that is killed between the two announces nothing: a
-wait therefore ends now and then by itself. Where the kernel gives no more inotify instances, waiting is naps that grow.
+The byte is written after the commit, so that what it announces can be read. A process killed between the two announces
+nothing, so waiting readers also look every LOOK_SECONDS. If the kernel has no inotify instance left, they wait by naps
+of growing length.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ from inotify_simple import INotify, flags
 
 from broker.log import Record
 
-LOOK_SECONDS = 1.0  # longest wait between two looks at the log
+LOOK_SECONDS = 1.0  # longest time between two reads of the log
 NAP_SECONDS = (0.0005, 0.02)  # shortest and longest nap without inotify
 log = logging.getLogger("log")
 
 
 def announce(lock: int) -> None:
-    """Tell those who wait on the open lock file that something was committed. A full disk keeps nobody from going on."""
+    """Tell the processes that watch the open lock file of a commit. Errors are ignored, such as a full disk: readers
+    look in any case."""
     with contextlib.suppress(OSError):
         os.pwrite(lock, b"\n", 0)
 
 
 class Arrivals:
-    """Waits until one of the lock files ``paths`` was written to. Opened at the first wait: most readers never wait."""
+    """Waits for a write to one of the lock files ``paths``. Opened at the first wait, as most readers never wait."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = tuple(paths)
@@ -42,25 +45,26 @@ class Arrivals:
 
     @property
     def stirred(self) -> bool:
-        """Whether a read may find something; where nothing was announced since one that did not, it need not be tried."""
+        """Whether a read may find something. It need not be tried if the last one, up to LOOK_SECONDS ago, found
+        nothing and nothing has been announced since."""
         return self._watch is None or time.monotonic() >= self._calm_until
 
     def found(self, something: bool) -> None:
-        """Hear what a read has found: where it was something, more may follow soon."""
+        """Tell whether a read has found something; if it has, more may follow soon."""
         self._calm_until = 0.0 if something else time.monotonic() + LOOK_SECONDS
         if something:
             self._nap = NAP_SECONDS[0]
 
     def stir(self) -> None:
-        """The next read may find something, whatever was announced."""
+        """Make ``stirred`` true, although nothing was announced."""
         self._calm_until = 0.0
 
     def wait(self, seconds: float) -> None:
-        """Wait for an announcement, at most ``seconds``."""
+        """Wait for an announcement, at most ``seconds``. The first call only opens the watch."""
         if not self._opened:
             self._opened = True
             self._open()
-            self.stir()  # what came before the watch began is there to be read
+            self.stir()  # there may be records from before the watch began
         elif self._watch is not None:
             if self._poll.poll(1000 * max(0.0, min(seconds, self._calm_until - time.monotonic()))):
                 self._watch.read(timeout=0)
@@ -90,7 +94,7 @@ class Arrivals:
 
 
 def wait_for(read: Callable[[], list[Record]], timeout: float, arrivals: Arrivals) -> list[Record]:
-    """Call ``read`` until it gives something or ``timeout`` seconds are over."""
+    """Call ``read`` until it returns records or ``timeout`` seconds have passed."""
     deadline = time.monotonic() + timeout
     while True:
         if arrivals.stirred:

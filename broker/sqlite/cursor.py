@@ -12,18 +12,19 @@ POLL_BYTES = 32 << 20  # one poll returns at most this much, plus one record
 
 
 class Cursor:
-    """``offsets`` is the next offset of each partition that is read. A look at the topic costs one query, however many there are."""
+    """``offsets`` has the next offset of each partition that is read. If nothing is new, a read costs one query,
+    however many there are."""
 
     def __init__(self, file: TopicFile, offsets: Mapping[int, int]) -> None:
         self.file = file
         self.offsets = dict(offsets)
-        self._seen = -1  # the state of the file that ``_bounds`` describe
+        self._seen = -1  # the version of the file that ``_bounds`` describes
         self._bounds: dict[int, tuple[int, int]] = {}
         self._behind = False  # whether a limit, not the end of the topic, ended the last read
         self._first = 0
 
     def move(self, offsets: Mapping[int, int]) -> None:
-        """Read these partitions from here on."""
+        """Read exactly these partitions from now on, from these offsets."""
         self.offsets = dict(offsets)
         self._seen = -1
 
@@ -50,7 +51,10 @@ class Cursor:
         return out
 
     def _waiting(self) -> list[int]:
-        """The partitions with something to read; another one is the first each time, so that none is starved."""
+        """The partitions with something to read, beginning with a different one each time, so that none is starved.
+
+        Raises OffsetExpired.
+        """
         found = []
         for partition, offset in self.offsets.items():
             begin, end = self._bounds[partition]

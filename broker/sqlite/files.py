@@ -1,7 +1,7 @@
-"""SQLite files shared by processes: connections, the write lock, and the meaning of SQLite's errors.
+"""SQLite files shared by processes: connections, the write lock, and the translation of SQLite's errors.
 
-SQLite before 3.51.3 can lose a commit when a checkpoint resets the write-ahead file beside another connection's commit. An
-flock around every write, and around every close (which checkpoints too), keeps the two apart. Local filesystems only.
+SQLite before 3.51.3 can lose a commit if a checkpoint resets the write-ahead file while another connection commits. An
+flock around every write, and around every close (which also checkpoints), keeps the two apart. Local file systems only.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ FREE_BYTES = 1 << 20  # an I/O error on a disk with less free space than this me
 
 
 class LockedFile:
-    """One connection to one SQLite file. Opened by the process that uses it, never carried through a fork."""
+    """One connection to one SQLite file. Every process opens its own; it must not be used across a fork."""
 
     def __init__(self, path: Path, durable: bool = False, max_pages: int = 0) -> None:
-        """``durable``: a commit survives a power cut too (fsync each); otherwise it survives the end of any process."""
+        """``durable``: each commit is fsynced and survives a power cut; else it survives only the end of any process.
+
+        ``max_pages`` limits the size of the file, in pages (0: no limit). Raises LogUnavailable, LogFull, LogError.
+        """
         self.path, self.lock = path, path.with_suffix(".lock")
         self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             with self.errors(), self.locked():
                 self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-                self.db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: it can give free pages back
+                self.db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # new files only: lets them return free pages
                 self.db.execute("PRAGMA journal_mode=WAL")
                 self.db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self.db.execute("PRAGMA journal_size_limit=67108864")
@@ -46,7 +49,7 @@ class LockedFile:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of the block or nothing of it."""
+        """A transaction: all of the block is committed or nothing. Raises LogUnavailable, LogFull, LogError."""
         with self.errors(), self.locked():
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -59,12 +62,13 @@ class LockedFile:
                 raise
 
     def script(self, statement: str) -> None:
-        """Carry out one statement, in a transaction of its own, to its end: ``execute`` takes one step of those that give empty rows."""
+        """Run one statement to its end, in a transaction of its own. ``execute`` would run only the first step of one
+        that returns empty rows."""
         with self.errors(), self.locked():
             self.db.executescript(statement)
 
     def checkpoint(self) -> bool:
-        """Bring the write-ahead file into the database and empty it; False while a reader keeps it from that."""
+        """Move the write-ahead file's content into the database; returns False if a reader prevents that."""
         with self.errors(), self.locked():
             self.db.execute("PRAGMA busy_timeout=0")
             try:
@@ -74,14 +78,14 @@ class LockedFile:
         return not busy
 
     def vacuum(self) -> None:
-        """Rewrite the file whole, as one that can give room back. Holds the lock for as long as that takes."""
+        """Rewrite the whole file, so that it can return free pages to the disk. Holds the lock all the time."""
         with self.errors(), self.locked():
             self.db.execute("VACUUM")
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """SQLite's errors as the log's: a full disk, a log that is away for now, or one that is damaged."""
+        """Translate SQLite's errors: LogFull (no space), LogUnavailable (waiting may help), LogError (damaged)."""
         try:
             yield
         except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""An flock that is not waited for without end: a process that was stopped while it held one would hold up everybody."""
+"""An flock with a time limit: a process that is stopped while it holds the lock would block all others for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ NAP_SECONDS = (0.0001, 0.005)  # shortest and longest pause between two attempts
 
 @contextlib.contextmanager
 def held(handle: int, path: Path) -> Iterator[None]:
-    """Hold the lock of the open file ``handle`` for the block. Raises LogUnavailable, naming who has it, if it cannot be had in time."""
+    """Hold the lock of the open file ``handle`` during the block. Raises LogUnavailable, which names the holder, after
+    PATIENCE_SECONDS."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     nap, longest = NAP_SECONDS
     while not _taken(handle):

@@ -27,9 +27,9 @@ class GroupsFile:
             )
 
     def beat(self, group: str, member: str, token: str, topics: Sequence[str], lease: float) -> list[tuple[str, str]]:
-        """Renew (or take) a static member's place; returns the live members with their topics, in order.
+        """Renew (or take) a static member's place for ``lease`` seconds; returns the live members with their topics.
 
-        The newest process of a static name owns the place: the older one finds its token gone and holds nothing.
+        The newest process of a static name owns the place: an older one finds its token replaced, and holds nothing.
         """
         now = time.time()
         with self._file.write() as db:
@@ -41,6 +41,7 @@ class GroupsFile:
             return db.execute("SELECT member, topics FROM members WHERE grp = ? ORDER BY member", (group,)).fetchall()
 
     def holds(self, group: str, member: str, token: str) -> bool:
+        """Whether no newer process has taken this member's place; an expired place is still its own."""
         with self._file.errors():
             row = self._file.db.execute(
                 "SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)
@@ -54,7 +55,7 @@ class GroupsFile:
     def commit(
         self, group: str, member: str, token: str, offsets: Mapping[Part, int], partitions: Mapping[str, int]
     ) -> None:
-        """Commit those offsets whose partitions this member holds at this moment."""
+        """Commit the offsets of partitions that this member holds now, and ignore the others. No offset moves back."""
         now = time.time()
         with self._file.write() as db:
             rows = db.execute(
@@ -78,7 +79,7 @@ class GroupsFile:
             )
 
     def delete(self, groups: Sequence[str]) -> None:
-        """Forget these groups. Raises LogError if one has a living member."""
+        """Remove these groups. Raises LogError if one has a live member."""
         with self._file.write() as db:
             for group in groups:
                 row = db.execute(
@@ -103,7 +104,10 @@ class GroupsFile:
 
 
 def share(members: Sequence[tuple[str, str]], member: str, partitions: Mapping[str, int]) -> frozenset[Part]:
-    """The partitions that ``member`` holds: each topic's are dealt in turn to the members that read it."""
+    """The partitions that ``member`` holds: those of each topic are dealt in turn to the members that read it.
+
+    ``members`` are names with their topics (JSON), in order; ``partitions`` has each topic's number of partitions.
+    """
     held: set[Part] = set()
     for topic, count in partitions.items():
         readers = [name for name, topics in members if topic in json.loads(topics)]

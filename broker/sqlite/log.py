@@ -1,7 +1,7 @@
-"""The embedded log: one directory, one SQLite file a topic, shared by the processes of one machine. No daemon.
+"""The embedded log: one directory with one SQLite file per topic, shared by the processes of one machine. No daemon.
 
-What ``flush`` has acknowledged survives the end of any process; what an exclusive producer has flushed, a power cut too.
-Several machines means Kafka.
+Flushed records survive the end of any process; those of an exclusive producer also survive a power cut. For several
+machines use Kafka.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from broker.sqlite.reading import LEASE_SECONDS, SqliteConsumer, SqliteReader
 from broker.sqlite.topic import Row, TopicFile
 
 MAX_RECORD_BYTES = 16 << 20
-IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes by itself
-PAGE_BYTES = 4096
+IN_FLIGHT_BYTES = 64 << 20  # a producer that holds more than this writes it without waiting for ``flush``
+PAGE_BYTES = 4096  # SQLite's default
 
 
 class SqliteLog:
@@ -38,7 +38,10 @@ class SqliteLog:
 
     @classmethod
     def from_url(cls, url: str) -> SqliteLog:
-        """``sqlite://DIRECTORY?max_mb=N`` lets no topic grow beyond N MiB: producers then raise LogFull, as on a full disk."""
+        """The log at ``sqlite://DIRECTORY?max_mb=N``. A topic of N MiB is full: producers raise LogFull.
+
+        Raises RunFileError for any other option.
+        """
         directory, _, query = url.removeprefix("sqlite://").partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
         limit = options.pop("max_mb", "0")
@@ -132,7 +135,7 @@ class SqliteLog:
 
 
 class SqliteProducer:
-    """Implements ``broker.log.Producer``; with ``handle`` it is exclusive, and closing it lets the name go."""
+    """Implements ``broker.log.Producer``; with ``handle``, a locked file, it is exclusive until it is closed."""
 
     def __init__(self, directory: Path, max_pages: int, durable: bool = False, handle: int = -1) -> None:
         self._directory, self._max_pages, self._durable, self._handle = directory, max_pages, durable, handle
@@ -163,7 +166,7 @@ class SqliteProducer:
         return positions
 
     def _write(self) -> None:
-        """Append what is buffered, a topic at a time. What fails stays buffered."""
+        """Append the buffered records, one topic at a time. After a failure, what is not appended stays buffered."""
         for topic in list(self._rows):
             numbers = [n for t, n in self._order if t == topic and n not in self._positions]
             for number, position in zip(numbers, self._file(topic).append(self._rows[topic]), strict=True):

@@ -49,7 +49,8 @@ class SqliteReader:
 
 
 class SqliteConsumer:
-    """Implements ``broker.log.Consumer``: membership is renewed by ``poll``; a member that stays away loses its partitions."""
+    """Implements ``broker.log.Consumer``. ``poll`` renews the membership; a member that does not poll within ``lease``
+    seconds loses its partitions. ``poll`` raises LogError once a newer process has joined under this member's name."""
 
     def __init__(
         self, directory: Path, topics: Sequence[str], group: str, member: str, lease: float, first: First | None = None
@@ -67,7 +68,7 @@ class SqliteConsumer:
         self._beat()
 
     def _beat(self) -> None:
-        """Renew the lease, and take over or give up partitions as members have come and gone."""
+        """Renew the lease, and take or give up partitions as members come and go. Raises LogError."""
         now = time.monotonic()
         if now < self._due or self._lost:
             return
@@ -89,7 +90,7 @@ class SqliteConsumer:
                 self._arrivals.stir()
 
     def _beginnings(self, topic: str) -> dict[int, int]:
-        """Where a member begins a partition that it has been given."""
+        """The offset at which this member begins each partition of ``topic`` that it newly holds."""
         committed, begins = self._groups.committed(self._group, topic), self._cursors[topic].file.begins()
         first = self._begin(topic) if self._begin is not None and begins.keys() - committed.keys() else {}
         return {p: max(committed.get(p, first.get(p, 0)), begin) for p, begin in begins.items()}
@@ -101,11 +102,11 @@ class SqliteConsumer:
         return wait_for(lambda: self._read(max_records), timeout, self._arrivals)
 
     def _read(self, max_records: int) -> list[Record]:
-        self._beat()  # a long wait looks often enough for it
+        self._beat()  # also during a long wait, which reads at least every LOOK_SECONDS
         out: list[Record] = []
         size = 0
         cursors = list(self._cursors.values())
-        for i in range(len(cursors)):  # begin with another topic each time, so that none is starved
+        for i in range(len(cursors)):  # begin with a different topic each time, so that none is starved
             if len(out) >= max_records or size >= POLL_BYTES:
                 break
             records = cursors[(self._first + i) % len(cursors)].read(max_records - len(out), POLL_BYTES - size)

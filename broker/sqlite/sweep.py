@@ -1,7 +1,8 @@
-"""Removes what is below a partition's first offset, and gives its room back to the disk: in slices, between which others write.
+"""Removes records below a partition's first offset and returns their space to the disk, in slices, so that others can
+write in between.
 
-A record is gone once ``partitions.begin`` is above it. The row itself, and its pages, go later; a sweep that was killed is taken up by the
-next one, because what is left to remove is recorded in the file.
+A record is gone once ``partitions.begin`` is above it; its row and its pages are removed later. If a sweep is killed,
+the next one continues it, because the file records what is left to remove.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ INCREMENTAL = 2  # value of ``PRAGMA auto_vacuum`` for a file that can give its 
 
 
 def begin_at(db: sqlite3.Connection, partition: int, offset: int) -> None:
-    """Everything below ``offset`` is gone from now on."""
+    """Move the partition's first offset up to ``offset``, at most to its end: everything below is gone from now on."""
     db.execute(
         "UPDATE partitions SET begin = MIN(next, ?) WHERE number = ? AND begin < MIN(next, ?)",
         (offset, partition, offset),
@@ -32,8 +33,11 @@ def begin_at(db: sqlite3.Connection, partition: int, offset: int) -> None:
 
 
 def expired(db: sqlite3.Connection, before: float, limit: int, rows: int) -> bool:
-    """Move the first offsets over what is older than ``before`` (seconds since the epoch) or beyond ``limit`` bytes (0: no limit), by at
-    most ``rows`` records of a partition. Looks at those and one more; whether there may be more to move over."""
+    """Move each partition's first offset past records older than ``before`` (seconds since the epoch), and past its
+    oldest records while it has more than ``limit`` bytes (0: no limit), but by at most ``rows`` offsets.
+
+    Reads at most one record more than that. Returns whether more may have expired.
+    """
     more = False
     for partition, begin, end, size in db.execute("SELECT number, begin, next, bytes FROM partitions").fetchall():
         low, over, to = partition << SHIFT, size - limit if limit else 0, begin
@@ -52,7 +56,7 @@ def expired(db: sqlite3.Connection, before: float, limit: int, rows: int) -> boo
 
 
 def sweep(db: sqlite3.Connection, most: int) -> int:
-    """Remove rows below the first offsets, about ``most`` bytes of them; returns how many bytes it were, 0 once none are left."""
+    """Remove rows below the first offsets, about ``most`` bytes of them; returns how many, 0 if none are left."""
     removed = 0
     for partition, begin in db.execute("SELECT number, begin FROM partitions WHERE begin > 0").fetchall():
         low, last, size = partition << SHIFT, -1, 0
@@ -76,13 +80,13 @@ def sweep(db: sqlite3.Connection, most: int) -> int:
 
 
 def free_pages(file: LockedFile) -> tuple[int, int]:
-    """How many pages of the file are free, and how many it has."""
+    """The number of free pages in the file, and of all its pages."""
     (free,), (all_,) = (file.db.execute(f"PRAGMA {what}").fetchone() for what in ("freelist_count", "page_count"))
     return int(free), int(all_)
 
 
 def shrink(file: LockedFile, pages: int) -> int:
-    """Take up to so many free pages out of the file; how many it were."""
+    """Return up to ``pages`` free pages of the file to the disk; returns how many there were."""
     before, _ = free_pages(file)
     if before:
         file.script(f"PRAGMA incremental_vacuum({pages});")
@@ -100,7 +104,8 @@ def sweep_all(file: LockedFile) -> None:
 
 
 def shrink_all(file: LockedFile) -> None:
-    """Give the free pages back to the disk, slice by slice. A file that was made by an older version cannot: that is said, with the cure."""
+    """Return the free pages to the disk, slice by slice. For a file of an older version, which cannot, log a warning
+    with the cure."""
     (kind,) = file.db.execute("PRAGMA auto_vacuum").fetchone()
     if kind == INCREMENTAL:
         _in_slices(lambda pages: shrink(file, pages), FIRST_PAGES, LEAST_PAGES, MOST_PAGES)
@@ -116,7 +121,8 @@ def shrink_all(file: LockedFile) -> None:
 
 
 def _in_slices(work: Callable[[int], int], first: int, least: int, most: int) -> None:
-    """Call ``work``, which takes the lock for it, with an amount until it has done nothing."""
+    """Call ``work``, which takes the lock itself, until it returns 0. Its argument, between ``least`` and ``most``, is
+    adapted so that a call takes about SLICE_SECONDS."""
     amount = first
     while True:
         started = time.monotonic()

@@ -29,13 +29,13 @@ from broker.sqlite.sweep import (
 
 log = logging.getLogger("log")
 RETENTION_CHECK_SECONDS = 30.0  # time between two checks for expired records, over all producers together
-RETENTION_PAUSE_SECONDS = 0.2  # pause before the next slice is removed where one was not enough
-RETENTION_ROWS = 1000  # rows of one partition that one slice removes
+RETENTION_PAUSE_SECONDS = 0.2  # pause before the next slice is removed, if one was not enough
+RETENTION_ROWS = 1000  # how far one slice moves a partition's first offset
 Row = tuple[int, bytes, bytes]  # partition, key, value
 
 
 class TopicFile:
-    """A connection to one topic. ``spec`` creates it where it is missing."""
+    """A connection to one topic. Raises LogError if the topic does not exist; ``create`` makes it."""
 
     def __init__(self, directory: Path, name: str, durable: bool = False, max_pages: int = 0) -> None:
         self.name = name
@@ -53,7 +53,7 @@ class TopicFile:
 
     @staticmethod
     def create(directory: Path, spec: TopicSpec) -> None:
-        """Make the topic, or check the one that is there. Raises LogError where its settings would lose data."""
+        """Create the topic, or check an existing one. Raises LogError if its settings would lose data."""
         file = LockedFile(directory / f"{spec.name}.sqlite")
         try:
             with file.write() as db:
@@ -74,7 +74,7 @@ class TopicFile:
             file.close()
 
     def append(self, rows: Sequence[Row]) -> list[Position]:
-        """Append all rows in one transaction; returns their positions."""
+        """Append all rows in one transaction; returns their positions. Raises LogUnavailable, LogFull, LogError."""
         with self._file.write() as db:
             now = time.time()
             ends = self._next(db, {partition for partition, _, _ in rows})
@@ -102,14 +102,14 @@ class TopicFile:
         return positions
 
     def _next(self, db: sqlite3.Connection, partitions: set[int]) -> dict[int, int]:
-        """The next offsets of these partitions; one statement where they are many of all that there are."""
+        """The next offsets of these partitions; of all, by one query, if these are more than an eighth of all."""
         if len(partitions) * 8 > self.spec.partitions:
             return dict(db.execute("SELECT number, next FROM partitions").fetchall())
         one = "SELECT next FROM partitions WHERE number = ?"
         return {p: int(db.execute(one, (p,)).fetchone()[0]) for p in partitions}
 
     def _retain(self, now: float) -> None:
-        """Remove a little of what has expired: whichever producer comes first after the interval does it for all of them."""
+        """Remove one slice of what has expired. The first producer to append after the interval does it for all."""
         seconds, limit = self.spec.retention_seconds, self.spec.retention_bytes
         self._retention_due = time.monotonic() + RETENTION_CHECK_SECONDS
         if not seconds and not limit:
@@ -133,7 +133,8 @@ class TopicFile:
             self._retention_due = time.monotonic() + min(RETENTION_CHECK_SECONDS, RETENTION_PAUSE_SECONDS)
 
     def trim(self, offsets: Mapping[int, int]) -> None:
-        """Everything below these offsets is gone at once; then its room is given back in slices, between which others write."""
+        """Remove everything below these offsets at once; then return its space to the disk in slices, so that others
+        can write in between."""
         with self._file.write() as db:
             for partition, offset in offsets.items():
                 begin_at(db, partition, offset)
@@ -142,12 +143,15 @@ class TopicFile:
             shrink_all(self._file)
 
     def version(self) -> int:
-        """Changes whenever another connection has committed."""
+        """A number that changes whenever another connection has committed (``PRAGMA data_version``)."""
         with self._file.errors():
             return int(self._file.db.execute("PRAGMA data_version").fetchone()[0])
 
     def read(self, partition: int, offset: int, limit: int, max_bytes: int) -> list[Record]:
-        """Records of one partition from ``offset`` on. Raises OffsetExpired if it is gone."""
+        """Records of one partition from ``offset`` on: at most ``limit``, and no more once they have ``max_bytes``.
+
+        Raises OffsetExpired if ``offset`` is gone, unless the topic is compacted.
+        """
         low = partition << SHIFT
         out: list[Record] = []
         with self._file.errors():

@@ -1,5 +1,5 @@
-"""``python -m broker.sqlite.vacuum DIRECTORY``: rewrite the files of an embedded log that an older version has made, so that they can give
-room back to the disk. For a run that is stopped; needs as much free disk as the largest file takes."""
+"""``python -m broker.sqlite.vacuum DIRECTORY``: rewrite the files of an embedded log that an older version made, so
+that they can return free space to the disk. Stop the run first; needs as much free disk as the largest file takes."""
 
 from __future__ import annotations
 
