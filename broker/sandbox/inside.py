@@ -162,7 +162,7 @@ def run(order: dict, stdin: bytes, channel: Channel) -> dict | None:
 
 def become(order: dict, files: list[int], channel: Channel) -> None:
     """In the child: set the run's descriptors and limits. If the order has a command, it replaces this process."""
-    os.dup2(files[3], 60)  # out of reach of the calls below
+    os.dup2(files[3], 60)  # above the descriptors that are overwritten below
     for target in range(3):
         os.dup2(files[target], target)
     os.dup2(60, VALUE)
