@@ -74,9 +74,7 @@ def seccomp_filter(machine: str = "") -> bytes:
             program += _if(EQUAL, numbers[m.column], errno.EPERM)
     program += _argument(m.socket, 0, [_op(EQUAL, AF_UNIX, 1, 0), _op(RETURN, ERRNO | errno.EAFNOSUPPORT)])
     program += _argument(m.clone, 0, _if(ANY_BIT, NEW_NAMESPACES, errno.EPERM))
-    program += _argument(
-        m.prlimit, 0, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | errno.EPERM)]
-    )  # only of the caller itself
+    program += _argument(m.prlimit, 0, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | errno.EPERM)])  # pid 0 only
     terminal = _if(EQUAL, TIOCSTI, errno.EPERM) + _if(EQUAL, TIOCLINUX, errno.EPERM)
     program += _argument(m.ioctl, 1, terminal)
     return b"".join([*program, _op(RETURN, ALLOW)])
