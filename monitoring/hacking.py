@@ -33,8 +33,7 @@ class Point:
 
 
 def rise(steps: Sequence[float], values: Sequence[float]) -> float:
-    """The change of ``values`` from the first step to the last by the median slope; 0 for fewer than ``FEWEST`` points.
-    """
+    """The change of ``values`` from first step to last, by the median slope; 0 for fewer than ``FEWEST`` points."""
     if len(steps) < FEWEST:
         return 0.0
     slopes = [(b - a) / (t - s) for (s, a), (t, b) in combinations(zip(steps, values, strict=True), 2) if t > s]

@@ -86,8 +86,7 @@ class Keys:
         return names(data) if data else [QUIT]
 
     def suspend(self) -> None:
-        """Stop this process group, as Ctrl-Z does, with the terminal's settings restored; returns once it is continued.
-        """
+        """Stop this process group, as Ctrl-Z does, with the terminal restored; returns once it is continued."""
         self._give_back()
         os.kill(0, signal.SIGTSTP)
         self._take()

@@ -219,8 +219,7 @@ class LearnerMetrics(StepMetrics):
 
 
 class RunMetrics(Metrics):
-    """What only an outside observer can see: which daemons are alive, how far groups are behind, how full the disk is.
-    """
+    """What only an outside observer can see: which daemons are alive, how far groups lag, how full the disk is."""
 
     lag = gauges(
         "consumer_lag_messages", "Records behind a group's committed offsets", "group", "topic",

@@ -154,8 +154,7 @@ class Prometheus:
             raise PrometheusError(f"{self.url} does not answer: {error}") from error
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector of ``expression``: each element has labels ``metric`` and a pair ``value`` (time, text).
-        """
+        """The instant vector of ``expression``: each element has labels ``metric`` and ``value`` (time, text)."""
         result = self.get("query", query=expression)
         if result["resultType"] == "scalar":
             return [{"metric": {}, "value": result["result"]}]
@@ -180,8 +179,7 @@ class Prometheus:
 
 
 def _require_free(port: int) -> None:
-    """Raises PrometheusError if ``port`` is in use: another server there would be mistaken for the one that we start.
-    """
+    """Raises PrometheusError if ``port`` is in use: the server there would be mistaken for the one that we start."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except (OSError, OverflowError) as error:

@@ -116,8 +116,7 @@ def histograms(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
 
 
 class Metrics:
-    """The metrics of a role, registered from the rows of its class. ``fixed`` are label values common to all of them.
-    """
+    """The metrics of a role, registered from the rows of its class. ``fixed`` are label values common to all."""
 
     def __init__(self, registry: CollectorRegistry, **fixed: str) -> None:
         for name, row in self.rows():

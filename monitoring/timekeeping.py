@@ -44,8 +44,7 @@ class SystemMetrics(Metrics):
 
     @contextlib.contextmanager
     def idle(self, reason: str) -> Iterator[None]:
-        """Count the block's time as waiting for ``reason``, and the time before it as work (or as the enclosing wait).
-        """
+        """Count the block's time as waiting for ``reason``, and the time before it as work (or as an outer wait)."""
         counter = self.idle_seconds(reason)
         with self._lock:
             self._count()

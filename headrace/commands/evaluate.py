@@ -107,8 +107,7 @@ def _lives(run: Run, *roles: str) -> bool:
 
 
 class Answer:
-    """Finds the evaluation of a name: the first ``look`` searches the whole log, each later one only the new records.
-    """
+    """Finds the evaluation of a name: the first ``look`` searches the whole log, each later one only new records."""
 
     def __init__(self, run: Run, name: str) -> None:
         self._run, self._name, self._next = run, name, 0

@@ -39,8 +39,7 @@ QUERIES = {
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A watched run: its alerting rules, and the further addresses that its run file has scraped (``others``, by name).
-    """
+    """A watched run: its alerting rules, and the ``others`` that its run file has scraped (addresses by name)."""
 
     name: str
     directory: Path

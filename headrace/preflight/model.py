@@ -24,8 +24,7 @@ UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A maximum of ``tokens`` for a sequence, and its reason ``why``; ``finding`` makes the finding for a longer one.
-    """
+    """A maximum of ``tokens`` for a sequence, and its reason ``why``; ``finding`` reports a longer sequence."""
 
     name: str
     tokens: int
@@ -54,8 +53,7 @@ def limits(config: Any, trained: bool) -> Iterator[Limit]:
 
 
 def files(subject: Subject) -> Iterator[Finding]:
-    """Missing files: configuration, tokenizer, or weights if they are needed; and models that cannot be trained packed.
-    """
+    """Missing files (configuration, tokenizer, weights if needed), and models that cannot be trained packed."""
     where = f"[run] model = {subject.whole.run.model!r}"
     config, tokenizer = subject.config, subject.tokenizer
     if subject.model_elsewhere:

@@ -53,8 +53,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """``good`` rows by number, and the reasons of ``odd`` ones. ``size`` is that of the whole source (None: endless).
-    """
+    """``good`` rows by number, and the reasons of ``odd`` ones. ``size``: of the whole source (None: endless)."""
 
     size: int | None
     good: Mapping[int, Any]
@@ -81,8 +80,7 @@ class Subject:
     # -- sources -------------------------------------------------------------------------------------------------------
 
     def source(self, name: str, documents: bool) -> Any:
-        """The source of that name, as documents or prompts; None if it cannot be opened (``refused`` has the reason).
-        """
+        """The source ``name``, as documents or prompts; None if it cannot be opened (``refused`` has the reason)."""
         key = (name, documents)
         if key not in self._opened:
             opening = open_documents if documents else open_prompts
@@ -195,8 +193,7 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
 
 @contextmanager
 def without_torch() -> Iterator[None]:
-    """Import transformers in the block as if torch were not installed, unless torch or transformers is loaded already.
-    """
+    """Import transformers in the block as if torch were not installed, unless one of them is loaded already."""
     found = importlib.util.find_spec
     if "torch" in sys.modules or "transformers" in sys.modules:
         yield

@@ -66,8 +66,7 @@ class WordKinds:
 
 @dataclass(frozen=True)
 class WordKindDocuments(WordKinds):
-    """Documents that teach only the form of an answer, for a cold start: each answer is a random word of the question.
-    """
+    """Documents that teach only the form of an answer, for a cold start: each answer is a random one of the words."""
 
     def document(self, number: int, level: float) -> Document:
         row = self.row(number)

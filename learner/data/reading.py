@@ -58,8 +58,7 @@ class Graveyard(Protocol):
         """Add documents; returns once they are durable."""
 
     def replayed(self) -> list[tuple[int, int]]:
-        """The dead letters that were replayed since the last call: pairs of the letter's id and the document's number.
-        """
+        """The dead letters replayed since the last call: pairs of the letter's id and the document's number."""
 
 
 class Memory:

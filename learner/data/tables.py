@@ -188,8 +188,7 @@ class TableDocuments(_Table):
 
 @dataclass(frozen=True)
 class TableRows:
-    """The plain rows, for a stage that reads columns of its own; those in ``columns`` are added under their new names.
-    """
+    """The plain rows, for a stage that reads columns of its own; ``columns`` adds some of them under other names."""
 
     rows: Rows
     where: str

@@ -231,8 +231,7 @@ def _row(row: Mapping[str, Any], number: int, data: str) -> dict[str, Any]:
 
 
 def _document(row: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """A row of the artefact. Its metadata keep the sample that it was made from, and the sample's position in the log.
-    """
+    """A row of the artefact. Its metadata name the sample that it was made from, and the sample's log position."""
     how = {"rewritten_from": data, **({"reviewed": row["reviewed"]} if "reviewed" in row else {})}
     chat = {"chat": row["chat"]} if row.get("chat") else {}
     return {
