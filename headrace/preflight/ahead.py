@@ -28,10 +28,9 @@ MOST_CHARACTERS = 600
 
 @dataclass(slots=True)
 class Looked:
-    """The result: ``findings`` in the order of the checks (``of`` sorts them, worst first), and the checks that were
-    made.
+    """The result: ``findings`` in the order of the checks (``of`` sorts them, worst first), and the completed ``checks``.
 
-    ``broken`` says why some checks were not made; it is empty if all were. ``seconds`` is the time that they took.
+    ``broken`` says why some checks were not completed; empty if all were. ``seconds`` is the time that they took.
     """
 
     findings: list[Finding] = field(default_factory=list)

@@ -18,8 +18,7 @@ from learner.model.positions import learned_positions, stretched_from, window_of
 from learner.model.sizes import sizes_of, unlike
 
 UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
-"""Model types whose attention or positions cannot be computed packed: learner/model/load.py rejects them, and says why.
-"""
+"""Model types whose attention or positions cannot be computed packed: learner/model/load.py gives the reasons."""
 
 
 @dataclass(frozen=True, slots=True)

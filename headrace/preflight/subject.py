@@ -1,8 +1,7 @@
 """The inputs of the checks, opened when a check first needs them: the run file, rows of its sources, the tokenizer, the
 configuration.
 
-Imports no torch: tokenizers and configurations do not need it, and it takes longer to load than everything that is
-looked at here.
+Does not import torch: tokenizers and configurations do not need it, and loading it takes longer than all the checks.
 """
 
 from __future__ import annotations

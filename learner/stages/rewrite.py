@@ -104,7 +104,7 @@ class RewriteStage(Stage):
     # -- the model's part ----------------------------------------------------------------------------------------------
 
     def _rewritten(self, learner: Learner, rows: list[dict[str, Any]], rewriter: Rewriter) -> dict[str, str] | None:
-        """The new response of each row by its id, empty where there is none; None if the learner is to stop."""
+        """The new response of each row by its id, empty if there is none; None if the learner is to stop."""
         part = learner.run.directory / "artefacts" / f".{self.name}.part"
         part.parent.mkdir(exist_ok=True)
         done = _taken_up(part, rows)

@@ -1,4 +1,4 @@
-"""``kind = "train_reward"``: trains a model that judges replies, on pairs or on labelled replies, beside the policy.
+"""``kind = "train_reward"``: trains a judge of replies, on pairs or on labelled replies. The policy does not change.
 
 The result is an artefact of the stage's name: ``RUN/models/NAME``, which ``rewarders.reward_model:RewardModel`` loads
 (``model = "{run}/models/NAME"``), and a record in the log with its accuracies. Source: DeepSeek-R1 (arXiv 2501.12948),
