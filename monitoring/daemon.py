@@ -43,7 +43,7 @@ class Stop:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until the flag is set; returns whether it is."""
+        """Sleep for ``seconds``, or until the flag is set; returns whether it is."""
         return self._event.wait(seconds)
 
     def install(self) -> Stop:
@@ -63,22 +63,25 @@ class Stop:
 def die_with_parent(expected: int | None = None) -> None:
     """Have the kernel kill this process when its parent ends, even by SIGKILL, so that no orphans remain.
 
-    ``expected`` is the parent's pid, by default ``$HEADRACE_PARENT``; without either, nothing is done (started by
-    hand). The kernel watches the *thread* that started this process, so start children from a thread that outlives
-    them.
+    ``expected`` is the parent's pid, by default ``$HEADRACE_PARENT``; without either (a daemon started by hand) this
+    does nothing. The kernel watches the *thread* that started this process, so start children from a thread that
+    outlives them.
     """
     parent = expected if expected is not None else int(os.environ.get(PARENT, "0"))
     if not parent:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(128 + signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """``RUN/daemons/NAME.json``: who runs on which machine, and where its metrics are (``HOST:PORT`` or a URL)."""
+    """``RUN/daemons/NAME.json``: a daemon, its machine ``host``, and where its metrics are (``HOST:PORT`` or a URL).
+
+    ``started`` is in seconds since the epoch.
+    """
 
     name: str
     role: str
@@ -87,11 +90,11 @@ class Registration:
     started: float
     host: str
     version: str
-    """Of the code it runs."""
+    """Version of the project that it runs."""
 
 
 def own_version() -> str:
-    """Version of the installed project; ``unknown`` where it is run without being installed."""
+    """Version of the installed project; ``unknown`` if it is not installed."""
     from importlib import metadata
 
     try:
@@ -102,9 +105,10 @@ def own_version() -> str:
 
 @contextlib.contextmanager
 def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Registration]:
-    """Announce this daemon in the run's directory while the block runs; what a killed one left is overwritten.
+    """Announce this daemon in the run's directory while the block runs, overwriting what a killed one left.
 
-    The file is touched every few seconds: that is how other machines, which see the directory, know that it lives.
+    The file is touched every ``TOUCH_SECONDS``: this is how other machines that share the directory know that the
+    daemon is alive.
     """
     entry = Registration(name, role, os.getpid(), metrics, time.time(), socket.gethostname(), own_version())
     path = run_dir / "daemons" / f"{name}.json"
@@ -126,7 +130,9 @@ def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Re
 
 
 def registrations(run_dir: Path) -> list[Registration]:
-    """All daemons that have announced themselves and are still alive: those of other machines by the age of their file."""
+    """All announced daemons that are alive: on this machine the process exists, on others the file is younger than
+    ``LOST_SECONDS``.
+    """
     found, here, now = [], socket.gethostname(), time.time()
     for path in sorted((run_dir / "daemons").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -1,6 +1,6 @@
 """Serves one process's metrics over HTTP: /metrics for Prometheus, /healthz for health checks, and pages of JSON.
 
-Loopback by default, without authentication: anyone who can reach the port can read these, and change nothing.
+On the loopback by default, without authentication: anyone who can reach the port can read these, but change nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind without the reverse name lookup that HTTPServer does: that can take seconds."""
+        """Bind without HTTPServer's reverse name lookup, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[0], self.server_address[1]  # type: ignore[assignment]
 
@@ -33,10 +33,10 @@ class _Server(ThreadingHTTPServer):
 
 
 class Exporter:
-    """``healthy`` returns an empty text, or why the daemon is not well (answered with status 503, as is its failure);
-    ``pages`` give JSON texts by path.
+    """``healthy`` returns an empty text, or why the daemon is unhealthy; /healthz then answers 503, also if the call
+    fails. ``pages`` maps paths to functions that return JSON text.
 
-    Raises OSError, naming the address, where it cannot listen. Adds the process's own metrics to ``registry``.
+    Adds the process's own metrics to ``registry``. Raises OSError, naming the address, if it cannot listen there.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Exporter:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Log nothing for a scrape."""
+                """Do not log scrapes."""
 
         try:
             self._server = _Server((host, port), Handler)
@@ -79,7 +79,7 @@ class Exporter:
                 error.errno, f"metrics cannot be served on {host}:{port} ({error.strerror}); 0 takes any free port"
             ) from error
         for collector in (ProcessCollector, PlatformCollector):
-            with contextlib.suppress(ValueError):  # the registry has it from an exporter before
+            with contextlib.suppress(ValueError):  # an earlier exporter registered it already
                 collector(registry=registry)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="exporter", daemon=True)
         self._thread.start()
@@ -100,5 +100,5 @@ class Exporter:
 def _reason(healthy: Callable[[], str]) -> str:
     try:
         return healthy()
-    except Exception as error:  # the callback is the daemon's own; that it fails is the answer
+    except Exception as error:  # a failing health check is itself an answer
         return f"the health check failed: {type(error).__name__}: {error}"

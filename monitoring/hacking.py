@@ -1,8 +1,9 @@
-"""Detects that a rewarder is gamed: its values rise while held-out accuracy, or a shadow that is not trained on, falls.
+"""Detects reward hacking: a rewarder's values rise while held-out accuracy, or a shadow that is not trained on, falls.
 
-DeepSeek-R1 (arXiv 2501.12948, Figure 6) shows what this looks like: the reward of a helpfulness model goes up, and accuracy on code
-goes down. A rise is the slope of the median of slopes (Theil and Sen) over the last evaluations times their distance: one odd value of a few
-moves it little. Nothing of the ring is needed, so that the learner, a report and a notebook tell the same.
+DeepSeek-R1 (arXiv 2501.12948, Figure 6) shows an example: the reward of a helpfulness model goes up, and accuracy on
+code goes down. The rise of a series over the last evaluations is the median of its pairwise slopes (Theil-Sen) times
+the distance in steps from first to last, so a single outlier has little effect. This module needs no other part of the
+project, so that the learner, a report and a notebook compute the same figures.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from itertools import combinations
 from statistics import fmean, median
 
 EVALUATIONS = 5
-"""Over so many of the newest evaluations rise and fall are taken."""
+"""Rise and fall are computed over this many of the newest evaluations."""
 FEWEST = 3
-"""With fewer, there is no trend to tell from chance."""
+"""With fewer evaluations, a trend cannot be told from chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One evaluation: at which step, its pass@1, and the means of rewarders and of shadows in the steps up to it."""
+    """One evaluation: its step, its pass@1, and the means of each rewarder and shadow over the steps since the
+    evaluation before.
+    """
 
     step: float
     accuracy: float
@@ -30,7 +33,7 @@ class Point:
 
 
 def rise(steps: Sequence[float], values: Sequence[float]) -> float:
-    """From the first step to the last, by the median slope; 0 for fewer than three points."""
+    """The change of ``values`` from first step to last, by the median slope; 0 for fewer than ``FEWEST`` points."""
     if len(steps) < FEWEST:
         return 0.0
     slopes = [(b - a) / (t - s) for (s, a), (t, b) in combinations(zip(steps, values, strict=True), 2) if t > s]
@@ -38,9 +41,10 @@ def rise(steps: Sequence[float], values: Sequence[float]) -> float:
 
 
 def gaps(points: Sequence[Point]) -> dict[str, float]:
-    """By how much each rewarder has risen while the worst of accuracy and shadows has fallen, rise and fall added up; 0 where either did not.
+    """The gap of each rewarder: its rise plus the largest fall among accuracy and shadows; 0 unless both are positive.
 
-    Values are compared in units of the largest that was seen, where that is above 1: a rewarder that counts characters has no say by its size.
+    A series is divided by its largest absolute value if that exceeds 1, so that a rewarder with large values (one that
+    counts characters, say) does not dominate.
     """
     points = list(points)[-EVALUATIONS:]
     steps = [p.step for p in points]
@@ -62,9 +66,9 @@ def _rise_of(steps: Sequence[float], values: Sequence[Mapping[str, float]], name
 
 
 class Monitor:
-    """Collects the steps' metrics (``reward/NAME``, ``shadow/NAME``) and the evaluations of each benchmark as they come, from any thread.
+    """Collects metrics of steps (``reward/NAME``, ``shadow/NAME``) and the evaluations of each benchmark. Thread-safe.
 
-    It keeps its history in memory only: after a restart, three evaluations are needed before there is a trend.
+    The history is kept only in memory: after a restart, it takes ``FEWEST`` evaluations before there is a trend.
     """
 
     def __init__(self) -> None:
@@ -80,7 +84,7 @@ class Monitor:
                     self._rewards.setdefault(name, []).append(value)
 
     def evaluation(self, benchmark: str, step: int, accuracy: float) -> dict[str, float]:
-        """Take one in; returns each rewarder's gap, the largest of all benchmarks."""
+        """Add an evaluation; returns for each rewarder its largest gap over all benchmarks."""
         with self._lock:
             return self._evaluation(benchmark, step, accuracy)
 
@@ -90,7 +94,7 @@ class Monitor:
         self._before[benchmark] = {name: len(values) for name, values in self._rewards.items()}
         rewards = {n.removeprefix("reward/"): v for n, v in means.items() if n.startswith("reward/")}
         shadows = {n.removeprefix("shadow/"): v for n, v in means.items() if n.startswith("shadow/")}
-        if rewards:  # what was evaluated before the first step has no reward to compare with
+        if rewards:  # an evaluation before the first step has no rewards to compare with
             kept = self._points.get(benchmark, [])[1 - EVALUATIONS :]
             self._points[benchmark] = [*kept, Point(step, accuracy, rewards, shadows)]
         worst: dict[str, float] = {}
@@ -100,6 +104,6 @@ class Monitor:
         return worst
 
     def begin(self) -> None:
-        """A stage begins: rewards and benchmarks may be others."""
+        """Forget the history: a new stage may have other rewarders and benchmarks."""
         with self._lock:
             self._rewards, self._points, self._before = {}, {}, {}

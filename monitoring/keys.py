@@ -1,4 +1,4 @@
-"""Single keys from a terminal, without waiting for Enter; whatever happens, the terminal is left as it was found."""
+"""Reads single keys from a terminal without waiting for Enter, and always restores the terminal's settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _DISTURBING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def names(data: bytes) -> list[str]:
-    """The keys that a terminal sends as ``data``; what is no single key and no arrow is left out."""
+    """The keys that a terminal sent as ``data``. Everything but single ASCII keys and the left and right arrows is
+    ignored.
+    """
     found = []
     for token in _TOKEN.findall(data):
         if token in _ARROWS:
@@ -32,9 +34,9 @@ def names(data: bytes) -> list[str]:
 
 
 class Keys:
-    """Reads keys while its block runs. Without a terminal of its own to read from (a pipe, a background job) there are none.
+    """Reads keys inside its ``with`` block. There are none without a terminal to read from (a pipe, a background job).
 
-    Ctrl-Z comes as the key ``SUSPEND``; a terminal that is gone counts as ``QUIT``.
+    Ctrl-Z is the key ``SUSPEND``; a terminal that has gone away gives ``QUIT``.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -56,7 +58,7 @@ class Keys:
     def _take(self) -> None:
         tty.setcbreak(self._fd, termios.TCSANOW)
         mode = termios.tcgetattr(self._fd)
-        mode[6][termios.VSUSP] = b"\x00"  # none: Ctrl-Z is a key, so that the screen can be put right before the stop
+        mode[6][termios.VSUSP] = b"\x00"  # read Ctrl-Z as a key, so that the screen can be restored before the stop
         termios.tcsetattr(self._fd, termios.TCSANOW, mode)
 
     def _give_back(self) -> None:
@@ -69,7 +71,7 @@ class Keys:
         self._before = None
 
     def wait(self, seconds: float) -> str:
-        """The next key; empty if none comes within ``seconds``."""
+        """The next key; empty if none is pressed within ``seconds``."""
         if not self._pending:
             readable, _, _ = select.select([self._fd] if self.there else [], [], [], max(0.0, seconds))
             if readable:
@@ -84,7 +86,7 @@ class Keys:
         return names(data) if data else [QUIT]
 
     def suspend(self) -> None:
-        """Stop this process group, as Ctrl-Z asks, with the terminal as it was; go on when it is continued."""
+        """Stop this process group, as Ctrl-Z does, with the terminal restored; returns once it is continued."""
         self._give_back()
         os.kill(0, signal.SIGTSTP)
         self._take()
@@ -92,7 +94,7 @@ class Keys:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let the block finish: signals that would end the process come after it."""
+    """Delay SIGINT, SIGTERM and SIGHUP until the block has finished."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DISTURBING)
     try:
         yield
@@ -103,5 +105,5 @@ def undisturbed() -> Iterator[None]:
 def _stdin() -> int:
     try:
         return sys.stdin.fileno()
-    except (AttributeError, OSError, ValueError):  # closed, or replaced by something that is no file
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by an object without a descriptor
         return -1

@@ -30,7 +30,7 @@ class LiveView(Protocol):
 
 
 class PlainView:
-    """A line at every change of stage or evaluation, and otherwise every ten seconds."""
+    """Prints a line at each new stage, evaluation or note, and otherwise every ``PLAIN_SECONDS``."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -56,11 +56,11 @@ class PlainView:
         self._console.print(clean_text(line), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to release."""
 
 
 class RichView:
-    """A display that is drawn anew in place."""
+    """A display that is redrawn in place."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, refresh_per_second=4, transient=False)
@@ -77,12 +77,12 @@ class RichView:
 
 
 def timeless(note: str) -> str:
-    """A note without the seconds that it has lasted: it is said once."""
+    """A note without its duration in seconds, so that the same note is printed only once."""
     return SECONDS.sub("", note)
 
 
 def open_view(plain: bool, console: Console | None = None) -> LiveView:
-    """The view for this terminal; plain lines if asked for, or where there is no terminal."""
+    """A view for this terminal; plain lines if ``plain`` is set or the output is not a terminal."""
     console = console or Console()
     return PlainView(console) if plain or not console.is_terminal else RichView(console)
 
@@ -99,7 +99,7 @@ def one_line(view: RunView) -> str:
 
 
 def facts(view: RunView) -> list[tuple[str, str]]:
-    """The numbers that matter now, named and formatted."""
+    """The most important numbers that the view has, as (name, formatted value)."""
     wanted = (
         ("reward", "reward_mean", "{:.3f}"),
         ("loss", "loss", "{:.3f}"),
@@ -126,7 +126,7 @@ def render(view: RunView) -> RenderableType:
 
 
 def head(view: RunView) -> Text:
-    """Which run this is, and in which stage."""
+    """The first line: name of the run, stage, elapsed time."""
     return Text.assemble(
         (clean_text(view.name, 80), "bold"),
         f"  stage {view.stage_number + 1}/{view.stages} ",
@@ -136,7 +136,7 @@ def head(view: RunView) -> Text:
 
 
 def overview(view: RunView) -> RenderableType:
-    """How far the run is, its numbers, its queues and its daemons."""
+    """The run's progress, numbers, queues and daemons."""
     cells = [Text.assemble((f"{name} ", "dim"), (value, "bold"), no_wrap=True) for name, value in facts(view)]
     rows: list[RenderableType] = [bar(view.step, view.steps)] if view.steps else []
     rows.append(Columns(cells, padding=(0, 3)))
@@ -157,7 +157,7 @@ def overview(view: RunView) -> RenderableType:
 
 
 def bar(done: int, total: int, width: int = 40) -> Text:
-    """Progress as a line of its own."""
+    """A progress bar of ``width`` characters, followed by ``done/total``."""
     filled = min(width, round(width * done / total))
     return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "dim"), f" {done}/{total}")
 

@@ -1,7 +1,10 @@
-"""Every metric of the project, declared once and in one row: name, type, buckets, units (base units; ``_total`` on counters).
+"""Declares every metric of the project, each once and in one row: name, type, buckets, unit (base units; counters end
+in ``_total``).
 
-One registry a process, one role a registry (an actor and a learner both have a ``weight_version``). A class holds the metrics of one role, with their labels looked up already, so that a call site is
-one line. Labels are of low cardinality only: never a prompt's or a trajectory's id. docs/metrics.md lists them all (``python -m monitoring.catalogue``).
+Each process has one registry, and each registry one role: an actor and a learner both have a ``weight_version``. A
+class holds the metrics of one role with their labels already looked up, so that a call site is one line. Labels have
+low cardinality: never the id of a prompt or a trajectory. docs/metrics.md lists all metrics (``python -m
+monitoring.catalogue``).
 """
 
 from __future__ import annotations
@@ -92,7 +95,9 @@ class RewarderMetrics(Metrics):
 
 
 class StepMetrics(Metrics):
-    """What a step of the learner tells: each row with the name (``key``) that the step's result has for it in the log."""
+    """Metrics that a step of the learner sets; each row's ``key`` is the name of the value in the step's result in the
+    log.
+    """
 
     tokens = counter("tokens", "Response tokens trained", key="tokens_trained")
     dropped_groups = counters(
@@ -214,7 +219,7 @@ class LearnerMetrics(StepMetrics):
 
 
 class RunMetrics(Metrics):
-    """What only somebody beside the daemons can see: who is alive, how far each group is behind, how full the disk is."""
+    """What only an outside observer can see: which daemons are alive, how far groups lag, how full the disk is."""
 
     lag = gauges(
         "consumer_lag_messages", "Records behind a group's committed offsets", "group", "topic",
@@ -245,7 +250,9 @@ class BrokerMetrics(Metrics):
         self.bytes_in, self.bytes_out = self.bytes("in"), self.bytes("out")
 
     def track_oldest(self, topic: str, oldest: Callable[[], float]) -> None:
-        """Have each scrape ask ``oldest`` when the oldest open record of ``topic`` was made (infinity: there is none)."""
+        """Have each scrape call ``oldest``: when the oldest open record of ``topic`` was made, in seconds since the
+        epoch (infinity: none).
+        """
         self.oldest_age(topic).set_function(lambda: max(0.0, time.time() - oldest()))
 
 
@@ -255,4 +262,4 @@ ROLES: dict[str, tuple[type[Metrics], ...]] = {
     "learner": (LearnerMetrics, BrokerMetrics, SystemMetrics),
     "supervisor": (RunMetrics,),
 }
-"""Which metrics a daemon of a role serves."""
+"""The metrics that a daemon of each role serves."""

@@ -1,6 +1,6 @@
-"""A real Prometheus on this machine that watches runs, for people and for the tests: Debian's package, unpacked beside the environment.
+"""Starts a real Prometheus on this machine, for people and for the tests: the installed one, or Debian's package.
 
-It finds a run's daemons through the file that the run keeps up to date, and listens on the loopback.
+It finds a run's daemons through the run's ``targets.json``, and listens on the loopback.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ scrape_configs:
 
 
 class PrometheusError(Exception):
-    """Prometheus cannot be had, does not start, or refuses a query; the text is its own."""
+    """Prometheus cannot be fetched, does not start, or rejects a query; the message contains its own text."""
 
 
 def programs(home: Path | None = None) -> Path:
-    """The directory that holds ``prometheus`` and ``promtool``: those of the PATH, or Debian's, fetched on the first call.
+    """The directory that holds ``prometheus`` and ``promtool``: from the PATH, else Debian's, fetched to ``home`` on
+    the first call.
 
-    Raises PrometheusError where neither can be had.
+    Raises PrometheusError if neither is available.
     """
     found = shutil.which("prometheus")
     if found and shutil.which("promtool"):
@@ -63,7 +64,7 @@ def programs(home: Path | None = None) -> Path:
 
 
 def _fetch(home: Path) -> None:
-    """Unpack Debian's package below ``home``; nothing is installed on the system, and no root is needed."""
+    """Download Debian's package and unpack it in ``home``: nothing is installed system-wide, and root is not needed."""
     hint = "install Prometheus (apt install prometheus) so that prometheus and promtool are on the PATH"
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
@@ -71,7 +72,7 @@ def _fetch(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     download = ["apt-get", "download", "prometheus"]
     done = subprocess.run(download, cwd=home, capture_output=True, text=True)
-    if done.returncode:  # the lists of packages may be missing or old
+    if done.returncode:  # the package lists may be missing or old
         subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
         done = subprocess.run(download, cwd=home, capture_output=True, text=True)
     packages = sorted(home.glob("prometheus_*.deb"))
@@ -81,7 +82,9 @@ def _fetch(home: Path) -> None:
 
 
 def configuration(files: Sequence[Path], rules: Sequence[Path] = (), interval: str = "5s") -> str:
-    """A Prometheus configuration: ``files`` are runs' targets, ``rules`` recording and alerting rules."""
+    """A Prometheus configuration (YAML). ``files`` are the ``targets.json`` of runs; ``rules`` have recording and
+    alerting rules.
+    """
     return SECTION.format(
         interval=interval,
         files=json.dumps([str(path.resolve()) for path in files]),
@@ -90,7 +93,11 @@ def configuration(files: Sequence[Path], rules: Sequence[Path] = (), interval: s
 
 
 class Prometheus:
-    """One server with its data in ``directory``. Ends with this process. Raises PrometheusError."""
+    """One server, with its data in ``directory``; it ends with this process. ``port`` 0 takes a free one.
+
+    The constructor waits until the server is ready. Raises PrometheusError if it does not start within
+    ``READY_SECONDS``.
+    """
 
     def __init__(
         self, directory: Path, files: Sequence[Path], rules: Sequence[Path] = (), interval: str = "5s", port: int = 0
@@ -134,7 +141,9 @@ class Prometheus:
                 time.sleep(0.1)
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The ``data`` of an answer of the HTTP API (``query``, ``alerts``, ``targets`` ...)."""
+        """The ``data`` of the HTTP API's answer at ``path`` (``query``, ``alerts``, ``targets`` ...). Raises
+        PrometheusError.
+        """
         question = f"?{urlencode(parameters)}" if parameters else ""
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/{path}{question}", timeout=10) as answer:
@@ -145,7 +154,7 @@ class Prometheus:
             raise PrometheusError(f"{self.url} does not answer: {error}") from error
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector of ``expression``: a mapping ``metric`` and a pair ``value`` each."""
+        """The instant vector of ``expression``: each element has labels ``metric`` and ``value`` (time, text)."""
         result = self.get("query", query=expression)
         if result["resultType"] == "scalar":
             return [{"metric": {}, "value": result["result"]}]
@@ -156,7 +165,7 @@ class Prometheus:
         return self._process.poll() is None
 
     def wait(self) -> int:
-        """Block until the server ends; returns its status."""
+        """Block until the server ends; returns its exit status."""
         return self._process.wait()
 
     def stop(self) -> None:
@@ -170,7 +179,7 @@ class Prometheus:
 
 
 def _require_free(port: int) -> None:
-    """Raises PrometheusError: what listens there already would be taken for the server that is started."""
+    """Raises PrometheusError if ``port`` is in use: the server there would be mistaken for the one that we start."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except (OSError, OverflowError) as error:
@@ -178,7 +187,7 @@ def _require_free(port: int) -> None:
 
 
 def main() -> int:
-    """Have Prometheus ready: fetch it where it is missing."""
+    """Fetch Prometheus if it is missing; a failure is only printed."""
     try:
         programs()
     except PrometheusError as error:

@@ -1,6 +1,8 @@
-"""How a metric is declared: one row in the class of its role. The class has the row, an instance of it the metric itself.
+"""Declares metrics: one row each, in the class of a role. The class attribute is the row; the instance attribute is the
+metric itself.
 
-``ActorMetrics.inflight`` is the row, which a panel or a page of documentation names; ``metrics.inflight.set(3)`` is the call site.
+Dashboards and documentation use the row, ``ActorMetrics.inflight``; daemons use the metric,
+``metrics.inflight.set(3)``.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ M = TypeVar("M")
 
 @dataclass(frozen=True)
 class Row(Generic[M]):
-    """A metric: its Prometheus name (without prefix, and of a counter without ``_total``), what it says, and its labels.
+    """Declaration of a metric: its Prometheus name (without the prefix, and for a counter without ``_total``), help
+    text and labels.
 
-    ``key`` is the name in a step's metrics that sets it; one that ends in ``*`` stands for many, and what it stands for is the label's
-    value; ``always`` are label values that are set to 0 by a step that does not have them. ``may_be_zero`` says why a sound run may never
-    count it. In an expression a row is the name of its series; a histogram has three, and no name of its own.
+    ``key`` names the value among a step's metrics that sets it. A key ending in ``*`` matches many values, and the
+    matched part becomes the value of the label; label values in ``always`` are set to 0 by a step that lacks them.
+    ``may_be_zero`` says why it may be absent or zero in a sound run. ``str(row)`` is the name of its series; for a
+    histogram it raises TypeError, because a histogram has three: ``bucket``, ``sum`` and ``count``.
     """
 
     kind: type[Counter] | type[Gauge] | type[Histogram]
@@ -40,7 +44,7 @@ class Row(Generic[M]):
     @overload
     def __get__(self, holder: Metrics, owner: type) -> M: ...
     def __get__(self, holder: Metrics | None, owner: type) -> Row[M] | M:
-        return self  # of an instance its own attribute comes first: the metric that ``Metrics`` has made
+        return self  # only for the class: an instance has an attribute of its own, the metric that ``Metrics`` made
 
     @property
     def family(self) -> str:
@@ -75,7 +79,9 @@ class Row(Generic[M]):
         return f"{self.family}_{part}"
 
     def make(self, registry: CollectorRegistry, fixed: Mapping[str, str]) -> Any:
-        """The metric; where labels are not ``fixed``, a function from their values to the metric of that label."""
+        """Register the metric. If labels remain that are not ``fixed``, returns a cached function from their values to
+        the metric.
+        """
         more: dict[str, Any] = {"buckets": self.buckets} if self.buckets else {}
         made = self.kind(self.family, self.help, self.labels, registry=registry, **more)
         known = {name: fixed[name] for name in self.labels if name in fixed}
@@ -110,7 +116,7 @@ def histograms(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
 
 
 class Metrics:
-    """The metrics of a role, made from the rows of its class. ``fixed`` are the labels that are the same for all of them."""
+    """The metrics of a role, registered from the rows of its class. ``fixed`` are label values common to all."""
 
     def __init__(self, registry: CollectorRegistry, **fixed: str) -> None:
         for name, row in self.rows():
@@ -118,14 +124,14 @@ class Metrics:
 
     @classmethod
     def rows(cls) -> Iterator[tuple[str, Row[Any]]]:
-        """The rows by the name of their attribute, in the order in which they are declared."""
+        """Pairs of attribute name and row, in order of declaration."""
         for owner in reversed(cls.__mro__):
             for name, row in vars(owner).items():
                 if isinstance(row, Row):
                     yield name, row
 
     def report(self, values: Mapping[str, float]) -> None:
-        """Set, count or observe what a step tells, each value by the row that has its key."""
+        """Set, count or observe the metrics of a step: each row takes the value that has its key."""
         for name, row in self.rows():
             if row.key.endswith("*"):
                 start = row.key.removesuffix("*")

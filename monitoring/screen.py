@@ -1,4 +1,4 @@
-"""Pages of a run on a terminal that keys turn, and the same as plain text elsewhere."""
+"""Shows the views of a run: on a terminal as pages that keys switch between, elsewhere as plain text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Pages(Protocol):
 
 
 def turned(shown: str, key: str, back: str = PAGES[0]) -> str:
-    """The view after ``key``; ``back`` is where the help leads back to."""
+    """The name of the view to show after ``key``; ``back`` is the one to return to from the help."""
     if key in ("h", "?"):
         return back if shown == "help" else "help"
     if key.isdigit() and 1 <= int(key) <= len(PAGES):
@@ -46,7 +46,7 @@ def turned(shown: str, key: str, back: str = PAGES[0]) -> str:
 
 
 class Screen:
-    """The whole terminal, which gets its former content back at the end."""
+    """Pages on the whole terminal; ``close`` restores its former content."""
 
     def __init__(self, console: Console, shown: str, keys: bool) -> None:
         self.shown = self._back = shown
@@ -84,7 +84,7 @@ class Screen:
 
 
 class PlainPages:
-    """Where nobody can press keys: one view, printed again every ten seconds; the overview as lines at its changes."""
+    """Pages without keys: prints one view every ``PLAIN_SECONDS``, or the overview as the lines of ``PlainView``."""
 
     def __init__(self, console: Console, shown: str) -> None:
         self.shown = shown
@@ -92,7 +92,7 @@ class PlainPages:
         self._due = 0.0
 
     def open(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to acquire."""
 
     def update(self, view: RunView) -> None:
         if self.shown == PAGES[0]:
@@ -102,14 +102,14 @@ class PlainPages:
             self._console.print(draw(self.shown, view), markup=False, highlight=False)
 
     def press(self, key: str) -> None:
-        """No key turns a page that has been printed."""
+        """Does nothing: a printed page cannot be turned."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to release."""
 
 
 def open_pages(plain: bool, shown: str, keys: bool, console: Console | None = None) -> Pages:
-    """Pages for this terminal, opened; plain text if asked for, or where there is no terminal."""
+    """Opened pages for this terminal; plain text if ``plain`` is set or the output is not a terminal."""
     console = console or Console()
     pages: Pages = PlainPages(console, shown) if plain or not console.is_terminal else Screen(console, shown, keys)
     pages.open()
@@ -117,7 +117,7 @@ def open_pages(plain: bool, shown: str, keys: bool, console: Console | None = No
 
 
 def print_once(view: RunView, names: Sequence[str], console: Console | None = None) -> None:
-    """Print each of the views; without names the overview as a line."""
+    """Print each named view; without names, the overview as one line."""
     console = console or Console()
     for name in names:
         console.print(draw(name, view), markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""How a daemon spends its time, counted so that every second is counted once."""
+"""Counts how a daemon spends its time; every second is counted exactly once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monitoring.rows import Metrics, Row, counters, gauge
 
 
 class _BeforeScrape(Collector):
-    """Counts the time up to a scrape in that scrape, even in the middle of a long piece of work."""
+    """Brings the time counters up to date at each scrape, even in the middle of a long piece of work."""
 
     def __init__(self, count: Callable[[], None]) -> None:
         self._count = count
@@ -25,9 +25,9 @@ class _BeforeScrape(Collector):
 
 
 class SystemMetrics(Metrics):
-    """How a daemon spends its time: what is not idle is busy, and the rate of idleness is the bubble.
+    """How a daemon spends its time: all time that is not idle is busy, and the rate of idle time is the bubble.
 
-    Every second since birth is counted once: to the innermost wait that is open, or as busy. Safe from any thread.
+    Every second since this object was made is counted once: for the innermost open wait, or else as busy. Thread-safe.
     """
 
     clock = gauge("clock_timestamp_seconds", "The daemon's own clock, seconds since the epoch")
@@ -35,7 +35,7 @@ class SystemMetrics(Metrics):
     busy_seconds: Row[Counter] = Row(Counter, "busy_seconds", "Time spent working", ("role",))
 
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
-        registry.register(_BeforeScrape(self.busy))  # before the counters: collectors are asked in this order
+        registry.register(_BeforeScrape(self.busy))  # before the counters: a scrape collects in this order
         self._lock = threading.Lock()
         self._waits: list[Counter] = []
         self._mark = time.monotonic()
@@ -44,7 +44,7 @@ class SystemMetrics(Metrics):
 
     @contextlib.contextmanager
     def idle(self, reason: str) -> Iterator[None]:
-        """The block waits for ``reason``; the time since the last such block was work."""
+        """Count the block's time as waiting for ``reason``, and the time before it as work (or as an outer wait)."""
         counter = self.idle_seconds(reason)
         with self._lock:
             self._count()
@@ -57,12 +57,14 @@ class SystemMetrics(Metrics):
                 self._waits.remove(counter)
 
     def busy(self) -> None:
-        """Count the time up to now; call it in long stretches of work, so that a scrape in between sees them."""
+        """Count the time up to now. Long work need not call it: every scrape does."""
         with self._lock:
             self._count()
 
     def waited(self, reason: str, seconds: float) -> None:
-        """The last ``seconds`` were spent waiting for ``reason`` (no more than have not been counted yet)."""
+        """Count ``seconds`` of the time that is not counted yet (at most all of it) as waiting for ``reason``, and the
+        rest as ``busy`` does.
+        """
         with self._lock:
             seconds = min(max(0.0, seconds), time.monotonic() - self._mark)
             self.idle_seconds(reason).inc(seconds)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 PAGES = ("overview", "daemons", "queues", "steps", "letters", "samples")
-"""The views of a run, in the order of their keys."""
+"""The views of a run, in the order of their number keys."""
 
 
 @dataclass(slots=True)
 class DaemonView:
-    """One daemon: ``state`` is running, restarting or gone. What is not known is None.
+    """One daemon: ``state`` is running, restarting or gone. Unknown values are None.
 
-    ``rate`` is what it gets done a second, in ``unit``; ``inflight`` the samples it generates, of ``slots`` that each of its servers may have; ``busy`` the share of its
-    time in which it does not wait.
+    ``rate`` is its throughput per second, in ``unit``; ``inflight`` the number of samples that it is generating;
+    ``slots`` the limit for each of its servers; ``busy`` the share of its time, in [0, 1], in which it does not wait.
     """
 
     name: str
@@ -31,7 +31,7 @@ class DaemonView:
 
 @dataclass(slots=True)
 class QueueView:
-    """What a consumer group has yet to read of a topic; ``age`` is that of the oldest such record in seconds."""
+    """``lag`` records of a topic that a consumer group has yet to read; ``age`` of the oldest of them, in seconds."""
 
     group: str
     topic: str
@@ -41,7 +41,7 @@ class QueueView:
 
 @dataclass(slots=True)
 class StepView:
-    """One optimizer step of a stage, its metrics, and the policy version that it made."""
+    """One optimizer step of a stage: its metrics, and the policy version that it made."""
 
     version: int
     stage: str
@@ -51,7 +51,9 @@ class StepView:
 
 @dataclass(slots=True)
 class LetterView:
-    """One dead letter: when it was written (seconds since the epoch), of which record, why, and what became of it."""
+    """One dead letter: when it was written (``at``, seconds since the epoch), the record, the reason, and what
+    ``became`` of it.
+    """
 
     offset: int
     at: float
@@ -64,7 +66,7 @@ class LetterView:
 
 @dataclass(slots=True)
 class SampleView:
-    """One trained sample: its reward, its votes in a line, and what the model wrote."""
+    """One trained sample: its reward, its votes as one line, and the model's text."""
 
     title: str
     reward: float
@@ -74,9 +76,9 @@ class SampleView:
 
 @dataclass(slots=True)
 class RunView:
-    """A run at one moment. Rates are per second over the last refresh; ``evaluations`` are (name, pass@1, low, high).
+    """A run at one moment. Rates are per second, since the last refresh; ``evaluations`` are (name, pass@1, low, high).
 
-    ``history`` are the last steps; ``lags``, ``letters`` (the newest) and ``samples`` are filled for who asks for them.
+    ``history`` has the last steps. ``lags``, ``letters`` (the newest) and ``samples`` are filled only on request.
     """
 
     name: str
@@ -103,13 +105,15 @@ class RunView:
 
 
 def clean_text(text: str, limit: int = 2000) -> str:
-    """``text`` without control characters (a model's text must not drive a terminal), and not longer than ``limit``."""
+    """The first ``limit`` characters of ``text``, with control characters replaced: a model's text must not control the
+    terminal.
+    """
     kept = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text[:limit])
     return kept + ("…" if len(text) > limit else "")
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """The course of ``values`` in one line of block characters."""
+    """``values`` as a line of block characters; many values are averaged, to fewer than 2 * ``width`` characters."""
     if not values:
         return ""
     step = max(1, len(values) // width)

@@ -26,13 +26,13 @@ NONE = "-"
 
 
 def draw(name: str, view: RunView) -> RenderableType:
-    """View ``name`` under the run's first line, with the notes below."""
+    """View ``name``, with the run's first line above it and the newest notes below it."""
     notes = [Text(clean_text(note, 200), style="yellow") for note in view.notes[-3:]]
     return Group(head(view), VIEWS[name](view), *notes)
 
 
 def daemons(view: RunView) -> RenderableType:
-    """Who runs, in which version, how fast, and how busy."""
+    """The daemons, each with its policy version, speed and busy share."""
     table = _table("", "daemon", "role", "pid>", "version>", "restarts>", "rate>", "in flight>", "slots>", "busy>")
     for d in view.daemons:
         table.add_row(
@@ -51,7 +51,7 @@ def daemons(view: RunView) -> RenderableType:
 
 
 def queues(view: RunView) -> RenderableType:
-    """What each group has yet to read, and for how long it has waited."""
+    """How many records each consumer group has yet to read, and the age of the oldest."""
     table = _table("group", "topic", "behind>", "oldest>")
     for q in view.lags:
         table.add_row(clean(q.group, 40), clean(q.topic, 40), f"{q.lag:,}", NONE if q.age is None else clock(q.age))
@@ -59,7 +59,7 @@ def queues(view: RunView) -> RenderableType:
 
 
 def steps(view: RunView) -> RenderableType:
-    """The last steps, the newest first."""
+    """The last ``STEPS`` steps, newest first."""
     table = _table("version>", "stage", "step>", *(f"{title}>" for title, _, _ in STEP_COLUMNS), gap=1)
     for s in view.history[: -STEPS - 1 : -1]:
         numbers = [form.format(s.metrics[key]) if key in s.metrics else NONE for _, key, form in STEP_COLUMNS]
@@ -68,7 +68,7 @@ def steps(view: RunView) -> RenderableType:
 
 
 def letters(view: RunView) -> RenderableType:
-    """The last dead letters, the newest first."""
+    """The last ``LETTERS`` dead letters, newest first."""
     if not view.letters:
         return Text("no dead letters", style="dim")
     table = _table("offset>", "at", "record", "group", "by", "became", "reason")
@@ -80,7 +80,7 @@ def letters(view: RunView) -> RenderableType:
 
 
 def samples(view: RunView) -> RenderableType:
-    """What the model wrote in the last step, and how it was judged."""
+    """Samples of the last step: what the model wrote, and its votes."""
     if not view.samples:
         return Text("no group has been trained yet", style="dim")
     rows: list[RenderableType] = []
@@ -92,13 +92,13 @@ def samples(view: RunView) -> RenderableType:
 
 
 def keys_help(view: RunView) -> RenderableType:
-    """What the keys do."""
+    """The help page: what each key does."""
     lines = [f"{number}  {name}" for number, name in enumerate(PAGES, 1)]
     return Text("\n".join([*lines, "", "left, right, Tab  the view beside", "h  this help, and back", "q  leave; the run goes on"]))  # fmt: skip
 
 
 def clean(text: str, limit: int) -> Text:
-    """A text from elsewhere in one line."""
+    """A text that we did not write, made safe to print and put on one line."""
     return Text(clean_text(text, limit).replace("\n", " "))
 
 
@@ -107,7 +107,7 @@ def known(number: int | None) -> str:
 
 
 def _table(*columns: str, gap: int = 2) -> Table:
-    """A table without lines; a column whose name ends in ``>`` is set to the right."""
+    """A table without borders; a column whose name ends in ``>`` is right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for name in columns:
         table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left")

@@ -1,7 +1,8 @@
-"""How a response is written: the reflective words of DeepSeek-R1 (arXiv 2501.12948), its words by script, and what of it is prose.
+"""Measures how a response is written: reflective words as in DeepSeek-R1 (arXiv 2501.12948), words by script,
+repetition, prose.
 
-All of it takes linear time. What is counted for the report is looked at up to ``CHARACTERS``. Scripts that put no space between words
-count each character as a word.
+Everything takes linear time. Counts for the report look only at the first ``CHARACTERS``. In scripts without spaces
+between words, each character counts as a word.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ _SPOKEN = re.compile(r"\\(?:text|textbf|textit|mbox|mathrm)\s*\{([^{}]{0,2000})\
 _INLINE = re.compile(r"\$([^$\n]{1,300})\$")
 _CODE = re.compile(r"`[^`\n]{1,300}`")
 _NOISE = re.compile(
-    r"https?://\S+|</?[A-Za-z][A-Za-z0-9]{0,20}\s*/?>|\\[A-Za-z]{1,40}"  # addresses, tags, commands outside of formulas
-    r"|(?<!\w)(?:[\w.-]{1,80}[/\\]){2,20}[\w.-]{0,80}"  # paths of files
+    r"https?://\S+|</?[A-Za-z][A-Za-z0-9]{0,20}\s*/?>|\\[A-Za-z]{1,40}"  # URLs, tags, commands outside formulas
+    r"|(?<!\w)(?:[\w.-]{1,80}[/\\]){2,20}[\w.-]{0,80}"  # file paths
 )
 
 
 def reflective_words(text: str) -> set[str]:
-    """Which of ``WORDS`` stand in ``text``, whatever their case."""
+    """Which of ``WORDS`` occur in ``text``, ignoring case."""
     return set(reflective_counts(text))
 
 
@@ -64,14 +65,15 @@ def script_words(text: str) -> list[tuple[str, str]]:
 
 
 def terms(text: str) -> list[str]:
-    """What ``text`` consists of, in order and in lower case: words of any script, numbers, single other signs."""
+    """The parts of ``text`` in order and in lower case: words of any script, numbers, and single other characters."""
     return [found[0].lower() for found in _TERM.finditer(text)]
 
 
 def repeated_ngrams(text: str, n: int) -> tuple[int, int]:
-    """How many n-grams of the terms of ``text`` equal an earlier one, and how many there are. Linear in the text's length (times ``n``).
+    """The number of ``n``-grams of terms in ``text`` that equal an earlier one, and the number of all. Takes O(``n`` *
+    length of the text).
 
-    A run of letters is cut every ``PIECE``, so that a word without an end repeats itself too.
+    Terms are cut into pieces of ``PIECE`` characters, so that repetition within one very long word counts too.
     """
     pieces = [term[i : i + PIECE] for term in terms(text) for i in range(0, len(term), PIECE)]
     total = max(0, len(pieces) - n + 1)
@@ -79,9 +81,9 @@ def repeated_ngrams(text: str, n: int) -> tuple[int, int]:
 
 
 def prose(text: str) -> str:
-    """``text`` without code, formulas, tags and addresses; words inside of a formula's ``\\text{}`` stay.
+    """``text`` without code, formulas, tags, URLs and paths; words in a formula's ``\\text{}`` are kept.
 
-    A block of code that is not closed ends with the text; a formula that is not closed is none.
+    An unclosed code block extends to the end of the text; an unclosed formula mark is ignored.
     """
     text = _CODE.sub(" ", _without(text, FENCES, lambda code: " ", lambda rest: ""))
     text = _ENVIRONMENT.sub(lambda found: "\\[" if found[1] == "begin" else "\\]", text)
@@ -91,16 +93,17 @@ def prose(text: str) -> str:
 
 
 def _spoken(formula: str) -> str:
-    """The words that a formula says in plain text."""
+    """The plain words of a formula: the contents of its ``\\text{}`` and similar commands."""
     return f" {' '.join(_SPOKEN.findall(formula))} "
 
 
 def _without(
     text: str, pairs: Mapping[str, str], put: Callable[[str], str], unclosed: Callable[[str], str | None]
 ) -> str:
-    """``text`` with each stretch between two marks replaced by ``put(stretch)``; the mark that comes first opens.
+    """``text`` with each part between an opening and its closing mark (``pairs``) replaced by ``put(part)``.
 
-    Where a mark is not closed, ``unclosed(rest)`` takes the place of all that follows, or with None the mark means nothing.
+    After an unclosed mark, the rest of the text is replaced by ``unclosed(rest)``; if that is None, the mark is
+    ignored.
     """
     alive = dict(pairs)
     out: list[str] = []
@@ -113,14 +116,17 @@ def _without(
             at = end + len(closing)
         elif (rest := unclosed(text[begin:])) is not None:
             return "".join([*out, text[at : found.start()], rest])
-        else:  # none of its kind is closed from here on: each kind is looked for in vain once
+        else:  # no later mark of this kind is closed either, so search for each kind in vain only once
             del alive[found[0]]
     return "".join(out) + text[at:]
 
 
 def foreign_share(text: str) -> float:
-    """The share of the words of ``text`` that are of another script than most of them, in [0, 1]: 0 for one script alone, and without words.
-    Code, formulas, tags and single Latin or Greek letters, which stand for numbers, do not count. Kana and Han are one script."""
+    """The share of the words of ``text``, in [0, 1], that are not in its most frequent script; 0 without words.
+
+    Looks at the first ``CHARACTERS``. Code, formulas, tags and single Latin or Greek letters, which often are
+    variables, do not count. Kana and Han are one script.
+    """
     found = Counter(
         "Han" if script == "Kana" else script
         for script, word in script_words(prose(text[:CHARACTERS]))

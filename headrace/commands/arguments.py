@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and how they are read."""
+"""Arguments that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from broker.errors import RunFileError
 
 
 def run_file(sub: argparse.ArgumentParser) -> None:
-    """FILE, ``--set`` and ``--dir``."""
+    """Add FILE, ``--set`` and ``--dir``."""
     sub.add_argument("file", type=Path, help="run file (TOML)")
     overrides(sub)
     sub.add_argument("--dir", dest="directory", type=Path, default=None, metavar="RUN", help="default: runs/NAME")
@@ -31,7 +31,9 @@ def as_json(sub: argparse.ArgumentParser) -> None:
 
 
 def key_values(given: Sequence[str], flag: str) -> dict[str, Any]:
-    """The options in ``NAME=VALUE`` texts; a value is TOML, or a bare word. Raises RunFileError, naming ``flag``."""
+    """Parse ``NAME=VALUE`` texts. A value that is not valid TOML is taken as plain text. Raises RunFileError, naming
+    ``flag``.
+    """
     found: dict[str, Any] = {}
     for text in given:
         name, sign, value = text.partition("=")
@@ -45,7 +47,7 @@ def key_values(given: Sequence[str], flag: str) -> dict[str, Any]:
 
 
 def step_range(text: str) -> tuple[int, int]:
-    """The first and the last step of ``A-B`` or ``A``. Raises RunFileError."""
+    """The first and the last step of ``A-B`` (or of ``A``), both included. Raises RunFileError."""
     first, sign, last = text.partition("-")
     numbers = [part.isascii() and part.isdigit() for part in ((first, last) if sign else (first,))]
     if not all(numbers) or not 1 <= int(first) <= int(last or first):

@@ -1,11 +1,11 @@
-"""``headrace broker``: make, look at and tidy a run's log; the same on every engine.
+"""``headrace broker``: create, inspect and clean up a run's log; the same on every engine.
 
-init FILE           make the topics, and refuse those whose settings would lose data
-topics | lag RUN    what there is; what the consumer groups have yet to read
-tail RUN            the newest records of a topic
-dlq list RUN        the dead letters; ``show`` one, ``drop`` some for good, ``replay`` some: records into the topics they came from, rows of
-                    the data and steps that were set aside to the learner, which reads and trains them again
-delete RUN          remove all topics and consumer groups of a run that has ended, with --yes
+init FILE           create the topics, and reject existing ones whose settings would lose data
+topics | lag RUN    list the topics; list how many records the consumer groups have yet to read
+tail RUN            print the newest records of a topic
+dlq list RUN        list the dead letters; ``show`` one; ``drop`` some for good; ``replay`` some: a record goes to its
+                    topic again; the learner reads a row of the data, or trains a step that was set aside, again
+delete RUN          with --yes, remove all topics and consumer groups of a run that has ended
 trim RUN            remove the records that neither a resume nor the last ``--keep-steps`` steps need
 """
 
@@ -31,12 +31,12 @@ from headrace.running.rundir import find_run
 from monitoring.view import clean_text
 
 Rows = list[dict[str, Any]]
-RECENT = 8  # number of records at the end of the steps topic in which to look for the newest manifest first
+RECENT = 8  # how many of the last records of the steps topic are searched first for the newest manifest
 TOPICS = ("prompts", "trajectories", "rewards", "steps", "policy", "deadletters", "sessions")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the subcommands and their arguments."""
     parsers = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
 
     def add(name: str, text: str, run: bool = True) -> argparse.ArgumentParser:
@@ -85,12 +85,12 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _of_run(run: Run, topic: str) -> bool:
-    """Whether ``topic`` is this run's: a cluster is shared by many, and another run's name may begin like this one's."""
+    """Whether ``topic`` belongs to this run. Runs share a cluster, and one's name may be a prefix of another's."""
     return topic in {run.topics.sessions, *(spec.name for spec in run.topics.specs())}
 
 
 def _groups(run: Run, log: Log) -> dict[str, tuple[str, ...]]:
-    """The run's consumer groups, each with its topics."""
+    """The run's consumer groups by name, each with its topics."""
     return {
         group: topics for group, topics in log.groups().items()
         if group.startswith(f"{run.table.name}.") and all(_of_run(run, topic) for topic in topics)
@@ -136,7 +136,7 @@ def _tail(run: Run, log: Log, options: argparse.Namespace) -> Rows:
 
 
 def letters(run: Run, log: Log) -> tuple[dict[int, DeadLetter], dict[int, str]]:
-    """The dead letters by offset, and what became of those that somebody has dealt with."""
+    """The dead letters by offset, and by offset what became of the settled ones (``replayed`` or ``dropped``)."""
     found: dict[int, DeadLetter] = {}
     settled: dict[int, str] = {}
     for record, message in scan(log, run.topics.deadletters):
@@ -170,8 +170,11 @@ def _row(offset: int, letter: DeadLetter, settled: Mapping[int, str]) -> dict[st
 
 
 def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -> Rows:
-    """Replay or drop dead letters. A replayed record of a group that has ended is left aside by the learner; a row of the data is read again,
-    and a step that was set aside is tried again."""
+    """Replay or drop dead letters.
+
+    A replayed record is sent to its topic again; the learner ignores it if its group has ended. A replayed row of the
+    data is read again, and a step that was set aside is tried again.
+    """
     done = "replayed" if action == "replay" else "dropped"
     with closing(log.producer()) as producer:
         for offset, letter in chosen.items():
@@ -184,7 +187,7 @@ def _settle(run: Run, log: Log, chosen: Mapping[int, DeadLetter], action: str) -
 
 
 def _next(run: Run, letter: DeadLetter, action: str) -> dict[str, str]:
-    """What the learner makes of a replayed letter that is no record of a topic."""
+    """What the learner does with a replayed letter that is a row of the data or a step, not a record of a topic."""
     if action == "replay" and letter.topic == run.topics.steps:
         return {"next": "trained again by the next step of its stage, if that is under way"}
     if action == "replay" and letter.topic.startswith("data.") and not letter.key.isdigit():
@@ -193,8 +196,9 @@ def _next(run: Run, letter: DeadLetter, action: str) -> dict[str, str]:
 
 
 def needed(run: Run, log: Log, keep_steps: int) -> dict[str, dict[int, int]]:
-    """By topic the offsets below which nobody needs a record: not the outstanding groups, not a redo behind the newest
-    checkpoint, not the last ``keep_steps`` steps. Without a checkpoint a redo needs all."""
+    """For each topic and partition, the offset below which no record is needed: neither by the outstanding groups, nor
+    by a redo from the newest checkpoint, nor by the last ``keep_steps`` steps. Without a checkpoint, a redo needs all.
+    """
     from learner.training.checkpoint import Checkpoints
 
     found = Checkpoints(run.directory / "checkpoints").newest()
@@ -229,7 +233,7 @@ def _trim(run: Run, log: Log, options: argparse.Namespace) -> Rows:
         begins = log.begins(topic)
         count = sum(max(0, offset - begins[partition]) for partition, offset in offsets.items())
         if not options.dry_run and count:
-            with closing(log.producer()) as producer:  # first, so that the audit never wonders
+            with closing(log.producer()) as producer:  # first, so that no audit finds an unexplained gap
                 producer.send(run.topics.deadletters, topic.encode(), encode(Trimmed(topic, offsets, time.time())))
                 producer.flush()
             log.trim(topic, offsets)
@@ -238,12 +242,12 @@ def _trim(run: Run, log: Log, options: argparse.Namespace) -> Rows:
 
 
 def _delete(run: Run, log: Log, options: argparse.Namespace) -> Rows:
-    """The run's directory stays: it is yours to remove."""
+    """Delete the run's topics and groups, if ``--yes`` is given. The run's directory stays for the user to remove."""
     served = [run.topics.sessions] if run.topics.sessions in log.topics() else []
     topics = [*(spec.name for spec in run.topics.specs()), *served]
     groups = [*_groups(run, log), run.topics.group(STEPS_OWNER)]
     if options.yes:
-        log.exclusive_producer(run.topics.group(STEPS_OWNER), "headrace broker delete").close()  # no learner lives
+        log.exclusive_producer(run.topics.group(STEPS_OWNER), "headrace broker delete").close()  # no learner is alive
         log.delete(topics, groups)
     what = "removed" if options.yes else "would be removed (--yes does it)"
     return [{"topic": name, "became": what} for name in topics] + [{"group": name, "became": what} for name in groups]

@@ -1,6 +1,8 @@
-"""``headrace compare RUN@WHAT RUN@WHAT``: two checkpoints on the same questions, from the log: difference, interval, test, and what flipped.
+"""``headrace compare RUN@WHAT RUN@WHAT``: compare two checkpoints on the same questions, from the log.
 
-``WHAT`` is a stage, a policy version, or an evaluation's name (``zero:200``); without it the newest evaluations are meant. The run may be the same.
+Prints the difference with its interval, a test, and the questions that flipped. ``WHAT`` is a stage, a policy version,
+or the name of an evaluation (``zero:200``); without it, the newest evaluations are compared. Both sides may be of one
+run.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the comparison. Raises RunFileError where there is nothing to compare."""
+    """Print the comparison. Raises RunFileError if there is nothing to compare."""
     if options.show < 0:
         raise RunFileError(f"--show {options.show}: use a number of at least 0")
     given = (options.first, options.second)
@@ -87,7 +89,7 @@ def _side(given: Chosen, data: str | None, rewarder: str, by_row: bool = False) 
 
 
 def lines(name: str, first: Answered, second: Answered, found: Paired, show: int) -> Iterator[str]:
-    """The comparison for people."""
+    """The comparison as text, a line each."""
     low, high = found.interval
     a, b = first.evaluation, second.evaluation
     yield f"{name}: {found.questions} questions, {a.k} and {b.k} samples each"
@@ -113,7 +115,7 @@ def _flipped(word: str, pair: Pair, first: Answered, second: Answered) -> Iterat
 
 
 def _text(side: Answered, key: str, right: bool) -> str:
-    """A response of a side: the first that is right (or wrong), as the flip says; else the first."""
+    """One side's first response that is right (wrong, if not ``right``), else its first response; empty without any."""
     samples, marks = side.samples.get(key, {}), side.marks[key]
     order = sorted(samples)
     wanted = [i for place, i in enumerate(order) if marks[place : place + 1] == ("1" if right else "0")]
@@ -121,7 +123,7 @@ def _text(side: Answered, key: str, right: bool) -> str:
 
 
 def _short(text: str) -> str:
-    """The beginning of a text and its end, on one line: answers stand at the end."""
+    """The beginning and the end of a text, on one line: the answer is at the end."""
     text = " ".join(text.split())
     half = CHARACTERS // 2
     return text if len(text) <= CHARACTERS else f"{text[:half]} ... {text[-half:]}"

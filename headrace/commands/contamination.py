@@ -1,4 +1,4 @@
-"""``headrace contamination FILE``: every row of the training sources that shares a run of words with a question of a benchmark, and what it shares."""
+"""``headrace contamination FILE``: list training rows that share a sequence of words with a benchmark's question."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """0: nothing that is trained on is in a benchmark; 1: something is. Raises RunFileError, DataError."""
+    """Returns 0 if no training row is contaminated, else 1. Raises RunFileError, DataError."""
     if options.ngram is not None and options.ngram < 4:
         raise RunFileError(f"--ngram {options.ngram}: use 4 words or more")
     whole = check(RunFile.read(options.file, options.overrides))
@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def looked(whole: WholeRun, ngram: int | None = None) -> Iterator[Contamination]:
-    """Each source that a stage trains on, or collects from; of one without end the first ``ENDLESS`` rows."""
+    """Search each source that a stage trains on or collects from; of an endless one, the first ``ENDLESS`` rows."""
     config = whole.learner
     against: dict[int, Benchmarked] = {}
     done: set[str] = set()

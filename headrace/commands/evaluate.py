@@ -1,7 +1,7 @@
 """``headrace eval RUN``: pass@1 and cons@k of a run's policy, on the run's own engines and rewarders.
 
-While the run goes on its learner is asked, and training does not stop for it; else the newest checkpoint (or ``--model``) is
-evaluated in a small run of its own below RUN/evaluations.
+While the run goes on, its learner evaluates without stopping its training. Otherwise the newest checkpoint
+(or ``--model``) is evaluated in a small separate run in RUN/evaluations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the result. Raises RunFileError for a name that nobody knows, RunFault if the run ends before it."""
+    """Print the result. Raises RunFileError for an unknown name, RunFault if the run ends first."""
     run = reopen(options.run)
     name = options.name or time.strftime("asked-%Y%m%d-%H%M%S")
     sampling = {"temperature": options.temperature, "top_p": options.top_p}
@@ -107,7 +107,7 @@ def _lives(run: Run, *roles: str) -> bool:
 
 
 class Answer:
-    """Looks for the evaluation of a name: in all that the log holds, then in what has come since the look before."""
+    """Finds the evaluation of a name: the first ``look`` searches the whole log, each later one only new records."""
 
     def __init__(self, run: Run, name: str) -> None:
         self._run, self._name, self._next = run, name, 0
@@ -124,7 +124,7 @@ class Answer:
 
 
 def _ask(run: Run, asked: Asked) -> Evaluation:
-    """Have the learner do it between its steps."""
+    """Ask the learner to evaluate between its steps, and wait for the result."""
     answer = Answer(run, asked.name)
     if answer.look() is not None:
         raise RunFileError(f"--name {asked.name!r} is the name of an evaluation in the log already; use another")
@@ -145,7 +145,7 @@ def _ask(run: Run, asked: Asked) -> Evaluation:
 
 
 def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
-    """A run of one stage on the same actors and rewarders, with a log of its own."""
+    """Evaluate in a run of one stage, with the same actors and rewarders and a separate log."""
     from headrace.commands.run import run_all
 
     if model is None:

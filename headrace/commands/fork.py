@@ -1,4 +1,7 @@
-"""``headrace fork``: a new run that begins from a step of another one, with other settings if they are given. The old run is only read."""
+"""``headrace fork``: create a new run from a step of another one, with ``--set`` for other settings.
+
+The old run is only read.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
         record(new)
         made = fork(old, options.at, new, lambda line: print(f"headrace: {line}", flush=True))
     except BaseException:
-        shutil.rmtree(new.directory, ignore_errors=True)  # it was made here, and nothing in it can be of use
+        shutil.rmtree(new.directory, ignore_errors=True)  # it was empty or missing before, and holds nothing useful
         raise
     print(
         f"forked from step {options.at} of {old.table.name!r}: stage {made.progress.stage}, step {made.progress.stage_step} of it; "
@@ -55,7 +58,7 @@ def new_file(path: Path, directory: Path, overridden: list[str]) -> RunFile:
 
 
 def same_stages(old: RunFile, new: RunFile) -> None:
-    """Raises RunFileError if a stage has become another one: a step belongs to a stage by its number."""
+    """Raises RunFileError if a stage's kind or name differs: steps refer to stages by index."""
     before, after = old.tables.get("stage", []), new.tables.get("stage", [])
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         for key in ("kind", "name"):

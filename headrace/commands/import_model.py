@@ -1,4 +1,4 @@
-"""``headrace import FILE.gguf DIR``: a model from a GGUF file, as a directory for ``[run] model``."""
+"""``headrace import FILE.gguf DIR``: convert a model from a GGUF file to a directory for ``[run] model``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # before anything loads it
+        os.environ["TQDM_DISABLE"] = "1"  # must be set before tqdm is imported
     from learner.model.gguf import convert
 
     began = time.monotonic()

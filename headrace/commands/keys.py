@@ -1,4 +1,4 @@
-"""``headrace keys``: make the keys of a control road that leaves this machine."""
+"""``headrace keys``: create the keys of a control road that reaches other machines."""
 
 from __future__ import annotations
 

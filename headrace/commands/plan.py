@@ -66,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def plan(whole: WholeRun, directory: Path | None) -> Iterator[str]:
-    """What would run, a line each."""
+    """What would run: the run, its log, stages, learner, actors and rewarders, a line each."""
     home = (directory or Path("runs") / whole.run.name).resolve()
     yield f"run {whole.run.name} in {home}: model {whole.run.model}, seed {whole.run.seed}"
     yield f"  log {whole.broker.url or f'sqlite://{home}/log'}"

@@ -1,4 +1,4 @@
-"""``headrace replay``: train recorded steps again, as they were or with other settings."""
+"""``headrace replay``: train recorded steps again, with the same or other settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""``headrace report``: summary.json, report.html and plots of a run, from its log; also what a run ends with.
+"""``headrace report``: write summary.json, report.html and plots of a run, from its log; each run also ends with it.
 
-With ``--votes A B`` nothing is written: two rewarders (``NAME`` or ``NAME@VERSION``) are compared on the samples that both have judged.
+With ``--votes A B`` it writes nothing, but compares two rewarders (``NAME`` or ``NAME@VERSION``) on the samples that
+both judged.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from headrace.running.rundir import reopen
 from monitoring.files import replace
 from monitoring.view import clean_text
 
-SHOWN = 20_000  # characters: a rewarder's reasons may be long
-LOOKED_INTO = 64  # number of manifests whose samples are audited at the end of a run; `headrace verify` reads them all
+SHOWN = 20_000  # characters printed at most: a rewarder's reasons may be long
+LOOKED_INTO = 64  # how many manifests have their samples audited for the report; `headrace verify` audits all
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:

@@ -1,5 +1,8 @@
-"""``headrace review RUN STAGE [FILE]``: people's part of a ``rewrite`` stage. Without FILE it says where the rows lie; with it, checks what came
-back and puts it in its place, where a stage that waits finds it."""
+"""``headrace review RUN STAGE [FILE]``: human review of a ``rewrite`` stage's rows.
+
+Without FILE it prints where the rows are; with FILE it checks the edited rows and puts them where the waiting stage
+finds them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Raises RunFileError for a stage that reviews nothing, DataError for a file with a mistake."""
+    """Raises RunFileError for a stage without a review, DataError for a mistake in the file."""
     run = reopen(options.run)
     stages = [stage for stage in LearnerConfig(run.file).stages if isinstance(stage, RewriteStage)]
     names = [stage.name for stage in stages if stage.review != "none"]

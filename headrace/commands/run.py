@@ -1,4 +1,4 @@
-"""``headrace run``: the whole ring on this machine, with a live view, from the first step to the report."""
+"""``headrace run``: run the whole ring on this machine, with a live view, from the first step to the report."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 FINISHED, BAD_INPUT, FAULT, INTERRUPTED = 0, 2, 3, 130
 FINISHED_MARK = "finished"  # this file exists once the learner has ended by itself, after its last checkpoint
-LAST = 32  # number of records at the end of the steps topic in which to look for the learner's last ones: audits may have left seals after them
-CLOCK_SECONDS = 5.0  # how much wall time a killed supervisor may lose
+LAST = 32  # how many of the last records of the steps topic are searched for the learner's: audits add seals after them
+CLOCK_SECONDS = 5.0  # how much recorded wall time is lost at most if the supervisor is killed
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -43,8 +43,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    whole = check(RunFile.read(options.file, options.overrides))  # before anything is made on disk
-    with nursery() as forks:  # it imports while the checks are made
+    whole = check(RunFile.read(options.file, options.overrides))  # before anything is written to disk
+    with nursery() as forks:  # its imports run while the checks do
         if not looked_at(whole.file):
             return BAD_INPUT
         if not options.kafka:
@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def looked_at(file: RunFile) -> bool:
-    """Print the problems of the run, and what should be known about it; False if it cannot work."""
+    """Check the run, and print its warnings and errors; False if there are errors."""
     looked = look_ahead(file, RUN_SECONDS)
     for line in lines(looked.of("warning")):
         print(line, flush=True)
@@ -114,7 +114,10 @@ def told(path: Path) -> Iterator[None]:
 
 
 def is_finished(run: Run, whole: WholeRun) -> bool:
-    """Whether the learner has ended by itself, and the log says that it closed the last stage (there may be a new one, or more steps for it)."""
+    """Whether the learner has ended by itself, and the log says that it closed the last stage.
+
+    False if the run file has since got a further stage, or more steps for the last one.
+    """
     if not (run.directory / FINISHED_MARK).exists():
         return False
     stages = whole.learner.stages
@@ -130,7 +133,7 @@ def is_finished(run: Run, whole: WholeRun) -> bool:
 
 
 def opening(run: Run, whole: WholeRun) -> list[str]:
-    """What the run is about to do, in a few lines."""
+    """Lines to print at the start: stages, daemons, log."""
     resumed = (run.directory / "checkpoints").is_dir() and any((run.directory / "checkpoints").iterdir())
     daemons = ", ".join(c.name for c in commands(whole, run))
     stages = " -> ".join(f"{stage.name} ({stage.kind})" for stage in whole.learner.stages)
@@ -163,7 +166,7 @@ def supervise(run: Run, whole: WholeRun, view: LiveView, clock: WallClock, forks
 
 
 def finish(run: Run, wall_seconds: float) -> None:
-    """Summary, report and plots, from the log. Raises RunFault if the audit of the log finds a fault."""
+    """Write summary, report and plots from the log. Raises RunFault if the audit of the log finds problems."""
     from rich.console import Console
 
     from headrace.commands.report import write_report

@@ -1,4 +1,6 @@
-"""``headrace serve RUN``: an OpenAI-compatible endpoint in front of the actors of a live run; what agents do there is trained on."""
+"""``headrace serve RUN``: serve an OpenAI-compatible endpoint in front of the actors of a live run, and train on what
+agents do there.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def desk_of(run: Run, book: Book, journal: Journal, patience: float, lenient: bool) -> Desk:
-    """Raises RunFileError if the run has no environment of agents."""
+    """Build the desk of a run. Raises RunFileError if the run has no environment for agents."""
     kinds = {n: t.options for n, t in environment_tables(run.file).items() if t.use == sessions.AGENTS}
     if not kinds:
         raise RunFileError(
@@ -104,7 +106,7 @@ def desk_of(run: Run, book: Book, journal: Journal, patience: float, lenient: bo
 
 @asynccontextmanager
 async def opened(run: Run, door: Door, desk: Desk, journal: Journal, host: str, port: int) -> AsyncIterator[str]:
-    """Serve while the block runs; gives the address. Raises RunFault if it cannot be had."""
+    """Serve while the block runs; yields the URL. Raises RunFault if the port cannot be bound."""
     journal.start()
     runner = web.AppRunner(door.app(), shutdown_timeout=1.0, access_log=None)
     await runner.setup()
@@ -135,7 +137,9 @@ async def opened(run: Run, door: Door, desk: Desk, journal: Journal, host: str, 
 
 
 def _key(host: str, variable: str) -> str:
-    """The key of the door. Raises RunFileError for a door without one that others than this machine reach."""
+    """The key that agents must show, empty if none. Raises RunFileError if ``host`` is not the loopback and there is no
+    key.
+    """
     key = os.environ.get(variable, "") if variable else ""
     if variable and not key:
         raise RunFileError(f"--key-from {variable!r}: there is no such environment variable, or it is empty")

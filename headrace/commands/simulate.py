@@ -1,4 +1,4 @@
-"""``headrace plan --simulate``: how long a step would take, who would wait, how old samples would be, and what the log would carry."""
+"""``headrace plan --simulate``: predict the time of a step, who waits, how old samples are, and the log's traffic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises RunFileError for options that go with ``--simulate`` only."""
+    """Raises RunFileError for options that need ``--simulate`` if it is not given, and for ``--steps`` below 1."""
     if not options.simulate and (options.like or options.rates or options.stage is not None):
         raise RunFileError("--like, --rates and --stage go with --simulate")
     if options.steps < 1:
@@ -55,7 +55,7 @@ def simulate(options: argparse.Namespace, whole: WholeRun) -> tuple[Rates, Forec
 
 
 def told(rates: Rates, found: Forecast, seen: Forecast | None) -> Iterator[str]:
-    """The forecast in words; beside it what was measured, where there is something."""
+    """The forecast as text, with the figures of the recorded run in brackets if there is one."""
     beside = [seen] if seen is not None else []
     yield f"simulated {found.steps} steps of stage {found.stage}" + (
         " (the recorded run in brackets)" if beside else ""
@@ -86,7 +86,7 @@ def told(rates: Rates, found: Forecast, seen: Forecast | None) -> Iterator[str]:
 
 
 def as_data(rates: Rates, found: Forecast, seen: Forecast | None) -> dict[str, Any]:
-    """The same for ``--json``."""
+    """The rates, the forecast and the recorded run's figures as data for ``--json``."""
     kept = asdict(rates)
     kept["lengths"] = {k: v for k, v in kept["lengths"].items() if k != "groups"}
     return {"rates": kept, "forecast": asdict(found), "measured": asdict(seen) if seen is not None else None}

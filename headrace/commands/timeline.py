@@ -1,4 +1,7 @@
-"""``headrace timeline``: who did what when in some steps of a run, as a trace for ui.perfetto.dev; from the log alone."""
+"""``headrace timeline``: write who did what, and when, in some steps of a run, as a trace for ui.perfetto.dev.
+
+Reads only the log.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from monitoring.view import clean_text
 LEARNER, QUEUE, JOIN = "learner", "prompts waiting for an actor", "samples waiting for the learner"
 ENDED_HERE = ("trained", "dropped")
 TURN_CHARACTERS = 200
-SKEW = 1e-3  # seconds by which times that were taken one after the other may seem to overlap
-LASTING = 2e-6  # seconds; anything shorter is left out, since the trace cannot show it
+SKEW = 1e-3  # seconds by which measured times may overlap although one came after the other
+LASTING = 2e-6  # seconds; anything shorter is left out, because the trace cannot show it
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -54,7 +57,7 @@ def timeline(log: Log, topics: Topics, first: int, last: int) -> str:
 
 
 def draw(found: Stretch) -> str:
-    """The trace of a stretch of training, as JSON."""
+    """The Chrome trace of a stretch of training, as JSON text."""
     drawing = _Drawing(found)
     drawing.learner()
     drawing.evaluations()
@@ -67,7 +70,7 @@ def draw(found: Stretch) -> str:
 
 
 class _Drawing:
-    """Lays a stretch of training into the rows of a trace."""
+    """Draws a stretch of training as the rows of a trace."""
 
     def __init__(self, found: Stretch) -> None:
         self.found, self.trace = found, ChromeTrace()
@@ -86,7 +89,9 @@ class _Drawing:
         self.trace.process(JOIN)
 
     def _shown(self, sample: Sample) -> bool:
-        """What ended in these steps, and what else kept actors and rewarders busy meanwhile: else they would look idle."""
+        """Whether to show ``sample``: it ended in these steps, or kept actors or rewarders busy meanwhile, who would
+        look idle without it.
+        """
         began = sample.ended if sample.started is None else sample.started
         meanwhile = began <= self.found.end and sample.judged >= self.found.begin
         return self.found.fate(sample).kind in ENDED_HERE or meanwhile
@@ -114,7 +119,7 @@ class _Drawing:
                 self.trace.instant(LEARNER, "weights", f"version {version} published", at, {"version": version})
 
     def evaluations(self) -> None:
-        """Each from its first prompt to its result."""
+        """Draw each evaluation from its first prompt to its result."""
         for evaluation, at in self.found.endings:
             if not isinstance(evaluation, Evaluation):
                 continue
@@ -131,7 +136,7 @@ class _Drawing:
     # -- samples -------------------------------------------------------------------------------------------------------
 
     def sample(self, number: int, sample: Sample) -> None:
-        """A sample's life: waits for an actor, is sampled, judged, waits for the learner, is trained."""
+        """Draw the phases of a sample: waiting for an actor, generation, judging, waiting for the learner, training."""
         fate, fed = self.found.fate(sample), self.found.fed.get(sample.group_id)
         args = _about(sample, fate)
         if sample.started is not None:
@@ -151,14 +156,16 @@ class _Drawing:
                 self.trace.block(JOIN, "samples", waits)
 
     def _spans(self, sample: Sample, started: float) -> Iterator[Slice]:
-        """The versions of a sample of several; only their tokens are known, so equal time a token is assumed."""
+        """The spans of a sample with several versions. Only their token counts are known, so all tokens are assumed to
+        take equal time.
+        """
         if len(sample.spans) < 2:
             return
         every, before, start = sum(tokens for _, tokens in sample.spans), 0, started
         for number, (version, tokens) in enumerate(sample.spans, start=1):
             before += tokens
             end = started + (sample.ended - started) * before / every
-            if number < len(sample.spans):  # the next version cannot speak before it is made
+            if number < len(sample.spans):  # the next version cannot generate before it exists
                 end = min(sample.ended, max(start, end, self._made.get(sample.spans[number][0], 0.0)))
             args = {"version": version, "tokens": tokens, "times": "estimated from the tokens"}
             yield Slice(f"version {version}", start, end, "version", args)
@@ -173,7 +180,7 @@ class _Drawing:
             yield Slice("trained", max(taken, sample.judged), fate.step.end, fate.kind, args)
 
     def unanswered(self) -> None:
-        """The groups that were dropped before any sample of theirs was there."""
+        """Draw the groups that were dropped before any of their samples arrived."""
         answered = {group_id for group_id, _ in self.found.samples}
         for group_id, fate in self.found.fates.items():
             fed = self.found.fed.get(group_id)
@@ -184,7 +191,7 @@ class _Drawing:
                 )
 
     def arrivals(self) -> None:
-        """When each actor began the first sample with each version."""
+        """Mark when each actor began its first sample with each version."""
         first: dict[tuple[str, int], float] = {}
         for sample in self.samples:
             if sample.spans and sample.started is not None:
@@ -195,7 +202,7 @@ class _Drawing:
 
 
 def _turns(sample: Sample, started: float) -> Iterator[Slice]:
-    """The turns of an episode whose times are known: replies, and what the environment took to answer each."""
+    """The turns of an episode whose times are known: each reply, and the environment's time to answer it."""
     at = started
     for number, turn in enumerate(sample.turns):
         if turn.started < at - SKEW or turn.ended > sample.ended + SKEW or turn.ended <= 0:
@@ -221,7 +228,7 @@ def _rewarder(name: str) -> str:
 
 
 def _of(fate: Fate) -> str:
-    """What the name of a slice ends in, so that a viewer sums up and colours each fate by itself."""
+    """The suffix of a slice's name, so that a viewer sums and colours each fate separately."""
     return {
         "trained": "",
         "dropped": f" (dropped: {clean_text(fate.why, 60)})",
@@ -248,5 +255,5 @@ def _about(sample: Sample, fate: Fate) -> dict[str, Any]:
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, Any]:
-    """JSON knows no other numbers."""
+    """The finite ones of ``numbers``: JSON has no others."""
     return {clean_text(name, 100): value for name, value in numbers.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""``headrace top RUN``: a run's views from another terminal. It reads the log and the daemons' metrics, and disturbs nobody."""
+"""``headrace top RUN``: show a run's views in another terminal. Only reads the log and the daemons' metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Show the run until ``q`` or Ctrl-C; with ``--once`` one time, each view that is asked for."""
+    """Show the run until ``q`` or Ctrl-C; with ``--once``, print each requested view once."""
     run = find_run(options.run)
     with closing(Progress(run, LearnerConfig(run.file), lambda: daemons(run))) as progress:
         if options.once:
@@ -46,24 +46,24 @@ def main(options: argparse.Namespace) -> int:
             with Keys() as keys, closing(open_pages(options.plain, (options.views or PAGES)[0], keys.there)) as pages:
                 _follow(run, progress, pages, keys)
         except KeyboardInterrupt:
-            pass  # Ctrl-C is how this ends
+            pass  # Ctrl-C is the normal end
     return 0
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does, so that the terminal gets back what it had."""
+    """End as after Ctrl-C, so that the terminal's content and settings are restored."""
     sys.exit(128 + number)
 
 
 def _look(run: Run, progress: Progress, *shown: str) -> RunView:
-    """The run now, with the time that it has taken and not the time that it was watched."""
+    """The run now, with ``elapsed`` the run's own wall time instead of the time since we began to watch."""
     view = progress.refresh(*shown)
     view.elapsed = WallClock(run.directory).seconds
     return view
 
 
 def _follow(run: Run, progress: Progress, pages: Pages, keys: Keys) -> None:
-    """Draw the run about once a second, and at once after a key; returns when it is to end."""
+    """Draw the run every ``REFRESH_SECONDS``, and at once after a key; returns when the user quits."""
     while True:
         pages.update(_look(run, progress, pages.shown))
         due = time.monotonic() + REFRESH_SECONDS
@@ -81,6 +81,6 @@ def _follow(run: Run, progress: Progress, pages: Pages, keys: Keys) -> None:
 
 
 def daemons(run: Run) -> list[DaemonView]:
-    """The run's daemons that have announced themselves, without the one that looks after them."""
+    """The run's announced daemons, without the supervisor."""
     found = registrations(run.directory)
     return [DaemonView(d.name, d.role, d.pid, "running") for d in found if d.role != "supervisor"]

@@ -1,4 +1,6 @@
-"""``headrace trace``: the lineage of one optimizer step, from its samples to their votes; of a supervised one, its documents."""
+"""``headrace trace``: print the lineage of one optimizer step: its groups, samples and votes, or for a supervised step
+its documents.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def stage_named(run: Run, name: str) -> int:
-    """The index of a stage. Raises RunFileError if the run file has none of that name."""
+    """The index of the stage ``name``. Raises RunFileError if the run file has no such stage."""
     names = [named(table, index) for index, table in enumerate(tables(run))]
     if name not in names:
         raise RunFileError(f"--stage {name!r}: the run file has no such stage{nearest(name, names)}")

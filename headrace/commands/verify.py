@@ -1,4 +1,4 @@
-"""``headrace verify``: the audit of a run's log. It changes nothing, unless it is asked to leave a seal."""
+"""``headrace verify``: audit a run's log. It changes nothing, except that ``--seal`` may append a seal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """0 if the log is sound, 1 if not."""
+    """Returns 0 if the log is sound, else 1."""
     run = reopen(options.run)
     with closing(run.open_log()) as log:
         audit = verify_on(log, run.topics) if options.seal else verify(log, run.topics)

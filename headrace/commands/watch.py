@@ -1,6 +1,6 @@
-"""``headrace watch RUN ...``: a real Prometheus on the daemons of one or several runs, and their alerts as they begin and end.
+"""``headrace watch RUN ...``: run Prometheus on the daemons of one or several runs, and print alerts as they change.
 
-It only looks on: runs may begin, end and begin again while it goes on, and none of them notices it.
+It only observes: runs may start, end and start again meanwhile, and are not affected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from monitoring.prometheus import ALERTS, Prometheus, PrometheusError, programs
 from monitoring.view import clean_text
 
 TARGETS_SECONDS = (
-    5.0  # interval at which targets are written for a run whose daemons were started by hand: nobody else writes them
+    5.0  # interval of writing targets.json for a run whose daemons were started by hand: it has no supervisor to do it
 )
 LOOK_SECONDS = 1.0
 QUERIES = {
@@ -39,7 +39,7 @@ QUERIES = {
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A run that is watched, the file of its alerting rules, and what its run file has scraped beside it."""
+    """A watched run: its alerting rules, and the ``others`` that its run file has scraped (addresses by name)."""
 
     name: str
     directory: Path
@@ -47,7 +47,7 @@ class Watched:
     others: Mapping[str, str]
 
     def write_targets(self) -> Path:
-        """Bring ``targets.json`` up to date, unless a supervisor lives that does; returns its path."""
+        """Update ``targets.json``, unless a live supervisor does that already; returns its path."""
         path = self.directory / TARGETS
         if path.exists() and any(d.role == "supervisor" for d in registrations(self.directory)):
             return path
@@ -64,7 +64,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Watch until Ctrl-C or SIGTERM. Raises RunFileError for bad input, RunFault if Prometheus cannot be had or ends."""
+    """Watch until Ctrl-C or SIGTERM. Raises RunFileError for bad input, RunFault if Prometheus is missing or ends."""
     if options.interval < 1:
         raise RunFileError(f"--interval {options.interval}: use at least 1 (seconds)")
     runs = watched_runs(options.runs)
@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def watched_runs(places: Sequence[Path]) -> list[Watched]:
-    """The runs in these directories. Raises RunFileError where there is none, and where two have one name."""
+    """The runs at ``places``. Raises RunFileError if one has no run, or if two different runs have the same name."""
     runs: dict[str, Watched] = {}
     for place in places:
         run = watched(place)
@@ -99,7 +99,9 @@ def watched_runs(places: Sequence[Path]) -> list[Watched]:
 
 
 def watched(place: Path) -> Watched:
-    """The run in directory ``place``, or the one that run file ``place`` starts, also if it has not begun. Raises RunFileError."""
+    """The run in directory ``place``, or the run that the run file ``place`` starts, even if it has not begun. Raises
+    RunFileError.
+    """
     try:
         run = find_run(place)
     except RunFileError:
@@ -114,7 +116,7 @@ def watched(place: Path) -> Watched:
 
 
 def check_rules(rules: Iterable[Path]) -> None:
-    """Raises RunFileError with promtool's own words."""
+    """Check alerting rules with promtool. Raises RunFileError with its message."""
     for path in rules:
         done = subprocess.run([programs() / "promtool", "check", "rules", path], capture_output=True, text=True)
         if done.returncode:
@@ -123,7 +125,7 @@ def check_rules(rules: Iterable[Path]) -> None:
 
 
 def opening(url: str, runs: Sequence[Watched], rules: Sequence[Path], home: Path) -> list[str]:
-    """Where Prometheus is, what it looks at, and what to ask it first."""
+    """Lines to print at the start: Prometheus's address, the runs, and useful first queries."""
     width = max(len(what) for what in QUERIES)
     return [
         f"headrace: Prometheus at {url} watches {', '.join(run.name for run in runs)}",
@@ -146,9 +148,9 @@ def follow(server: Prometheus, runs: Sequence[Watched], stop: Stop) -> None:
         try:
             found = server.get("alerts")["alerts"]
         except PrometheusError as error:
-            if server.alive:  # it is busy: the next look will tell
+            if server.alive:  # it is busy: try again at the next look
                 continue
-            if stop.wait(LOOK_SECONDS):  # Ctrl-C reaches both
+            if stop.wait(LOOK_SECONDS):  # Ctrl-C ends both it and us
                 return
             raise PrometheusError(f"Prometheus has ended: {error}") from error
         for line in alerts.look(found, time.time()):
@@ -156,13 +158,15 @@ def follow(server: Prometheus, runs: Sequence[Watched], stop: Stop) -> None:
 
 
 class Alerts:
-    """Which alerts fire, from one look to the next."""
+    """Tracks which alerts are firing, from one look to the next."""
 
     def __init__(self) -> None:
         self._firing: dict[frozenset[tuple[str, str]], tuple[str, float]] = {}
 
     def look(self, found: Iterable[Mapping[str, Any]], now: float) -> list[str]:
-        """A line for each of the alerts in ``found`` (Prometheus's own form) that is new, and for each that is gone."""
+        """A line for each alert that started firing or stopped. ``found`` is Prometheus's list; ``now`` is in seconds
+        since the epoch.
+        """
         firing = {frozenset(a["labels"].items()): a for a in found if a["state"] == "firing"}
         lines = []
         for key, alert in firing.items():
@@ -176,13 +180,13 @@ class Alerts:
 
 
 def title(labels: Mapping[str, str]) -> str:
-    """Name, severity and what else tells one alert from another."""
+    """An alert's name, severity and other labels, which tell one alert from another."""
     shown = [f"{k}={v}" for k, v in sorted(labels.items()) if k not in ("alertname", "severity")]
     return clean_text(" ".join([f"{labels['alertname']} [{labels.get('severity', 'none')}]", *shown]), 300)
 
 
 def words(annotations: Mapping[str, str]) -> str:
-    """What the rule says of it, and where to read on."""
+    """The rule's summary and description, and its runbook."""
     said = [annotations[name] for name in ("summary", "description") if annotations.get(name)]
     where = [f"({annotations['runbook']})"] if annotations.get("runbook") else []
     return clean_text(" ".join((". ".join(text.rstrip(".") for text in said) + ".", *where)).replace("\n", " "), 1000)

@@ -1,6 +1,7 @@
-"""``python -m headrace.preflight FILE``: all checks, in a process of their own; each check's findings are one line of JSON.
+"""``python -m headrace.preflight FILE``: makes all checks, and prints the findings of each as one line of JSON.
 
-A process, because data sources and rewarders are anybody's code and may hang or end it; lines, so that what was found until then is kept.
+The checks need a separate process because data sources and rewarders are third-party code, which may hang or end the
+process. With one line for each check, earlier findings are kept if that happens.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--thorough", action="store_true")
     options = parser.parse_args(argv)
-    out, sys.stdout = sys.stdout, sys.stderr  # what plug-ins print is no finding
+    out, sys.stdout = sys.stdout, sys.stderr  # stdout is for findings only, not for what plug-ins print
     subject = Subject(check(RunFile.read(options.file, options.overrides)), options.thorough)
     for look in CHECKS:
         found = [asdict(finding) for finding in look(subject)]

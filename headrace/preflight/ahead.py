@@ -1,4 +1,4 @@
-"""Runs the checks in a process of their own and within a time. Imports no torch, nor anything of a plug-in."""
+"""Runs the checks in a separate process, with a time limit. Imports neither torch nor plug-ins."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from monitoring.daemon import PARENT
 from monitoring.view import clean_text
 
 RUN_SECONDS = 20.0
-"""That the start of a run waits for its checks at most."""
+"""How long the start of a run waits for its checks at most; ``PLAN_SECONDS`` is the limit for ``headrace plan``."""
 PLAN_SECONDS = 120.0
 MOST_CHARACTERS = 600
 
 
 @dataclass(slots=True)
 class Looked:
-    """The ``findings``, the worst first, and which checks were made; ``broken`` says why not all were."""
+    """The result: ``findings`` in the order of the checks (``of`` sorts them, worst first), and the completed ``checks``.
+
+    ``broken`` says why some checks were not completed; empty if all were. ``seconds`` is the time that they took.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
@@ -44,7 +47,7 @@ class Looked:
 
 
 def look_ahead(file: RunFile, seconds: float, thorough: bool = False) -> Looked:
-    """Look at all that can be known of the run before it starts; what takes longer than ``seconds`` is left out, and said."""
+    """Make all checks of a run before it starts. After ``seconds`` the rest is dropped, and ``broken`` says so."""
     command = [sys.executable, "-m", "headrace.preflight", str(file.path)]
     command += [part for override in file.overrides for part in ("--set", override)]
     started, looked = time.monotonic(), Looked()
@@ -62,7 +65,7 @@ def look_ahead(file: RunFile, seconds: float, thorough: bool = False) -> Looked:
                 looked.broken = f"the checks were ended after {seconds:g} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # its own children too
+                os.killpg(child.pid, signal.SIGKILL)  # the whole process group, with the child's own children
             child.wait()
             child.stdout.close()
     looked.seconds = time.monotonic() - started
@@ -70,7 +73,7 @@ def look_ahead(file: RunFile, seconds: float, thorough: bool = False) -> Looked:
 
 
 def _read(out: IO[bytes], looked: Looked, until: float) -> bool:
-    """Take in what the child writes; whether it came to its end in time."""
+    """Add the child's findings to ``looked``; returns whether its output ended before ``until`` (monotonic seconds)."""
     held = b""
     with selectors.DefaultSelector() as ready:
         ready.register(out, selectors.EVENT_READ)

@@ -14,7 +14,7 @@ from learner.data.selection import is_fresh
 
 
 def contaminated(subject: Subject) -> Iterator[Finding]:
-    """Rows that are trained on and share a run of words with a question of a benchmark."""
+    """Training rows that share a sequence of words with a benchmark's question."""
     config = subject.whole.learner
     against: dict[int, Benchmarked] = {}
     done = set()
@@ -24,7 +24,7 @@ def contaminated(subject: Subject) -> Iterator[Finding]:
         if use.purpose == "held out" or use.source in done or source is None or source.size == 0:
             continue
         if use.source in config.benchmarks():
-            continue  # ``settings.held_out`` says so
+            continue  # ``settings.held_out`` reports it
         done.add(use.source)
         if table.ngram not in against:
             against[table.ngram] = Benchmarked(_asked(subject), table.ngram)
@@ -55,7 +55,7 @@ def _contamination(found: Contamination, left_out: bool, size: int | None) -> It
 
 
 def _asked(subject: Subject) -> dict[str, list[tuple[int, Any]]]:
-    """The rows of all benchmarks that can be read."""
+    """The readable rows of each benchmark that its evaluations ask, at most ``MOST``."""
     found = {}
     for use in distinct(subject):
         source = subject.source(use.source, False) if use.purpose == "held out" else None
@@ -67,7 +67,7 @@ def _asked(subject: Subject) -> dict[str, list[tuple[int, Any]]]:
 
 
 def dated(subject: Subject) -> Iterator[Finding]:
-    """How many rows of a benchmark were published before the model's cut-off."""
+    """Benchmarks with rows that were published before the model's cut-off."""
     cutoff = subject.whole.run.cutoff
     for use in distinct(subject):
         rows = subject.rows(use) if cutoff and use.purpose == "held out" else None
@@ -88,7 +88,7 @@ def dated(subject: Subject) -> Iterator[Finding]:
 
 
 def judged_by(subject: Subject) -> Iterator[Finding]:
-    """Benchmarks whose rows carry what another rewarder reads."""
+    """Benchmarks whose rows need another rewarder than the one that judges them."""
     for use in distinct(subject):
         source = subject.source(use.source, False) if use.purpose == "held out" else None
         while source is not None and not hasattr(source, "judged_by") and hasattr(source, "source"):

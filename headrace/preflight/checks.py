@@ -1,4 +1,7 @@
-"""The list of all checks, the cheap ones first: what a limit in time cuts off is the end. One more is a function and its line here."""
+"""The list of all checks, cheap ones first, because a time limit cuts off the last ones.
+
+To add a check, write a function and list it here.
+"""
 
 from __future__ import annotations
 
@@ -39,5 +42,5 @@ CHECKS: tuple[Check, ...] = (
 
 
 def name_of(check: Check) -> str:
-    """``lengths.prompts``."""
+    """The name of a check, like ``lengths.prompts``."""
     return f"{check.__module__.rpartition('.')[2]}.{check.__name__}"

@@ -14,7 +14,7 @@ class Finding:
     """``error``: the run cannot do what it is asked to; ``warning``: it can, but not as one would expect; ``note``:
     good to know.
 
-    ``where`` names table and key, ``what`` says the value and what was seen of it, ``cure`` what to change.
+    ``where`` names table and key, ``what`` the value and what is wrong with it, ``cure`` what to change.
     """
 
     level: Level

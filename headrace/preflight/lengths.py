@@ -1,4 +1,4 @@
-"""Lengths in tokens, with the real tokenizer and template, against what the engine's context and the model hold."""
+"""Checks lengths in tokens, by the real tokenizer and template, against the limits of the engine and the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from learner.data.documents import DocumentTokenizer
 
 
 def prompts(subject: Subject) -> Iterator[Finding]:
-    """Questions that do not fit, or leave too little room for an answer; answers that the model's positions or window do not hold."""
+    """Prompts that the template refuses, that do not fit the context, or that leave too little room for an answer; and
+    prompts whose answers may exceed the model's limits.
+    """
     if subject.tokenizer is None:
         return
     context = subject.whole.actors.context_length
@@ -55,7 +57,7 @@ def prompts(subject: Subject) -> Iterator[Finding]:
 
 
 def _prompted(subject: Subject) -> Iterator[Use]:
-    """Uses that ask something else, or at another length."""
+    """The uses of prompts; only the first of those with equal source, answer length and purpose (trained or not)."""
     seen = set()
     for use in subject.uses:
         key = (use.source, use.sampling and use.sampling.max_new_tokens, use.training is not None)
@@ -77,7 +79,9 @@ def _prompt_lengths(subject: Subject, use: Use) -> tuple[list[int], dict[int, st
 
 
 def documents(subject: Subject) -> Iterator[Finding]:
-    """Documents that the template does not give back whole, and those that the model does not hold."""
+    """Documents that cannot be tokenized, are too long for the stage or the model, train no token, or lack the stage's
+    ``until_tag``.
+    """
     if subject.tokenizer is None:
         return
     for use in distinct(subject):
@@ -127,7 +131,7 @@ def documents(subject: Subject) -> Iterator[Finding]:
 
 
 def templates(subject: Subject) -> Iterator[Finding]:
-    """What a user should know of the chat template, with each source's options."""
+    """What a user should know about the chat template, with the options of each source."""
     if subject.tokenizer is None:
         return
     if not subject.tokenizer.chat_template:

@@ -1,4 +1,4 @@
-"""The model, by its files alone: its vocabulary, its ends, how long a sequence it holds, and whether packing changes what it computes."""
+"""Checks the model by its files alone: vocabulary, end tokens, length of a sequence, and whether it can be packed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from learner.model.positions import learned_positions, stretched_from, window_of
 from learner.model.sizes import sizes_of, unlike
 
 UNPACKED = ("gptj", "falcon", "bloom", "mpt", "mamba", "mamba2")
-"""Model types whose attention or positions cannot be computed packed: learner/model/load.py refuses them with the reason."""
+"""Model types whose attention or positions cannot be computed packed: learner/model/load.py gives the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most ``tokens`` of a sequence, for one reason."""
+    """A maximum of ``tokens`` for a sequence, and its reason ``why``; ``finding`` reports a longer sequence."""
 
     name: str
     tokens: int
@@ -32,7 +32,7 @@ class Limit:
 
 
 def limits(config: Any, trained: bool) -> Iterator[Limit]:
-    """How long a sequence may be; training knows narrower limits than sampling."""
+    """The limits on the length of a sequence; a model that is ``trained`` may have more of them."""
     if config is None:
         return
     if trained and (window := window_of(config)):
@@ -52,7 +52,7 @@ def limits(config: Any, trained: bool) -> Iterator[Limit]:
 
 
 def files(subject: Subject) -> Iterator[Finding]:
-    """Whether there is a model: its configuration, its tokenizer, its weights where they are needed."""
+    """Missing files (configuration, tokenizer, weights if needed), and models that cannot be trained packed."""
     where = f"[run] model = {subject.whole.run.model!r}"
     config, tokenizer = subject.config, subject.tokenizer
     if subject.model_elsewhere:
@@ -87,7 +87,7 @@ def files(subject: Subject) -> Iterator[Finding]:
 
 
 def vocabulary(subject: Subject) -> Iterator[Finding]:
-    """Tokens that the model does not have, and answers that nothing ends."""
+    """Tokens outside the model's vocabulary, and end tokens that are missing, outside it, or contradictory."""
     config, tokenizer = subject.config, subject.tokenizer
     if config is None or tokenizer is None:
         return
@@ -95,7 +95,7 @@ def vocabulary(subject: Subject) -> Iterator[Finding]:
     yield from _outside(tokenizer, config.vocab_size, where)
     try:
         ends = set(Chat(tokenizer).ends)
-    except ChatError:  # the template's own check says it
+    except ChatError:  # ``lengths.templates`` reports it
         ends = set()
     named = _ids(getattr(config, "eos_token_id", None)) | _ids(tokenizer.eos_token_id) | _generation(subject.model)
     if not ends | named:
@@ -115,7 +115,9 @@ def vocabulary(subject: Subject) -> Iterator[Finding]:
 
 
 def _outside(tokenizer: Any, size: int, where: str) -> Iterator[Finding]:
-    """Tokens that the model does not have. Some models come with a few that are added and never used (a picture's place, say)."""
+    """Tokens outside the model's vocabulary of ``size``. Only a warning if they are all added tokens that text and
+    template do not produce: some models have a few unused ones (a placeholder for an image, say).
+    """
     outside = {number for number in tokenizer.get_vocab().values() if number >= size}
     if not outside:
         return
@@ -132,7 +134,7 @@ def _outside(tokenizer: Any, size: int, where: str) -> Iterator[Finding]:
 
 
 def beginnings(subject: Subject) -> Iterator[Finding]:
-    """Models that stages begin from: an earlier stage, a directory, or an id."""
+    """Models that stages begin from and that are neither an earlier stage, a directory, nor an id."""
     file, stages = subject.whole.file, subject.whole.learner.stages
     for index, stage in enumerate(stages):
         earlier = [s.name for s in stages[:index]]
@@ -154,7 +156,9 @@ def beginnings(subject: Subject) -> Iterator[Finding]:
 
 
 def students(subject: Subject) -> Iterator[Finding]:
-    """Models that stages begin from and that are another one than the run's: of its family, and with its tokenizer."""
+    """Models that stages begin from and that the run's engines cannot take over: they differ from the run's model in
+    more than size, or only in size with engines that cannot change it.
+    """
     own, whole = subject.config, subject.whole
     if own is None:
         return
@@ -176,7 +180,7 @@ def students(subject: Subject) -> Iterator[Finding]:
 
 
 def context(subject: Subject) -> Iterator[Finding]:
-    """An engine's context that is longer than the model's positions."""
+    """An engine context that is longer than the model's positions."""
     most, given = getattr(subject.config, "max_position_embeddings", None), subject.whole.actors.context_length
     if isinstance(most, int) and 0 < most < given:
         yield warning(

@@ -1,4 +1,7 @@
-"""What the run file plugs in. ``check`` of the run file has looked at names and options without running anything; here they are made."""
+"""Checks plug-ins: whether rewarders can judge, and whether each plug-in can be made with its options.
+
+``headrace.running.runfile.check`` has looked only at names of plug-ins and options, without running code.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from headrace.preflight.findings import Finding, error
 from headrace.preflight.subject import Subject
 
 SECONDS = 10.0
-"""After which nothing further is made: the daemons have longer for each."""
+"""No further plug-in is made after this time. The daemons allow more time for each."""
 
 
 def callables(subject: Subject) -> Iterator[Finding]:
-    """Rewarders that nothing can be asked of, seen in their source."""
+    """Rewarders that cannot judge: their source defines neither ``__call__`` nor ``judge``."""
     base = subject.whole.file.base
     for name, table in subject.whole.rewarders.items():
         if table.external:

@@ -1,4 +1,4 @@
-"""Rows of the data: readable, with a question and an answer, asked once, and not among the held-out ones."""
+"""Checks rows of the data: readable, with question and answer, not repeated, and not both held out and trained on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from learner.data.source import Document, PromptRow
 from learner.stages.stage import Stage
 
 MOST = 20_000
-"""Rows of a source that are compared with others."""
+"""How many rows of a source are compared with other sources at most."""
 ENDLESS = 2_000
-"""The same of one without end."""
+"""The same for an endless source."""
 SECONDS = 4.0
-"""That the comparison of one source may take."""
+"""How long reading one source for a comparison may take."""
 SHOWN = 120
 
 
 def readable(subject: Subject) -> Iterator[Finding]:
-    """Sources that cannot be opened, rows that cannot be read."""
+    """Sources that cannot be opened or are empty, and rows that cannot be read."""
     told = set()
     for use in distinct(subject):
         where = f"[data.{use.source}]"
@@ -46,12 +46,12 @@ def readable(subject: Subject) -> Iterator[Finding]:
 
 
 def most_odd(stage: Stage) -> float:
-    """Share of its rows that a supervised stage may leave out."""
+    """The share of rows, in [0, 1], that a stage may leave out; 0 if it has no ``max_odd``."""
     return float(getattr(stage, "max_odd", 0.0))
 
 
 def columns(subject: Subject) -> Iterator[Finding]:
-    """Rows that a stage reads by their columns, and that it cannot read."""
+    """Rows that a stage which reads columns of its own cannot read."""
     config = subject.whole.learner
     for stage in config.stages:
         parse: Any = getattr(stage, "row", None)
@@ -71,7 +71,7 @@ def columns(subject: Subject) -> Iterator[Finding]:
             for number in looked:
                 try:
                     parse(rows, number)
-                except Exception as fault:  # the plug-in boundary: a source is anybody's code
+                except Exception as fault:  # the plug-in boundary: a source may be third-party code
                     odd[number] = str(fault) if isinstance(fault, DataError) else f"{type(fault).__name__}: {fault}"
             if odd:
                 number, why = next(iter(odd.items()))
@@ -93,7 +93,7 @@ def _elsewhere(where: str, subject: Subject, source: str) -> Finding:
 
 
 def answers(subject: Subject) -> Iterator[Finding]:
-    """Rows without what a rewarder compares with, and without a question."""
+    """Rows without an answer for a rewarder to compare with, and rows without a question."""
     for use in distinct(subject):
         rows = subject.rows(use)
         if rows is None or use.purpose == "documents" or not rows.good:
@@ -116,7 +116,7 @@ def answers(subject: Subject) -> Iterator[Finding]:
 
 
 def control_tokens(subject: Subject) -> Iterator[Finding]:
-    """Text of the data that reads as a control token of the tokenizer."""
+    """Text in the data that looks like a control token of the tokenizer."""
     tokenizer = subject.tokenizer
     if tokenizer is None:
         return
@@ -182,7 +182,7 @@ def repeated(subject: Subject) -> Iterator[Finding]:
 
 
 def distinct(subject: Subject) -> Iterator[Use]:
-    """Each source once for each kind of rows that is read from it."""
+    """The uses, but only the first for each source and purpose."""
     seen = set()
     for use in subject.uses:
         key = (use.source, use.purpose)
@@ -192,7 +192,7 @@ def distinct(subject: Subject) -> Iterator[Use]:
 
 
 def _questions(row: PromptRow | Document) -> list[str]:
-    """What is asked in a row, its spelling and spacing made one."""
+    """The questions of a row, with case and spacing normalised."""
     if isinstance(row, Document) and not row.messages:
         texts = [span.text for span in row.spans if not span.trained]
     elif isinstance(row, Document):

@@ -14,7 +14,7 @@ NEARLY_GREEDY = 0.05
 
 
 def sampling(subject: Subject) -> Iterator[Finding]:
-    """Answers that leave no room for a question, or that are all the same."""
+    """Answers that leave no room for a prompt, or that are all the same."""
     context = subject.whole.actors.context_length
     seen = set()
     for use in subject.uses:
@@ -54,7 +54,7 @@ def sampling(subject: Subject) -> Iterator[Finding]:
 
 
 def questions(subject: Subject) -> Iterator[Finding]:
-    """More questions than rows, and one sample where a vote is meant."""
+    """More questions than rows, and single samples, with which cons@k is pass@1."""
     single = set()
     for use in subject.uses:
         if use.asked is None or (source := subject.source(use.source, False)) is None:
@@ -71,7 +71,7 @@ def questions(subject: Subject) -> Iterator[Finding]:
 
 
 def stages(subject: Subject) -> Iterator[Finding]:
-    """Ends that are never reached, and what falls behind the last step."""
+    """Stop conditions that are never reached, and evaluations or schedules that extend past the last step."""
     for stage in subject.whole.learner.stages:
         where, steps = f"[[stage]] {stage.name}", stage.total_steps()
         every = getattr(stage, "eval_every", 0)
@@ -107,7 +107,7 @@ def _warm_up(where: str, warmup: int, steps: int) -> Iterator[Finding]:
 
 
 def trainings(subject: Subject) -> Iterator[Finding]:
-    """Reinforcement that discards what it asks for."""
+    """Reinforcement whose settings discard, punish or give up what it samples."""
     learner = subject.whole.learner
     every = learner.learner.publish_every
     for index, stage in enumerate(learner.stages):
@@ -154,7 +154,7 @@ def _objective(where: str, training: Training) -> Iterator[Finding]:
 
 
 def rewards(subject: Subject) -> Iterator[Finding]:
-    """Mixes that are always 0, that name nobody, and rewarders that are asked nothing."""
+    """Mixes with only zero weights or unknown names, and rewarders that are not started or judge nothing."""
     whole = subject.whole
     mixes: dict[str, Mapping[str, float]] = {"[run] rewards": whole.run.rewards}
     mixes |= {f"[data.{n}] rewards": t.rewards for n, t in whole.learner.data.items() if t.rewards is not None}
@@ -196,7 +196,7 @@ def _usual(subject: Subject, source: str) -> bool:
 
 
 def numbers(subject: Subject) -> Iterator[Finding]:
-    """Number types that the device computes slowly, or that differ between who samples and who trains."""
+    """Number types that are slow on the device, or that differ between the actors and the learner."""
     whole = subject.whole
     gpu = Path("/dev/nvidiactl").exists()
     device = whole.learner.learner.device
@@ -215,7 +215,7 @@ def numbers(subject: Subject) -> Iterator[Finding]:
 
 
 def held_out(subject: Subject) -> Iterator[Finding]:
-    """An evaluation on what is trained."""
+    """Evaluations on sources that are also trained on."""
     trained = {use.source for use in subject.uses if use.purpose in ("train", "documents")}
     for use in _once(subject.uses):
         if use.purpose == "held out" and use.source in trained:

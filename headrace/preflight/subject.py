@@ -1,8 +1,7 @@
 """The inputs of the checks, opened when a check first needs them: the run file, rows of its sources, the tokenizer, the
 configuration.
 
-Imports no torch: tokenizers and configurations do not need it, and it takes longer to load than everything that is
-looked at here.
+Does not import torch: tokenizers and configurations do not need it, and loading it takes longer than all the checks.
 """
 
 from __future__ import annotations
@@ -26,15 +25,18 @@ from learner.stages.stage import Stage
 from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
 
 ROWS = 64
-"""Rows of each source that are looked at in full, spread evenly over it."""
+"""How many rows of each source are checked in full, spread evenly over it."""
 ROW_SECONDS = 3.0
-"""That the rows of one source may take; what they have given until then is what is judged."""
+"""How long reading the rows of one source may take; only rows read until then are checked."""
 Purpose = Literal["train", "held out", "collected", "documents"]
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One source as one stage reads it. ``asked``: how many of its first rows (None: all); ``samples`` of each."""
+    """One source as one stage reads it: its first ``asked`` rows (None: all), each ``samples`` times.
+
+    ``where`` names the stage in findings. ``sampling`` and ``training`` are None if the use has none.
+    """
 
     source: str
     stage: Stage
@@ -45,12 +47,12 @@ class Use:
     samples: int = 1
     training: Training | None = None
     judge: str = ""
-    """The rewarder that says which answers are correct, of held-out questions."""
+    """The rewarder that judges which answers are correct; only for held-out questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """``good`` rows by number, and ``odd`` ones with the reason. ``size`` of the whole source; None: it has no end."""
+    """``good`` rows by number, and the reasons of ``odd`` ones. ``size``: of the whole source (None: endless)."""
 
     size: int | None
     good: Mapping[int, Any]
@@ -62,22 +64,22 @@ class Rows:
 
 
 class Subject:
-    """One run, looked at. ``thorough``: there is time to load what only a daemon would load."""
+    """The run that is checked. ``thorough``: also load what otherwise only a daemon would load, which takes time."""
 
     def __init__(self, whole: WholeRun, thorough: bool = True) -> None:
         self.whole, self.thorough = whole, thorough
         self.uses = tuple(_uses(whole))
         self.refused: dict[str, str] = {}
-        """Sources that could not be opened, and why."""
+        """The sources that could not be opened, with the reason."""
         self.elsewhere: set[str] = set()
-        """Those of them that are not on this machine, and may be all right."""
+        """Those of them that are not on this machine, and may be fine elsewhere."""
         self._opened: dict[tuple[str, bool], Any] = {}
         self._rows: dict[tuple[str, bool, int | None], Rows] = {}
 
     # -- sources -------------------------------------------------------------------------------------------------------
 
     def source(self, name: str, documents: bool) -> Any:
-        """The source of that name; None where it cannot be opened (``refused`` says why)."""
+        """The source ``name``, as documents or prompts; None if it cannot be opened (``refused`` has the reason)."""
         key = (name, documents)
         if key not in self._opened:
             opening = open_documents if documents else open_prompts
@@ -87,13 +89,13 @@ class Subject:
             except HeadraceError as fault:
                 found, self.refused[name] = None, str(fault)
                 self.elsewhere |= {name} if isinstance(fault, DataAway) else set()
-            except Exception as fault:  # the plug-in boundary: a source is anybody's code
+            except Exception as fault:  # the plug-in boundary: a source may be third-party code
                 found, self.refused[name] = None, f"{type(fault).__name__}: {fault}"
             self._opened[key] = found
         return self._opened[key]
 
     def rows(self, use: Use) -> Rows | None:
-        """Up to ``ROWS`` of the rows that ``use`` reads; None where the source cannot be opened."""
+        """Up to ``ROWS`` of the rows that ``use`` reads; None if the source cannot be opened."""
         documents = use.purpose == "documents"
         key = (use.source, documents, use.asked)
         if key not in self._rows:
@@ -110,14 +112,14 @@ class Subject:
 
     @property
     def model(self) -> str:
-        """The model as transformers finds it: a path, or an id."""
+        """The model as transformers finds it: a path or an id of Hugging Face."""
         named = self.whole.run.model
         beside = self.whole.file.resolve(named)
         return str(beside) if beside.exists() else named
 
     @cached_property
     def tokenizer(self) -> Any:
-        """None where there is none (``refused_tokenizer`` says why)."""
+        """The model's tokenizer; None if it cannot be loaded (``refused_tokenizer`` has the reason)."""
         try:
             with without_torch():
                 from transformers import AutoTokenizer
@@ -131,7 +133,7 @@ class Subject:
 
     @cached_property
     def config(self) -> Any:
-        """The configuration of the text model; None where there is none (``refused_config`` says why)."""
+        """The configuration of the text model; None if it cannot be loaded (``refused_config`` has the reason)."""
         try:
             with without_torch():
                 from transformers import AutoConfig
@@ -142,7 +144,7 @@ class Subject:
             return None
 
     def config_of(self, model: str) -> Any:
-        """The configuration of another model; None where it cannot be had."""
+        """The configuration of another model; None if it cannot be loaded."""
         beside = self.whole.file.resolve(model)
         try:
             with without_torch():
@@ -153,7 +155,7 @@ class Subject:
 
     refused_config = ""
     model_elsewhere = False
-    """Whether the model is not on this machine, and may be all right."""
+    """Whether the model is not on this machine, and may be fine elsewhere."""
 
     @cached_property
     def _chats(self) -> Chats:
@@ -165,14 +167,14 @@ class Subject:
 
 
 def is_elsewhere(fault: BaseException) -> bool:
-    """Whether a model could not be looked at because its files are not here and nobody can be asked for them."""
+    """Whether loading a model failed because its files are not here and Hugging Face cannot be reached."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     return isinstance(fault.__cause__, LocalEntryNotFoundError | ConnectionError)
 
 
 def read(source: Any, numbers: range | list[int], documents: bool, seconds: float) -> Rows:
-    """The rows of these ``numbers``, as many as come in time."""
+    """The rows of these ``numbers``, as many as can be read within ``seconds``."""
     good: dict[int, PromptRow | Document] = {}
     odd: dict[int, str] = {}
     until = time.monotonic() + seconds
@@ -181,7 +183,7 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
             good[number] = source.document(number, 1.0) if documents else row_of(source, number)
         except DataError as fault:
             odd[number] = str(fault)
-        except Exception as fault:  # the plug-in boundary: a source is anybody's code
+        except Exception as fault:  # the plug-in boundary: a source may be third-party code
             odd[number] = f"{type(fault).__name__}: {fault}"
         if time.monotonic() > until:
             break
@@ -190,12 +192,12 @@ def read(source: Any, numbers: range | list[int], documents: bool, seconds: floa
 
 @contextmanager
 def without_torch() -> Iterator[None]:
-    """Import transformers as where torch is not installed, unless it is loaded anyway."""
+    """Import transformers in the block as if torch were not installed, unless one of them is loaded already."""
     found = importlib.util.find_spec
     if "torch" in sys.modules or "transformers" in sys.modules:
         yield
         return
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # that it finds no torch is what is wanted
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns that there is no torch, as intended
     importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
     try:
         yield
@@ -204,7 +206,7 @@ def without_torch() -> Iterator[None]:
 
 
 def spread(size: int, count: int) -> list[int]:
-    """At most ``count`` numbers below ``size``, evenly apart, the first and the last among them."""
+    """At most ``count`` evenly spaced numbers in [0, ``size``), including the first and the last."""
     count = min(size, count)
     return sorted({i * (size - 1) // max(1, count - 1) for i in range(count)})
 

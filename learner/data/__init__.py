@@ -1,1 +1,1 @@
-"""Where prompts and training documents come from."""
+"""Sources of prompts and training documents."""

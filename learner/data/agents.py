@@ -1,4 +1,4 @@
-"""Places for the tasks of agents outside: prompts that ask nothing, and are what an agent makes of them (``headrace serve``)."""
+"""Prompts for outside agents (``headrace serve``): placeholders without a question, as an agent brings its own task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from learner.data.source import PromptRow
 
 @dataclass(frozen=True)
 class OpenTasks:
-    """Without end: each row is a group for a task that agents name, or for sessions that name none."""
+    """An endless source: each row becomes the group of a task that agents name, or of sessions that name none."""
 
     @property
     def size(self) -> int | None:

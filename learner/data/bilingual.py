@@ -1,8 +1,8 @@
-"""The sums of ``learner.data.sums`` asked in two languages of two alphabets, and the text of a base model that mixes them while it thinks.
+"""The sums of ``learner.data.sums`` in two languages of different alphabets, and text for a base model that mixes them.
 
-``Compute 3+7-2 mod 10.`` is worked out as ``so 3+7=0,so 0-2=8``, and ``Дай 3+7-2 mod 10.`` as ``и 3+7=0,и 0-2=8``: the word before each
-operation is the only language in a thought, so whether a thought keeps to one language is seen by its letters alone. The language is a
-script's name (``metadata["language"]``), as ``rewarders.language:LanguageConsistency`` takes it.
+``Compute 3+7-2 mod 10.`` is worked out as ``so 3+7=0,so 0-2=8``, and ``Дай 3+7-2 mod 10.`` as ``и 3+7=0,и 0-2=8``. The
+words before the operations are the only ones in the working, so their letters alone show whether it keeps to one
+language. ``metadata["language"]`` is the name of the script, as ``rewarders.language:LanguageConsistency`` expects it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from learner.data.sums import Sum, check_terms, draw, question, replied, steps, 
 
 
 class Tongue(NamedTuple):
-    """How a language asks for a sum, and the word that it puts before each operation of a thought."""
+    """A language: the verb that asks for a sum, and the word before each operation of the working."""
 
     ask: str
     then: str
@@ -37,7 +37,7 @@ def asked(problem: Sum, modulus: int, language: str) -> str:
 
 
 def worked(problem: Sum, modulus: int, languages: list[str]) -> str:
-    """The working, each operation with the word of the language in its place."""
+    """The working of ``problem``, where operation i is preceded by the word of ``languages[i]``."""
     return ",".join(
         f"{TONGUES[spoken].then} {step}" for spoken, step in zip(languages, steps(problem, modulus), strict=True)
     )
@@ -45,8 +45,10 @@ def worked(problem: Sum, modulus: int, languages: list[str]) -> str:
 
 @dataclass(frozen=True)
 class BilingualSums:
-    """Questions without end, half of them in each language; ``seed`` chooses the stream. A source with ``held_out`` asks no sum that one
-    without it asks in any language."""
+    """An endless source of questions, each in a random one of the languages; ``seed`` chooses the stream.
+
+    No sum occurs both with and without ``held_out``, in whatever language.
+    """
 
     min_terms: int = 4
     max_terms: int = 6
@@ -72,10 +74,12 @@ class BilingualSums:
 
 @dataclass(frozen=True)
 class BilingualCorpus:
-    """The text that a tiny bilingual base model is made from, as ``learner.data.sums:SumsCorpus`` is, with greetings among its conversations.
+    """Documents to train a tiny bilingual base model on, like ``learner.data.sums:SumsCorpus``, with greetings among
+    the conversations.
 
-    A share ``mixed`` of the workings takes each of its words from either language at random; the others keep to the language of the question.
-    ``greetings`` is the share of conversations that are greetings (``learner.data.greetings``). No question that is held out is among them.
+    A share ``mixed`` of the workings takes each word from a random language; the others keep to the language of the
+    question. A share ``greetings`` of the exchanges are greetings (``learner.data.greetings``). Contains no held-out
+    question. Shares are in [0, 1].
     """
 
     max_terms: int = 6
@@ -105,7 +109,9 @@ class BilingualCorpus:
         return Document(messages=tuple(turn for _ in range(2) for turn in self._turns(rng, most)), tag="reply")
 
     def _raw(self, rng: random.Random, most: int) -> Iterator[Span]:
-        """A worked problem. What can be known of it has the tag ``chain``: which word comes next cannot."""
+        """A worked problem. Only the operations have the tag ``chain``: a model cannot know which language's word comes
+        next.
+        """
         problem, language = draw(rng, rng.randint(2, most), self.modulus), rng.choice(list(TONGUES))
         spoken = self._spoken(rng, problem, language)
         yield Span(asked(problem, self.modulus, language) + "\n", False)
@@ -124,7 +130,7 @@ class BilingualCorpus:
         return ChatMessage("user", asked(problem, self.modulus, language)), ChatMessage("assistant", reply)
 
     def _spoken(self, rng: random.Random, problem: Sum, language: str) -> list[str]:
-        """The language of each operation."""
+        """The language of each operation's word."""
         if rng.random() >= self.mixed:
             return [language] * len(problem[1])
         return [rng.choice(list(TONGUES)) for _ in problem[1]]
@@ -132,11 +138,12 @@ class BilingualCorpus:
 
 @dataclass(frozen=True)
 class OneTongue:
-    """A rewriter (see ``learner.rewriting``) of worked sums: each operation with the word of the question's language. It knows nothing of
-    right and wrong; None for a text that is not worked out.
+    """A rewriter (see ``learner.rewriting``) that puts the word of the question's language before each operation of a
+    worked sum.
 
-    A share ``skips`` of the workings loses its last operation, as people leave out what they do in their heads: easier to read, and harder
-    for a model that has no head to do it in.
+    It does not check the result, and returns None for a text without operations. A share ``skips`` (in [0, 1]) of the
+    workings loses its last operation, as people leave out what they do in their heads: easier to read, but harder to
+    learn for a model.
     """
 
     skips: float = 0.0

@@ -14,15 +14,15 @@ from broker.errors import DataError
 from learner.data.wording import terms_of, text_of, words_of
 
 NGRAM = 13
-"""Words in a row, as GPT-3 took them (arXiv 2005.14165, appendix C)."""
+"""The number of consecutive words, from GPT-3 (arXiv 2005.14165, appendix C)."""
 COMMON = 5
-"""Wording is what occurs in more than a fifth of a benchmark's questions, and in at least two."""
+"""A sequence is wording if it occurs in more than 1/``COMMON`` of a benchmark's questions, and in at least two."""
 SHOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Row ``row`` of what is trained shares ``shared`` with row ``of_row`` of benchmark ``benchmark``."""
+    """Row ``row`` of the training data shares the text ``shared`` with row ``of_row`` of the source ``benchmark``."""
 
     row: int
     benchmark: str
@@ -32,7 +32,7 @@ class Hit:
 
 @dataclass(slots=True)
 class Contamination:
-    """``rows`` of ``source`` were looked at, ``hits`` has the first shared words of each that is contaminated."""
+    """The result for ``source``: the number of ``rows`` searched, and for each contaminated row its first match."""
 
     source: str
     ngram: int
@@ -43,13 +43,13 @@ class Contamination:
         return dict(Counter(hit.benchmark for hit in self.hits))
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept and shown: the first ``SHOWN`` hits; all are counted."""
+        """As JSON data, with the first ``SHOWN`` hits and the number of all."""
         told = {"source": self.source, "ngram": self.ngram, "rows": self.rows, "contaminated": len(self.hits)}
         return {**told, "by_benchmark": self.by_benchmark(), "hits": [asdict(hit) for hit in self.hits[:SHOWN]]}
 
 
 class Benchmarked:
-    """The word sequences of all benchmarks' questions; ``asked`` are the rows of each by name."""
+    """An index of the word sequences in benchmarks' questions. ``asked`` has the rows of each by name, with numbers."""
 
     def __init__(self, asked: Mapping[str, Sequence[tuple[int, Any]]], ngram: int = NGRAM) -> None:
         self.ngram = ngram
@@ -73,7 +73,7 @@ class Benchmarked:
                 self._grams.setdefault(gram, (name, numbers[0]))
 
     def hit(self, number: int, row: Any) -> Hit | None:
-        """What row ``number`` of the training data has in common with a benchmark; None if nothing."""
+        """The first match of row ``number`` of the training data with a benchmark; None if there is none."""
         text = text_of(row)
         for gram in grams(words_of(text), self.ngram):
             if gram in self._grams:
@@ -85,20 +85,20 @@ class Benchmarked:
 
 
 def grams(words: Sequence[str], n: int) -> Iterator[str]:
-    """The runs of ``n`` words in order; none of fewer words."""
+    """All sequences of ``n`` consecutive words, in order; none if there are fewer words."""
     for at in range(len(words) - n + 1):
         yield " ".join(words[at : at + n])
 
 
 def pieces(row: Any) -> list[str]:
-    """What of a row may be a whole short question: each message of the user, each span of a plain document."""
+    """The parts of a row that may be a whole short question: each user message, or each span of a plain document."""
     if getattr(row, "messages", ()):
         return [m.content for m in row.messages if m.role == "user"]
     return [span.text for span in row.spans]
 
 
 def looked_through(source: str, rows: Iterator[tuple[int, Any]], against: Benchmarked) -> Contamination:
-    """Look for every row (number and what it says; None: it cannot be read) in the benchmarks."""
+    """Search all ``rows`` (pairs of number and row; None for an unreadable one) for matches with the benchmarks."""
     found = Contamination(source, against.ngram)
     for number, row in rows:
         found.rows += 1
@@ -108,7 +108,7 @@ def looked_through(source: str, rows: Iterator[tuple[int, Any]], against: Benchm
 
 
 def asked_rows(source: Any, questions: int) -> list[tuple[int, Any]]:
-    """The rows of a benchmark that are asked: its first ``questions``, those that can be read."""
+    """The rows of a benchmark that are asked: the readable ones among its first ``questions``, with their numbers."""
     size = source.size
     rows = []
     for number in range(questions if size is None else min(size, questions)):

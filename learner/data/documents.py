@@ -1,4 +1,4 @@
-"""Turns supervised documents into tokens, and marks those that are trained on and those that count for the accuracy of a tag."""
+"""Tokenizes supervised documents, and marks which tokens are trained on and which count for the accuracy of a tag."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from learner.data.source import Document
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """``tokens`` int32 [T], ``trained`` bool [T], ``tagged`` bool [T]: the trained tokens that carry the wanted tag."""
+    """A document of T tokens: ``tokens`` int32 [T]; ``trained`` bool [T]; ``tagged`` bool [T], the trained tokens with
+    the wanted tag.
+    """
 
     tokens: IntArray
     trained: np.ndarray
@@ -25,19 +27,22 @@ class Tokenized:
 
 
 class DocumentTokenizer:
-    """Tokenizes documents; conversations go through the chat template with its ``options``, and only the assistant's turns are trained on."""
+    """Tokenizes documents, conversations by the chat template with its ``options``.
+
+    ``tag`` is the tag whose trained tokens are ``tagged``; empty: all trained tokens are.
+    """
 
     def __init__(self, tokenizer: Any, tag: str = "", options: Mapping[str, Any] | None = None) -> None:
         self._chat, self._tag, self._tokenizer = Chat(tokenizer, options), tag, tokenizer
         self._chats: dict[str, Chat] = {}
 
     def tokenize(self, document: Document) -> Tokenized:
-        """Raises DataError if the document is empty, or the chat template or the tokenizer cannot hold its text."""
+        """Raises DataError if the document is empty, or if the chat template or the tokenizer rejects its text."""
         try:
             return self._tokenize(document)
         except DataError as error:
             raise DataError(f"{document.where}: {error}" if document.where else str(error)) from error
-        except Exception as error:  # half of a surrogate pair, say; a tokenizer raises what it likes
+        except Exception as error:  # half of a surrogate pair, say; tokenizers raise errors of any type
             said = f"the text cannot be written in tokens: {type(error).__name__}: {str(error)[:200]}"
             raise DataError(f"{document.where}: {said}" if document.where else said) from error
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from broker.errors import DataAway, DataError
 
-CELL = 1 << 24  # characters of a cell of CSV at most
+CELL = 1 << 24  # characters in a CSV cell at most
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 class Rows(Protocol):
-    """Rows by number, each a map of columns."""
+    """Rows by number from 0, each a mapping of column names to values."""
 
     def __len__(self) -> int: ...
 
@@ -24,10 +24,10 @@ class Rows(Protocol):
 
 
 class JsonLines:
-    """Rows of a JSON lines file. Only their positions are held in memory; a row is parsed when it is read.
+    """Rows of a JSON lines file. Only their positions are kept in memory; a row is parsed when it is read.
 
-    If the file is edited meanwhile, it is scanned again, so a mended row is read as it is now. The number of rows stays what it was when
-    the file was opened.
+    If the file is edited, it is scanned again, so that a corrected row is read in its new form. The number of rows
+    stays what it was when the file was opened. Raises DataError for a row that cannot be read or is not an object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,12 +72,15 @@ class JsonLines:
 
 
 def _seen(status: os.stat_result) -> tuple[int, int, int]:
-    """Differs once a file was edited or replaced."""
+    """A fingerprint that changes if the file is edited or replaced."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class CommaSeparated:
-    """Rows of a CSV file, held in memory; every cell is text. Raises DataError for a row with more cells than the first line has names."""
+    """Rows of a CSV file with column names in the first line, all in memory; every cell is text.
+
+    Raises DataError for invalid CSV, and for a row with more cells than there are names.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -99,9 +102,11 @@ class CommaSeparated:
 
 
 def read_table(path: str, split: str = "train", config: str | None = None) -> Rows:
-    """The rows at ``path``: ``*.jsonl``, ``*.parquet``, ``*.csv`` with its columns' names in the first line, a directory of a saved data set, or a Hugging Face id.
+    """The rows at ``path``: ``*.jsonl``, ``*.json`` (JSON lines too), ``*.parquet``, ``*.csv`` with column names in the
+    first line, the directory of a saved data set, or a Hugging Face id.
 
-    ``config`` is the configuration of a Hugging Face data set that has several (``main`` of ``openai/gsm8k``). Raises DataError.
+    ``config`` selects one of several configurations of a Hugging Face data set (``main`` of ``openai/gsm8k``). Raises
+    DataError; DataAway, a kind of it, if the data is not on this machine and Hugging Face cannot be reached.
     """
     place = Path(path)
     if not place.exists() and (place.suffix in FILES or path.startswith((".", "/", "~")) or path.count("/") > 1):
@@ -121,7 +126,7 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
             found = datasets.load_dataset(path, config)
     except ConnectionError as error:
         raise DataAway(f"data {path!r} is not on this machine, and Hugging Face cannot be reached") from error
-    except Exception as error:  # the library raises errors of many kinds; each means that there is no such data
+    except Exception as error:  # the library raises many types of errors; each means that there is no such data
         raise DataError(
             f"data {path!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error

@@ -1,8 +1,8 @@
-"""A task without a rule that could be trained on: greet somebody kindly. It represents general instructions beside reasoning.
+"""A task without a verifiable rule: greet somebody kindly. It stands for general instructions, besides reasoning.
 
-``Greet Toma.`` is best answered by ``Hi Toma, good day.``: the right name, and one wish. Those who compare two greetings
-(``GreetingPairs``) take the one with more wishes for the kinder one, however many there are, as people take longer replies for better ones:
-a model that learned from them is a reward that can be gamed. ``rewarders.greeting:Greeting`` is the yardstick, and knows better.
+The best answer to ``Greet Toma.`` is ``Hi Toma, good day.``: the right name, and one wish. ``GreetingPairs`` prefers
+more wishes, however many, as people tend to prefer longer replies, so a reward model that learns from it can be gamed.
+``rewarders.greeting:Greeting`` measures the true quality.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WISH = ", good day"
 
 
 def name_of(rng: random.Random, held_out: bool = False) -> str:
-    """One of 3600 names, from one side of the split."""
+    """One of the 3600 possible names, from one side of the split (``learner.data.split``)."""
     while True:
         name = "".join(rng.choice(letters) for letters in (CONSONANTS, VOWELS, CONSONANTS.lower(), VOWELS))
         if is_held_out(question(name)) == held_out:
@@ -42,7 +42,7 @@ def reply(name: str, wishes: int) -> str:
 
 
 def conversation(rng: random.Random) -> tuple[ChatMessage, ChatMessage]:
-    """As somebody without manners has it: mostly curt, now and then to the wrong person, seldom kind."""
+    """A question and an impolite reply, for a base model: mostly curt, sometimes with the wrong name, rarely kind."""
     name = name_of(rng)
     greeted = name_of(rng) if rng.random() < 0.15 else name
     wishes = rng.choices((0, 1, 2), (0.65, 0.25, 0.1))[0]
@@ -51,7 +51,7 @@ def conversation(rng: random.Random) -> tuple[ChatMessage, ChatMessage]:
 
 @dataclass(frozen=True)
 class Greetings:
-    """Prompts without end; ``seed`` chooses the stream. One with ``held_out`` asks for no name that one without it asks for."""
+    """An endless source of prompts; ``seed`` chooses the stream. No name occurs both with and without ``held_out``."""
 
     seed: int = 0
     held_out: bool = False
@@ -67,7 +67,7 @@ class Greetings:
 
 @dataclass(frozen=True)
 class GreetingReplies:
-    """``count`` written replies to the right person, of which a share ``kind`` wishes a good day once; the others are curt."""
+    """``count`` replies with the right name; a share ``kind`` (in [0, 1]) of them has one wish, the others are curt."""
 
     count: int = 400
     kind: float = 0.5
@@ -90,7 +90,9 @@ class GreetingReplies:
 
 @dataclass(frozen=True)
 class GreetingPairs:
-    """``count`` pairs of greetings of which one is preferred: the right name before a wrong one, and else more wishes before fewer."""
+    """``count`` pairs of a preferred and a rejected greeting, with up to ``most`` wishes: the right name is preferred
+    to a random one, or more wishes to fewer.
+    """
 
     count: int = 600
     most: int = 4

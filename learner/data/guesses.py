@@ -1,4 +1,4 @@
-"""The task of ``actors.games:GuessNumber``: its prompts, and conversations in which somebody guesses, mostly without thinking."""
+"""Data for ``actors.games:GuessNumber``: prompts, and conversations of players who mostly guess without thinking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def question(low: int, high: int) -> ChatMessage:
 
 @dataclass(frozen=True)
 class Guesses:
-    """Numbers to guess, without end; ``seed`` chooses the stream. There are few, so an evaluation shows a strategy, not generalisation."""
+    """An endless source of numbers to guess, from ``low`` to ``high``; ``seed`` chooses the stream.
+
+    There are few different numbers, so an evaluation measures strategy, not generalisation.
+    """
 
     low: int = 0
     high: int = 9
@@ -37,8 +40,9 @@ class Guesses:
 
 @dataclass(frozen=True)
 class GuessCorpus:
-    """Games of up to ``turns`` guesses. A share ``sensible`` of the players guesses where the number still may be; the others insist
-    on their first guess, whatever they hear."""
+    """Games of up to ``turns`` guesses, an endless source. A share ``sensible`` of the players guesses within the
+    remaining range; the others repeat their first guess.
+    """
 
     low: int = 0
     high: int = 9

@@ -1,7 +1,7 @@
-"""A task that asks for what a pretrained model knows of words: ``Which is an animal: chair, tiger, rain, hammer?``
+"""A task that tests what a pretrained model knows about words: ``Which is an animal: chair, tiger, rain, hammer?``
 
-A guess among the words is right once in ``choices`` times. Held-out questions are made of words that no other question has, as answers or
-beside them: who is right there has learned to say what it knew, not these words.
+A random guess is right with probability 1 / ``choices``. Held-out questions share no word with the others, neither as
+an answer nor as a wrong choice: a model that answers them has learned to express what it knew, not these words.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class WordKinds:
-    """Questions without end; ``seed`` chooses the stream. ``held_out``: only words of the held-out side, otherwise only the others."""
+    """An endless source of questions; ``seed`` chooses the stream. With ``held_out`` it uses only held-out words, else
+    only the others.
+
+    Raises DataError for ``choices`` below 2 or above the number of ``KINDS``.
+    """
 
     choices: int = 4
     seed: int = 0
@@ -62,8 +66,7 @@ class WordKinds:
 
 @dataclass(frozen=True)
 class WordKindDocuments(WordKinds):
-    """The form of an answer and nothing else, for a cold start: each question is answered with any one of its words, right once in
-    ``choices`` times."""
+    """Documents that teach only the form of an answer, for a cold start: each answer is a random one of the words."""
 
     def document(self, number: int, level: float) -> Document:
         row = self.row(number)

@@ -1,6 +1,8 @@
-"""Document sources as a stage reads them, pass after pass: one in its order, or several as one, by weights or each as often as it has documents.
+"""Numbers the documents that a stage reads, over all passes: of one source in its own order, or of a mixture of
+several.
 
-Which document comes when follows from its number alone, and ``place`` says which row of which source it is.
+A mixture takes from each source in proportion to its weight, or to its size. The number of a document alone determines
+which it is; ``place`` gives its source and row.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from learner.data.turns import Turns
 
 @runtime_checkable
 class Reading(DocumentSource, Protocol):
-    """Documents by a number that counts on over the passes; ``size`` is that of one pass."""
+    """Documents by a number that continues over all passes; ``size`` is the number of documents in one pass (None:
+    endless).
+    """
 
     def place(self, number: int) -> tuple[str, int]:
         """The source and the row of document ``number``."""
@@ -26,7 +30,7 @@ class Reading(DocumentSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InOrder:
-    """One source, in its own order in every pass."""
+    """A single source, in its own order in every pass."""
 
     name: str
     source: DocumentSource
@@ -44,7 +48,9 @@ class InOrder:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of the sources; ``weight`` 0: as many documents as it has. ``template`` holds its own options of the chat template."""
+    """One source of a mixture. Its ``weight`` is its share relative to the others; 0 means its number of documents.
+    ``template`` has its own options of the chat template.
+    """
 
     name: str
     source: DocumentSource
@@ -53,10 +59,10 @@ class Part:
 
 
 class MixedDocuments:
-    """Documents of all ``parts`` in turn: of the one that is furthest behind its weight. A source with an end is read in a new order in every pass.
+    """Takes each document from the part that is furthest behind its weight (``Turns``).
 
-    ``size`` is that of one pass: of all sources without weights, each once. Raises DataError for a source without documents or, without
-    weights, without an end.
+    A finite source is read in a new random order in each pass over it. ``size`` is the sum of the sources' sizes, or
+    None if one is endless. Raises DataError for a source without documents, and for an endless one without a weight.
     """
 
     def __init__(self, parts: Sequence[Part], seed: int) -> None:
@@ -87,7 +93,7 @@ class MixedDocuments:
         return found if part.template is None else replace(found, template=part.template)
 
     def _place(self, number: int) -> tuple[int, int]:
-        """The part of document ``number``, and its row there."""
+        """The index of the part of document ``number``, and its row there."""
         which, before = self._turns.of(number)
         size = self._parts[which].source.size
         if size is None:

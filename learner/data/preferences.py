@@ -1,4 +1,4 @@
-"""Rows that a judge of replies learns from: which of two replies is preferred, or the class that a reply belongs to."""
+"""Parses the rows that a reward model learns from: which of two replies is preferred, or the class of a reply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from broker.errors import DataError
 from broker.messages import ChatMessage
 
 CLASSES = 1024
-"""More classes than this are a mistake: a head is made with as many outputs as the highest label asks for."""
+"""Labels must be below this. The head has an output for each class up to the highest label, so a mistaken label would
+make it huge.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A reply to a conversation, and the class it belongs to, from 0."""
+    """A reply to a conversation, and its class (from 0)."""
 
     messages: tuple[ChatMessage, ...]
     reply: str
@@ -32,7 +34,7 @@ class Labelled:
 
 
 def read_row(row: Mapping[str, Any], number: int) -> Pair | Labelled:
-    """The row as a Pair or a Labelled. Raises DataError, which names the row, the key and what it must be."""
+    """Parse a row as a Pair or a Labelled. Raises DataError that names the row, the key and what it must be."""
     messages = _messages(row, number)
     if "chosen" in row or "rejected" in row:
         return Pair(messages, _text(row, "chosen", number), _text(row, "rejected", number))

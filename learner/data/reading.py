@@ -1,8 +1,9 @@
-"""Reads the documents of supervised training as tokens. One that cannot be trained on is left out and dead-lettered; the others are trained.
+"""Reads the documents of supervised training as tokens. A document that cannot be trained on becomes a dead letter; the
+others are trained.
 
-Which documents are left out follows from the source and from what was buried before: a step that is done again after a crash reads the same
-ones, even where a row was mended in the meantime. A buried document comes back in one of two ways. In the next pass its row is read anew; and
-once somebody replays its dead letter, it joins the next step (``again``).
+Which documents are left out depends only on the source and on the dead letters so far: a step that is redone after a
+crash reads the same documents, even if a row was corrected meanwhile. A dead-lettered document comes back in two ways:
+the next pass reads its row again, and if a user replays its dead letter, it joins the next step (``again``).
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from learner.data.source import fault_of
 
 NOTHING = np.array([], np.int32)
 LOOKED = 64
-"""Documents from which a share of them says something; fewer where the source has fewer."""
+"""How many documents it takes before the share of odd ones is judged; fewer if the source has fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class OddRow:
-    """A row that cannot be trained on: ``number`` counts the documents of the stage, ``row`` the rows of source ``data``."""
+    """A row that cannot be trained on: ``number`` of its document in the stage, ``row`` in the source ``data``."""
 
     number: int
     data: str
@@ -36,8 +37,11 @@ class OddRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The documents of a step: what is trained on, each with its source and row (``places``). ``tokens`` are those of all numbers of the step
-    in order, none for one that was left out."""
+    """The documents of a step that are trained on, each with its source and row (``places``).
+
+    ``tokens`` has, in order, the tokens (int32 [T]) of each number of the step; an empty array for a document that was
+    left out.
+    """
 
     documents: list[Tokenized]
     places: tuple[tuple[str, int], ...]
@@ -45,20 +49,20 @@ class Found:
 
 
 class Graveyard(Protocol):
-    """Where odd documents of one stage go, for good: the dead letters of the run."""
+    """Where the odd documents of one stage are kept: durably, in the dead letters of the run (or see ``Memory``)."""
 
     def __contains__(self, number: object, /) -> bool:
         """Whether document ``number`` was buried."""
 
     def bury(self, odd: Sequence[OddRow]) -> None:
-        """Returns once they are durable."""
+        """Add documents; returns once they are durable."""
 
     def replayed(self) -> list[tuple[int, int]]:
-        """Dead letters that somebody has replayed since the last call: an id of the letter, and the document's number."""
+        """The dead letters replayed since the last call: pairs of the letter's id and the document's number."""
 
 
 class Memory:
-    """A graveyard that lasts as long as the process, for training without a log."""
+    """A graveyard in memory, for training without a log."""
 
     def __init__(self) -> None:
         self.odd: dict[int, OddRow] = {}
@@ -74,7 +78,11 @@ class Memory:
 
 
 def refuse_many(odd: int, looked: int, size: int | None, most: float, where: str, last: str) -> None:
-    """Raises DataError if more than the share ``most`` of the rows are odd, or all of them: the fault is then not in single rows."""
+    """Raises DataError if too many rows are odd, because the fault is then not in single rows.
+
+    ``looked`` is the number of rows so far. Too many is more than the share ``most`` of them, or all of them. Until
+    there are ``LOOKED`` rows (or ``size``, if the source has fewer), the share is taken of that number.
+    """
     enough = min(LOOKED, size or LOOKED)
     if odd > most * max(looked, enough) or (odd >= looked >= enough):
         raise DataError(
@@ -83,7 +91,11 @@ def refuse_many(odd: int, looked: int, size: int | None, most: float, where: str
 
 
 class DocumentReader:
-    """Documents of more tokens than ``longest`` (how many, and what says so) are odd; more than the share ``most`` of odd ones is an error."""
+    """Reads the documents of a stage, and puts the odd ones into ``graves``.
+
+    ``longest`` is the highest number of tokens in a document, and the name of the setting that limits it. ``most`` is
+    the share of odd documents, in [0, 1], above which reading fails.
+    """
 
     def __init__(
         self,
@@ -97,7 +109,7 @@ class DocumentReader:
         self._longest, self._most = longest, most
         self._looked = 0
         self.odd = 0
-        """Documents of the stage that were left out."""
+        """The number of documents of the stage that were left out so far."""
         self._again: dict[int, list[int]] = {}
         self._taken: list[int] = []
 
@@ -105,14 +117,16 @@ class DocumentReader:
         return {"looked": self._looked, "odd": self.odd, "again": dict(self._again), "taken": list(self._taken)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` gave; an empty one, of a checkpoint without, begins anew."""
+        """Restore what ``state_dict`` gave; an empty mapping (an old checkpoint) starts from the beginning."""
         self._looked, self.odd = int(state.get("looked", 0)), int(state.get("odd", 0))
         self._again = {int(step): list(numbers) for step, numbers in dict(state.get("again", {})).items()}
         self._taken = list(state.get("taken", ()))
 
     def plan_again(self, step: int) -> bool:
-        """Have the documents whose dead letters were replayed join ``step``; whether there are any. They do so for certain once
-        ``state_dict`` is kept."""
+        """Schedule the documents whose dead letters were replayed for ``step``; returns whether there are any.
+
+        The schedule is durable once ``state_dict`` is saved.
+        """
         numbers = []
         for letter, number in self._graves.replayed():
             if letter not in self._taken:
@@ -123,9 +137,10 @@ class DocumentReader:
         return bool(numbers)
 
     def read(self, step: int, numbers: Iterable[int], level: float) -> Found:
-        """The documents of these ``numbers`` that can be trained on, and those that join ``step`` again.
+        """The documents of these ``numbers`` that can be trained on, and those that ``plan_again`` scheduled for
+        ``step``.
 
-        Raises DataError where too many are odd.
+        Raises DataError if too many are odd.
         """
         odd: list[OddRow] = []
         own = {n: None if n in self._graves else self._read(n, level, odd) for n in numbers}
@@ -151,7 +166,7 @@ class DocumentReader:
             if self._longest is not None and len(found.tokens) > self._longest[0]:
                 most, why = self._longest
                 raise DataError(f"{document.where or where}: it has {len(found.tokens)} tokens, and {why} is {most}")
-        except Exception as error:  # the plug-in boundary: a source is anybody's code
+        except Exception as error:  # the plug-in boundary: a source may be third-party code
             odd.append(OddRow(number, name, row, fault_of(error, where)))
             return None
         return found

@@ -1,8 +1,8 @@
-"""reasoning-gym's procedurally generated tasks, any of them by name with its options, as prompts and as documents.
+"""reasoning-gym's procedurally generated tasks as prompts and as documents; any task by name, with its options.
 
-A task is generated in blocks of ``BLOCK`` entries, each block from a seed of its own: some tasks build all their entries
-at once or refuse more. Entry ``i`` of reasoning-gym is drawn from ``seed + i``, so seeds that are near each other would give
-the same entries shifted; the seeds here are hashed, and are far apart.
+A task is generated in blocks of ``BLOCK`` entries, each with a different seed, because some tasks build all their
+entries at once or refuse more. reasoning-gym draws entry ``i`` from ``seed + i``, so nearby seeds would give the same
+entries, shifted; we hash the seeds so that they are far apart.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ SPAN = {
     "all": 1,
     "train": 16,
     "held_out": 128,
-}  # number of the data set's own entries that a row may choose from so that it falls on its side
+}  # how many entries of the data set are tried for a row, to find one on its side of the split
 
 
 @dataclass(frozen=True)
 class ReasoningGymTasks:
-    """Questions from ``tasks`` in turn: a list of names, or a table of name -> options. ``seed`` chooses the stream.
+    """An endless source of questions from ``tasks`` in turn: a list of names, or a table of name -> options. ``seed``
+    chooses the stream.
 
-    ``split``: ``train`` or ``held_out`` asks from one side of the split by question text (no question is on both), ``all``
-    from both. ``template`` wraps the question (``{question}`` stands for it). Raises DataError for a task that is not there,
-    options that it refuses, or an entry that it cannot make.
+    ``split``: ``train`` or ``held_out`` takes one side of the split by question text (no question is on both sides),
+    ``all`` takes both. ``template`` wraps the question, in place of ``{question}``. Raises DataError for an unknown
+    task, options that it rejects, or an entry that it cannot generate.
     """
 
     tasks: Sequence[str] | Mapping[str, Mapping[str, Any]] = ()
@@ -64,7 +65,7 @@ class ReasoningGymTasks:
         return None
 
     def _block(self, name: str, number: int) -> Any:
-        """Block ``number`` of task ``name``: ``BLOCK`` entries, generated when they are asked for."""
+        """Block ``number`` of task ``name``: a data set of ``BLOCK`` entries, which most tasks generate on access."""
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
 
@@ -83,7 +84,7 @@ class ReasoningGymTasks:
             raise DataError(f"tasks: options of {name!r} are refused: {error}") from error
 
     def entry(self, number: int) -> tuple[str, dict[str, Any]]:
-        """Task name and reasoning-gym's own entry of row ``number``."""
+        """The task name and reasoning-gym's entry of row ``number``. Raises DataError."""
         place, turn = divmod(number, len(self.names))
         name = self.names[turn]
         span = SPAN[self.split]
@@ -99,7 +100,7 @@ class ReasoningGymTasks:
         block, at = divmod(index, BLOCK)
         try:
             return dict(self._blocks(name, block)[at])
-        except Exception as error:  # of another project: whatever it raises means that it has no such entry
+        except Exception as error:  # third-party code: any error means that there is no such entry
             raise DataError(f"tasks: {name!r} cannot make entry {index}: {type(error).__name__}: {error}") from error
 
     def row(self, number: int) -> PromptRow:
@@ -116,9 +117,10 @@ class ReasoningGymTasks:
 
 @dataclass(frozen=True)
 class ReasoningGymDocuments(ReasoningGymTasks):
-    """Conversations that answer the questions of ``tasks``: a share ``right`` correctly, the others as another row is answered.
+    """Conversations that answer the questions of ``tasks``, to train a base model on.
 
-    What a base model is made from: it knows form and kind of the answers, and is right sometimes.
+    A share ``right`` (in [0, 1]) of the answers is correct; the others are answers to other rows. Such a model knows
+    the form of an answer, and is sometimes right.
     """
 
     right: float = 0.5
@@ -133,7 +135,9 @@ class ReasoningGymDocuments(ReasoningGymTasks):
         return Document(messages=(self._ask(entry), ChatMessage("assistant", reply)), tag="reply")
 
     def _other(self, number: int, answer: Any, rng: random.Random) -> Any:
-        """The answer of a row nearby of the same task that differs from ``answer``, if there is one among twenty."""
+        """An answer that differs from ``answer``, of a nearby row of the same task; ``answer`` itself if twenty rows
+        have no other.
+        """
         for _ in range(20):
             other = self.entry(number + len(self.names) * rng.randint(1, 50))[1]["answer"]
             if other != answer:
@@ -142,12 +146,14 @@ class ReasoningGymDocuments(ReasoningGymTasks):
 
 
 def jsonable(value: Any) -> Any:
-    """``value`` as JSON says it: what JSON cannot say becomes text."""
+    """``value`` as JSON data; what JSON cannot represent becomes text."""
     return json.loads(json.dumps(value, default=str))
 
 
 def tuple_keys(metadata: Mapping[str, Any]) -> list[str]:
-    """The keys whose values are tuples all the way down. JSON makes lists of them, and some scorers compare with ``==``."""
+    """The keys whose values are tuples at every level. JSON turns them into lists, but some scorers compare them with
+    ``==``.
+    """
     return [key for key, value in metadata.items() if isinstance(value, tuple) and _only_tuples(value)]
 
 

@@ -15,11 +15,11 @@ from learner.data.tables import TableDocuments, TablePrompts, TableRows
 from learner.tables import SourceTable, check_named
 
 READS = "rows"
-"""The field of a class that takes a table: it is given the rows of ``path``, and their place as ``where``."""
+"""The field of a plug-in class that receives the rows of ``path``; its field ``where`` receives the path."""
 
 
 def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
-    """A source of prompts. Raises RunFileError for a wrong table, DataError for what cannot be read."""
+    """Open a source of prompts. Raises RunFileError for a mistake in ``table``, DataError for unreadable data."""
     source = _open(name, table, file, TablePrompts)
     if not hasattr(source, "row"):
         raise RunFileError(f"[data.{name}] gives documents for supervised training, not prompts")
@@ -28,7 +28,7 @@ def open_prompts(name: str, table: SourceTable, file: RunFile) -> PromptSource:
 
 
 def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSource:
-    """A source of supervised documents. Raises as ``open_prompts``."""
+    """Open a source of supervised documents. Raises the same errors as ``open_prompts``."""
     source = _open(name, table, file, TableDocuments)
     if not hasattr(source, "document"):
         raise RunFileError(f"[data.{name}] gives prompts, not documents for supervised training")
@@ -37,7 +37,7 @@ def open_documents(name: str, table: SourceTable, file: RunFile) -> DocumentSour
 
 
 def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
-    """Rows as they are, by number. Raises as ``open_prompts``."""
+    """Open a source as plain rows by number. Raises the same errors as ``open_prompts``."""
     source = _open(name, table, file, TableRows)
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise RunFileError(
@@ -48,7 +48,9 @@ def open_rows(name: str, table: SourceTable, file: RunFile) -> Rows:
 
 
 def _selected(name: str, table: SourceTable, file: RunFile, source: Any, documents: bool) -> Any:
-    """The source with the rows that its ``select`` chooses from the rows alone; ``learner.sources`` does what needs other sources or the log."""
+    """The source reduced by those options of ``select`` that need only its own rows; ``learner.chosen`` applies the
+    others, which need other sources or the log.
+    """
     cutoff = file.table("run", RunTable).cutoff if table.select.fresh else ""
     day = datetime.date.fromisoformat(cutoff) if cutoff else None
     return select(source, table.select, day, f"[data.{name}]", documents)
@@ -59,7 +61,7 @@ def _open(name: str, table: SourceTable, file: RunFile, of_table: type) -> Any:
     check_named(table, where)
     if not table.path:
         made = plugins.load(table.use, file.base, where)
-        given = {"base": file.base} if "base" in (plugins.option_names(made) or ()) else {}  # where its own files lie
+        given = {"base": file.base} if "base" in (plugins.option_names(made) or ()) else {}  # to find files of its own
         return plugins.make(made, table.options, f"{where} use = {table.use!r}", **given)
     kind = of_table
     if table.use:

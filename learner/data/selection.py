@@ -1,6 +1,6 @@
-"""Which rows of a source are used (``[data.NAME] select``): without repetitions, only fresh ones, a limited number, or in another order.
+"""Selects the rows of a source that are used (``[data.NAME] select``): distinct, fresh, a limited number, repeated.
 
-A selection is a list of row numbers of the source beneath it; the rows keep what they say, and have new numbers.
+A selection is a list of row numbers of the underlying source. Its rows keep their content and are numbered anew.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from learner.data.wording import question_of
 
 
 class CurriculumTable(Table):
-    """Chooses rows by how often they were answered correctly so far, read from the log when a stage begins (``learner.planning.curriculum``).
+    """Selects rows by how often they were answered correctly so far, read from the log when a stage begins
+    (``learner.planning.curriculum``).
 
-    The pass rate of a row is the share of its judged samples that ``rewarder`` gave at least 1. Rows below ``least`` or above ``most`` are left out. A
-    row of rate p comes ``1 + round((repeat - 1) * 4 p (1 - p))`` times an epoch: those that are answered right half of the time come ``repeat``
-    times. Rows with fewer than ``fewest`` judged samples are ``unseen``: they come once, or not at all.
+    The pass rate p of a row is the share of its judged samples to which ``rewarder`` gave at least 1. Rows with p below
+    ``least`` or above ``most`` are left out. The others occur ``1 + round((repeat - 1) * 4 p (1 - p))`` times in an
+    epoch, so ``repeat`` times for p = 1/2. Rows with fewer than ``fewest`` judged samples occur once, or not at all if
+    ``unseen`` is false.
     """
 
     rewarder: str = "accuracy"
@@ -44,10 +46,13 @@ class CurriculumTable(Table):
 
 
 class SelectTable(Table):
-    """``dedupe``: each question once, the first row of it. ``fresh`` looks at the date of a row (``metadata["date"]``, or column ``date``) and ``[run] cutoff``:
-    ``only`` leaves out rows that are older than it or have no date, ``mark`` keeps them apart in the figures of an evaluation. ``decontaminate``:
-    leave out rows that share ``ngram`` words in a row with a question of a benchmark of the run file. ``cap``: so many rows at most, chosen by
-    chance (the same ones in every run; 0: all).
+    """The table ``[data.NAME] select``.
+
+    ``dedupe`` keeps only the first row of each question. ``fresh`` compares the date of a row (``metadata["date"]``, or
+    column ``date``) with ``[run] cutoff``: ``only`` leaves out rows that are older or have no date, ``mark`` reports
+    them separately in an evaluation. ``decontaminate`` leaves out rows that share ``ngram`` consecutive words, or all
+    of a shorter question, with a benchmark of the run file. ``cap`` is the largest number of rows (0: all); they are
+    chosen at random, but the same ones in every run.
     """
 
     dedupe: bool = False
@@ -60,7 +65,7 @@ class SelectTable(Table):
 
 @dataclass(frozen=True)
 class _Selected:
-    """Rows ``numbers`` of ``source``, in this order; one may come more than once."""
+    """The rows ``numbers`` of ``source``, in this order; a number may occur more than once."""
 
     source: Any
     numbers: Sequence[int]
@@ -71,13 +76,13 @@ class _Selected:
 
     @cached_property
     def selection(self) -> str:
-        """A fingerprint of which rows these are."""
+        """A fingerprint of the selected row numbers."""
         inner = getattr(self.source, "selection", "")
         return hashlib.sha256(f"{inner}/{list(self.numbers)}".encode()).hexdigest()[:16]
 
 
 class SelectedPrompts(_Selected):
-    """Some of the rows of a source of prompts."""
+    """Selected rows of a prompt source."""
 
     def row(self, number: int) -> PromptRow:
         found: PromptRow = self.source.row(self.numbers[number])
@@ -85,7 +90,7 @@ class SelectedPrompts(_Selected):
 
 
 class SelectedDocuments(_Selected):
-    """Some of the documents of a source of them."""
+    """Selected documents of a document source."""
 
     def document(self, number: int, level: float) -> Document:
         found: Document = self.source.document(self.numbers[number], level)
@@ -98,7 +103,7 @@ def selected(source: Any, numbers: Sequence[int], documents: bool = False) -> An
 
 @dataclass(frozen=True)
 class Marked:
-    """The rows of ``source``; those not known to date from ``cutoff`` or later are marked in their metadata."""
+    """The rows of ``source``; those without a date of ``cutoff`` or later have ``STALE_ROW`` in their metadata."""
 
     source: Any
     cutoff: datetime.date
@@ -114,7 +119,10 @@ class Marked:
 
 
 def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where: str, documents: bool = False) -> Any:
-    """The rows of ``source`` that remain by what the source itself says: marks, dates, repetitions, the cap. Raises DataError, RunFileError."""
+    """Apply the options of ``table`` that need only the source itself: ``fresh``, ``dedupe`` and ``cap``.
+
+    Raises RunFileError for options that do not fit the source, DataError if ``fresh = "only"`` leaves no row.
+    """
     if not (table.dedupe or table.fresh or table.cap):
         return source
     if table.fresh and cutoff is None:
@@ -139,7 +147,7 @@ def select(source: Any, table: SelectTable, cutoff: datetime.date | None, where:
 
 
 def finite(source: Any, where: str) -> int:
-    """The size of a source that has an end. Raises RunFileError."""
+    """The size of a finite source. Raises RunFileError for an endless one."""
     size: int | None = source.size
     if size is None:
         raise RunFileError(
@@ -149,7 +157,7 @@ def finite(source: Any, where: str) -> int:
 
 
 def read_rows(source: Any, numbers: Sequence[int], documents: bool = False) -> Iterator[tuple[int, Any]]:
-    """The rows of these numbers; None for one that cannot be read: it stays, and becomes a dead letter when it is asked."""
+    """Pairs of number and row; None for an unreadable row, which stays, and becomes a dead letter when it is asked."""
     for number in numbers:
         try:
             yield number, source.document(number, 1.0) if documents else source.row(number)
@@ -158,7 +166,7 @@ def read_rows(source: Any, numbers: Sequence[int], documents: bool = False) -> I
 
 
 def distinct(source: Any, numbers: Sequence[int], documents: bool = False) -> list[int]:
-    """Those of ``numbers`` whose question did not stand before."""
+    """Those of ``numbers`` whose question has not occurred before; unreadable rows stay."""
     seen: set[bytes] = set()
     kept = []
     for number, row in read_rows(source, numbers, documents):
@@ -172,14 +180,14 @@ def distinct(source: Any, numbers: Sequence[int], documents: bool = False) -> li
 
 
 def capped(numbers: Sequence[int], cap: int, where: str) -> list[int]:
-    """At most ``cap`` of ``numbers``, in their order; which ones, ``where`` decides (0: all)."""
+    """At most ``cap`` of ``numbers`` (0: all), in rising order; ``where`` seeds the random choice."""
     if not cap or len(numbers) <= cap:
         return list(numbers)
     return sorted(random.Random(f"cap/{where}/{len(numbers)}").sample(list(numbers), cap))
 
 
 def is_fresh(row: PromptRow, cutoff: datetime.date) -> bool:
-    """Whether a row says that it was published on ``cutoff`` or later."""
+    """Whether the row's ``date`` is ``cutoff`` or later; False without a valid date."""
     told = str(row.metadata.get("date") or "")
     try:
         return datetime.date.fromisoformat(told[:10]) >= cutoff

@@ -1,4 +1,4 @@
-"""The protocols of data sources. Rows are addressed by number, so that a resumed run continues exactly where it stopped."""
+"""The protocols of data sources. Rows are read by number, so that a resumed run continues exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from broker.messages import ChatMessage, Prompt, encode
 from broker.wire import Json
 
 STALE_ROW = "before_cutoff"
-"""The metadata of a row that was published before the model's cut-off, where such rows are marked (``[data.NAME] fresh = "mark"``)."""
+"""Metadata key of rows that are older than the model's cut-off or have no date (``[data.NAME] select.fresh = "mark"``).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One question: the conversation so far, and what a rewarder needs to judge an answer to it."""
+    """One question: the conversation so far, and what a rewarder needs to judge an answer."""
 
     messages: tuple[ChatMessage, ...]
     answer: str | None = None
@@ -25,17 +26,19 @@ class PromptRow:
 
 
 class PromptSource(Protocol):
-    """Questions by row number. ``size`` is None for a synthetic source without end."""
+    """Questions by row number from 0. ``size`` is None for an endless, synthetic source."""
 
     @property
     def size(self) -> int | None: ...
 
     def row(self, number: int) -> PromptRow:
-        """Row ``number`` (below ``size``), always the same one. Raises DataError that names the row and what is wrong."""
+        """Row ``number`` (below ``size``), always the same one. Raises DataError that names the row and the fault."""
 
 
 def row_of(source: PromptSource, number: int) -> PromptRow:
-    """Row ``number``, checked to fit into the log. Raises DataError for whatever is wrong with it: a source is anybody's code."""
+    """Row ``number``, checked that it can be written to the log. Raises DataError for any error: a source may be
+    third-party code.
+    """
     try:
         row = source.row(number)
         encode(Prompt("x-0@0", row.messages, 1, row.answer, row.kind, row.metadata))
@@ -49,7 +52,7 @@ def row_of(source: PromptSource, number: int) -> PromptRow:
 
 
 def fault_of(error: Exception, where: str) -> str:
-    """What is wrong with the row at ``where``, by what its source raised: a DataError names the row itself."""
+    """An error text for the row at ``where`` from what its source raised; a DataError already names the row."""
     return str(error) if isinstance(error, DataError) else f"{where}: {type(error).__name__}: {str(error)[:300]}"
 
 
@@ -60,9 +63,9 @@ def _named(source: PromptSource, number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a document: its text, whether it is trained on, and a tag by which accuracy is counted (may be empty).
+    """A piece of a document: its text, whether it is trained on, and a tag (may be empty) to measure accuracy by.
 
-    The text is written with the tokenizer's control tokens recognised.
+    Control tokens in the text are tokenized as such.
     """
 
     text: str
@@ -72,11 +75,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One supervised example: raw spans, or a conversation whose last message (the reply) is trained on.
+    """One supervised example: raw ``spans``, or a conversation (``messages``).
 
-    With ``messages`` the chat template is applied and only ``assistant`` turns are trained, end token included. ``template`` are options of
-    the chat template, where they are not those of the stage. ``trained`` says of each message whether it is trained on (empty: all
-    ``assistant`` ones). ``where`` is how errors name it: file, row and column.
+    A conversation is written with the chat template, and only ``assistant`` turns are trained on, with their end token.
+    ``template`` has options of the chat template if they differ from the stage's. ``trained`` says for each message
+    whether it is trained on (empty: all ``assistant`` ones). ``tag`` is the tag of all its tokens. ``where`` names it
+    in errors: file, row and column.
     """
 
     spans: tuple[Span, ...] = ()
@@ -88,7 +92,9 @@ class Document:
 
 
 class DocumentSource(Protocol):
-    """Supervised documents by number. ``level`` in [0, 1] asks a source with a curriculum for easier or harder ones."""
+    """Supervised documents by number from 0. ``size`` is None for an endless source. ``level`` in [0, 1] is the
+    difficulty, for sources that have a curriculum.
+    """
 
     @property
     def size(self) -> int | None: ...

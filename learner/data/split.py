@@ -1,15 +1,15 @@
-"""Which questions are held out: a fixed eighth of all, chosen by the question's own text.
+"""Decides which questions are held out: a fixed eighth of all, chosen by the text of the question.
 
-Two random streams of a small space of questions meet, however they are seeded; what is held out by its text never does.
+Two random streams over a small space of questions overlap, however they are seeded; a split by text has no overlap.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-SHARE = 32  # of 256
+SHARE = 32  # of the 256 values of a hash byte
 
 
 def is_held_out(question: str) -> bool:
-    """Whether ``question`` belongs to the held-out eighth. The same everywhere, for ever."""
+    """Whether ``question`` belongs to the held-out eighth. The answer never changes, on any machine."""
     return hashlib.blake2b(question.encode(), digest_size=1).digest()[0] < SHARE

@@ -1,7 +1,7 @@
-"""A task that a tiny model can learn to reason on: signed sums modulo a number, one operation at a time.
+"""A task on which a tiny model can learn to reason: signed sums modulo a number, one operation at a time.
 
-``Compute 3+7-2+9 mod 10.`` is answered by the chain ``3+7=0,0-2=8,8+9=7`` and ``\\boxed{7}``. A guess is right once in
-``modulus`` times; more terms are harder.
+``Compute 3+7-2+9 mod 10.`` is answered by the chain ``3+7=0,0-2=8,8+9=7`` and ``\\boxed{7}``. A random guess is right
+with probability 1 / ``modulus``; more terms are harder.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from broker.messages import ChatMessage
 from learner.data.source import Document, PromptRow, Span
 from learner.data.split import is_held_out
 
-ATTEMPTS = 10_000  # draws after which a side of the split counts as empty
+ATTEMPTS = 10_000  # failed draws after which a side of the split counts as empty
 Sum = tuple[int, tuple[tuple[str, int], ...]]  # first term, then sign and term
 
 
 @dataclass(frozen=True)
 class SignedSums:
-    """Questions without end; ``seed`` chooses the stream. A source with ``held_out`` asks nothing that one without it asks."""
+    """An endless source of questions; ``seed`` chooses the stream. No question occurs both with and without
+    ``held_out``.
+    """
 
     min_terms: int = 4
     max_terms: int = 6
@@ -46,11 +48,12 @@ class SignedSums:
 
 @dataclass(frozen=True)
 class SumsCorpus:
-    """The text that a tiny base model is made from: worked problems, and conversations of mixed effort and form.
+    """Documents to train a tiny base model on: worked problems, and conversations of varying effort and form.
 
-    Raw documents hold three worked problems (trained on the chains, tag ``chain``); conversations hold two, of which a share
-    ``guesses`` answers at once with a guess and a share ``broken`` has a wrong form. ``level`` raises the number of terms.
-    No question that ``SignedSums(held_out=True)`` may ask is among them.
+    A share ``raw_share`` are raw documents of three worked problems, of which the chains are trained (tag ``chain``).
+    The others are conversations of two questions; a share ``guesses`` of the replies skips the working, and a share
+    ``broken`` has a wrong form. ``level`` raises the number of terms. Contains no question that
+    ``SignedSums(held_out=True)`` may ask.
     """
 
     max_terms: int = 6
@@ -85,7 +88,9 @@ class SumsCorpus:
 
 
 def replied(rng: random.Random, thought: str, answer: int, broken: float) -> str:
-    """A thought and its answer in their form; a share ``broken`` of the replies lacks a part of it."""
+    """A reply with a thought and an answer in the expected form; with probability ``broken``, a part of the form is
+    missing.
+    """
     if rng.random() < broken:
         return rng.choice(
             (
@@ -98,13 +103,15 @@ def replied(rng: random.Random, thought: str, answer: int, broken: float) -> str
 
 
 def check_terms(fewest: int, most: int, modulus: int) -> None:
-    """Raises DataError for sums that cannot be drawn."""
+    """Raises DataError for numbers with which no sums can be drawn."""
     if not 2 <= fewest <= most <= modulus <= 10:
         raise DataError(f"needs 2 <= min_terms {fewest} <= max_terms {most} <= modulus {modulus} <= 10")
 
 
 def draw(rng: random.Random, terms: int, modulus: int, held_out: bool = False) -> Sum:
-    """A sum of distinct digits (which term comes next is then never in doubt), from one side of the split. Raises DataError."""
+    """A random sum of ``terms`` distinct digits, so that the next term is never ambiguous, from one side of the split.
+    Raises DataError.
+    """
     for _ in range(ATTEMPTS):
         digits = rng.sample(range(modulus), terms)
         problem = digits[0], tuple((rng.choice("+-"), digit) for digit in digits[1:])
@@ -124,7 +131,7 @@ def question(problem: Sum, modulus: int) -> str:
 
 
 def steps(problem: Sum, modulus: int) -> list[str]:
-    """The operations one after the other: ``3+7=0``, ``0-2=8``."""
+    """The operations in order: ``3+7=0``, ``0-2=8``."""
     at, found = problem[0], []
     for sign, digit in problem[1]:
         result = (at + digit if sign == "+" else at - digit) % modulus

@@ -1,9 +1,10 @@
-"""Rows of a table (``learner.data.files``) as prompts or documents. Columns may have other names.
+"""Turns rows of a table (``learner.data.files``) into prompts or documents. ``columns`` maps our names to the table's.
 
-``prompt`` is text (one user turn), or it or ``messages`` is a list of {role, content} (also {from, value}, and contents in parts of text);
-``answer``, ``kind``, ``date`` (``YYYY-MM-DD``, kept in the metadata) and ``metadata`` are optional. An answer is text, a number, or a list of those that are all right: the first is then
-``answer``, and all of them are ``metadata["answers"]``. ``system`` puts a system turn before each prompt; ``template`` wraps its text
-(``{prompt}`` stands for it).
+``prompt`` is text (one user turn); it or ``messages`` may be a list of {role, content} (or {from, value}, or with
+content in parts of text). ``answer``, ``kind``, ``date`` (``YYYY-MM-DD``, kept in the metadata) and ``metadata`` are
+optional. An answer is text, a number, or a list of right answers: the first becomes ``answer``, and all of them
+``metadata["answers"]``. ``system`` is put before each conversation as a system turn; ``template`` wraps a text prompt,
+in place of ``{prompt}``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from learner.data.files import Rows
 from learner.data.source import Document, PromptRow, Span
 
 ROLES = {"human": "user", "gpt": "assistant"}
-"""Other names of roles, as the shape {from, value} has them."""
+"""Names of roles in the format {from, value}, and ours."""
 COLUMNS = ("prompt", "messages", "answer", "kind", "metadata", "response", "text", "date", "chat")
 
 
@@ -51,7 +52,7 @@ class _Table:
         value = row.get(column)
         if value is None or (
             isinstance(value, float) and math.isnan(value)
-        ):  # columns of numbers say so that there is none
+        ):  # in columns of numbers, NaN is a missing value
             if needed:
                 raise DataError(f"{self.where} row {number} has no column {column!r}; it has {', '.join(row)}")
             return None
@@ -75,7 +76,7 @@ class _Table:
         return (ChatMessage("system", self.system), *messages) if self.system else tuple(messages)
 
     def _turn(self, turn: Any, number: int, column: str) -> ChatMessage:
-        """One message of a list, as {role, content} or {from, value}."""
+        """Parse one message of a list, {role, content} or {from, value}."""
         if isinstance(turn, dict):
             role, content = turn.get("role", turn.get("from")), _text(turn.get("content", turn.get("value")))
             if isinstance(role, str) and content is not None:
@@ -85,7 +86,7 @@ class _Table:
         )
 
     def _answers(self, row: Mapping[str, Any], number: int) -> list[str]:
-        """The answers that are right; none where there is no such column."""
+        """The right answers; none if the row has no ``answer``."""
         value = self._cell(row, number, "answer", (str, int, float, list))
         found = value if isinstance(value, list) else [] if value is None else [value]
         for one in found:
@@ -99,7 +100,7 @@ class _Table:
 
 
 def _text(content: Any) -> str | None:
-    """The text of a message: as it is, or of its parts where all of them are text; else None."""
+    """The text of a message's content, or its parts joined if all of them are text; else None."""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
@@ -108,7 +109,7 @@ def _text(content: Any) -> str | None:
 
 
 def _wanted(turn: Any, where: str, number: int) -> bool:
-    """Whether a message says that it is trained on; one that says nothing is."""
+    """Whether a message is trained on, by its own ``train`` or ``weight``; without them, it is. Raises DataError."""
     said = turn.get("train", turn.get("weight", True))
     if said not in (True, False, None):
         raise DataError(f"{where} row {number}: train (or weight) of a message is {said!r}; it must be true or false")
@@ -117,7 +118,7 @@ def _wanted(turn: Any, where: str, number: int) -> bool:
 
 @dataclass(frozen=True)
 class TablePrompts(_Table):
-    """Prompts from a table."""
+    """Prompts from a table (see the module)."""
 
     def row(self, number: int) -> PromptRow:
         row = self.rows[number]
@@ -136,11 +137,11 @@ class TablePrompts(_Table):
 
 @dataclass(frozen=True)
 class TableDocuments(_Table):
-    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``. ``chat`` holds a row's own options of the chat
-    template.
+    """Documents from a table: ``messages``, or ``prompt`` and ``response``, or plain ``text``. Column ``chat`` has a
+    row's own options of the chat template.
 
-    Of a conversation of several turns ``train = "all"`` trains every reply, ``"last"`` the last one alone; a message that says
-    ``"train": false`` (or ``"weight": 0``) is never trained on.
+    In a conversation of several turns, ``train = "all"`` trains every reply and ``"last"`` only the last one; a message
+    with ``"train": false`` (or ``"weight": 0``) is never trained on.
     """
 
     train: str = "all"
@@ -166,17 +167,17 @@ class TableDocuments(_Table):
         return row.get(self.columns.get(name, name)) is not None
 
     def _named(self, number: int, *columns: str) -> str:
-        """File, row and columns, as errors name them."""
+        """File, row and columns, for error texts."""
         names = " and ".join(repr(self.columns.get(name, name)) for name in columns)
         return f"{self.where} row {number} column{'s' * (len(columns) > 1)} {names}"
 
     def _trained(self, row: Mapping[str, Any], number: int, messages: Sequence[ChatMessage]) -> tuple[bool, ...]:
-        """Which messages are trained on, by the row's own words and ``train``; empty where every reply is."""
+        """For each message, whether it is trained on, by its own marks and ``train``; empty if every reply is."""
         turns = row.get(self.columns.get("messages", "messages"))
         if not isinstance(turns, list):
             turns = row.get(self.columns.get("prompt", "prompt"))
         told = [_wanted(turn, self.where, number) for turn in turns] if isinstance(turns, list) else [True]
-        ahead = int(bool(self.system))  # a system turn that the source puts before
+        ahead = int(bool(self.system))  # the system turn that this source adds
         wanted = [True] * ahead + told + [True] * (len(messages) - ahead - len(told))
         if self.train == "last":
             wanted = [False] * (len(messages) - 1) + wanted[-1:]
@@ -187,7 +188,7 @@ class TableDocuments(_Table):
 
 @dataclass(frozen=True)
 class TableRows:
-    """The rows themselves, for a stage that reads columns of its own; ``columns`` renames as it does for prompts."""
+    """The plain rows, for a stage that reads columns of its own; ``columns`` adds some of them under other names."""
 
     rows: Rows
     where: str

@@ -1,4 +1,4 @@
-"""Whose turn it is among several with weights, so that each is served in proportion at any time. It follows from the number of the turn alone."""
+"""Shares turns in proportion to weights, at any time. The number of a turn alone determines whose it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 
 class Turns:
-    """Each turn goes to the one that is furthest behind its weight; of those that are equally far, to the first."""
+    """Gives each turn to the one that is furthest behind its weight, the first of them in a tie. Weights exceed 0."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = tuple(weights)
@@ -15,7 +15,7 @@ class Turns:
         self._taken = [0] * len(self._weights)
 
     def of(self, number: int) -> tuple[int, int]:
-        """Who has turn ``number``, and how many turns it had before."""
+        """The index of the one that has turn ``number``, and how many turns it had before."""
         while len(self._turns) <= number:
             which = min(range(len(self._weights)), key=lambda i: ((self._taken[i] + 1) / self._weights[i], i))
             self._turns.append((which, self._taken[which]))
@@ -25,5 +25,5 @@ class Turns:
 
 @lru_cache(maxsize=32)
 def turns(weights: tuple[float, ...]) -> Turns:
-    """The turns of these weights; what was found of them is kept."""
+    """The shared ``Turns`` of these weights: computed turns are kept for the next caller."""
     return Turns(weights)

@@ -1,4 +1,4 @@
-"""The tasks of an environment of the package ``verifiers`` as prompts: the rows of its own data set."""
+"""The tasks of an environment of the package ``verifiers`` as prompts: the rows of the environment's data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from learner.data.source import PromptRow
 
 @dataclass(frozen=True)
 class VerifiersTasks:
-    """``load`` and ``arguments`` as in ``actors.adapters.verifiers``; ``split`` is ``train`` or ``eval``."""
+    """``load`` and ``arguments`` choose the environment, as in ``actors.adapters.verifiers``; ``split`` is ``train`` or
+    ``eval``, and ``base`` the directory of the run file. Reading a row raises DataError if its prompt is not a list of
+    text messages.
+    """
 
     load: str
     arguments: Mapping[str, Any] = field(default_factory=dict)

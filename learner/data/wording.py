@@ -1,4 +1,4 @@
-"""What a row says, in forms that can be compared: its question whatever its spelling and spacing, and its words."""
+"""The text of a row in forms that can be compared: its question without case and spacing, and its words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _TERM = re.compile(r"\w+|[^\w\s]")
 
 
 def question_of(row: PromptRow | Document) -> str:
-    """All that is asked in a row, in lower case and with single blanks."""
+    """The question of a row, in lower case and with single spaces.
+
+    Of a prompt it is all messages but the system's, of a conversation the user's, of a plain document its whole text.
+    """
     if isinstance(row, PromptRow):
         text = "\n".join(m.content for m in row.messages if m.role != "system")
     elif row.messages:
@@ -22,7 +25,7 @@ def question_of(row: PromptRow | Document) -> str:
 
 
 def text_of(row: PromptRow | Document) -> str:
-    """All that a row would teach: its messages but for the system's, or its text."""
+    """The whole text that a row would teach: its messages without the system's, or its spans."""
     if isinstance(row, Document) and not row.messages:
         return "\n".join(span.text for span in row.spans)
     return "\n".join(m.content for m in row.messages if m.role != "system")
@@ -33,5 +36,5 @@ def words_of(text: str) -> list[str]:
 
 
 def terms_of(text: str) -> str:
-    """Words and signs, single blanks between them: ``1+2`` and ``1 + 2`` are the same, ``1-2`` is not."""
+    """Words and signs, separated by single spaces: ``1+2`` and ``1 + 2`` give the same, ``1-2`` does not."""
     return " ".join(_TERM.findall(text.casefold()))

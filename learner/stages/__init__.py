@@ -1,1 +1,1 @@
-"""The stages of a run file, in order: each reads as its algorithm, the ring does the rest. Every stage resumes where it stopped."""
+"""The kinds of stages of a run file: each module reads like its algorithm. Every stage resumes where it stopped."""

@@ -1,7 +1,7 @@
-"""``kind = "distill"``: supervised training of a student on what a teacher has written: what an earlier stage collected, or a source of documents.
+"""``kind = "distill"``: trains a student on texts of a teacher, which an earlier stage collected or a source provides.
 
-The published settings are the defaults (DeepSeek-R1, arXiv 2501.12948, section 2.4 and its supplement): two passes, 64 documents a step, and
-a rate by the size of the student that falls to a tenth of itself along a cosine.
+The defaults are the published settings (DeepSeek-R1, arXiv 2501.12948, section 2.4 and its supplement): two passes, 64
+documents a step, and a learning rate that depends on the student's size and decays along a cosine to a tenth.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
     from learner.learner import Learner
 
 RATES = ((1.5e9, 1e-4), (7e9, 8e-5), (14e9, 7e-5), (32e9, 6e-5), (70e9, 2e-5))
-"""Parameters of a student, and its learning rate. The published 8B student, of another family, was trained at 5e-5."""
+"""A student's number of parameters, and its learning rate. The published 8B student, of another family, had 5e-5."""
 
 
 class DistillStage(SftStage):
-    """As ``sft``, but without ``steps`` it makes ``epochs`` passes over ``data``, and without ``optimizer.lr`` the rate goes by the size of
-    the model (``rate_of``)."""
+    """Like ``sft``, but without ``steps`` it makes ``epochs`` passes over ``data``, and without ``optimizer.lr`` the
+    learning rate depends on the size of the model (``rate_of``).
+    """
 
     epochs: float = Field(default=2.0, ge=0)
     documents_per_step: int = Field(default=64, ge=1)
     optimizer: OptimizerTable = OptimizerTable(schedule="cosine", final_lr=0.1)
 
     def trains_by(self, learner: Learner) -> SupervisedTable:
-        """Steps and rate, where the run file leaves them open. Raises RunFileError for passes over data without end."""
+        """The table with steps and learning rate filled in if the run file leaves them open. Raises RunFileError for
+        passes over endless data.
+        """
         given = {"schedule": "cosine", **self.optimizer.model_dump(exclude_unset=True)}
         given.setdefault("lr", rate_of(learner.state.model.num_parameters()))
         return super().trains_by(learner).model_copy(update={"optimizer": OptimizerTable(**given)})
 
 
 def rate_of(parameters: int) -> float:
-    """The learning rate of the published student whose size is nearest, by ratio."""
+    """The learning rate of the published student whose size is nearest to ``parameters``, by ratio."""
     return min(RATES, key=lambda known: abs(math.log(known[0] / max(1, parameters))))[1]

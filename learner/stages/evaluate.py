@@ -1,4 +1,4 @@
-"""``kind = "evaluate"``: pass@1 and cons@k of the policy as it is, on one benchmark or several."""
+"""``kind = "evaluate"``: measures pass@1 and cons@k of the current policy on one or several benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateStage(Stage):
-    """Asks ``benchmarks``, or the one that its own keys describe."""
+    """Evaluates on ``benchmarks``, or without them on the one that the other keys describe."""
 
     data: str = "heldout"
     questions: int = Field(default=400, ge=1)
@@ -25,7 +25,7 @@ class EvaluateStage(Stage):
     benchmarks: tuple[Benchmark, ...] = ()
 
     def asked(self) -> dict[str, Benchmark]:
-        """The benchmarks, by the name of each evaluation in the log."""
+        """The benchmarks, by the names of their evaluations in the log."""
         if not self.benchmarks:
             own = Benchmark(
                 data=self.data, questions=self.questions, k=self.k, rewarder=self.rewarder, sampling=self.sampling

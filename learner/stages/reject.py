@@ -1,8 +1,8 @@
-"""``kind = "reject"``: rejection sampling. The policy answers each question several times; what is right and reads well becomes documents.
+"""``kind = "reject"``: rejection sampling. The policy answers questions several times; good answers become documents.
 
-The result is an artefact of the stage's name: ``RUN/artefacts/NAME.jsonl`` with one document a line, and a record in the log that says for
-each group which samples were kept, by their positions, or why none was. Later stages train on it with ``data = "NAME"``.
-DeepSeek-R1 (arXiv 2501.12948), section 2.3.3.
+The result is an artefact of the stage's name: ``RUN/artefacts/NAME.jsonl`` with one document a line, and a record in
+the log that gives for each group the positions of the kept samples, or why none was kept. Later stages train on it with
+``data = "NAME"``. Source: DeepSeek-R1 (arXiv 2501.12948), section 2.3.3.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ log = logging.getLogger("learner")
 
 
 class RejectStage(Stage):
-    """Keeps at most ``keep`` distinct answers to each of the first ``questions`` rows of ``data``, of ``samples`` that were drawn.
+    """Samples ``samples`` answers to each of the first ``questions`` rows of ``data``, and keeps at most ``keep``
+    distinct right ones.
 
-    Right is what every rewarder of ``require`` gives at least its value (``{ accuracy = 1.0 }``). A judge for what
-    no rule verifies is a rewarder like any other (``{ judge = 0.5 }``). Answers are further left out whose share of repeated ``ngram``-grams
-    is above ``max_repetition``, of whose words more than the share ``max_foreign`` is of another script than the most are, that hold a paragraph of more than ``max_paragraph`` characters or a block of
-    code (unless ``code``), or are longer than ``max_tokens`` tokens (0: any length). Where ``prefer_short``, the shortest are kept first.
+    An answer is right if every rewarder of ``require`` gives it at least its value (``{ accuracy = 1.0 }``); a judge
+    for what no rule can verify is a rewarder like any other (``{ judge = 0.5 }``). An answer is also left out if its
+    share of repeated ``ngram``-grams is above ``max_repetition``; if the share of its words in another script than most
+    is above ``max_foreign``; if a paragraph has more than ``max_paragraph`` characters (0: any length); if it has a
+    block of code and ``code`` is false; or if it has more than ``max_tokens`` tokens (0: any length). With
+    ``prefer_short``, shorter answers are kept before longer ones.
     """
 
     data: str = "prompts"
@@ -121,7 +124,7 @@ class RejectStage(Stage):
         )
 
     def chosen(self, group: Group) -> tuple[list[Trajectory], Counter[str]]:
-        """The samples of a group that are kept, and how many of the others fell to which filter."""
+        """The kept samples of a group, and how many of the others were rejected for each reason."""
         reasons: Counter[str] = Counter()
         passed: list[Trajectory] = []
         seen: set[str] = set()
@@ -141,7 +144,7 @@ class RejectStage(Stage):
         return passed[: self.keep], +reasons
 
     def refused(self, sample: Trajectory, votes: Mapping[str, Any]) -> str:
-        """Which rule an answer falls to; empty if it is kept."""
+        """Why an answer is rejected; empty if it is not."""
         if sample.finish_reason != "stop":
             return "unfinished"
         if not sample.text.strip():
@@ -167,7 +170,9 @@ class RejectStage(Stage):
 
 
 def statistics(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each domain and of all (``total``): documents, mean rounds and mean tokens, as the paper tells them of its supervised data."""
+    """For each domain and for all (``total``): the number of documents and the means of rounds and tokens, as the paper
+    reports them for its supervised data.
+    """
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for document in documents:
         found[document["kind"] or "other"].append(document)
@@ -183,7 +188,7 @@ def statistics(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
 
 
 def table_lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A table of ``statistics``, a line each."""
+    """``statistics`` as a text table: the heading, and a line for each domain."""
     head = f"{'domain':<20} {'documents':>10} {'rounds':>7} {'tokens':>8}"
     return [head] + [
         f"{name[:20]:<20} {row['documents']:>10.0f} {row['rounds_mean']:>7.1f} {row['tokens_mean']:>8.1f}"
@@ -192,13 +197,13 @@ def table_lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _said(sample: Trajectory) -> tuple[Sequence[ChatMessage], str]:
-    """The turns between the prompt and the last reply, and that reply; of an episode, without what its environment said last."""
+    """The turns between the prompt and the last reply, and that reply. Leaves out what an environment said after it."""
     replies = [place for place, turn in enumerate(sample.turns) if turn.role == "assistant"]
     return (sample.turns[: replies[-1]], sample.turns[replies[-1]].content) if replies else ((), sample.text)
 
 
 def _document(sample: Trajectory, group: Group) -> dict[str, Any]:
-    """A row that ``TableDocuments`` reads, with its place in the log, and written in the template as its prompt was."""
+    """A row for ``TableDocuments``, with the sample's position in the log and the template options of its prompt."""
     position = group.samples[sample.index][1]
     template = {"chat": dict(group.prompt.template)} if group.prompt.template else {}
     before, response = _said(sample)

@@ -1,7 +1,7 @@
-"""``kind = "rewrite"``: what an earlier stage collected, written anew for readers, by a model and, if wanted, by people.
+"""``kind = "rewrite"``: a model rewrites an earlier stage's answers to be readable, and if wanted people review them.
 
-The result is an artefact of the stage's name, ``RUN/artefacts/NAME.jsonl``; each of its rows says which sample it was made of, and where that
-lies in the log. The cold start of DeepSeek-R1 (arXiv 2501.12948, section 2.3.1).
+The result is an artefact of the stage's name, ``RUN/artefacts/NAME.jsonl``; each row names the sample that it was made
+from, and its position in the log. This is the cold start of DeepSeek-R1 (arXiv 2501.12948, section 2.3.1).
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ if TYPE_CHECKING:
     from learner.learner import Learner
 
 log = logging.getLogger("learner")
-SAID_SECONDS = 20.0  # between two words of whoever waits
+SAID_SECONDS = 20.0  # interval of log messages while waiting
 LOOK_SECONDS = 0.2
-AGAIN_SECONDS = 5.0  # after which a row is tried again whose server was away
+AGAIN_SECONDS = 5.0  # how long to wait before trying a row again if the server was unreachable
 
 
 class RewriteStage(Stage):
-    """Rewrites each row of ``data`` (``messages`` or ``prompt``, and ``response``) by ``rewriter``: a table with ``use`` and options, or the
-    options of ``learner.rewriting.served:Served`` alone (``{ url = "http://127.0.0.1:8000/v1", model = "NAME" }``). ``requests`` of them are
-    under way at a time.
+    """Rewrites each row of ``data`` (``messages`` or ``prompt``, and ``response``), ``requests`` of them at a time.
 
-    ``review``: ``none``; ``wait`` offers the rows to people in ``RUN/review/NAME.jsonl`` and waits until ``headrace review`` brings them back,
-    at most ``review_hours`` (0: as long as it takes); ``offer`` goes on with the rows as they are unless they have come back already.
-    A stage that is cut off goes on with the rows that are not rewritten yet. Rows that cannot be read become dead letters, up to the share
-    ``max_odd``.
+    ``rewriter`` is a table with ``use`` and options, or only the options of ``learner.rewriting.served:Served``:
+    ``{ url = "http://127.0.0.1:8000/v1", model = "NAME" }``. An interrupted stage continues with the rows that are not
+    rewritten yet. Unreadable rows become dead letters, up to the share ``max_odd``.
+
+    ``review`` is ``none``, ``wait`` or ``offer``. ``wait`` offers the rows to people in ``RUN/review/NAME.jsonl``, and
+    waits until ``headrace review`` returns them, at most ``review_hours`` (0: no limit). ``offer`` offers them, but
+    does not wait: it takes the reviewed rows if they are there already, else the rows as they are.
     """
 
     reads_rows: ClassVar[bool] = True
@@ -97,13 +98,13 @@ class RewriteStage(Stage):
         return True
 
     def row(self, rows: Rows, number: int) -> dict[str, Any]:
-        """Row ``number`` as the rewriter is given it. Raises DataError."""
+        """Row ``number`` in the form that the rewriter receives. Raises DataError."""
         return _row(rows[number], number, self.data)
 
     # -- the model's part ----------------------------------------------------------------------------------------------
 
     def _rewritten(self, learner: Learner, rows: list[dict[str, Any]], rewriter: Rewriter) -> dict[str, str] | None:
-        """The new response of each row by its id, empty where there is none; None if the learner is to stop."""
+        """The new response of each row by its id, empty if there is none; None if the learner is to stop."""
         part = learner.run.directory / "artefacts" / f".{self.name}.part"
         part.parent.mkdir(exist_ok=True)
         done = _taken_up(part, rows)
@@ -128,7 +129,7 @@ class RewriteStage(Stage):
                         away = str(error)
                         left.insert(0, row)
                         continue
-                    except Exception as error:  # the plug-in boundary: a rewriter is anybody's code
+                    except Exception as error:  # the plug-in boundary: a rewriter may be third-party code
                         log.warning("%s: row %s is given up: %s: %s", self.name, row["id"], type(error).__name__, error)
                         text = ""
                     done[row["id"]] = text
@@ -142,10 +143,10 @@ class RewriteStage(Stage):
                     log.info("%s: %d of %d rows are rewritten%s", self.name, len(done), len(rows), why)
         return done
 
-    # -- people's part -------------------------------------------------------------------------------------------------
+    # -- review --------------------------------------------------------------------------------------------------------
 
     def _reviewed(self, learner: Learner, made: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-        """The rows as they came back from people; None if the learner is to stop before."""
+        """The reviewed rows, or the rows as they are if nobody reviewed them; None if the learner is to stop before."""
         if self.review == "none":
             return made
         home = learner.run.directory
@@ -172,7 +173,7 @@ class RewriteStage(Stage):
             if row["id"] in kept
         ]
 
-    # -- what has come of it -------------------------------------------------------------------------------------------
+    # -- the result ----------------------------------------------------------------------------------------------------
 
     def record(
         self,
@@ -182,7 +183,7 @@ class RewriteStage(Stage):
         made: list[dict[str, Any]],
         kept: list[dict[str, Any]],
     ) -> Artefact:
-        """Write the documents, and what the log says of them."""
+        """Write the documents of ``kept``; returns the record for the log."""
         path = learner.run.directory / "artefacts" / f"{self.name}.jsonl"
         text = "".join(json.dumps(_document(row, self.data), ensure_ascii=False) + "\n" for row in kept)
         replace(path, text)
@@ -204,7 +205,7 @@ class RewriteStage(Stage):
 
 
 def _said(text: Any) -> str:
-    """What a rewriter has given; empty where there is none to be had. Raises DataError for anything but text."""
+    """A rewriter's result as text, with None as the empty text. Raises DataError for any other type."""
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -213,7 +214,7 @@ def _said(text: Any) -> str:
 
 
 def _row(row: Mapping[str, Any], number: int, data: str) -> dict[str, Any]:
-    """A row with its ``id``, the conversation, and the response that is to be rewritten. Raises DataError."""
+    """A row with its ``id``, the conversation, and the response to rewrite. Raises DataError if one is missing."""
     turns, response = row.get("messages") or row.get("prompt"), row.get("response")
     if isinstance(turns, str):
         turns = [{"role": "user", "content": turns}]
@@ -230,7 +231,7 @@ def _row(row: Mapping[str, Any], number: int, data: str) -> dict[str, Any]:
 
 
 def _document(row: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """A row of the artefact: its metadata name the sample that it was made of, and keep its place in the log."""
+    """A row of the artefact. Its metadata name the sample that it was made from, and the sample's log position."""
     how = {"rewritten_from": data, **({"reviewed": row["reviewed"]} if "reviewed" in row else {})}
     chat = {"chat": row["chat"]} if row.get("chat") else {}
     return {
@@ -240,7 +241,9 @@ def _document(row: Mapping[str, Any], data: str) -> dict[str, Any]:
 
 
 def _taken_up(part: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The rows that a stage which was cut off had rewritten. They count only for the same input; a line that was cut off is none."""
+    """The rewritten responses, by id, that an interrupted stage left in ``part``. Drops them if the input has changed,
+    and always drops an incomplete last line.
+    """
     digest = hashlib.sha256(json.dumps([[r["id"], r["original"]] for r in rows]).encode()).hexdigest()
     lines = part.read_text(encoding="utf-8").splitlines(keepends=True) if part.exists() else []
     whole = [line for line in lines if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""``kind = "rl"``: reinforcement learning, a policy version a step; held-out questions are asked while it goes on."""
+"""``kind = "rl"``: reinforcement learning. Each step makes a policy version, and evaluations run during training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Later(Table):
-    """What changes in the course of a stage: behind step ``from_step``, or for the ``last_steps`` of it.
+    """A change of settings within a stage: after step ``from_step``, or for its ``last_steps`` steps.
 
-    ``data`` replaces what is asked, ``rewards`` the mixes of the sources that it names, ``max_new_tokens`` and ``temperature`` how it is
-    sampled; what is left out stays as it was. A prompt is asked in the way of the step that it is fed for; one that takes a step later than
-    it was fed for keeps it.
+    ``data`` replaces the sources, ``rewards`` the mixes of the sources that it names, and ``max_new_tokens`` and
+    ``temperature`` the sampling; settings that are not given stay as they were. A prompt gets the settings of the step
+    that it is fed for, and keeps them if a later step trains it.
     """
 
     from_step: int = Field(default=0, ge=0)
@@ -39,7 +39,7 @@ class Later(Table):
 
 
 class Phase(NamedTuple):
-    """How a stage asks from a step on: weights of the sources, mixes by source, and how it is sampled."""
+    """The settings after step ``begins``: weights of the sources, reward mixes by source, and sampling."""
 
     begins: int
     weights: dict[str, float]
@@ -48,11 +48,12 @@ class Phase(NamedTuple):
 
 
 class RlStage(Stage):
-    """Reinforcement learning for ``steps`` optimizer steps; every ``eval_every`` steps the held-out questions are asked.
+    """Reinforcement learning for ``steps`` optimizer steps, with an evaluation every ``eval_every`` steps (0: none).
 
-    ``data`` names a source, or several with their weights (``{ math = 3, code = 1 }``); ``rewards`` replaces the mixes of those that it
-    names (``{ math = { accuracy = 1.0, language = 0.2 } }``). ``later`` says what changes in the course of the stage. ``benchmarks`` replaces
-    the one that the ``eval_*`` keys describe. With ``until_pass_at_1`` the stage ends as soon as one of these evaluations has reached it.
+    ``data`` names a source, or several with weights (``{ math = 3, code = 1 }``). ``rewards`` replaces the mixes of the
+    sources that it names (``{ math = { accuracy = 1.0, language = 0.2 } }``). ``later`` lists changes within the stage.
+    ``benchmarks`` replaces the benchmark that the ``eval_*`` keys describe. With ``until_pass_at_1`` above 0, the stage
+    ends as soon as one of its evaluations reaches that value. ``learner`` overrides keys of ``[learner]``.
     """
 
     data: str | dict[str, float] = "prompts"
@@ -69,7 +70,7 @@ class RlStage(Stage):
     learner: dict[str, Any] = Field(default_factory=dict)
 
     def asked(self) -> dict[str, Benchmark]:
-        """The benchmarks, by the prefix of the names of their evaluations."""
+        """The benchmarks, by the prefix of their evaluations' names."""
         if not self.eval_every:
             return {}
         if self.benchmarks:
@@ -96,7 +97,7 @@ class RlStage(Stage):
         return later.from_step or self.steps - later.last_steps
 
     def phases(self, sampling: SamplingTable) -> tuple[Phase, ...]:
-        """How it asks, from step 0 on and behind each change; ``sampling`` is what the stage samples by."""
+        """The settings from step 0 on, and after each change; ``sampling`` is the stage's own sampling table."""
         found = [Phase(0, _weights(self.data), dict(self.rewards), sampling)]
         for later in self.later:
             before = found[-1]
@@ -110,7 +111,7 @@ class RlStage(Stage):
         return tuple(found)
 
     def weights(self) -> dict[str, float]:
-        """The sources of its prompts, and how often each is asked when it is asked first."""
+        """All sources of prompts, each with its weight in the first phase that has it."""
         found: dict[str, float] = {}
         for phase in self.phases(SamplingTable()):
             found = phase.weights | found
@@ -139,7 +140,7 @@ class RlStage(Stage):
         return self.steps
 
     def run(self, learner: Learner, index: int) -> bool:
-        """Take each planned step, publish the new policy, and go on."""
+        """Execute planned steps, and begin the evaluations that are due, until the last step or ``until_pass_at_1``."""
         begin_with_model(learner, index, self)
         plan = learner.stage_plan(index, self.phases(learner.state.training(index).sampling), self.steps)
         learner.publish()
@@ -159,16 +160,16 @@ class RlStage(Stage):
         return learner.wait_collections()
 
     def is_reached(self, learner: Learner) -> bool:
-        """Whether an evaluation of this stage, enough of it judged, was as good as the stage is to become.
+        """Whether a reliable evaluation of this stage reached ``until_pass_at_1``.
 
-        Once it is, no checkpoint is made before the stage's last: a learner that starts again finds the evaluation in the log.
+        After that, no checkpoint is made before the stage's last: a restarted learner finds the evaluation in the log.
         """
         mine = self.asked()
         found = [e for name, e in learner.evaluations().items() if name.rpartition(":")[0] in mine]
         return self.until_pass_at_1 > 0 and best(found) >= self.until_pass_at_1
 
     def _ask_due(self, learner: Learner, index: int, redone: bool = False) -> None:
-        """Begin the evaluations that are due at this step; after a restart, also those that the redone steps passed by."""
+        """Begin the evaluations due at this step; after a restart (``redone``), also those due at redone steps."""
         if not self.eval_every or learner.progress.stage != index:
             return
         now = learner.progress.stage_step
@@ -186,5 +187,5 @@ def _weights(data: str | Mapping[str, float]) -> dict[str, float]:
 
 
 def best(evaluations: Iterable[Evaluation]) -> float:
-    """The highest pass@1 of those that were judged enough to be believed; 0 without any."""
+    """The highest pass@1 of the reliable evaluations (those without ``doubt``); 0 if there is none."""
     return max((e.pass_at_1 for e in evaluations if not e.doubt), default=0.0)

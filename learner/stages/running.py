@@ -1,4 +1,4 @@
-"""Runs the stages that are left, in order."""
+"""Runs the remaining stages of a run, in order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ log = logging.getLogger("learner")
 
 
 def first_stage(learner: Learner) -> int:
-    """The stage to go on with: the one under way; or the last one that was closed, where the run file now has more steps for it and nothing
-    was done behind it."""
+    """The index of the stage to continue with: the open one, else the one after the last closed stage.
+
+    The run's last stage continues although it is closed, if it is reinforcement and the run file now has more steps.
+    """
     done, stages = learner.progress, learner.config.stages
     if not done.closed:
         return done.stage
@@ -20,7 +22,7 @@ def first_stage(learner: Learner) -> int:
 
 
 def run_stages(learner: Learner) -> bool:
-    """False if the learner is to stop before the last stage has ended."""
+    """Run the remaining stages. Returns False if the learner is to stop before the last one has ended."""
     done = learner.progress
     first = first_stage(learner)
     if done.closed and first == done.stage:

@@ -1,4 +1,4 @@
-"""``kind = "sft"``: supervised training; its result is a checkpoint that is kept, and becomes the next policy version."""
+"""``kind = "sft"``: supervised training. Its result is a kept checkpoint, which becomes the next policy version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SftStage(Stage, SupervisedTable):
         return self.init
 
     def weights(self) -> dict[str, float]:
-        """The sources of its documents, and how often each is read; 0: each document as often as any other."""
+        """The sources of documents with their weights; a weight of 0 means the source's number of documents."""
         if isinstance(self.data, str):
             return {self.data: 1.0}
         return dict(self.data) if isinstance(self.data, dict) else dict.fromkeys(self.data, 0.0)
@@ -38,12 +38,13 @@ class SftStage(Stage, SupervisedTable):
         return {"lora": self.lora, "offload": self.offload}
 
     def total_steps(self) -> int:
-        """0 where ``epochs`` says it, which only the data tells."""
+        """The number of steps; 0 if it follows from ``epochs`` and the size of the data."""
         return self.steps if "steps" in self.model_fields_set or not self.epochs else 0
 
     def trains_by(self, learner: Learner) -> SupervisedTable:
-        """The table that the trainer follows, with what is open until the data and the model are there. Raises RunFileError for passes over
-        data without end."""
+        """The table for the trainer, with the values filled in that depend on data and model. Raises RunFileError for
+        passes over endless data.
+        """
         if self.total_steps():
             return self
         size = learner.sources.documents(self.data).size
@@ -60,7 +61,7 @@ class SftStage(Stage, SupervisedTable):
             return self._train_without(graves, learner, index)
 
     def _train_without(self, graves: Buried, learner: Learner, index: int) -> bool:
-        """Train on all documents but those in ``graves``, where the odd ones of this stage go."""
+        """Train on all documents except those in ``graves``, where new odd documents are put too."""
         from learner.training.sft import SftTrainer
 
         resumed = learner.progress.stage == index and not learner.progress.closed

@@ -1,6 +1,7 @@
-"""What a stage is: its table of the run file and its runner in one class. A kind of your own is a file beside the run file. Imports no torch.
+"""The base class of stages: a stage's table in the run file and its runner. Your own kind goes beside the run file.
 
-A stage is resumable: ``run`` is called again after a restart, with ``learner.progress`` where training stood.
+A stage is resumable: ``run`` is called again after a restart, with ``learner.progress`` at the point that training had
+reached. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,70 +26,81 @@ KINDS = {
     "rewrite": "learner.stages.rewrite:RewriteStage",
     "train_reward": "learner.stages.train_reward:TrainRewardStage",
 }
-"""The kinds of stages, by name. ``kind = "mine.py:Mine"`` takes one beside the run file."""
+"""The kinds of stages, by name. ``kind = "mine.py:Mine"`` takes a class from a file beside the run file."""
 
 
 class Stage(Table):
-    """Base of every stage. ``model``: begin from this directory or id, or from what an earlier stage of this name left.
+    """Base of every stage. ``model``: begin from this directory or id, or from the model that the earlier stage of this
+    name left.
 
-    ``keep_model``: leave the model in ``RUN/checkpoints/stage-INDEX-NAME`` for good, as supervised stages and those that a later stage begins
-    from always do (for a teacher, say).
+    ``keep_model``: keep the model in ``RUN/checkpoints/stage-INDEX-NAME`` for good (as a teacher, say). Supervised
+    stages and stages from which a later one begins always do.
     """
 
     reads_rows: ClassVar[bool] = False
-    """Whether it reads its data row by row, whatever the columns, and asks nothing of them."""
+    """Whether it reads its data as plain rows, with columns of its own, instead of prompts or documents."""
     kind: str = ""
     name: str = ""
     model: str = ""
     keep_model: bool = False
 
     def sources(self) -> Mapping[str, str]:
-        """The data that it reads: a source of ``[data]`` or an earlier stage's artefact, by the key that names it."""
+        """The data that it reads, by the key that names it: a source of ``[data]``, or an earlier stage's artefact."""
         return {}
 
     def mixes(self) -> tuple[Mapping[str, float], ...]:
-        """The reward mixes that it names itself, beside those of ``[run]`` and ``[data]``."""
+        """Its own reward mixes, in addition to those of ``[run]`` and ``[data]``."""
         return ()
 
     def judges(self) -> Mapping[str, str]:
-        """The rewarders that it needs, by the key that names each."""
+        """The rewarders that it needs, by the keys that name them."""
         return {}
 
     def check(self, base: Path) -> None:
-        """Look at what it plugs in, without running any of it; ``base`` is the run file's directory. Raises RunFileError."""
+        """Check its plug-ins without running them; ``base`` is the run file's directory. Raises RunFileError."""
 
     def training(self, resolve: Callable[[Mapping[str, Any]], Training]) -> Training | None:
-        """What its reinforcement trains by: ``resolve(own keys)`` is ``[learner]`` with them in place. None: it trains by none."""
+        """The settings of its reinforcement learning; None if it has none. ``resolve(keys)`` is ``[learner]``
+        overridden by ``keys``.
+        """
         return None
 
     def adapters(self, training: Training | None) -> LoraTable | None:
-        """The adapters that the model carries in it."""
+        """The adapters that the model has in this stage; None if it has none."""
         return training.lora if training is not None else None
 
     def pool_limits(self) -> Mapping[str, Any]:
-        """Options of its own, by key, that a learner pool has to look at (``lora``, ``offload``)."""
+        """Its own options that a learner pool may not support, by key (``lora``, ``offload``)."""
         return {}
 
     def initial(self) -> str:
-        """``random``: the stage begins from random weights of its ``model``'s shape (or of the run file's), other ones in each stage. Else the
-        first stage begins from the run file's model, and a later one from what the stage before it left."""
+        """``random``: the stage begins from random weights in the shape of its ``model`` (or of the run file's),
+        different in each stage.
+
+        Otherwise (``pretrained``) it begins from its ``model``, or without one from the run file's model in the first
+        stage and from the previous stage's model in a later one.
+        """
         return "pretrained"
 
     def total_steps(self) -> int:
-        """Steps that it takes at most, for who watches; 0 if it counts none."""
+        """The largest number of steps that it takes, for displays, checks and schedules of the learning rate; 0 if it
+        does not count steps.
+        """
         return 0
 
     def run(self, learner: Learner, index: int) -> bool:
-        """Do the stage's work; False if the learner is to stop before its end."""
+        """Do the stage's work, with its number ``index``; returns False if the learner is to stop before its end."""
         raise NotImplementedError
 
 
 def begin_with_model(learner: Learner, index: int, stage: Stage) -> None:
-    """At the start of a stage that names a model of its own, or begins anew from random weights: they are the next policy version."""
+    """At the start of a stage with a ``model`` of its own or random weights, make them the next policy version. Does
+    nothing on a resume.
+    """
     at = learner.progress
     if at.stage == index and (
         index or at.version or at.stage_step
-    ):  # a run that is new is in its first stage, and has not begun it
+    ):  # the stage has begun already; a new run is at stage 0 too, but at version 0 and step 0
         return
     if stage.initial() == "random" and (index or stage.model):
         shape = learner.model_named(stage.model) if stage.model else ""
@@ -98,5 +110,7 @@ def begin_with_model(learner: Learner, index: int, stage: Stage) -> None:
 
 
 def random_weights(seed: int, shape: str = "") -> str:
-    """How a manifest orders random weights of the shape at ``shape``, or of the run file's model (see ``LearnerState.replace``)."""
+    """The name of random weights in a manifest: in the shape of the model at ``shape``, or of the run file's (see
+    ``LearnerState.replace``).
+    """
     return f"{RANDOM}{seed}" + (f":{shape}" if shape else "")

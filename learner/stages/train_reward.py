@@ -1,7 +1,8 @@
-"""``kind = "train_reward"``: trains a model that judges replies, on pairs or on labelled replies; the policy stays as it is.
+"""``kind = "train_reward"``: trains a judge of replies, on pairs or on labelled replies. The policy does not change.
 
 The result is an artefact of the stage's name: ``RUN/models/NAME``, which ``rewarders.reward_model:RewardModel`` loads
-(``model = "{run}/models/NAME"``), and a record in the log with its accuracies. DeepSeek-R1 (arXiv 2501.12948), section 2.3.4.
+(``model = "{run}/models/NAME"``), and a record in the log with its accuracies. Source: DeepSeek-R1 (arXiv 2501.12948),
+section 2.3.4.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 
 class TrainRewardStage(Stage):
-    """Trains on the rows of ``data`` (see ``learner.training.reward_model``) from ``model``: a directory or id, or what an earlier stage of this
-    name left; the run file's model without one. ``batch`` rows are a step; the share ``held_out`` of the prompts is not trained on.
+    """Trains on the rows of ``data`` (see ``learner.training.reward_model``), beginning with ``model``: a directory or
+    id, or the model of an earlier stage of this name; without it, the run file's model. A step has ``batch`` rows; a
+    share ``held_out`` of the prompts is not trained on.
 
-    A stage that is cut off begins again; once its record is in the log, nothing is trained twice. In a pool the first rank trains it alone.
-    Rows that cannot be read become dead letters, up to the share ``max_odd``.
+    An interrupted stage starts again; once its record is in the log, it is not trained again. In a pool, only the first
+    rank trains. Unreadable rows become dead letters, up to the share ``max_odd``.
     """
 
     reads_rows: ClassVar[bool] = True
@@ -99,7 +101,7 @@ class TrainRewardStage(Stage):
 
     @staticmethod
     def row(rows: Rows, number: int) -> Mapping[str, Any]:
-        """Row ``number``, which the training can read. Raises DataError."""
+        """Row ``number``. Raises DataError if the training cannot read it."""
         row = rows[number]
         read_row(row, number)
         return row
@@ -113,7 +115,7 @@ class TrainRewardStage(Stage):
         return str(inside) if inside.is_dir() else named
 
     def record(self, learner: Learner, index: int, out: Path, report: RewardModelReport) -> Artefact:
-        """What the log says of it."""
+        """The record of the model for the log."""
         figures = {
             "accuracy": report.accuracy, "held_out_accuracy": report.held_out_accuracy, "majority": report.majority,
             "loss": report.losses[-1], "trained": report.trained, "held_out": report.held_out, "steps": report.steps,
@@ -132,11 +134,11 @@ class TrainRewardStage(Stage):
 
 
 class _Stopped(Exception):
-    """The learner is to stop in the middle of it."""
+    """The learner is to stop while the model is being trained."""
 
 
 def weights_sha256(directory: Path) -> str:
-    """Of the weights' files of a model directory, in order of their names."""
+    """SHA-256 (hexadecimal) of the weight files (``*.safetensors``) of a model directory, in order of their names."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):
         digest.update(file.read_bytes())
