@@ -75,9 +75,7 @@ def main() -> None:
             started = time.monotonic()
             saver.save(state, checkpoints, 1, "", {})  # type: ignore[arg-type]
             blocked = time.monotonic() - started
-            thread = saver._thread
-            assert thread is not None
-            beside = steps(a, 60.0, lambda thread=thread: not thread.is_alive())
+            beside = steps(a, 60.0, lambda: not saver.busy)
             saver.wait()
             found["blocked"].append(round(blocked, 3))
             found["whole"].append(round(time.monotonic() - started, 3))

@@ -2,7 +2,8 @@
 
 A learner's end, its publisher process, and an actor with the local engine that samples all the time, on gloo over the loopback. Seconds run
 from the call that publishes to the end of the first sample, of four tokens, that the actor has drawn from the new version. Memory is what the three
-hold by themselves or share (proportional set size, files not counted) beyond what they held before there were weights, in sizes of the weights.
+hold by themselves or share (proportional set size, files not counted) beyond what they held before there were weights (imported, the tokenizer
+loaded, a small model of the same kind run once), in sizes of the weights.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from actors.engine import Request
 from actors.local.engine import LocalEngine
@@ -48,10 +50,21 @@ def settled(pid: int) -> int:
     return now
 
 
+def imported(model: str) -> Any:
+    """What a process that works with ``model`` holds besides weights; to be kept while it is counted."""
+    torch.set_num_threads(1)
+    config = AutoConfig.from_pretrained(model)
+    config.num_hidden_layers, config.vocab_size = 1, 64
+    with torch.no_grad():
+        AutoModelForCausalLM.from_config(config)(torch.zeros(1, 4, dtype=torch.long))
+    return AutoTokenizer.from_pretrained(model)
+
+
 def actor(model: str, endpoint: str) -> None:
     """Samples without end; says what it held before, and when the first sample of a version is there."""
-    torch.set_num_threads(1)
+    kept = imported(model)
     print("before", held(os.getpid()), flush=True)
+    del kept
     engine = LocalEngine(model, slots=4, context=64)
     client = WeightClient("actor", engine.sinks[""])
     client.connect(endpoint)
@@ -91,8 +104,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     model = str(Path(options.model).resolve())
+    _tokenizer = imported(model)
     before = {"learner": held(os.getpid())}
     control = ControlServer()
     command = [sys.executable, str(Path(__file__).resolve()), "actor", model, control.endpoint]

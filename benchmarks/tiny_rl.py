@@ -4,6 +4,9 @@ One clock for both: it runs from the first token that is sampled (the start of p
 evaluated while it runs, and the weights of every step are evaluated afterwards, on the same questions by the same engine. The ring keeps no
 weights for that: its steps are replayed from the log, bit for bit.
 
+Answers grow as the model learns, so the side that learns faster has longer steps. The time of a step is therefore also taken at a rate of
+almost 0, at which both sides sample the base for all steps ("the same policy").
+
 python benchmarks/tiny_rl.py BASE [--rounds 5] (a checkpoint of the recipe's first stage). `make bench-trl` sets up both sides and calls it.
 Rounds take turns; what is printed are medians of them, and ratios within a round.
 """
@@ -36,6 +39,11 @@ from headrace.running.rundir import reopen
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, QUESTIONS, ANSWER = 0.85, 400, 96
+RATE, STILL = 1e-3, 1e-9  # the recipe's learning rate, and one that changes nothing
+SETTINGS = (
+    "learner.objective=async",
+    "learner.max_lag=2",
+)  # the product's default objective, and room for two versions
 LOOK_SECONDS = 0.5  # interval at which the ring's log is looked into; that is not free
 
 
@@ -55,8 +63,9 @@ class Race:
         return median(b - a for a, b in zip(self.ends, self.ends[1:], strict=False))
 
 
-def headrace(base: str, home: Path, steps: int, settings: Sequence[str]) -> Race:
+def headrace(base: str, home: Path, steps: int, rate: float, settings: Sequence[str]) -> Race:
     """The ring from ``base``, with no evaluation in it."""
+    settings = [*settings, f"learner.optimizer.lr={rate}"]
     tables: dict[str, Any] = tomllib.loads((ROOT / "recipes" / "tiny.toml").read_text())
     (rl,) = [stage for stage in tables["stage"] if stage["kind"] == "rl"]
     tables["stage"] = [{**rl, "steps": 60, "eval_every": 0, "until_pass_at_1": 0.0}]  # the rate falls as in the recipe
@@ -80,7 +89,8 @@ def headrace(base: str, home: Path, steps: int, settings: Sequence[str]) -> Race
     log.close()
     begun = min((n for n in spent if n > 0), default=steps - 1)
     each = (spent[steps] - spent[begun]) / max(1, steps - begun)
-    return Race(first - began, tuple(m.created - first for m in results), replayed(home / "run", home, steps), each)
+    weights = () if rate == STILL else replayed(home / "run", home, steps)
+    return Race(first - began, tuple(m.created - first for m in results), weights, each)
 
 
 def processor_seconds(pid: int) -> float:
@@ -134,19 +144,19 @@ def replayed(directory: Path, home: Path, steps: int) -> tuple[Path, ...]:
     return tuple(out)
 
 
-def trl(base: str, home: Path, steps: int) -> Race:
+def trl(base: str, home: Path, steps: int, rate: float) -> Race:
     """TRL's trainer on both cores; it writes its weights behind each step while its clock stands."""
     python, script = ROOT / ".venv" / "trl" / "bin" / "python", ROOT / "benchmarks" / "trl" / "grpo.py"
     began = time.time()
     done = subprocess.run(
-        [str(python), str(script), base, "--steps", str(steps), "--keep", str(home)],
+        [str(python), str(script), base, "--steps", str(steps), "--rate", str(rate), "--keep", str(home)],
         check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     (start,) = [line["began"] for line in lines if "began" in line]
     taken_by = [line for line in lines if "step" in line]
     each = (taken_by[-1]["spent"] - taken_by[0]["spent"]) / max(1, len(taken_by) - 1)
-    kept = tuple(home / f"weights-{i + 1}" for i in range(len(taken_by)))
+    kept = () if rate == STILL else tuple(home / f"weights-{i + 1}" for i in range(len(taken_by)))
     return Race(start - began, tuple(line["seconds"] for line in taken_by), kept, each)
 
 
@@ -190,10 +200,23 @@ class Answer:
 
 def reached(race: Race) -> tuple[float, int]:
     """Seconds to the end of the first step behind which held-out pass@1 is at the goal, and that step (nan, 0: none)."""
-    for number, (end, weights) in enumerate(zip(race.ends, race.weights, strict=True), 1):
+    for number, (end, weights) in enumerate(zip(race.ends, race.weights, strict=False), 1):
         if pass_at_1(weights) >= GOAL:
             return end, number
     return float("nan"), 0
+
+
+def pair(options: argparse.Namespace, rate: float) -> tuple[list[Race], list[tuple[float, int]]]:
+    """A race of each side, and what each of them reached."""
+    with tempfile.TemporaryDirectory() as home:
+        sides = [Path(home) / "headrace", Path(home) / "trl"]
+        for side in sides:
+            side.mkdir()
+        races = [
+            headrace(options.base, sides[0], options.steps, rate, options.settings),
+            trl(options.base, sides[1], options.steps, rate),
+        ]
+        return races, [reached(race) for race in races]
 
 
 def main() -> None:
@@ -202,21 +225,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--set", action="append", default=[], dest="settings", help="of the ring's run file")
+    parser.set_defaults(settings=list(SETTINGS))
     options = parser.parse_args()
     found: list[dict[str, tuple[float, float]]] = []
     for number in range(options.rounds):
-        with tempfile.TemporaryDirectory() as home:
-            sides = [Path(home) / "headrace", Path(home) / "trl"]
-            for side in sides:
-                side.mkdir()
-            races = [
-                headrace(options.base, sides[0], options.steps, options.settings),
-                trl(options.base, sides[1], options.steps),
-            ]
-            goals = [reached(race) for race in races]
+        still, _ = pair(options, STILL)
+        races, goals = pair(options, RATE)
         row = {
-            "seconds a step": (races[0].step, races[1].step),
-            "processor seconds a step": (races[0].spent, races[1].spent),
+            "seconds a step, the same policy": (still[0].step, still[1].step),
+            "processor seconds a step, the same policy": (still[0].spent, still[1].spent),
+            "seconds a step, learning": (races[0].step, races[1].step),
+            "processor seconds a step, learning": (races[0].spent, races[1].spent),
             f"seconds to held-out {GOAL}": (goals[0][0], goals[1][0]),
             f"steps to held-out {GOAL}": (goals[0][1], goals[1][1]),
             "start, before the clock": (races[0].start, races[1].start),

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 RUNS = {
     "learner": (),
     "rewarder": ("rewarders.judge.seconds=0.03",),
-    "actor": ("actors.slots=2",),
+    "actor": ("actors.slots=1",),
 }
 """The settings by which a role becomes the slowest; as it stands, the learner is."""
 

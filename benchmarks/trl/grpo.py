@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer on the task of recipes/tiny.toml, from the same base, with the same batch, rewards and rates.
 
-python benchmarks/trl/grpo.py BASE --keep DIR [--steps N]: prints a line of JSON when training begins and one a step, with the seconds and the
+python benchmarks/trl/grpo.py BASE --keep DIR [--steps N] [--rate 1e-3]: prints a line of JSON when training begins and one a step, with the seconds and the
 processor seconds since then; the weights of each step go to DIR/weights-STEP while the clock stands. BASE is the checkpoint of a run's first
 stage. Runs in a virtual environment of its own.
 """
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base")
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, required=True)
     options = parser.parse_args()
@@ -66,7 +67,7 @@ def main() -> None:
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(), max_steps=60, per_device_train_batch_size=GROUPS * SIZE,
         num_generations=SIZE, max_completion_length=ANSWER, temperature=1.0, top_k=0, beta=0.0, epsilon=0.2,
-        loss_type="grpo", scale_rewards="group", reward_weights=[1.0, 0.2], learning_rate=1e-3, adam_beta2=0.95,
+        loss_type="grpo", scale_rewards="group", reward_weights=[1.0, 0.2], learning_rate=options.rate, adam_beta2=0.95,
         lr_scheduler_type="linear", warmup_steps=0, max_grad_norm=1.0, use_cpu=True, bf16=False, gradient_checkpointing=False,
         logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, seed=0, shuffle_dataset=False,
     )  # fmt: skip

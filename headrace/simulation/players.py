@@ -163,11 +163,15 @@ class Judge:
         if not found:
             return
         self._at_work = True
-        self.busy.change(1)
         sample = decode(found[0].value)
         assert isinstance(sample, Trajectory)
         waits = max(0.0, found[0].timestamp + self._rates.judge_wait - self._clock.now)
-        self._clock.after(waits + self._seconds + self._rates.judge_each, lambda: self._vote(sample))
+        self._clock.after(waits, lambda: self._judge(sample))
+
+    def _judge(self, sample: Trajectory) -> None:
+        """Judge what has arrived; the wait for it before was no work."""
+        self.busy.change(1)
+        self._clock.after(self._seconds + self._rates.judge_each, lambda: self._vote(sample))
 
     def _vote(self, sample: Trajectory) -> None:
         vote = Vote(

@@ -72,9 +72,14 @@ class Beside:
         if error is not None:
             raise error
 
+    @property
+    def busy(self) -> bool:
+        """Whether a write is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """The same, unless something is still under way."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.busy:
             self.wait()
 
     def _run(self, write: Callable[[], None]) -> None:
@@ -110,6 +115,11 @@ class WholeSaver:
         if name:
             self.wait()
         return final
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._beside.busy
 
     def wait(self) -> None:
         self._beside.wait()
