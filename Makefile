@@ -70,7 +70,7 @@ test-slow: $(STAMP)
 
 # What a developer runs after every change: no tree of processes, nothing slow, nothing that takes more than a second or so.
 quick: $(STAMP) setup-sandbox
-	$(BIN)/python -m pytest tests -m "$(HERE) and not processes and not chaos and not slow and not long" -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "$(HERE) and not processes and not chaos and not slow and not long" -n 3 --dist loadscope --no-loadscope-reorder
 
 # Dashboards, alerts and the report, in a real Prometheus and a real browser.
 test-watch: $(STAMP) setup-watch

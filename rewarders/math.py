@@ -56,7 +56,7 @@ class MathAccuracy:
             if getattr(self, name) not in allowed:
                 raise RunFileError(f"{name} = {getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
 
-    def prepare(self) -> None:
+    def warm_up(self) -> None:
         """Start the symbolic comparison before the first sample needs it."""
         self._warm().start()
 

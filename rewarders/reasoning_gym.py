@@ -40,7 +40,7 @@ class ReasoningGym:
     _scorers: list[Warm] = field(default_factory=list, init=False, repr=False, compare=False)
     _loaded: set[tuple[int, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
-    def prepare(self) -> None:
+    def warm_up(self) -> None:
         """Load reasoning-gym before the first sample. Raises RunFileError if it is not installed."""
         self._warm().start()
 

@@ -106,8 +106,9 @@ def judge_factory(options: dict[str, Any]) -> Judge:
     """``options``: ``use``, ``options`` of the class, ``base`` directory, and ``flat`` (see ``load_any``)."""
     base = Path(options["base"])
     rewarder = load_any(options["use"], options["options"], base, options.get("flat", ()))
-    if (prepare := getattr(rewarder, "prepare", None)) is not None:
-        prepare()
+    for name in ("prepare", "warm_up"):
+        if callable(step := getattr(rewarder, name, None)):
+            step()
     return Judge(rewarder, version_of(rewarder, options["options"], base))
 
 

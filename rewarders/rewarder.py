@@ -83,7 +83,8 @@ class Rewarder(Protocol):
 
     A rewarder that must check something before it may judge also has ``prepare()``, which is called once in each
     judging process and raises if the check fails (SandboxError: the daemon takes no samples, reports why, and tries
-    again).
+    again). ``warm_up()``, if there is one, is called once in each judging process before its first sample, to load what
+    takes long.
 
     A rewarder that depends on a service raises ``Outage`` (or Python's own ConnectionError) if the service cannot be
     reached: the sample waits, and is judged once the service is back. A class attribute ``bounded = True`` says that

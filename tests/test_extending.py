@@ -92,6 +92,7 @@ def test_an_objective(tmp_path: Path) -> None:
         assert made.verify().problems == []
 
 
+@pytest.mark.long
 def test_a_weight_road(tmp_path: Path, tiny_model: Path) -> None:
     """A real publisher drives it, and a receiver takes what it brings."""
     files, _ = blocks("A weight road")

@@ -103,6 +103,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     assert not left, {name: sorted(needs & left.keys()) for name, needs in left.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "module",
     [
@@ -126,6 +127,7 @@ def modules(floor: str) -> list[str]:
     return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sorted((ROOT / floor).rglob("*.py"))]
 
 
+@pytest.mark.long
 def test_a_whole_floor_starts_without_torch() -> None:
     """Also what is imported late: a rewarder, the log and the command line never need torch."""
     wanted = [m for m in modules("rewarders") + modules("monitoring") if not m.endswith("__main__")]
@@ -167,6 +169,7 @@ def extras_of(path: Path, seen: set[Path]) -> set[str]:
     return needed
 
 
+@pytest.mark.long
 def test_no_test_needs_an_extra_to_be_collected() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         assert not (wrong := extras_of(path, set())), f"{path.relative_to(ROOT)} needs {wrong} when it is collected"
@@ -209,6 +212,7 @@ LONG = {
 """Functions above fifty lines, and why."""
 
 
+@pytest.mark.long
 def test_no_function_is_longer_than_a_screen_without_a_reason() -> None:
     long = {}
     for floor in ALLOWED:

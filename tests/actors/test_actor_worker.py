@@ -122,6 +122,7 @@ class Sleeper(LocalEngine):
         return [] if self.asleep else super().poll(timeout)
 
 
+@pytest.mark.long
 def test_an_actor_whose_engine_is_away_gives_its_prompts_back_and_comes_again(
     log: Log, tiny_model: Path, engine: LocalEngine
 ) -> None:

@@ -73,6 +73,7 @@ def hear(rooms: Rooms) -> Said:
     return said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["plain", "slow"])
 def test_an_episode_is_played_over_http(rooms: Rooms, how: str) -> None:
     ticket = begin(rooms, how, index=3)
@@ -110,6 +111,7 @@ def test_a_bad_answer_is_an_error_of_its_episode_with_the_reason(rooms: Rooms, h
     assert hear(rooms).turn is not None, "and others play on"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["hang", "trickle"])
 def test_a_server_that_hangs_or_never_ends_has_its_time_and_no_more(port: int, how: str) -> None:
     it = HttpEnvironment(f"http://127.0.0.1:{port}", request_timeout=0.3)

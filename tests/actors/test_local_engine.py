@@ -93,6 +93,7 @@ def drain(engine: LocalEngine, count: int) -> list[Completion]:
 PROMPTS = {"a": [5, 9, 40], "b": [7], "c": [8, 3, 1, 99, 12, 250, 4, 4, 17], "d": [60, 61]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8), (0.6, 0.95), (0.0, 1.0)])
 def test_log_probabilities_are_those_of_transformers(

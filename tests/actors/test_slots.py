@@ -82,6 +82,7 @@ def best_fixed(cache: int, most: int, mean: float, ticks: int) -> int:
     return best
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cache", "most", "mean"), [(1000, 500, 20.0), (20_000, 500, 100.0), (100_000, 64, 50.0)])
 def test_it_comes_close_to_the_best_fixed_number_whatever_the_limit_is(cache: int, most: int, mean: float) -> None:
     engine = Simulated(cache, most, mean)

@@ -43,6 +43,7 @@ def test_a_single_turn_environment_asks_its_rows_and_its_rubric_says_the_outcome
         assert end.over and end.outcome == outcome and "same" in end.why
 
 
+@pytest.mark.long
 def test_an_environment_with_tools_calls_them_and_says_what_they_gave() -> None:
     it = made("sums")
     opened = it.open(prompt_of("sums"), 0)

@@ -80,6 +80,7 @@ def test_a_name_belongs_to_the_daemon_that_lives_under_it(monkeypatch: pytest.Mo
     server.close()
 
 
+@pytest.mark.long
 def test_silence_ends_a_membership() -> None:
     server = ControlServer(lease=2.0)
     context = zmq.Context()
@@ -140,6 +141,7 @@ def test_keys_let_in_only_those_who_have_them(tmp_path: Path) -> None:
         Keys.read(tmp_path / "none.json")
 
 
+@pytest.mark.long
 def test_a_learner_that_does_not_answer_is_named_with_the_cure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +186,7 @@ class Slow:
         """It never rests."""
 
 
+@pytest.mark.long
 def test_orders_to_a_membership_that_has_ended_are_void() -> None:
     """And no push is sent to a receiver before the order that it is busy with has ended."""
     server, sink = ControlServer(), Slow()

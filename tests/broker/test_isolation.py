@@ -124,6 +124,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("order", "kind", "why"), HOSTILE, ids=[f"{o[0]}-{k}" for o, k, _ in HOSTILE])
 def test_a_failure_says_its_kind_and_line_and_those_behind_it_are_answered(
     plug: Callable[..., Isolated], order: list[Any], kind: str, why: str
@@ -145,6 +146,7 @@ def test_odd_behaviour_that_is_no_failure_disturbs_nothing(plug: Callable[..., I
     assert answers(isolated, ["echo", 3]) == [[3]] and isolated.restarts == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("detached", [False, True], ids=["children", "daemons"])
 @pytest.mark.parametrize("how", ["stop", "hang", "exit"])
 def test_a_judges_whole_process_tree_dies_with_it(
@@ -195,6 +197,7 @@ def test_a_judge_that_somebody_kills_is_started_again(plug: Callable[..., Isolat
     assert found[-1] == [3] and isolated.restarts == 1
 
 
+@pytest.mark.long
 def test_a_stopped_keeper_is_ended_all_the_same(plug: Callable[..., Isolated], tmp_path: Path) -> None:
     isolated, path = plug(timeout=3.0), str(tmp_path / "pids")
     assert answers(isolated, ["family", path, True]) == ["born"]
@@ -204,6 +207,7 @@ def test_a_stopped_keeper_is_ended_all_the_same(plug: Callable[..., Isolated], t
     assert gone([int(pid) for pid in Path(path).read_text().split()])
 
 
+@pytest.mark.long
 def test_a_start_that_hangs_is_found_within_its_time_and_says_where(plug: Callable[..., Isolated]) -> None:
     """The nap is long; the time must suffice for Python itself to start."""
     with pytest.raises(HeadraceError, match=r"has not started: not ready within 4 s \(hostile_plug.py:6 in nap\)"):
@@ -264,6 +268,7 @@ def test_a_caller_that_wants_no_more_leaves_the_child_ready_for_others(plug: Cal
     assert answers(isolated, ["echo", "next"]) == [["next"]] and isolated.restarts == 0
 
 
+@pytest.mark.long
 def test_what_lies_behind_a_slow_payload_is_offered_to_others(plug: Callable[..., Isolated]) -> None:
     isolated, offered = plug(timeout=20.0), list[range]()
 

@@ -136,6 +136,7 @@ def test_wrong_topic_partition_and_size_are_refused(log: Log) -> None:
     producer.close()
 
 
+@pytest.mark.long
 def test_members_share_the_partitions_and_take_over_what_a_leaver_had(log: Log) -> None:
     fill(log, "t", 40)
     first = log.consumer(["t"], "g", "a")
@@ -239,6 +240,7 @@ def hold_partitions(url: str, ready: object) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_killed_member_loses_its_partitions_to_the_others(log: Log, url: str) -> None:
     fill(log, "t", 40)
     ready = SPAWN.Event()

@@ -229,6 +229,7 @@ def arrive(directory: str) -> None:
     producer.flush()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inotify", [True, False])
 def test_who_waits_is_woken_by_another_process(log: SqliteLog, tmp_path: Path, inotify: bool) -> None:
     """Without inotify (its instances are used up) waiting is naps."""

@@ -123,6 +123,7 @@ def test_retention_by_age_and_by_size(tmp_path: Path, monkeypatch: pytest.Monkey
     log.close()
 
 
+@pytest.mark.long
 def test_who_was_stopped_in_the_middle_of_an_append_is_named_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

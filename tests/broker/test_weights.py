@@ -208,6 +208,7 @@ class Sharded:
             return list(pool.map(action, range(2)))
 
 
+@pytest.mark.long
 def test_a_sharded_receiver_takes_its_ranks_of_the_lane(learner: Learner) -> None:
     (remote,) = together(learner, "good")
     sink = Sharded()

@@ -226,6 +226,7 @@ def test_a_run_that_nobody_runs_says_how_to_go_on(quiet: Path) -> None:
     assert diagnosis(quiet)["findings"][0]["what"] == "the run is finished"
 
 
+@pytest.mark.long
 def test_what_daemons_export_is_read(quiet: Path) -> None:
     """Daemons' own metrics classes, served as daemons do, in states that no run can be brought into quickly."""
     with ExitStack() as stack:
@@ -268,6 +269,7 @@ def test_what_daemons_export_is_read(quiet: Path) -> None:
         assert "notice: the clock of fast is wrong" in shown.stdout
 
 
+@pytest.mark.long
 def test_one_slow_partition_is_told_from_a_slow_rewarder(quiet: Path) -> None:
     run = reopen(quiet)
     log = run.open_log()
@@ -304,6 +306,7 @@ def told(quiet: Path, **daemons: Callable[[CollectorRegistry], object]) -> Itera
         yield
 
 
+@pytest.mark.long
 def test_rewarders_that_are_out_of_order_or_gamed_are_named(quiet: Path) -> None:
     page = {"rewarder": "vowels", "state": "outage", "seconds": 75, "error": "no server", "held": 12, "next_try": 8.0}
 
@@ -332,6 +335,7 @@ def test_rewarders_that_are_out_of_order_or_gamed_are_named(quiet: Path) -> None
     assert wait.rpartition(" (")[0] in seen, "top says the same"
 
 
+@pytest.mark.long
 def test_a_row_that_cannot_be_asked_and_a_step_set_aside_are_told(quiet: Path) -> None:
     run = reopen(quiet)
     with closing(run.open_log()) as log:

@@ -77,6 +77,7 @@ def test_the_end_of_the_critical_daemon_is_the_end_of_the_run(house: Path) -> No
     assert pids - {0} and all(gone(pid) for pid in pids - {0}), "the others are ended with it"
 
 
+@pytest.mark.long
 def test_what_is_killed_from_outside_is_started_again_for_ever(house: Path) -> None:
     turn, killed = Turn(house, "ends_on_request", "sleeps"), []
 
@@ -92,6 +93,7 @@ def test_what_is_killed_from_outside_is_started_again_for_ever(house: Path) -> N
     assert len(set(killed)) == 8 and sum("SIGKILL" in note for note in turn.notes) == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "word"), [("fails", "no licence"), ("crashes", "said nothing"), ("faults", "disk is full")]
 )
@@ -104,6 +106,7 @@ def test_a_crash_loop_stops_the_run_with_its_reason(house: Path, module: str, wo
     assert len(turn.notes) == (2 if module == "faults" else 4) and "starting it again" in turn.notes[0]
 
 
+@pytest.mark.long
 def test_a_healthy_life_forgives_the_failures_before_it(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headrace.running.supervisor, "HEALTHY_SECONDS", 0.0)
     turn = Turn(house, "sleeps", "fails")
@@ -132,6 +135,7 @@ def test_the_last_words_are_those_of_this_life(house: Path) -> None:
         Turn(house, "fails").run()
 
 
+@pytest.mark.long
 def test_a_stop_drains_and_then_kills(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headrace.running.supervisor, "DRAIN_SECONDS", 3.0)
     turn, pids = Turn(house, "sleeps", "drains", "is_deaf"), {}

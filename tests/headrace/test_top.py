@@ -88,6 +88,7 @@ def test_dead_letters_are_listed_with_what_became_of_them(made: Handmade, tmp_pa
     assert (last.became, view.letters[-2].became, last.at) == ("replayed", "waiting", 16.0)
 
 
+@pytest.mark.long
 def test_daemons_are_as_fast_and_busy_as_their_metrics_say(
     made: Handmade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def test_one_step_is_said_and_many_in_a_row_end_the_run(caplog: pytest.LogCaptur
     assert "the gradient of step 41 is not finite (norm inf): the weights stay" in caplog.text
 
 
+@pytest.mark.long
 def test_supervised_training_on_broken_weights_ends_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def retry(directory: Path) -> None:
     assert done.returncode == 0 and "trained again by the next step of its stage" in done.stdout
 
 
+@pytest.mark.long
 def test_the_command_has_it_trained_by_the_next_step_and_the_audit_knows(tmp_path: Path, failing: set[int]) -> None:
     home = tmp_path / "run"
     with ring(home, *SHORT, "learner.checkpoint_every=4") as made:
@@ -79,6 +80,7 @@ def test_the_command_has_it_trained_by_the_next_step_and_the_audit_knows(tmp_pat
     assert listed(home) == [], "the letter is dealt with"
 
 
+@pytest.mark.long
 def test_a_learner_that_is_killed_behind_the_request_takes_it_up_and_tries_once(
     tmp_path: Path, failing: set[int]
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_learner_that_is_killed_behind_the_request_takes_it_up_and_tries_once(
         assert [m.step for m in made.records("steps", Manifest) if m.kind == "set_aside"] == [3]
 
 
+@pytest.mark.long
 def test_a_second_try_that_fails_too_is_set_aside_again(tmp_path: Path, failing: set[int]) -> None:
     home = tmp_path / "run"
     with ring(home, *SHORT, "learner.checkpoint_every=4") as made:

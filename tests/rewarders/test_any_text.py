@@ -73,6 +73,7 @@ def verdict(judge: Callable[..., Reward | float | None], text: str, reference: s
     return reward
 
 
+@pytest.mark.long
 @settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )

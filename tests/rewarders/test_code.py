@@ -30,6 +30,8 @@ from rewarders.readiness import await_ready
 from rewarders.registry import load_rewarder
 from rewarders.rewarder import Reward
 
+pytestmark = pytest.mark.long
+
 SUMS = [{"input": f"{a} {b}\n", "output": f"{a + b}\n"} for a, b in ((1, 2), (40, 2), (-5, 5), (10**12, 1))]
 ADD = "print(sum(map(int, input().split())))"
 
@@ -154,7 +156,6 @@ def test_faulty_programs_are_repaired_by_file_diff_or_blocks(judge: CodeTests) -
     assert gone.value == 0.0 and "the patch does not apply" in gone.why
 
 
-@pytest.mark.long
 def test_limits_of_the_task_hold_and_slack_widens_them() -> None:
     slow = "import time\nt = time.process_time()\nwhile time.process_time() - t < 0.6: pass\n" + ADD
     assert told(CodeTests(total=60.0), fenced(slow), tests=SUMS[:1], time_limit=0.2).cause == "timeout"

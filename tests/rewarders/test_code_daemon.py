@@ -71,6 +71,7 @@ def test_votes_tell_wrong_answers_bounds_and_faults_of_the_judge_apart(tmp_path:
     log.close()
 
 
+@pytest.mark.long
 def test_a_daemon_whose_sandbox_fails_takes_nothing_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "shaky.py").write_text(
         "from broker.sandbox import SandboxError\nclass Shaky:\n    def __call__(self, sample): return 1.0\n"

@@ -79,6 +79,7 @@ def test_a_rubric_scores_as_it_does_in_its_own_environments() -> None:
     assert rewards[0].why == f"exact 1, short {1 / len(RIGHT):.3g}"
 
 
+@pytest.mark.long
 def test_metadata_is_info_and_a_function_may_make_the_rubric() -> None:
     judge = VerifiersRubric(rubric="rubrics:of_levels", arguments={"weight": 2.0})
     assert values(judge.judge([spoken("x", metadata={"level": 3}, kind="sum")])) == [26.0]

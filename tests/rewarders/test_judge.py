@@ -109,6 +109,7 @@ def test_a_server_says_when_to_come_back(remote: Remote) -> None:
     assert second - first >= 0.4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [500, 503, 429, 408, "drop", "hang", "trickle"])
 def test_a_fault_that_stays_is_an_outage(remote: Remote, fault: Any) -> None:
     remote.faults(fault, fault)
@@ -132,6 +133,7 @@ def test_nobody_there_is_an_outage() -> None:
         Judge(url=url, model="m", tries=2, backoff=0.0)(spoken("5"))
 
 
+@pytest.mark.long
 def test_an_open_circuit_asks_nobody_until_it_has_cooled(remote: Remote) -> None:
     asking = judge(remote, tries=1, trip=2, cool=0.5)
     remote.faults(500, 500, 500)

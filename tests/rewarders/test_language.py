@@ -43,6 +43,7 @@ def test_a_thought_in_the_language_of_the_question_is_whole(question: str, thoug
     assert value(question, thought) == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("question", "thought", "wanted"),
     [

@@ -173,6 +173,7 @@ def test_a_reference_that_cannot_be_read_is_named_at_once(judge: MathAccuracy, r
         judge(sample("no answer at all", reference))
 
 
+@pytest.mark.long
 def test_what_a_comparison_dies_of_is_told_and_the_next_one_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     warm = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
@@ -190,6 +191,7 @@ def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> N
     assert judge.equal("\\frac{1}{3}", "\\int_0^1 x^2 dx") and not judge.equal("\\frac{1}{4}", "\\int_0^1 x^2 dx")
 
 
+@pytest.mark.long
 def test_an_answer_that_kills_the_comparison_is_wrong_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     judge, integral = MathAccuracy(), "\\int_0^1 x^2 dx"

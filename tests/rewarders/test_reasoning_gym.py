@@ -68,6 +68,7 @@ def solution(task: str, entry: Mapping[str, Any]) -> str | None:
     return found if found is None or isinstance(found, str) else json.dumps(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_knows_its_answer_and_survives_every_other(judge: ReasoningGym, task: str, tmp_path: Path) -> None:
     metadata = carried(task)
@@ -102,6 +103,7 @@ def test_no_single_answer_scores_nothing(judge: ReasoningGym, text: str) -> None
     assert reward is not None and reward.value == 0.0
 
 
+@pytest.mark.long
 def test_equal_answers_are_one_candidate_and_partial_scores_can_be_refused(judge: ReasoningGym) -> None:
     metadata = carried("chain_sum")
     answers = {
@@ -112,6 +114,7 @@ def test_equal_answers_are_one_candidate_and_partial_scores_can_be_refused(judge
     assert judge(nearly).value == 0.01 and ReasoningGym(partial=False)(nearly).value == 0.0  # type: ignore[union-attr]
 
 
+@pytest.mark.long
 def test_an_answer_that_keeps_the_scorer_busy_is_wrong_with_the_cause() -> None:
     judge = ReasoningGym(cpu_seconds=0.3)
     metadata = carried("simple_integration")

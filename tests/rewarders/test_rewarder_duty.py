@@ -121,6 +121,7 @@ def until(worker: RewarderWorker, done: Any, seconds: float = 60.0) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["outage", "connection", "bug"])
 def test_an_outage_holds_its_samples_and_heals_by_itself(
     log: Log, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
@@ -148,6 +149,7 @@ def test_an_outage_holds_its_samples_and_heals_by_itself(
     assert not ended.away and ended.worker == began.worker and not ended.error
 
 
+@pytest.mark.long
 def test_a_worker_that_ends_in_an_outage_leaves_its_samples_to_the_next(log: Log, tmp_path: Path) -> None:
     up = tmp_path / "up"
     worker = serving(log, tmp_path, "Asks", up=str(up))
@@ -177,6 +179,7 @@ def test_an_answer_that_runs_out_of_time_or_memory_is_wrong_for_a_bounded_judge(
     assert len({v.version for v in found.values()}) == 1 and found["a"].version
 
 
+@pytest.mark.long
 def test_the_run_file_says_what_a_time_out_is(log: Log, tmp_path: Path) -> None:
     publish(log, ["a", "bomb", "b"])
     worker = serving(log, tmp_path, "Bounded", worker={"on_timeout": "error", "attempts": 1})
@@ -186,6 +189,7 @@ def test_the_run_file_says_what_a_time_out_is(log: Log, tmp_path: Path) -> None:
     assert (found.outcome, found.cause, found.attempts) == ("error", "timeout", 1)
 
 
+@pytest.mark.long
 def test_one_process_is_relieved_by_a_spare_while_a_sample_holds_it_up(log: Log, tmp_path: Path) -> None:
     publish(log, ["a"] * 20)
     worker = serving(log, tmp_path, "Bounded", worker={"timeout": 20.0, "attempts": 1})
@@ -220,6 +224,7 @@ def test_a_group_that_never_comes_whole_is_given_up(log: Log, tmp_path: Path) ->
     assert all_votes(log) == []
 
 
+@pytest.mark.long
 def test_a_group_judged_wrongly_is_an_error_of_each_sample(log: Log, tmp_path: Path) -> None:
     worker = serving(log, tmp_path, "Few")
     publish_group(log, "g-1@0", ["a", "bb"])
@@ -229,6 +234,7 @@ def test_a_group_judged_wrongly_is_an_error_of_each_sample(log: Log, tmp_path: P
     assert [v.outcome for v in found] == ["error"] * 2 and "one verdict for each of the 2 samples" in found[0].why
 
 
+@pytest.mark.long
 def test_a_shadow_judges_every_training_sample_and_its_votes_say_so(log: Log, tmp_path: Path) -> None:
     worker = serving(log, tmp_path, "Rank", shadow=True)
     publish_group(log, "g-1@0", ["a", "bb"], mix="another")
@@ -261,6 +267,7 @@ def test_history_is_judged_to_its_end_and_counts_only_where_a_vote_is_missing(tm
     log.close()
 
 
+@pytest.mark.long
 def test_the_history_of_episodes_is_judged_as_a_whole(tmp_path: Path) -> None:
     text = (
         "[run]\nname = 't'\nmodel = 'm'\n[broker]\npartitions = 2\n[rewarders.r]\nuse = 'rewarders.outcome:Outcome'\n"
@@ -281,6 +288,7 @@ def test_the_history_of_episodes_is_judged_as_a_whole(tmp_path: Path) -> None:
     log.close()
 
 
+@pytest.mark.long
 def test_a_rewarder_that_hangs_when_it_is_made_stops_with_the_reason(log: Log, tmp_path: Path) -> None:
     publish(log, ["a"])
     worker = serving(log, tmp_path, "Hangs", worker={"start_timeout": 4.0})

@@ -130,6 +130,7 @@ def test_a_rewarder_that_fails_on_all_it_gets_stops_with_its_reason(log: Log, tm
     assert len(votes(log)) == HOPELESS, "its verdicts are written all the same"
 
 
+@pytest.mark.long
 def test_a_slow_sample_holds_nobody_up(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies in one batch with those behind it, which another judge then takes; one child is left waiting for each."""
     monkeypatch.setenv("GO", str(tmp_path / "go"))
@@ -213,6 +214,7 @@ def test_what_takes_a_sample_itself_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:
     publish(log, ["a", "b"], mix="another")
     producer = log.producer()
@@ -225,6 +227,7 @@ def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:
     assert {g: v.value for g, v in votes(log).items()} == {"g-5@0": 3.5}
 
 
+@pytest.mark.long
 def test_two_workers_share_and_one_that_vanishes_leaves_its_samples_to_the_other(log: Log, tmp_path: Path) -> None:
     one, two = worker_of(log, tmp_path, "odd-0"), worker_of(log, tmp_path, "odd-1")
     publish(log, [f"text {i}" for i in range(40)])
@@ -252,6 +255,7 @@ def test_a_judge_that_cannot_be_made_says_why(log: Log, tmp_path: Path) -> None:
         turn_until(worker, log, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "task", ["basic_arithmetic", "leg_counting", "number_sorting", "spell_backward", "arc_agi", "rearc"]
 )
@@ -280,6 +284,7 @@ def test_tables_and_classes_are_checked(tmp_path: Path) -> None:
         rewarder_tables(RunFile.read(tmp_path / "run.toml"))
 
 
+@pytest.mark.long
 def test_a_rewarder_is_small(tmp_path: Path) -> None:
     """The daemon's own process, ready to consume, takes less than 120 MB."""
     (tmp_path / "run.toml").write_text(

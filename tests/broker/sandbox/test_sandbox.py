@@ -65,6 +65,7 @@ def test_runs_of_a_session_share_files_and_no_processes(session: Session) -> Non
     assert int(listed.stdout.split()[-1]) <= 4, "the runner and this command's own"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("program", "causes"),
     [
@@ -110,6 +111,7 @@ def test_nothing_is_left_of_a_closed_sandbox() -> None:
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 def test_a_sandbox_ends_with_whoever_started_it() -> None:
     code = "import sys, time\nfrom broker.sandbox import Sandbox\ns = Sandbox().open()\nprint(s.init, flush=True)\ntime.sleep(600)"
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)

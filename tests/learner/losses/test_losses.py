@@ -587,6 +587,7 @@ def test_distillation_descends_the_reverse_divergence() -> None:
     assert torch.allclose(leaf.grad, exact, atol=0.01) and exact.abs().max() > 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kl", [0.001, 0.005, 0.02])
 @pytest.mark.parametrize("length", [64, 256, 1024, 4096, 8192])
 def test_the_default_weighs_long_answers_as_much_as_short_ones(kl: float, length: int) -> None:

@@ -25,6 +25,7 @@ from learner.training.checkpoint import Checkpoints
 LORA = {"lora": {"rank": 4}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [

@@ -85,6 +85,7 @@ def test_a_model_is_asked_for_both_parts_and_they_become_a_response(server: Serv
     assert server.seen[-1]["top_p"] == 0.5 and server.seen[-1]["messages"][0]["content"].startswith("Shorter.")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "says",
     [
@@ -257,6 +258,7 @@ def test_people_edit_rows_and_leave_some_out_while_the_run_waits(
     assert any("waits for people: 7 rows lie in" in r.message for r in caplog.records)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [("stage.1.review=offer",), ("stage.1.review=wait", "stage.1.review_hours=1e-7")])
 def test_a_run_goes_on_without_people_where_it_is_told_to(
     tmp_path: Path, file: Path, settings: tuple[str, ...]

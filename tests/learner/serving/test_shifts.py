@@ -143,6 +143,7 @@ def bench(tiny_model: Path, tmp_path: Path) -> Iterator[Bench]:
     bench.close()
 
 
+@pytest.mark.long
 def test_no_token_is_drawn_in_the_learners_turn(bench: Bench) -> None:
     actors = [bench.actor("a"), bench.actor("b")]
     until(lambda: all(a.tokens() > 50 for a in actors))
@@ -213,6 +214,7 @@ def test_engines_go_on_alone_when_the_learner_has_died_in_its_turn_and_rest_agai
     assert not actor.engine.resting
 
 
+@pytest.mark.long
 def test_a_successor_takes_engines_over_that_rest_still(bench: Bench) -> None:
     actor = bench.actor("a")
     bench.shifts.begin()
@@ -227,6 +229,7 @@ def test_a_successor_takes_engines_over_that_rest_still(bench: Bench) -> None:
     until(lambda: actor.tokens() > drawn)
 
 
+@pytest.mark.long
 def test_an_engine_is_not_opened_in_the_learners_turn_and_a_turn_waits_for_one_that_is_being_opened(
     bench: Bench,
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_later_stage_begins_from_random_weights_of_its_own(tmp_path: Path, fil
         assert state_sha256(kept) == state_sha256(base) != state_sha256(anew)
 
 
+@pytest.mark.long
 def test_the_first_stage_begins_from_a_model_of_its_own(tmp_path: Path, file: Path) -> None:
     other = load_model(str(TINY), init="random", seed=77)
     save_model(other, str(TINY), tmp_path / "other")

@@ -88,6 +88,7 @@ def test_the_odd_rows_are_buried_and_counted_and_the_others_trained(
     assert "row 5 column 'response'" in listed[0]["error"]
 
 
+@pytest.mark.long
 def test_after_a_kill_the_same_documents_are_left_out_and_none_is_buried_twice(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

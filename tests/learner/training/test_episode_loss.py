@@ -84,6 +84,7 @@ def loss_apart(model: Any, prepared: Prepared, objective: Any) -> torch.Tensor:
     return total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["grpo", "dapo", "topr", "async"])
 def test_the_packed_loss_of_episodes_is_that_of_their_turns_computed_apart(model: Any, name: str) -> None:
     config = LearnerTable.model_validate({"pack_tokens": 96, "objective": name})

@@ -58,6 +58,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return load_model(str(tmp_path), init="random", seed=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_checkpointed_layers_give_the_same_gradients_and_hold_less(
@@ -112,6 +113,7 @@ def test_what_autograd_holds_is_counted_once_and_let_go() -> None:
         gc.enable()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options", [{}, {"objective": {"name": "grpo", "kl": 0.1}}, {"dtype": "bfloat16"}, {"objective": "m2po"}]
 )

@@ -61,6 +61,7 @@ def test_chunks_are_cut_by_size_and_what_is_one_batch_stays_whole(model: Any) ->
     assert len(alike) == len({p.shape for p in parameters})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options", [{}, {"objective": KL}, {"lora": {"rank": 4}, "objective": KL}, {"objective": "m2po"}]
 )
@@ -74,6 +75,7 @@ def test_an_offloaded_run_is_the_same_run(
     assert state_sha256(plain.model) == state_sha256(offloaded.model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", ["none", "all"])
 @pytest.mark.parametrize("after", ["none", "optimizer"])
 def test_a_checkpoint_is_the_same_whatever_lies_where(

@@ -27,6 +27,8 @@ from learner.training.reward_model import (
 )
 from rewarders.reward_model import RewardModel
 
+pytestmark = pytest.mark.long
+
 FAST = Settings(
     epochs=3,
     batch=16,
@@ -64,7 +66,6 @@ def preferring(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return out, train(tiny_model, pairs(160), out)
 
 
-@pytest.mark.long
 def test_pairs_teach_an_order_that_holds_on_other_prompts(preferring: tuple[Path, RewardModelReport]) -> None:
     out, report = preferring
     assert report.held_out_accuracy is not None and report.held_out_accuracy >= 0.95 and report.majority == 0.5
@@ -91,7 +92,6 @@ def test_the_head_is_written_with_a_bias_of_0(preferring: tuple[Path, RewardMode
     assert weights["score.bias"].shape == (1,) and not weights["score.bias"].any() and weights["score.weight"].any()
 
 
-@pytest.mark.long
 def test_labels_teach_classes(tiny_model: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": row["prompt"], "reply": row[key], "label": key == "chosen"}

@@ -44,6 +44,7 @@ def trainer(**changes: Any) -> tuple[Any, SftTrainer]:
     return model, SftTrainer(model, load_tokenizer(TINY), SumsCorpus(), stage(**changes), 0)
 
 
+@pytest.mark.long
 def test_it_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
     model, whole = trainer()
     reports = list(whole.steps())

@@ -52,6 +52,7 @@ def model(tiny_model: Path) -> Any:
     return load_model(str(tiny_model))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr", "gspo", "tis_sequence", "m2po", "decoupled"])
 def test_steps_repeat_bit_for_bit(model: Any, objective: str) -> None:
     config = table(objective=objective)
@@ -245,6 +246,7 @@ def test_an_objective_from_a_file_beside_the_run_file_trains_a_step(tiny_model: 
 STAGE = {"kind": "rl", "name": "rl", "steps": 20}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["async", "grpo", "dapo", "topr", "gspo", "tis_sequence", "m2po", "decoupled"])
 def test_the_step_does_not_depend_on_packing_or_order(model: Any, objective: str) -> None:
     groups = groups_of(4, 1)
