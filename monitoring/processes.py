@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 STOPPED = "T"
@@ -28,3 +34,51 @@ def holder_of(handle: int) -> int | None:
         if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode and int(words[4]) > 0:
             return int(words[4])
     return None
+
+
+class Forked:
+    """A child of this process that was not started by ``subprocess``: forked, or by another process for this one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self._handle = pid, os.pidfd_open(pid)
+        self._status: int | None = None
+        self._waiting = threading.Lock()  # only one thread can learn the status from the kernel
+
+    def poll(self) -> int | None:
+        with self._waiting:
+            if self._status is None:
+                found, status = os.waitpid(self.pid, os.WNOHANG)
+                if found:
+                    self._status = os.waitstatus_to_exitcode(status)
+                    os.close(self._handle)
+            return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        if self.poll() is None and not select.select([self._handle], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:  # until it is waited for, its number is nobody else's
+            os.kill(self.pid, number)
+
+
+def called(command: Sequence[str]) -> None:
+    """Have the kernel tell ``command`` where it is asked for this process's, as far as that had room."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = (
+        int(fields[45]),
+        int(fields[46]),
+    )  # arg_start and arg_end: 48 and 49 in proc(5), counted from the state's 3
+    if start and end > start:
+        told = b"\0".join(part.encode() for part in command)[: end - start - 1]
+        ctypes.memmove(start, told.ljust(end - start, b"\0"), end - start)

@@ -25,7 +25,8 @@ from broker.weights.replies import Words
 from broker.weights.road import Broadcast, Delivery, Disk, WeightRoad
 from broker.weights.sink import Push, TensorSpec
 from broker.weights.snapshot import Snapshots
-from broker.weights.worker import PublisherProcess, Started, of_its_own
+from broker.weights.spare import begin as begin_process
+from broker.weights.worker import PublisherProcess, Started
 
 log = logging.getLogger("weights")
 ATTEMPTS = 5  # tries for one version; receivers that still lack it get the next one
@@ -70,7 +71,7 @@ class WeightPublisher:
         bucket_bytes: int = 64 << 20, backend: str = "gloo", host: str = "127.0.0.1", keep: int = 2, device: str = "cpu",
         road: WeightRoad | Literal["broadcast", "disk"] = "broadcast",
         on_published: Callable[[int, Path, str], None] = lambda version, path, checksum: None, sparse: bool = False,
-        begin: Callable[[Sequence[str], Sequence[int]], Started] = of_its_own,
+        begin: Callable[[Sequence[str], Sequence[int]], Started] = begin_process,
     ) -> None:  # fmt: skip
         self._begin = begin
         self._sparse = sparse and road == "broadcast" and backend == "gloo"

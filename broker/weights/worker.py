@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from broker.errors import WeightPushError
 from broker.frames import Child, kill, read_frame, write_frame
 
+MODULE = "broker.weights.process"
 START_SECONDS = 60.0  # the publisher process has to import torch first
 AWAY_SECONDS = 0.05  # interval at which to check whether a member has reported that it is away
 TOGETHER = ("join", "push")  # orders that the publisher process carries out together with the members
@@ -28,7 +29,7 @@ class Started(Child, Protocol):
 
 def of_its_own(arguments: Sequence[str], files: Sequence[int]) -> Started:
     """Run ``broker.weights.process`` in a new Python, which inherits the descriptors ``files`` under the same numbers."""
-    command = [sys.executable, "-m", "broker.weights.process", *arguments]
+    command = [sys.executable, "-m", MODULE, *arguments]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=files, start_new_session=True
     )

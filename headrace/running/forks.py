@@ -6,7 +6,6 @@ made. A daemon is forked twice, so that it becomes a child of the supervisor, wh
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -20,10 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from broker.weights import spare
 from monitoring.daemon import PARENT, die_with_parent
 from monitoring.garbage import loading
+from monitoring.processes import called
 
 ADOPTED_SECONDS = 5.0
+LEARNER = "learner"  # the module; it gets a publisher process, forked before it has threads
 
 
 def main(argv: Sequence[str]) -> list[str]:
@@ -83,20 +85,10 @@ def become(order: dict[str, Any], output: int) -> list[str]:
         sys.modules[
             "numpy"
         ].random.seed()  # every daemon would draw the same; Python's own generator sees to it by itself
-    name([sys.executable, "-m", *order["arguments"]])
+    called([sys.executable, "-m", *order["arguments"]])
+    if order["arguments"][0] == LEARNER:
+        spare.prepare()
     return list(order["arguments"])
-
-
-def name(command: Sequence[str]) -> None:
-    """Have the kernel tell ``command`` where it is asked for this process's, as far as that had room."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start, end = (
-        int(fields[45]),
-        int(fields[46]),
-    )  # arg_start and arg_end: 48 and 49 in proc(5), counted from the state's 3
-    if start and end > start:
-        told = b"\0".join(part.encode() for part in command)[: end - start - 1]
-        ctypes.memmove(start, told.ljust(end - start, b"\0"), end - start)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import ctypes
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from monitoring.daemon import PARENT
+from monitoring.processes import Forked
 
 PR_SET_CHILD_SUBREAPER = 36
 READY_SECONDS = 120.0  # for the imports; after that daemons are started by themselves
@@ -49,40 +49,6 @@ class Process(Protocol):
     def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
-
-
-class Adopted:
-    """A child that another process has forked for this one."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid, self._status = pid, None if pid else 0
-        self._handle = os.pidfd_open(pid)
-
-    def poll(self) -> int | None:
-        if self._status is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            if found:
-                self._status = os.waitstatus_to_exitcode(status)
-                os.close(self._handle)
-        return self._status
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Raises subprocess.TimeoutExpired."""
-        if self.poll() is None and not select.select([self._handle], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-        status = self.poll()
-        assert status is not None
-        return status
-
-    def terminate(self) -> None:
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: int) -> None:
-        if self.poll() is None:  # until it is waited for, its number is nobody else's
-            os.kill(self.pid, number)
 
 
 class Nursery:
@@ -118,7 +84,7 @@ class Nursery:
                 self.close()
         return self._ready and self._process is not None
 
-    def start(self, arguments: Sequence[str], output: IO[bytes], environment: Mapping[str, str]) -> Adopted | None:
+    def start(self, arguments: Sequence[str], output: IO[bytes], environment: Mapping[str, str]) -> Forked | None:
         """A daemon in a session of its own that writes to ``output``; None if there is no nursery any more."""
         order = {"arguments": list(arguments), "environment": dict(environment), "directory": str(Path.cwd())}
         libc = ctypes.CDLL(None, use_errno=True)
@@ -128,7 +94,7 @@ class Nursery:
         try:
             socket.send_fds(self._socket, [json.dumps(order).encode()], [output.fileno()])
             if select.select([self._socket], [], [], FORK_SECONDS)[0] and (pid := str(self._hear().get("pid", ""))):
-                return Adopted(int(pid))
+                return Forked(int(pid))
         except OSError:
             pass
         finally:

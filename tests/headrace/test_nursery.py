@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headrace.running.nursery import Adopted, Nursery
+from headrace.running.nursery import Nursery
 from headrace.running.supervisor import Command, Supervisor
 from monitoring.daemon import PARENT, Stop
+from monitoring.processes import Forked
 
 pytestmark = pytest.mark.processes
 HEAD = "import os, random, signal, sys, time\nfrom pathlib import Path\nfrom monitoring.daemon import die_with_parent\n\nif __name__ == '__main__':\n    die_with_parent()\n    "
@@ -55,7 +56,7 @@ def nursery(house: Path) -> Iterator[Nursery]:
         yield eventually(made)
 
 
-def start(nursery: Nursery, house: Path, *arguments: str) -> tuple[Adopted, Path]:
+def start(nursery: Nursery, house: Path, *arguments: str) -> tuple[Forked, Path]:
     out = house / f"{arguments[0]}.{time.monotonic_ns()}.out"
     environment = {**os.environ, PARENT: str(os.getpid()), "FLAVOUR": "vanilla"}
     with out.open("ab") as output:
