@@ -108,7 +108,7 @@ setup-sglang: $(SGLANG_STAMP)
 
 $(SGLANG_STAMP): $(STAMP)
 	@echo "headrace: installing SGLang (once, 11 GB)"
-	@test ! -f $(BESIDE).whole || { cp -rl $(BESIDE)/. .venv/ && rm -rf $(BESIDE) $(BESIDE).whole; }
+	@test ! -f $(BESIDE).whole || { cp -rlf $(BESIDE)/. .venv/ && rm -rf $(BESIDE) $(BESIDE).whole; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sglang]'
 	@touch $(SGLANG_STAMP)
 

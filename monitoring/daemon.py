@@ -138,7 +138,8 @@ def registrations(run_dir: Path) -> list[Registration]:
         with contextlib.suppress(OSError, ValueError, TypeError):
             entry = Registration(**json.loads(path.read_text()))
             if entry.host == here:
-                os.kill(entry.pid, 0)
+                with contextlib.suppress(PermissionError):  # it lives, as another user's
+                    os.kill(entry.pid, 0)
             elif now - path.stat().st_mtime > LOST_SECONDS:
                 continue
             found.append(entry)

@@ -58,7 +58,12 @@ class Exporter:
                     reason = _reason(healthy)
                     self.answer(503 if reason else 200, (reason or "ok").encode("utf-8", "replace") + b"\n", TEXT)
                 elif path in pages:
-                    self.answer(200, pages[path]().encode(), "application/json")
+                    try:
+                        page = pages[path]().encode()
+                    except Exception as error:  # whoever asks is told; the daemon goes on
+                        self.answer(500, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace"), TEXT)
+                    else:
+                        self.answer(200, page, "application/json")
                 else:
                     self.answer(404, f"try {', '.join(['/metrics', '/healthz', *pages])}\n".encode(), TEXT)
 

@@ -71,8 +71,8 @@ class RewarderMetrics(Metrics):
         may_be_zero="no judge fails",
     )  # fmt: skip
     outage: Row[Gauge] = Row(
-        Gauge, "rewarder_outage", "1 while samples are held because the judge is away", ("rewarder",),
-        may_be_zero="no judge is away",
+        Gauge, "rewarder_outage", "1 while samples are held because the judge cannot be reached", ("rewarder",),
+        may_be_zero="every judge can be reached",
     )  # fmt: skip
     restarts: Row[Counter] = Row(
         Counter,
@@ -182,7 +182,7 @@ class LearnerMetrics(StepMetrics):
     outstanding = gauge("outstanding_groups", "Groups that are fed but not ended")
     duplicates = gauge(
         "duplicate_records", "Redelivered samples and votes that were left aside since the learner began",
-        may_be_zero="nothing is delivered twice while nobody dies",
+        may_be_zero="a record is delivered twice only after a process has died",
     )  # fmt: skip
     credits = gauge(
         "credits", "Groups that may be outstanding at once (0: no RL stage is under way)", may_be_zero=STAGE_OVER
@@ -197,7 +197,7 @@ class LearnerMetrics(StepMetrics):
     away_since = gauges(
         "rewarder_away_since_timestamp_seconds",
         "When a rewarder that holds its samples said so first, seconds since the epoch; 0 while it is in order", "rewarder",
-        may_be_zero="no judge is away",
+        may_be_zero="every judge can be reached",
     )  # fmt: skip
     reward_gap = gauges(
         "reward_gap",
@@ -226,10 +226,12 @@ class RunMetrics(Metrics):
         may_be_zero="nobody need be behind at the moment of the scrape",
     )  # fmt: skip
     up = gauges("daemon_up", "1 while the daemon runs", "daemon", "role")
-    restarts = counters("daemon_restarts", "Ends that a restart followed", "daemon", "role", may_be_zero="nobody dies")
+    restarts = counters(
+        "daemon_restarts", "Ends that a restart followed", "daemon", "role", may_be_zero="no daemon has died"
+    )
     disk_free = gauge("disk_free_bytes", "Room on the disk of the run's directory")
     disk_size = gauge("disk_size_bytes", "Size of the disk of the run's directory")
-    dead_letters = gauge("dead_letters_kept", "Records in the dead letters", may_be_zero="nothing is buried")
+    dead_letters = gauge("dead_letters_kept", "Records in the dead letters", may_be_zero="there are no dead letters")
     stage = gauge("stage", "Index of the stage under way", may_be_zero="0 is the first stage")
 
 
@@ -243,7 +245,7 @@ class BrokerMetrics(Metrics):
     produce_errors = counters("produce_errors", "Appends that failed", "topic", "reason", may_be_zero="no append fails")
     bytes = counters("bytes", "Bytes of record values", "direction")
     unavailable = gauge("log_unavailable", "1 while the log cannot be reached", may_be_zero="the log is there")
-    dead_letters = counter("dead_letters", "Records put into the dead letters", may_be_zero="nothing is buried")
+    dead_letters = counter("dead_letters", "Records put into the dead letters", may_be_zero="there are no dead letters")
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)

@@ -183,7 +183,7 @@ def _require_free(port: int) -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except (OSError, OverflowError) as error:
-        raise PrometheusError(f"port {port} cannot be had ({error}); 0 takes any free one") from error
+        raise PrometheusError(f"port {port} is not available ({error}); 0 takes any free one") from error
 
 
 def main() -> int:

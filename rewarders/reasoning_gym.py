@@ -72,7 +72,7 @@ class ReasoningGym:
         )
 
     def scored(self, task: str, entry: Mapping[str, Any], answer: str, tuples: list[str]) -> dict[str, Any]:
-        """What the scorer says. Raises Ended if the answer was the end of its process, HeadraceError if the scorer cannot be had."""
+        """What the scorer says. Raises Ended if the answer was the end of its process, HeadraceError if the scorer is not available."""
         warm = self._warm()
         if (warm.restarts, task) not in self._loaded:
             if warm.ask({"load": task}, LOAD_SECONDS) is None:

@@ -62,10 +62,10 @@ def _try(program: Hostile, secret: str, port: int) -> Held:
         )
         init = session.init
     seconds = time.monotonic() - begun
-    return Held(program.name, _verdict(program, result, seconds) or _left(init), seconds)
+    return Held(program.name, _verdict(program, result) or _left(init), seconds)
 
 
-def _verdict(program: Hostile, result: Result, seconds: float) -> str:
+def _verdict(program: Hostile, result: Result) -> str:
     said = result.stdout[-200:].decode(errors="replace").strip()
     if BREACH in result.stdout:
         return f"it got through: {said}"

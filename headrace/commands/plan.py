@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
     except RunFileError as fault:
         if not options.json:
             raise
-        mistake = error(str(options.file), str(fault), "mend it, and look again")
+        mistake = error(str(options.file), str(fault), "correct it, and run headrace plan again")
         print(json.dumps({"ok": False, "plan": [], "checks": [], "findings": [asdict(mistake)]}, indent=2))
         return BAD_INPUT
     planned = list(plan(whole, options.directory))
@@ -57,11 +57,9 @@ def main(options: argparse.Namespace) -> int:
     for line in lines(looked.of("error", "warning", "note")):
         print(line)
     if looked.broken:
-        print(f"  not all was looked at: {looked.broken}")
+        print(f"  not everything was checked: {looked.broken}")
     counts = [f"{len(found)} {level}s" for level in ("error", "warning") if (found := looked.of(level))]
-    print(
-        f"  {len(looked.checks)} checks in {looked.seconds:.1f} s: {', '.join(counts) or 'nothing stands against it'}"
-    )
+    print(f"  {len(looked.checks)} checks in {looked.seconds:.1f} s: {', '.join(counts) or 'no problem was found'}")
     return status
 
 

@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
         kept, of = take_back(run.directory, options.stage, options.file)
         print(f"{kept} of {of} rows are kept, {of - kept} are left out")
     elif not there.exists():
-        print(f"no rows lie there yet; they will be in {there}")
+        print(f"there are no rows to review yet; they will be in {there}")
     else:
         back = returned(run.directory, options.stage)
         told = "they have come back" if back.exists() else "edit a copy of it, and name it as FILE"

@@ -65,7 +65,7 @@ def looked_at(file: RunFile) -> bool:
     for line in lines(looked.of("warning")):
         print(line, flush=True)
     if looked.broken:
-        print(f"headrace: not all was looked at before the start: {looked.broken}", flush=True)
+        print(f"headrace: not everything was checked before the start: {looked.broken}", flush=True)
     for finding in looked.errors:
         print(f"headrace: {clean_text(str(finding), 600)}", file=sys.stderr, flush=True)
     return not looked.errors

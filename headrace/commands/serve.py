@@ -117,7 +117,7 @@ async def opened(run: Run, door: Door, desk: Desk, journal: Journal, host: str, 
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             raise RunFault(
-                f"--port {port} of {host} cannot be had: {error.strerror or error}; use another, or 0 for any"
+                f"--port {port} of {host} is not available: {error.strerror or error}; use another, or 0 for any"
             ) from error
         address = runner.addresses[0]
         url = f"http://{'127.0.0.1' if address[0] == '0.0.0.0' else address[0]}:{address[1]}"

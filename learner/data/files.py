@@ -111,10 +111,13 @@ def read_table(path: str, split: str = "train", config: str | None = None) -> Ro
     place = Path(path)
     if not place.exists() and (place.suffix in FILES or path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise DataError(f"data {path!r} does not exist; relative paths start from the run file's directory")
-    if place.suffix in (".jsonl", ".json") and place.is_file():
-        return JsonLines(place)
-    if place.suffix == ".csv" and place.is_file():
-        return CommaSeparated(place)
+    try:
+        if place.suffix in (".jsonl", ".json") and place.is_file():
+            return JsonLines(place)
+        if place.suffix == ".csv" and place.is_file():
+            return CommaSeparated(place)
+    except OSError as error:
+        raise DataError(f"data {path!r} cannot be read: {error.strerror}") from error
     import datasets
 
     try:

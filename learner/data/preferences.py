@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,17 @@ def read_row(row: Mapping[str, Any], number: int) -> Pair | Labelled:
 def _messages(row: Mapping[str, Any], number: int) -> tuple[ChatMessage, ...]:
     if "messages" not in row:
         return (ChatMessage("user", _text(row, "prompt", number)),)
-    try:
-        return tuple(ChatMessage(str(turn["role"]), str(turn["content"])) for turn in row["messages"])
-    except (TypeError, KeyError):
-        raise DataError(f"row {number}: messages must be a list of turns with role and content") from None
+    turns = row["messages"]
+    if isinstance(turns, str | Mapping) or not isinstance(turns, Sequence):
+        raise DataError(f"row {number}: messages must be a list of turns with role and content")
+    found = []
+    for place, turn in enumerate(turns):
+        said = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
+        if not all(isinstance(part, str) for part in said):
+            shown = str(turn)[:60]
+            raise DataError(f"row {number}: messages[{place}] is {shown}; it must have a role and a content, both text")
+        found.append(ChatMessage(*map(str, said)))
+    return tuple(found)
 
 
 def _text(row: Mapping[str, Any], key: str, number: int) -> str:

@@ -161,7 +161,7 @@ def read_rows(source: Any, numbers: Sequence[int], documents: bool = False) -> I
     for number in numbers:
         try:
             yield number, source.document(number, 1.0) if documents else source.row(number)
-        except DataError:
+        except Exception:  # the plug-in boundary: a source may be third-party code
             yield number, None
 
 

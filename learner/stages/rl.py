@@ -83,7 +83,7 @@ class RlStage(Stage):
         begins = [self._begins(later) for later in self.later]
         if begins != sorted(set(begins)) or any(not 0 < step < self.steps for step in begins):
             raise ValueError(
-                f"later begins behind steps {', '.join(map(str, begins))} of {self.steps}: each must be in the stage, and behind the one before it"
+                f"later begins behind steps {', '.join(map(str, begins))} of {self.steps}: each must be a step of the stage, after the one before it"
             )
         asked = {name for phase in self.phases(SamplingTable()) for name in phase.weights}
         mixed = {name for rewards in (self.rewards, *(later.rewards for later in self.later)) for name in rewards}

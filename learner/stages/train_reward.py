@@ -141,5 +141,7 @@ def weights_sha256(directory: Path) -> str:
     """SHA-256 (hexadecimal) of the weight files (``*.safetensors``) of a model directory, in order of their names."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()

@@ -38,7 +38,7 @@ def tokens(text: str) -> list[Token]:
     at, blank = 0, False
     while at < len(text):
         match = TOKEN.match(text, at)
-        if match is None or len(found) > MAX_TOKENS:
+        if match is None or len(found) >= MAX_TOKENS:
             raise Unreadable(f"{text[at : at + 20]!r} is not understood" if match is None else "too long")
         at = match.end()
         kind = match.lastgroup or ""

@@ -208,7 +208,7 @@ class CodeTests:
         )  # fmt: skip
 
     def _compile(self, session: Session, language: Language) -> Reward | None:
-        limits = Limits(cpu=self.compile_seconds, memory_mb=1024, processes=64, address_space=False)
+        limits = Limits(cpu=self.compile_seconds, memory_mb=1024, processes=language.processes, address_space=False)
         result = session.run(language.compile, limits=limits)
         if result.ok:
             return None

@@ -142,7 +142,7 @@ def test_a_taken_port_is_a_fault_and_bad_rules_are_bad_input(tmp_path: Path) -> 
         port = str(server.getsockname()[1])
         done = headrace("watch", str(home), "--port", port)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
-    assert f"port {port} cannot be had" in done.stderr and "0 takes any free one" in done.stderr
+    assert f"port {port} is not available" in done.stderr and "0 takes any free one" in done.stderr
     bad = run_directory(tmp_path / "bad", alerts="../bad.yaml")
     (tmp_path / "bad.yaml").write_text("groups: [{name: a, rules: [{alert: X, expr: 'rate('}]}]")
     done = answer_of("watch", str(bad), "--port", "0")

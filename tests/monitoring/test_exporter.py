@@ -40,14 +40,15 @@ def test_metrics_and_health_are_served_on_a_free_loopback_port() -> None:
         get(exporter.address, "/healthz")
 
 
-def test_a_health_check_that_fails_is_an_answer() -> None:
+def test_a_health_check_or_a_page_that_fails_is_an_answer() -> None:
     def broken() -> str:
         raise RuntimeError("no log \ud800")
 
-    exporter = Exporter(CollectorRegistry(), healthy=broken)
+    exporter = Exporter(CollectorRegistry(), healthy=broken, pages={"/page": broken})
     try:
-        status, body = get(exporter.address, "/healthz")
-        assert status == 503 and "RuntimeError: no log" in body
+        for path, code in (("/healthz", 503), ("/page", 500)):
+            status, body = get(exporter.address, path)
+            assert status == code and "RuntimeError: no log" in body
     finally:
         exporter.close()
 

@@ -17,9 +17,9 @@ from broker.runfile import RunFile
 from headrace.__main__ import main
 from learner.chosen import REPORT, Clean
 from learner.config import LearnerConfig
-from learner.data.contamination import Benchmarked, looked_through
+from learner.data.contamination import Benchmarked, asked_rows, looked_through
 from learner.data.registry import open_documents, open_prompts
-from learner.data.selection import is_fresh
+from learner.data.selection import distinct, is_fresh
 from learner.data.source import STALE_ROW, Document, PromptRow, Span
 from learner.planning.feed import Schedule, fingerprint
 from learner.tables import SourceTable
@@ -60,6 +60,17 @@ def test_rows_that_cannot_be_read_stay_and_are_named_when_they_are_asked(tmp_pat
     assert source.size == 3
     with pytest.raises(DataError, match="row 1 column 'prompt'"):
         source.row(1)
+
+
+def test_rows_that_a_source_of_others_fails_on_stay_too_and_are_no_questions_of_a_benchmark() -> None:
+    class Failing:
+        size = 3
+
+        def row(self, number: int) -> PromptRow:
+            return prompt("a") if number != 1 else prompt(str({}["absent"]))
+
+    assert distinct(Failing(), range(3)) == [0, 1]
+    assert [number for number, _ in asked_rows(Failing(), 3)] == [0, 2]
 
 
 def test_a_cap_takes_the_same_rows_in_every_run(tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_rows_are_read_as_pairs_or_labels() -> None:
     [
         ({"prompt": "x", "chosen": "a"}, "row 1: rejected"), ({"chosen": "a", "rejected": "b"}, "row 1: prompt"), ({"prompt": "x", "reply": "a"}, "row 1: label"),
         ({"prompt": "x", "reply": "a", "label": -1}, "row 1: label"), ({"prompt": "x", "reply": 5, "label": 0}, "row 1: reply"), ({"messages": ["x"]}, "row 1: messages"),
-        ({"prompt": "x", "reply": "a", "label": 0}, "kinds"),
+        ({"prompt": "x", "reply": "a", "label": 0}, "kinds"), ({"messages": "x", "reply": "a", "label": 0}, "row 1: messages must be a list"),
+        ({"messages": [{"role": "user", "content": None}], "reply": "a", "label": 0}, r"row 1: messages\[0\]"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_none_is_named(row: dict[str, Any], said: str, tmp_path: Path) -> None:
