@@ -19,6 +19,7 @@ pid = int(os.environ[spare.SPARE].split()[2])
 ORDERED = """
 if sys.argv[1] == "killed":
     os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 file = os.memfd_create("snapshot")
 os.truncate(file, 64)
 made = PublisherProcess("cpu", 64, [file], 30.0, lambda: "", begin=spare.begin)
