@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-from broker.errors import HeadraceError, LogUnavailable, RunFileError
+from broker.errors import HeadraceError, LogUnavailable, LogUnsettled, RunFileError
 from monitoring.daemon import Stop, die_with_parent
 from monitoring.garbage import end_unsearched
 
@@ -24,7 +24,7 @@ class Flag(Protocol):
 
 def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
     """Run ``serve`` until it ends or is stopped. Returns its exit status, 2 for bad input, 3 for a fault, 75 for a log that is
-    away (one line says which)."""
+    away or has to be read anew (one line says which)."""
     die_with_parent()
     end_unsearched()
     stop = Stop().install()
@@ -33,7 +33,7 @@ def run_daemon(role: str, serve: Callable[[Stop], int]) -> int:
     except RunFileError as error:
         print(f"{role}: {error}", file=sys.stderr)
         return 2
-    except LogUnavailable as error:
+    except (LogUnavailable, LogUnsettled) as error:
         print(f"fault: {error}", file=sys.stderr, flush=True)
         return AWAY
     except HeadraceError as error:

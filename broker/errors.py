@@ -32,6 +32,10 @@ class LogUnavailable(LogError):
     """The log cannot be reached at present; worth trying again."""
 
 
+class LogUnsettled(LogError):
+    """Only the log knows whether it took a record: this process must end, and the next one reads what the log has."""
+
+
 class LogFull(LogError):
     """No space is left for the log; stop, free space, and resume."""
 

@@ -86,8 +86,13 @@ class KafkaLog:
 
     def exclusive_producer(self, name: str, owner: str) -> ExclusiveProducer:
         held = Ownership(self._settings, self._admin, OWNERS, name, owner)
+
+        def check() -> None:
+            with self._lock:
+                held.check(self._admin)
+
         try:
-            return ExclusiveProducer(self._settings, self._partitions, name, held.release)
+            return ExclusiveProducer(self._settings, self._partitions, name, check, held.release)
         except LogError:
             held.release()
             raise

@@ -70,6 +70,14 @@ class Ownership:
         clients = (str(m["client_id"]) for m in members_of(admin, self._name))
         return next((client for client in clients if client != self._me), None)
 
+    def check(self, admin: KafkaAdminClient) -> None:
+        """Raises HeldByAnother if another process holds the name by now, LogUnavailable while nobody does: a membership that was lost is
+        taken up again by itself."""
+        if (holder := self._holder(admin)) is not None:
+            raise HeldByAnother(self._name, holder)
+        if not any(str(m["client_id"]) == self._me for m in members_of(admin, self._name)):
+            raise LogUnavailable(f"the broker does not list this process as the owner of {self._name} yet")
+
     def _turn(self) -> bool:
         """Poll once, which keeps the membership alive; returns whether this process holds the partition."""
         try:

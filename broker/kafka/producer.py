@@ -8,14 +8,15 @@ from typing import Any
 
 from kafka import KafkaProducer, errors
 
-from broker.errors import HeldByAnother, LogError, LogUnavailable
-from broker.kafka.faults import FENCED, away, translated
+from broker.errors import HeldByAnother, LogError, LogUnavailable, LogUnsettled
+from broker.kafka.faults import AWAY, FENCED, away, translated
 from broker.kafka.settings import KafkaSettings
 from broker.log import limit_of, partition_of
 from broker.messages import Position
 
 IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes before it takes more
 FLUSH_SECONDS = 20.0  # how long one flush waits for a cluster that does not answer
+FORCED_SECONDS = 2.0  # how long the thread of a client that is to give up may take for it
 TRANSACTION_SECONDS = 900  # how long a broker may be away in the middle of a transaction
 Row = tuple[int, str, bytes, bytes, int]  # place in the order of sending, topic, key, value, partition
 
@@ -91,56 +92,103 @@ class LogProducer:
 
     def _restart(self) -> None:
         """Use a new client for the next flush: one that has given up on a batch has a gap in its sequence numbers."""
-        if self._client is not None:
-            self._client.close(timeout=0)
-            self._client = None
+        self._end(0.0)
+
+    def _end(self, seconds: float) -> None:
+        """Close the client, which gets ``seconds`` for what it still has to send."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            client.close(timeout=seconds)
+        except errors.KafkaTimeoutError:  # it has closed nothing: records are left, and its thread would go on for ever
+            client._sender.force_close()
+            client._sender.join(FORCED_SECONDS)
+            with contextlib.suppress(errors.KafkaTimeoutError):
+                client.close(timeout=0)
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close(timeout=2)
-            self._client = None
+        self._end(2.0)
 
 
 class ExclusiveProducer(LogProducer):
     """One transaction per flush, with ``name`` as the transactional id: the newest producer of a name fences all earlier ones.
 
-    A flush that has begun its transaction waits for a cluster that is away, however long: only the broker knows whether a commit
-    took place. Raises LogUnavailable if the cluster is away before that, HeldByAnother once fenced, LogError if the transaction fails.
+    Raises LogUnavailable if the cluster is away or loses a record before the commit: nothing took place, and the next flush sends all again.
+    Before it does so with a new client, ``check`` must find that this process still owns the name. Once a commit has begun, a cluster that
+    is away is waited for, however long; LogUnsettled if the commit fails, since only the broker knows whether it took place. HeldByAnother
+    once fenced.
     """
 
     def __init__(
-        self, settings: KafkaSettings, partitions: Callable[[str], int], name: str, release: Callable[[], None]
-    ) -> None:
+        self, settings: KafkaSettings, partitions: Callable[[str], int], name: str, check: Callable[[], None], release: Callable[[], None]
+    ) -> None:  # fmt: skip
         super().__init__(settings, partitions, transactional_id=name, transaction_timeout_ms=TRANSACTION_SECONDS * 1000)
-        self._name, self._release = name, release
-        with translated(f"opening the transactions of {name}"):
-            try:
-                self._connected().init_transactions()
-            except errors.InvalidTransactionTimeoutError as error:
-                raise LogError(
-                    f"the brokers allow no transaction of {TRANSACTION_SECONDS} s, in which a learner waits for a broker that is away: set "
-                    f"transaction.max.timeout.ms to at least {TRANSACTION_SECONDS * 1000} (Kafka's default) on them"
-                ) from error
+        self._name, self._check, self._release = name, check, release
+        self._connected()
+
+    def _connected(self) -> KafkaProducer:
+        """The client. A new one ends what an earlier one has left open."""
+        if self._client is not None:
+            return self._client
+        self._check()
+        client = super()._connected()
+        try:
+            with translated(f"opening the transactions of {self._name}"):
+                try:
+                    client.init_transactions()
+                except errors.InvalidTransactionTimeoutError as error:
+                    raise LogError(
+                        f"the brokers allow no transaction of {TRANSACTION_SECONDS} s, in which a learner waits for a broker that is away: "
+                        f"set transaction.max.timeout.ms to at least {TRANSACTION_SECONDS * 1000} (Kafka's default) on them"
+                    ) from error
+        except LogError:
+            self._restart()
+            raise
+        return client
 
     def _flush(self) -> None:
         if not self._rows:
             return
         client = self._connected()
-        if why := away(self._settings.servers, client):  # no transaction has begun: the caller can wait, and report it
+        if why := away(self._settings.servers, client):
             raise LogUnavailable(f"appending to the log: {why}")
         try:
-            client.begin_transaction()
-            futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
+            positions = self._appended(client)
+        except FENCED as error:
+            raise HeldByAnother(self._name, "a process that came later") from error
+        except errors.KafkaError as error:
+            self._restart()
+            if (
+                isinstance(error, AWAY) or type(error) is errors.KafkaError
+            ):  # the client's word for a request that got no answer
+                raise LogUnavailable(f"appending to the log: {error}") from error
+            with translated("appending to the log"):
+                raise
+        try:
             client.commit_transaction()
         except FENCED as error:
             raise HeldByAnother(self._name, "a process that came later") from error
         except errors.KafkaError as error:
-            raise LogError(
+            raise LogUnsettled(
                 f"a transaction of {self._name} failed: {error}; start again, the log tells what took place"
             ) from error
-        for row, future in zip(self._rows, futures, strict=True):
-            self._positions[row[0]] = Position(row[4], future.value.offset)
+        for row, position in zip(self._rows, positions, strict=True):
+            self._positions[row[0]] = position
         self._keep([])
+
+    def _appended(self, client: KafkaProducer) -> list[Position]:
+        """Send all rows in a transaction, to be committed. Raises what a record failed with: the client would commit the others without it."""
+        client.begin_transaction()
+        futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
+        with contextlib.suppress(errors.KafkaTimeoutError):
+            client.flush(FLUSH_SECONDS + 5)
+        for future in futures:
+            if not future.is_done:
+                raise errors.KafkaTimeoutError("no acknowledgement")
+            if future.failed():
+                raise future.exception
+        return [Position(row[4], future.value.offset) for row, future in zip(self._rows, futures, strict=True)]
 
     def close(self) -> None:
         super().close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.errors import HeldByAnother, LogError, LogUnavailable, OffsetExpired, RunFileError
+from broker.kafka.faults import away
 from broker.kafka.server import KafkaServer, cluster
 from broker.kafka.settings import KafkaSettings
 from broker.log import Log, TopicSpec
@@ -254,6 +256,62 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
         log.close()
         for server in servers:
             server.kill()
+
+
+@pytest.mark.timeout(120)
+def test_a_broker_that_is_lost_in_a_transaction_costs_no_record_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client would commit without a record that it has given up on."""
+    monkeypatch.setattr("broker.kafka.producer.FLUSH_SECONDS", 2.0)
+    with KafkaServer(tmp_path) as server:
+        log = open_log(f"{server.url}?replication=1")
+        log.create([TopicSpec("lost.t", 2)])
+        only = log.exclusive_producer("lost.owner", "the learner")
+        only.send("lost.t", b"k", b"before", 0)
+        only.flush()
+
+        def lost(*clients: Any) -> str:
+            """The broker is there when the transaction is to begin, and killed then."""
+            assert away(*clients) == ""
+            server.kill()
+            return ""
+
+        with monkeypatch.context() as patched:
+            patched.setattr("broker.kafka.producer.away", lost)
+            for partition in range(2):
+                only.send("lost.t", b"k", b"in it", partition)
+            with pytest.raises(LogUnavailable):
+                only.flush()
+        server.start()
+        monkeypatch.setattr("broker.kafka.producer.FLUSH_SECONDS", 20.0)
+        deadline = time.monotonic() + 60
+        positions: list[Position] = []
+        while not positions:
+            with contextlib.suppress(LogUnavailable):
+                positions = only.flush()
+            assert time.monotonic() < deadline
+        assert sorted(p.partition for p in positions) == [0, 1]
+        reader, found = log.reader("lost.t"), list[bytes]()
+        while records := reader.poll(16, 5.0):
+            found += [r.value for r in records]
+        assert sorted(found) == [b"before", b"in it", b"in it"]
+        only.close()
+        log.close()
+
+
+def test_a_name_that_another_has_taken_meanwhile_is_not_taken_back(log: Log) -> None:
+    log.create([TopicSpec("taken.t", 1)])
+    first: Any = log.exclusive_producer("taken.owner", "the first")
+    first._release()  # as one that the broker has not heard of for the length of a session
+    second: Any = log.exclusive_producer("taken.owner", "the second")
+    first._restart()
+    first.send("taken.t", b"k", b"late", 0)
+    with pytest.raises(HeldByAnother, match="the second"):
+        first.flush()
+    second.send("taken.t", b"k", b"of the second", 0)
+    assert len(second.flush()) == 1, "nobody has fenced it"
+    second.close()
 
 
 def numbers(kafka: KafkaServer) -> dict[tuple[str, str | None], float]:
