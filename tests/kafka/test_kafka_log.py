@@ -13,7 +13,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.errors import HeldByAnother, LogError, LogUnavailable, OffsetExpired, RunFileError
-from broker.kafka.faults import away
 from broker.kafka.server import KafkaServer, cluster
 from broker.kafka.settings import KafkaSettings
 from broker.log import Log, TopicSpec
@@ -263,6 +262,8 @@ def test_a_broker_that_is_lost_in_a_transaction_costs_no_record_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client would commit without a record that it has given up on."""
+    from broker.kafka.faults import away
+
     monkeypatch.setattr("broker.kafka.producer.FLUSH_SECONDS", 2.0)
     with KafkaServer(tmp_path) as server:
         log = open_log(f"{server.url}?replication=1")
