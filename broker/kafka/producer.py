@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 from kafka import KafkaProducer, errors
@@ -16,6 +18,7 @@ from broker.messages import Position
 
 IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much flushes before it takes more
 FLUSH_SECONDS = 20.0  # how long one flush waits for a cluster that does not answer
+LOOK_SECONDS = 1.0  # interval at which to check, while a commit takes long, whether the cluster is there
 FORCED_SECONDS = 2.0  # how long the thread of a client that is to give up may take for it
 TRANSACTION_SECONDS = 900  # how long a broker may be away in the middle of a transaction
 Row = tuple[int, str, bytes, bytes, int]  # place in the order of sending, topic, key, value, partition
@@ -159,20 +162,12 @@ class ExclusiveProducer(LogProducer):
             raise HeldByAnother(self._name, "a process that came later") from error
         except errors.KafkaError as error:
             self._restart()
-            if (
-                isinstance(error, AWAY) or type(error) is errors.KafkaError
-            ):  # the client's word for a request that got no answer
+            # a plain KafkaError is the client's word for a request that got no answer
+            if isinstance(error, AWAY) or type(error) is errors.KafkaError:
                 raise LogUnavailable(f"appending to the log: {error}") from error
             with translated("appending to the log"):
                 raise
-        try:
-            client.commit_transaction()
-        except FENCED as error:
-            raise HeldByAnother(self._name, "a process that came later") from error
-        except errors.KafkaError as error:
-            raise LogUnsettled(
-                f"a transaction of {self._name} failed: {error}; start again, the log tells what took place"
-            ) from error
+        self._commit(client)
         for row, position in zip(self._rows, positions, strict=True):
             self._positions[row[0]] = position
         self._keep([])
@@ -189,6 +184,34 @@ class ExclusiveProducer(LogProducer):
             if future.failed():
                 raise future.exception
         return [Position(row[4], future.value.offset) for row, future in zip(self._rows, futures, strict=True)]
+
+    def _commit(self, client: KafkaProducer) -> None:
+        """End the transaction, however long the cluster is away. If it is there and yet nothing comes of it, the client has lost its request,
+        as it may when a broker is lost: this process must end then."""
+        ended: Future[None] = Future()
+
+        def commit() -> None:
+            try:
+                client.commit_transaction()
+            except BaseException as error:
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+
+        threading.Thread(target=commit, name=f"commit of {self._name}", daemon=True).start()
+        lacking, there = f"a transaction of {self._name} failed", 0.0
+        while not wait([ended], LOOK_SECONDS).done:
+            there = 0.0 if away(self._settings.servers, client) else there + LOOK_SECONDS
+            if there > FLUSH_SECONDS:
+                raise LogUnsettled(
+                    f"{lacking}: the cluster is there, and has not ended it; start again, the log tells what took place"
+                )
+        try:
+            ended.result()
+        except FENCED as error:
+            raise HeldByAnother(self._name, "a process that came later") from error
+        except errors.KafkaError as error:
+            raise LogUnsettled(f"{lacking}: {error}; start again, the log tells what took place") from error
 
     def close(self) -> None:
         super().close()

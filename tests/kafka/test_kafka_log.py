@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.errors import HeldByAnother, LogError, LogUnavailable, OffsetExpired, RunFileError
+from broker.errors import HeldByAnother, LogError, LogUnavailable, LogUnsettled, OffsetExpired, RunFileError
 from broker.kafka.server import KafkaServer, cluster
 from broker.kafka.settings import KafkaSettings
 from broker.log import Log, TopicSpec
@@ -298,6 +300,48 @@ def test_a_broker_that_is_lost_in_a_transaction_costs_no_record_of_it(
             found += [r.value for r in records]
         assert sorted(found) == [b"before", b"in it", b"in it"]
         only.close()
+        log.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_broker_that_is_lost_before_a_commit_holds_nobody_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with KafkaServer(tmp_path) as server:
+        log = open_log(f"{server.url}?replication=1")
+        log.create([TopicSpec("lost.t", 1)])
+        only: Any = log.exclusive_producer("lost.owner", "the learner")
+        appended, killed = only._appended, threading.Event()
+
+        def lost(client: Any) -> list[Position]:
+            found = appended(client)
+            server.kill()
+            killed.set()
+            return list(found)
+
+        monkeypatch.setattr(only, "_appended", lost)
+        monkeypatch.setattr("broker.kafka.producer.FLUSH_SECONDS", 5.0)
+        only.send("lost.t", b"k", b"unsettled", 0)
+        with ThreadPoolExecutor(1) as pool:
+            flushed = pool.submit(only.flush)
+            assert killed.wait(60)
+            server.start()
+            try:
+                settled = flushed.result(60)
+            except LogUnsettled as error:
+                settled = []
+                assert "start again" in str(error)
+        with contextlib.suppress(LogError):
+            only.close()
+        monkeypatch.undo()
+        again = log.exclusive_producer("lost.owner", "the next one")
+        again.send("lost.t", b"k", b"of the next", 0)
+        again.flush()
+        reader, found = log.reader("lost.t"), list[bytes]()
+        while records := reader.poll(16, 5.0):
+            found += [r.value for r in records]
+        assert found in ([b"unsettled", b"of the next"], *([] if settled else [[b"of the next"]]))
+        again.close()
         log.close()
 
 
