@@ -204,7 +204,6 @@ class SglangEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         for sink in self._sinks.values():
-            sink.leave()
             sink.close()
 
     # -- on the loop ---------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ PUSH_SECONDS = (
     5.0  # a version whose push broke is sent again within this time; if not, sampling goes on with older weights
 )
 MARGIN_SECONDS = 5.0
+PART_SECONDS = 2.0  # for each of the three things that an actor which is to end waits for, of its 10 s
 RELEASED = " released"  # suffix of the version while the memory of its weights is released: what an actor that comes later finds there
 
 
@@ -216,13 +217,19 @@ class ServerSink:
         )  # fmt: skip
         self._go_on(version)
 
-    def _leave(self) -> None:
+    def _leave(self, seconds: float = ORDER_SECONDS) -> None:
         lane, self._lane = self._lane, None
         if lane is not None:
-            self._quietly("end_weight_update")
-            self._quietly("destroy_weights_update_group", group_name=lane.group)
+            self._quietly("end_weight_update", seconds)
+            self._quietly("destroy_weights_update_group", seconds, group_name=lane.group)
 
     def close(self) -> None:
+        """Leave the lane, unless the server is too busy for that: it may be in a join that comes to nothing."""
+        if self._busy.acquire(timeout=PART_SECONDS):
+            try:
+                self._leave(PART_SECONDS)
+            finally:
+                self._busy.release()
         self._http.close()
 
     def _pause(self) -> None:
@@ -243,10 +250,10 @@ class ServerSink:
             raise WeightPushError(f"{self._link.url} gives no checksum: {str(answer)[:200]}")
         return f"held by {len(sums)}:" + "/".join(sums)
 
-    def _quietly(self, order: str, **fields: Any) -> None:
+    def _quietly(self, order: str, seconds: float = ORDER_SECONDS, **fields: Any) -> None:
         """An order that is refused where there is nothing to do."""
         try:
-            self._order(order, ORDER_SECONDS, **fields)
+            self._order(order, seconds, **fields)
         except WeightPushError as error:
             log.debug("%s", error)
 

@@ -250,7 +250,11 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
             got += [r.value for r in consumer.poll(64, 0.5)]
         assert len(set(got)) == written == 180
         only.send("three.t", b"k", b"of a learner", 0)
-        assert len(only.flush()) == 1, "the cluster is there, whatever became of the broker that the run file names"
+        deadline, done = time.monotonic() + 90, list[Position]()
+        while not done:  # its coordinator may be the broker that is lost
+            with contextlib.suppress(LogUnavailable):
+                done = only.flush()
+            assert time.monotonic() < deadline, "the cluster is there, whatever became of the broker in the run file"
         for thing in (producer, consumer, only):
             thing.close()
     finally:

@@ -253,7 +253,7 @@ def test_who_was_superseded_can_write_no_more(kafka: KafkaServer) -> None:
         log.exclusive_producer("fenced.learner", "the second learner")
     zombie.send("fenced.steps", b"k", b"still here")
     assert len(zombie.flush()) == 1, "a refused one disturbs nobody"
-    heir = ExclusiveProducer(log._settings, log._partitions, "fenced.learner", lambda: None)  # type: ignore[attr-defined]
+    heir = ExclusiveProducer(log._settings, log._partitions, "fenced.learner", lambda: None, lambda: None)  # type: ignore[attr-defined]
     zombie.send("fenced.steps", b"k", b"too late")
     with pytest.raises(HeldByAnother):
         zombie.flush()
