@@ -101,7 +101,7 @@ kafka: $(KAFKA_STAMP)
 	@$(BIN)/headrace kafka
 
 test-kafka: $(KAFKA_STAMP)
-	$(BIN)/python -m pytest tests -m "kafka and not sglang"
+	$(BIN)/python -m pytest tests -m "kafka and not sglang" -n 2 --dist loadscope --no-loadscope-reorder
 
 # The inference servers, 11 GB, in the same environment.
 setup-sglang: $(SGLANG_STAMP)
