@@ -101,7 +101,7 @@ kafka: $(KAFKA_STAMP)
 	@$(BIN)/headrace kafka
 
 test-kafka: $(KAFKA_STAMP)
-	$(BIN)/python -m pytest tests -m "kafka and not sglang" -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -m "kafka and not sglang"
 
 # The inference servers, 11 GB, in the same environment.
 setup-sglang: $(SGLANG_STAMP)
