@@ -73,12 +73,9 @@ class Forked:
 
 
 def called(command: Sequence[str]) -> None:
-    """Have the kernel tell ``command`` where it is asked for this process's, as far as that had room."""
+    """Set the command line that /proc shows for this process, cut to the length of its original one."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start, end = (
-        int(fields[45]),
-        int(fields[46]),
-    )  # arg_start and arg_end: 48 and 49 in proc(5), counted from the state's 3
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end: 48 and 49 in proc(5), where the state is 3
     if start and end > start:
         told = b"\0".join(part.encode() for part in command)[: end - start - 1]
         ctypes.memmove(start, told.ljust(end - start, b"\0"), end - start)
