@@ -200,14 +200,14 @@ class Answer:
 
 def reached(race: Race) -> tuple[float, int]:
     """Seconds to the end of the first step behind which held-out pass@1 is at the goal, and that step (nan, 0: none)."""
-    for number, (end, weights) in enumerate(zip(race.ends, race.weights, strict=False), 1):
+    for number, (end, weights) in enumerate(zip(race.ends, race.weights, strict=True), 1):
         if pass_at_1(weights) >= GOAL:
             return end, number
     return float("nan"), 0
 
 
 def pair(options: argparse.Namespace, rate: float) -> tuple[list[Race], list[tuple[float, int]]]:
-    """A race of each side, and what each of them reached."""
+    """A race of each side, and what those reached whose weights were kept."""
     with tempfile.TemporaryDirectory() as home:
         sides = [Path(home) / "headrace", Path(home) / "trl"]
         for side in sides:
@@ -216,7 +216,7 @@ def pair(options: argparse.Namespace, rate: float) -> tuple[list[Race], list[tup
             headrace(options.base, sides[0], options.steps, rate, options.settings),
             trl(options.base, sides[1], options.steps, rate),
         ]
-        return races, [reached(race) for race in races]
+        return races, [reached(race) for race in races if race.weights]
 
 
 def main() -> None:
@@ -224,8 +224,9 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--set", action="append", default=[], dest="settings", help="of the ring's run file")
-    parser.set_defaults(settings=list(SETTINGS))
+    parser.add_argument(
+        "--set", action="append", default=list(SETTINGS), dest="settings", help="of the ring's run file"
+    )
     options = parser.parse_args()
     found: list[dict[str, tuple[float, float]]] = []
     for number in range(options.rounds):

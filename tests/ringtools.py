@@ -103,6 +103,11 @@ def small_copy(directory: Path) -> Path:
     return directory / "small.toml"
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 def wait_for(what: str, happened: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not happened():

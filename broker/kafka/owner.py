@@ -67,15 +67,22 @@ class Ownership:
 
     def _holder(self, admin: KafkaAdminClient) -> str | None:
         """The client id of a listed member other than this process; None if there is none."""
-        clients = (str(m["client_id"]) for m in members_of(admin, self._name))
+        return self._other(self._listed(admin))
+
+    def _listed(self, admin: KafkaAdminClient) -> list[str]:
+        """The client ids of the name's members, as the broker lists them."""
+        return [str(m["client_id"]) for m in members_of(admin, self._name)]
+
+    def _other(self, clients: list[str]) -> str | None:
         return next((client for client in clients if client != self._me), None)
 
     def check(self, admin: KafkaAdminClient) -> None:
         """Raises HeldByAnother if another process holds the name by now, LogUnavailable while nobody does: a membership that was lost is
         taken up again by itself."""
-        if (holder := self._holder(admin)) is not None:
+        clients = self._listed(admin)
+        if (holder := self._other(clients)) is not None:
             raise HeldByAnother(self._name, holder)
-        if not any(str(m["client_id"]) == self._me for m in members_of(admin, self._name)):
+        if self._me not in clients:
             raise LogUnavailable(f"the broker does not list this process as the owner of {self._name} yet")
 
     def _turn(self) -> bool:

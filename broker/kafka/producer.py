@@ -73,22 +73,27 @@ class LogProducer:
             return
         client = self._connected()
         with translated("appending to the log"):
-            futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
-            with contextlib.suppress(errors.KafkaTimeoutError):  # each future says whether its record arrived
-                client.flush(FLUSH_SECONDS + 5)
+            futures = self._sent(client)
         left: list[Row] = []
         failure: BaseException | None = None
         for row, future in zip(self._rows, futures, strict=True):
-            if future.is_done and future.succeeded():
+            if (error := _failure(future)) is None:
                 self._positions[row[0]] = Position(row[4], future.value.offset)
             else:
                 left.append(row)
-                failure = future.exception if future.is_done else errors.KafkaTimeoutError("no acknowledgement")
+                failure = error
         self._keep(left)
         if failure is not None:
             self._restart()
             with translated("appending to the log"):
                 raise failure
+
+    def _sent(self, client: KafkaProducer) -> list[Any]:
+        """Send all rows, and wait for their acknowledgements; each row's future says whether it arrived."""
+        futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
+        with contextlib.suppress(errors.KafkaTimeoutError):
+            client.flush(FLUSH_SECONDS + 5)
+        return futures
 
     def _keep(self, rows: list[Row]) -> None:
         self._rows, self._bytes = rows, sum(len(row[3]) for row in rows)
@@ -112,6 +117,14 @@ class LogProducer:
 
     def close(self) -> None:
         self._end(2.0)
+
+
+def _failure(future: Any) -> BaseException | None:
+    """What a record failed with; None if it was acknowledged."""
+    if not future.is_done:
+        return errors.KafkaTimeoutError("no acknowledgement")
+    error: BaseException | None = future.exception
+    return error
 
 
 class ExclusiveProducer(LogProducer):
@@ -175,14 +188,10 @@ class ExclusiveProducer(LogProducer):
     def _appended(self, client: KafkaProducer) -> list[Position]:
         """Send all rows in a transaction, to be committed. Raises what a record failed with: the client would commit the others without it."""
         client.begin_transaction()
-        futures = [client.send(topic, value, key, partition=part) for _, topic, key, value, part in self._rows]
-        with contextlib.suppress(errors.KafkaTimeoutError):
-            client.flush(FLUSH_SECONDS + 5)
+        futures = self._sent(client)
         for future in futures:
-            if not future.is_done:
-                raise errors.KafkaTimeoutError("no acknowledgement")
-            if future.failed():
-                raise future.exception
+            if (error := _failure(future)) is not None:
+                raise error
         return [Position(row[4], future.value.offset) for row, future in zip(self._rows, futures, strict=True)]
 
     def _commit(self, client: KafkaProducer) -> None:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import IO
 
+from broker.frames import kill
 from broker.weights.worker import MODULE, Started, of_its_own
 from monitoring.daemon import die_with_parent
 from monitoring.processes import Forked, called
@@ -59,11 +60,7 @@ def _woken(arguments: Sequence[str], files: Sequence[int]) -> Woken | None:
             socket.send_fds(control, [json.dumps(list(arguments)).encode()], [orders[0], answers[1], *files])
         return woken
     except OSError:  # it has ended meanwhile
-        woken.kill()
-        woken.wait()
-        for pipe in (woken.stdin, woken.stdout):
-            assert pipe is not None
-            pipe.close()
+        kill(woken)
         return None
     finally:
         os.close(orders[0])

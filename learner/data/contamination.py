@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from learner.data.selection import read_rows
 from learner.data.wording import terms_of, text_of, words_of
 
 NGRAM = 13
@@ -109,10 +110,5 @@ def looked_through(source: str, rows: Iterator[tuple[int, Any]], against: Benchm
 def asked_rows(source: Any, questions: int) -> list[tuple[int, Any]]:
     """The rows of a benchmark that are asked: the readable ones among its first ``questions``, with their numbers."""
     size = source.size
-    rows = []
-    for number in range(questions if size is None else min(size, questions)):
-        try:
-            rows.append((number, source.row(number)))
-        except Exception:  # the plug-in boundary: a source may be third-party code
-            continue
-    return rows
+    numbers = range(questions if size is None else min(size, questions))
+    return [(number, row) for number, row in read_rows(source, numbers) if row is not None]

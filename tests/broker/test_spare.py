@@ -7,7 +7,7 @@ import sys
 
 import psutil
 import pytest
-from ringtools import wait_for
+from ringtools import gone, wait_for
 
 PREPARED = """
 import os, signal, sys
@@ -57,4 +57,4 @@ def test_a_spare_ends_with_its_owner_and_is_no_childs_of_it() -> None:
         spare = psutil.Process(int(owner.stdout.readline()))
         wait_for("the spare has its name", lambda: "broker.weights.spare" in spare.cmdline(), 30)
         owner.kill()
-    wait_for("the spare has ended", lambda: not spare.is_running() or spare.status() == psutil.STATUS_ZOMBIE, 30)
+    wait_for("the spare has ended", lambda: gone(spare.pid), 30)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ringtools import gone, wait_for
 
 from headrace.running.nursery import Nursery
 from headrace.running.supervisor import Command, Supervisor
@@ -160,7 +161,4 @@ def test_no_daemon_outlives_a_supervisor_that_is_killed(house: Path) -> None:
         pids = [int(pid) for pid in supervisor.stdout.readline().split()]
         time.sleep(0.5)  # the daemon is asking the kernel to end it with its parent
         supervisor.kill()
-    deadline = time.monotonic() + 30
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        assert time.monotonic() < deadline, "it lives on"
-        time.sleep(0.02)
+    wait_for("the end of what it had started", lambda: all(gone(pid) for pid in pids), 30)

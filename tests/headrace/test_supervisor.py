@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from ringtools import gone
 
 import headrace.running.supervisor
 from broker.errors import RunFault, RunFileError
@@ -60,10 +60,6 @@ class Turn:
 
     def pid(self, name: str) -> int:
         return next(view.pid for view in self.supervisor.views() if view.name == f"{name}-0")
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_end_of_the_critical_daemon_is_the_end_of_the_run(house: Path) -> None:
