@@ -139,17 +139,20 @@ def test_new_weights_act_on_the_turn_that_is_under_way(
         ]
         return sum(within) > 2
 
+    deadline = time.monotonic() + 180
     try:
         while not crossed():
             asked += 1
-            assert asked < 20, "no reply was under way"
-            ask(log, f"d-{asked}", size=8, stop=("0", "7"), max_new_tokens=40)
-            last = version + 2  # a third end in a row, and a reply would be kept
+            ask(log, f"d-{asked}", size=16, stop=("0", "7"), max_new_tokens=40)
+            heard, last = it.count("generated_tokens"), version + 2  # a third end in a row, and a reply would be kept
             while committed(log) < asked:
-                it.worker.round()
-                if it.engine.room() <= 2 and version < last:
+                it.worker.round()  # also while weights come: there is always a reply under way
+                assert time.monotonic() < deadline, "no reply was under way"
+                later = it.count("generated_tokens") > heard  # the first replies come together, later turns each by itself
+                if later and it.engine.room() <= 2 and version < last and way.publisher.wait(0):
                     version += 1
-                    way.push(version, held[version % 2].weights())
+                    way.publisher.publish(version, held[version % 2].weights())
+            assert way.publisher.wait(60)
     finally:
         way.close()
     several = [s for s in samples(log) if len({v.version for v in s.versions}) > 1 and len(s.segments) > 2]
