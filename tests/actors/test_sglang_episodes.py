@@ -148,7 +148,7 @@ def test_new_weights_act_on_the_turn_that_is_under_way(
             while committed(log) < asked:
                 it.worker.round()  # also while weights come: there is always a reply under way
                 assert time.monotonic() < deadline, "no reply was under way"
-                later = it.count("generated_tokens") > heard  # the first replies come together, later turns each by itself
+                later = it.count("generated_tokens") > heard  # first replies come together, later ones each by itself
                 if later and it.engine.room() <= 2 and version < last and way.publisher.wait(0):
                     version += 1
                     way.publisher.publish(version, held[version % 2].weights())
