@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from broker.errors import DataError
 from broker.messages import ChatMessage
 from learner.data import greetings
-from learner.data.source import Document, PromptRow, Span
+from learner.data.source import Document, PromptRow, Span, shares
 from learner.data.sums import Sum, check_terms, draw, question, replied, steps, value
 
 
@@ -93,9 +92,8 @@ class BilingualCorpus:
 
     def __post_init__(self) -> None:
         check_terms(2, self.max_terms, self.modulus)
-        for name in ("raw_share", "guesses", "broken", "mixed", "greetings"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name} = {getattr(self, name)}; it must be a share in [0, 1]")
+        shares(raw_share=self.raw_share, guesses=self.guesses, broken=self.broken, mixed=self.mixed)
+        shares(greetings=self.greetings)
 
     @property
     def size(self) -> int | None:
@@ -149,8 +147,7 @@ class OneTongue:
     skips: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.skips <= 1:
-            raise DataError(f"skips = {self.skips}; it must be a share in [0, 1]")
+        shares(skips=self.skips)
 
     def __call__(self, row: Mapping[str, Any]) -> str | None:
         text, said = row["response"], row["messages"][-1]["content"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from broker.errors import DataError
 from broker.messages import ChatMessage
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, shares
 from learner.data.split import is_held_out
 
 CONSONANTS, VOWELS = "BDFGKLMNPRST", "aeiou"
@@ -74,8 +74,9 @@ class GreetingReplies:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.kind <= 1:
-            raise DataError(f"count = {self.count}, kind = {self.kind}; needs at least one, and a share in [0, 1]")
+        if self.count < 1:
+            raise DataError(f"count = {self.count}; it must be at least 1")
+        shares(kind=self.kind)
 
     @property
     def size(self) -> int | None:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from broker.errors import DataError
 from broker.messages import ChatMessage
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, shares
+
+
+def check_range(low: int, high: int) -> None:
+    """Raises DataError if there is nothing to guess from ``low`` to ``high``."""
+    if not low < high:
+        raise DataError(f"needs low {low} < high {high}")
 
 
 def question(low: int, high: int) -> ChatMessage:
@@ -26,8 +32,7 @@ class Guesses:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise DataError(f"needs low {self.low} < high {self.high}")
+        check_range(self.low, self.high)
 
     @property
     def size(self) -> int | None:
@@ -49,6 +54,12 @@ class GuessCorpus:
     turns: int = 5
     sensible: float = 0.3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self.low, self.high)
+        if self.turns < 1:
+            raise DataError(f"turns = {self.turns}; it must be at least 1")
+        shares(sensible=self.sensible)
 
     @property
     def size(self) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any
 from broker.errors import DataError
 from broker.messages import ChatMessage
 from broker.spelling import nearest
-from learner.data.source import Document, PromptRow
+from learner.data.source import Document, PromptRow, shares
 from learner.data.split import is_held_out
 
 BLOCK = 10_000
@@ -124,6 +124,10 @@ class ReasoningGymDocuments(ReasoningGymTasks):
     """
 
     right: float = 0.5
+
+    def __post_init__(self) -> None:
+        shares(right=self.right)
+        super().__post_init__()
 
     def document(self, number: int, level: float) -> Document:
         name, entry = self.entry(number)

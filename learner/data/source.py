@@ -15,6 +15,13 @@ STALE_ROW = "before_cutoff"
 """
 
 
+def shares(**options: float) -> None:
+    """Raises DataError unless each of these options of a source is a share in [0, 1]."""
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise DataError(f"{name} = {value}; it must be a share in [0, 1]")
+
+
 @dataclass(frozen=True, slots=True)
 class PromptRow:
     """One question: the conversation so far, and what a rewarder needs to judge an answer."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from broker.errors import DataError
 from broker.messages import ChatMessage
-from learner.data.source import Document, PromptRow, Span
+from learner.data.source import Document, PromptRow, Span, shares
 from learner.data.split import is_held_out
 
 ATTEMPTS = 10_000  # failed draws after which a side of the split counts as empty
@@ -53,7 +53,7 @@ class SumsCorpus:
     A share ``raw_share`` are raw documents of three worked problems, of which the chains are trained (tag ``chain``).
     The others are conversations of two questions; a share ``guesses`` of the replies skips the working, and a share
     ``broken`` has a wrong form. ``level`` raises the number of terms. Contains no question that
-    ``SignedSums(held_out=True)`` may ask.
+    ``SignedSums(held_out=True)`` may ask. Raises DataError for shares outside [0, 1], and terms that cannot be drawn.
     """
 
     max_terms: int = 6
@@ -62,6 +62,10 @@ class SumsCorpus:
     guesses: float = 0.8
     broken: float = 0.2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_terms(2, self.max_terms, self.modulus)
+        shares(raw_share=self.raw_share, guesses=self.guesses, broken=self.broken)
 
     @property
     def size(self) -> int | None:

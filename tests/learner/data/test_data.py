@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from broker.errors import DataError, RunFileError
 from broker.runfile import RunFile
+from learner.data.bilingual import BilingualCorpus, OneTongue
 from learner.data.documents import DocumentTokenizer
+from learner.data.greetings import GreetingReplies
+from learner.data.guesses import GuessCorpus
 from learner.data.reasoning_gym import ReasoningGymDocuments, ReasoningGymTasks
 from learner.data.registry import open_documents, open_prompts
 from learner.data.source import Document, PromptRow, Span, row_of
@@ -311,6 +315,30 @@ def test_documents_are_right_as_often_as_they_say() -> None:
         for n in range(400)
     )
     assert 160 <= right <= 240  # the rows are fixed; a wrong answer that is right by chance made it .59
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        (SumsCorpus, {"raw_share": 1.5}, "raw_share = 1.5; it must be a share in [0, 1]"),
+        (SumsCorpus, {"broken": -0.1}, "broken = -0.1; it must be a share in [0, 1]"),
+        (SumsCorpus, {"max_terms": 1}, "needs 2 <= min_terms 2 <= max_terms 1"),
+        (BilingualCorpus, {"greetings": 2.0}, "greetings = 2.0; it must be a share in [0, 1]"),
+        (OneTongue, {"skips": float("nan")}, "skips = nan; it must be a share in [0, 1]"),
+        (GreetingReplies, {"kind": 3.0}, "kind = 3.0; it must be a share in [0, 1]"),
+        (GreetingReplies, {"count": 0}, "count = 0; it must be at least 1"),
+        (GuessCorpus, {"sensible": 30.0}, "sensible = 30.0; it must be a share in [0, 1]"),
+        (GuessCorpus, {"turns": 0}, "turns = 0; it must be at least 1"),
+        (GuessCorpus, {"low": 9}, "needs low 9 < high 9"),
+        (ReasoningGymDocuments, {"tasks": ["gcd"], "right": 50.0}, "right = 50.0; it must be a share in [0, 1]"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_drawn(
+    source: Callable[..., object], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        source(**options)
+    assert str(error.value).startswith(said)
 
 
 def test_rows_come_in_a_new_order_in_every_epoch(tmp_path: Path) -> None:
