@@ -59,6 +59,15 @@ class HeldByAnother(LogError):
         self.name, self.owner = name, owner
 
 
+class MemberReplaced(HeldByAnother):
+    """A newer process has joined a consumer group under the name of this member."""
+
+    def __init__(self, member: str, group: str) -> None:
+        super().__init__(
+            f"the place of {member} in group {group}", "a newer process of that name; give each its own --name"
+        )
+
+
 class ControlError(HeadraceError):
     """The control road cannot be used as asked."""
 

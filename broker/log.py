@@ -73,6 +73,7 @@ class Consumer(Protocol):
 
         A member that restarts, or gets a partition from another, begins at the committed offset (the oldest one when
         there is none). Must be called at least every few seconds, with ``max_records=0`` while it has enough work.
+        Raises MemberReplaced, each time, once a newer process has joined under this member's name.
         """
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:

@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from broker.errors import HeldByAnother, LogError, LogUnavailable, OffsetExpired
+from broker.errors import LogError, LogUnavailable, MemberReplaced, OffsetExpired
 from broker.kafka.faults import TOO_OLD, translated
 from broker.kafka.reader import Silence, consumer_settings, record_of
 from broker.kafka.settings import KafkaSettings
@@ -45,7 +45,7 @@ class Groups(Protocol):
 
 
 class LogConsumer:
-    """Implements ``broker.log.Consumer``. ``poll`` raises HeldByAnother once a newer process has joined under this member's name.
+    """Implements ``broker.log.Consumer``. ``poll`` raises MemberReplaced once a newer process has joined under this member's name.
 
     ``groups`` lists the members of a group and removes one: closing the client alone would leave a static member's place taken.
     A client can lose its place without noticing and keep reading outside its group, so the thread asks the broker every
@@ -94,10 +94,7 @@ class LogConsumer:
                 self._changed.wait_for(lambda: self._records or self._failure is not None or self._fenced, timeout)
             self._raise()
             if self._fenced:
-                raise HeldByAnother(
-                    f"the place of {self._instance} in group {self._group}",
-                    "a newer process of that name; give each its own --name",
-                )
+                raise MemberReplaced(self._instance, self._group)
             taken = [self._records.popleft() for _ in range(min(max_records, len(self._records)))]
             self._bytes -= sum(len(r.value) for r in taken)
             return taken
@@ -184,7 +181,7 @@ class LogConsumer:
         return None
 
     def _fence(self) -> None:
-        """A newer process has this member's name: stop reading; the owner's next ``poll`` raises HeldByAnother."""
+        """A newer process has this member's name: stop reading; the owner's next ``poll`` raises MemberReplaced."""
         with self._changed:
             self._fenced = True
             self._changed.notify_all()

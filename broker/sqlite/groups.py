@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from broker.errors import LogError
+from broker.errors import LogError, MemberReplaced
 from broker.sqlite.files import LockedFile
 
 Part = tuple[str, int]
@@ -26,27 +26,25 @@ class GroupsFile:
                 "CREATE TABLE IF NOT EXISTS offsets (grp TEXT, topic TEXT, partition INTEGER, next INTEGER, PRIMARY KEY (grp, topic, partition))"
             )
 
-    def beat(self, group: str, member: str, token: str, topics: Sequence[str], lease: float) -> list[tuple[str, str]]:
-        """Renew (or take) a static member's place for ``lease`` seconds; returns the live members with their topics.
+    def beat(
+        self, group: str, member: str, token: str, topics: Sequence[str], lease: float, *, joining: bool
+    ) -> list[tuple[str, str]]:
+        """Renew (or take, ``joining``) a static member's place for ``lease`` seconds; returns the live members with their topics.
 
-        The newest process of a static name owns the place: an older one finds its token replaced, and holds nothing.
+        The newest process of a static name owns the place: an older one finds its token replaced. Raises MemberReplaced then; an
+        expired place is still its own.
         """
         now = time.time()
         with self._file.write() as db:
             db.execute("DELETE FROM members WHERE grp = ? AND until < ?", (group, now))
+            held = db.execute("SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)).fetchone()
+            if held is not None and held[0] != token and not joining:
+                raise MemberReplaced(member, group)
             db.execute(
                 "INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?, ?)",
                 (group, member, token, json.dumps(list(topics)), now + lease),
             )
             return db.execute("SELECT member, topics FROM members WHERE grp = ? ORDER BY member", (group,)).fetchall()
-
-    def holds(self, group: str, member: str, token: str) -> bool:
-        """Whether no newer process has taken this member's place; an expired place is still its own."""
-        with self._file.errors():
-            row = self._file.db.execute(
-                "SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)
-            ).fetchone()
-        return row is None or row[0] == token
 
     def leave(self, group: str, member: str, token: str) -> None:
         with self._file.write() as db:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from broker.errors import LogError
+from broker.errors import LogError, MemberReplaced
 from broker.log import First, Record
 from broker.messages import Position
 from broker.sqlite.arrival import Arrivals, wait_for
@@ -50,7 +50,7 @@ class SqliteReader:
 
 class SqliteConsumer:
     """Implements ``broker.log.Consumer``. ``poll`` renews the membership; a member that does not poll within ``lease``
-    seconds loses its partitions. ``poll`` raises LogError once a newer process has joined under this member's name."""
+    seconds loses its partitions. ``poll`` raises MemberReplaced once a newer process has joined under this member's name."""
 
     def __init__(
         self, directory: Path, topics: Sequence[str], group: str, member: str, lease: float, first: First | None = None
@@ -64,22 +64,24 @@ class SqliteConsumer:
         self._token = uuid.uuid4().hex
         self._due = 0.0
         self._first = 0
-        self._lost = False
+        self._joined = self._lost = False
         self._beat()
 
     def _beat(self) -> None:
-        """Renew the lease, and take or give up partitions as members come and go. Raises LogError."""
+        """Renew the lease, and take or give up partitions as members come and go. Raises MemberReplaced."""
         now = time.monotonic()
-        if now < self._due or self._lost:
+        if now < self._due and not self._lost:
             return
-        if self.assignment() and not self._groups.holds(self._group, self._member, self._token):
+        try:
+            members = self._groups.beat(
+                self._group, self._member, self._token, list(self._cursors), self._lease, joining=not self._joined
+            )
+        except MemberReplaced:
             self._lost = True
             for cursor in self._cursors.values():
                 cursor.move({})
-            raise LogError(
-                f"member {self._member!r} of group {self._group!r} was taken over by a newer process of that name"
-            )
-        members = self._groups.beat(self._group, self._member, self._token, list(self._cursors), self._lease)
+            raise
+        self._joined = True
         self._due = now + self._lease / 5
         held = share(members, self._member, self._partitions)
         for topic, cursor in self._cursors.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import HeldByAnother, LogError, OffsetExpired
+from broker.errors import HeldByAnother, LogError, MemberReplaced, OffsetExpired
 from broker.log import Consumer, Log, Record, TopicSpec, limit_of, partition_of
 from broker.messages import DeadLetter, Position, encode
 from broker.open import open_log as open_any
@@ -229,6 +229,24 @@ def test_a_restarted_static_member_takes_its_place_and_the_older_one_cannot_comm
     assert log.committed("g", "one") == {0: 4}
     newer.close()
     older.close()
+
+
+def test_two_members_of_one_name_cannot_both_have_its_place(log: Log) -> None:
+    """As two machines with the same ``--name``: the older one is told, and does not wait for ever."""
+    older = log.consumer(["t"], "g", "vowels-0")
+    newer = log.consumer(["t"], "g", "vowels-0")
+    with pytest.raises(MemberReplaced, match=r"place of vowels-0 in group g.*newer process of that name.*--name"):
+        for _ in range(100):
+            older.poll(1, 0.5)
+    assert older.assignment() == frozenset()
+    with pytest.raises(MemberReplaced):
+        older.poll(0)
+    fill(log, "t", 3)
+    got = 0
+    while got < 3:
+        got += len(newer.poll(3, 1.0))
+    older.close()
+    newer.close()
 
 
 def hold_partitions(url: str, ready: object) -> None:

@@ -136,24 +136,6 @@ def test_a_topic_that_would_lose_records_is_refused(kafka: KafkaServer, log: Log
     log.create([TopicSpec("refused.short", 2, retention_seconds=60)])
 
 
-@pytest.mark.timeout(90)
-def test_two_members_of_one_name_cannot_both_have_its_place(log: Log) -> None:
-    """As two machines with the same ``--name``: the older one is told, and does not wait for ever."""
-    log.create([TopicSpec("named.t", 2)])
-    older = log.consumer(["named.t"], "named.g", "vowels-0")
-    newer = log.consumer(["named.t"], "named.g", "vowels-0")
-    with pytest.raises(HeldByAnother, match=r"place of vowels-0 in group named\.g.*newer process of that name.*--name"):
-        for _ in range(100):
-            older.poll(1, 0.5)
-    assert older.assignment() == frozenset()
-    fill(log, "named.t", 3)
-    got = 0
-    while got < 3:
-        got += len(newer.poll(3, 1.0))
-    older.close()
-    newer.close()
-
-
 def test_exact_positions_cost_little_more_than_their_records(kafka: KafkaServer, log: Log) -> None:
     log.create([TopicSpec("exact.t", 1)])
     producer = log.producer()

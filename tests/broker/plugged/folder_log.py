@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgpack
 
-from broker.errors import HeldByAnother, LogError, OffsetExpired
+from broker.errors import HeldByAnother, LogError, MemberReplaced, OffsetExpired
 from broker.log import First, Record, TopicSpec, partition_of
 from broker.messages import Position
 
@@ -276,6 +276,9 @@ class FolderConsumer:
             mine = joining or members.get(self._member, {"token": self._token})["token"] == self._token
             if mine:
                 members[self._member] = {"token": self._token, "until": time.time() + LEASE_SECONDS}
+            if not mine and not leaving and offsets is None:
+                self._next = {}
+                raise MemberReplaced(self._member, self._group)
             if mine and leaving:
                 del members[self._member]
             names = sorted(members)
