@@ -15,6 +15,7 @@ from broker.messages import (
     Artefact,
     Dropped,
     Evaluation,
+    GroupRef,
     Manifest,
     PlannerState,
     Position,
@@ -33,6 +34,10 @@ SKEW_SECONDS = 60.0  # allowed difference between clocks: a prompt is fed before
 SET_ASIDE_REACH = 8  # number of recent manifests whose groups are kept: one of them may be set aside after its successors were written
 
 
+def samples_in(groups: Iterable[GroupRef]) -> int:
+    return sum(len(group.samples) for group in groups)
+
+
 @dataclass(slots=True)
 class Fates:
     """Takes the records of the steps topic in order. ``open`` are the groups without an end, with their prompts where the log has them."""
@@ -46,7 +51,7 @@ class Fates:
     """Offset and state of the newest manifest."""
     suspects: list[End] = field(default_factory=list)
     rewritten: list[tuple[Manifest, str]] = field(default_factory=list)
-    _recent: deque[tuple[int, tuple[str, ...]]] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
+    _recent: deque[tuple[int, tuple[GroupRef, ...]]] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
     _aside: deque[int] = field(default_factory=lambda: deque(maxlen=SET_ASIDE_REACH))
     _again: set[int] = field(default_factory=set)
     _whole: bool = True
@@ -128,7 +133,8 @@ class Fates:
         self._drop(manifest.dropped, where, at)
         if manifest.kind == "step":
             self.audit.steps += 1
-            self._recent.append((manifest.step, ids))
+            self.audit.samples_trained += samples_in(manifest.groups)
+            self._recent.append((manifest.step, manifest.groups))
         self.newest = offset, manifest.state
         if not self._whole:
             for group_id in manifest.state.outstanding:
@@ -149,29 +155,30 @@ class Fates:
 
     def _set_aside(self, step: int) -> None:
         """The groups that the manifest of this step ended as trained were not trained after all; its version is the previous one, unchanged."""
-        ids = self._groups_of(step)
-        if not ids:
+        groups = self._groups_of(step)
+        if not groups:
             self.audit.problem(f"step {step} is set aside, but no manifest orders it")
         if step in self._aside:  # it was said again after a restart
             return
         self._aside.append(step)
-        self.audit.steps -= bool(ids)
-        self._move(len(ids))
+        self.audit.steps -= bool(groups)
+        self.audit.samples_trained -= samples_in(groups)
+        self._move(len(groups))
 
-    def _groups_of(self, step: int) -> tuple[str, ...]:
+    def _groups_of(self, step: int) -> tuple[GroupRef, ...]:
         """The groups that the manifest of a step has ended; none where nothing orders it."""
-        ids = next((ids for number, ids in self._recent if number == step), None)
-        if ids is None:  # it lies further back, or in front of the seal
+        groups = next((groups for number, groups in self._recent if number == step), None)
+        if groups is None:  # it lies further back, or in front of the seal
             heads = [h for h in History.around(self.log, self.topics, step, step).manifests if h.step == step]
             found = [m for m in whole(self.log, self.topics, heads) if m.kind == "step"]
-            ids = tuple(group.group_id for m in found[:1] for group in m.groups)
-        return ids
+            groups = tuple(group for m in found[:1] for group in m.groups)
+        return groups
 
     def _train_again(self, manifest: Manifest, ids: tuple[str, ...], where: str) -> None:
         """A step that was set aside is tried again: its groups have ended untrained, and are trained after all."""
         if manifest.again in self._again or not self._was_set_aside(manifest.again):
             self.audit.problem(f"{where} trains the groups of step {manifest.again} again, which was not set aside")
-        if set(ids) != set(self._groups_of(manifest.again)):
+        if set(ids) != {group.group_id for group in self._groups_of(manifest.again)}:
             self.audit.problem(f"{where} says that it is step {manifest.again} again, and has other groups")
         self._again.add(manifest.again)
         self._move(-len(ids))

@@ -103,10 +103,8 @@ class _Verification:
                     self._supervised.take(message)
                 if isinstance(message, Artefact):
                     samples.look_into(message)
-                if isinstance(message, Manifest) and message.kind == "step":
-                    audit.samples_trained += 0 if message.again else sum(len(group.samples) for group in message.groups)
-                    if message.step % self._every == 0:
-                        samples.look_into(message)
+                if isinstance(message, Manifest) and message.kind == "step" and message.step % self._every == 0:
+                    samples.look_into(message)
         self._fates.finish()
         origin = origin_of(self._log, self._topics)
         audit.forked_from = told(origin) if origin is not None else ""

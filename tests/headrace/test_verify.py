@@ -248,7 +248,7 @@ def test_a_step_that_was_set_aside_has_trained_nothing(made: Handmade) -> None:
     made.manifest(6, made.group("p-10@0"), state=made.state("p-6@0"))
     audit = verify(made.log, made.topics)
     assert audit.problems == [] and (audit.trained, audit.dropped, audit.steps) == (6, 3, 4)
-    assert audit.dropped_by_reason["set_aside"] == 2
+    assert audit.dropped_by_reason["set_aside"] == 2 and audit.samples_trained == 2 * audit.trained
 
 
 def test_a_step_that_is_tried_again_is_trained_after_all_and_nothing_else_may_say_so(made: Handmade) -> None:
@@ -257,7 +257,7 @@ def test_a_step_that_is_tried_again_is_trained_after_all_and_nothing_else_may_sa
     made.manifest(4, kind="set_aside", why="-")
     made.manifest(5, *groups, state=made.state("p-6@0"), again=4)
     audit = verify(made.log, made.topics)
-    assert audit.problems == [] and (audit.trained, audit.dropped) == (6, 1)
+    assert audit.problems == [] and (audit.trained, audit.dropped, audit.samples_trained) == (6, 1, 12)
     assert "set_aside" not in audit.dropped_by_reason
     made.manifest(6, *groups, state=made.state("p-6@0"), again=4)
     made.manifest(7, groups[0], state=made.state("p-6@0"), again=5)
@@ -382,7 +382,7 @@ def test_a_step_that_is_set_aside_behind_the_seal_was_not_trained(made: Handmade
     verify_on(made.log, made.topics)
     made.manifest(4, kind="set_aside", why="-")
     audit = verify_on(made.log, made.topics)
-    assert audit.problems == [] and (audit.trained, audit.dropped) == (4, 2)
+    assert audit.problems == [] and (audit.trained, audit.dropped, audit.samples_trained) == (4, 2, 8)
 
 
 def test_the_command_seals(made: Handmade, tmp_path: Path) -> None:
