@@ -13,6 +13,7 @@ from broker.run import Run
 from headrace.reading.heads import Head
 from headrace.reading.history import History, whole
 from headrace.running.daemon_metrics import Pulse
+from headrace.running.groups import groups_in_force
 from headrace.running.view_details import Details
 from headrace.running.waits import waits
 from learner.config import LearnerConfig
@@ -107,7 +108,7 @@ class Progress:
         return stages[index].name if index < len(stages) else f"stage {index}"
 
     def _queues(self) -> None:
-        topics, groups = self._run.topics, self._log.groups()
+        topics, groups = self._run.topics, groups_in_force(self._run, self._log)
         actors, rewarders = topics.group("actors"), topics.group("rewarder.")
         waiting = {"prompts": self._log.lag(actors, topics.prompts)} if actors in groups else {}
         for group in groups:
