@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from monitoring.files import replace
+from monitoring.processes import start_of
 
 PARENT = "HEADRACE_PARENT"
 """Environment variable with the pid of the supervising process; a child that finds itself orphaned exits."""
@@ -27,6 +28,7 @@ PARENT = "HEADRACE_PARENT"
 
 TOUCH_SECONDS = 5.0
 LOST_SECONDS = 30.0
+START_SECONDS = 5.0  # the time at which a process began is known to within this
 
 
 class Stop:
@@ -108,7 +110,8 @@ def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Re
     """Announce this daemon in the run's directory while the block runs, overwriting what a killed one left.
 
     The file is touched every ``TOUCH_SECONDS``: this is how other machines that share the directory know that the
-    daemon is alive.
+    daemon is alive. Another daemon of this name may overwrite it and leave or die before this one: then it is written
+    again.
     """
     entry = Registration(name, role, os.getpid(), metrics, time.time(), socket.gethostname(), own_version())
     path = run_dir / "daemons" / f"{name}.json"
@@ -116,31 +119,62 @@ def registered(run_dir: Path, name: str, role: str, metrics: str) -> Iterator[Re
     replace(path, json.dumps(asdict(entry)))
     over = threading.Event()
 
-    def touch() -> None:
+    def keep() -> None:
         while not over.wait(TOUCH_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(path)
+                found = _read(path)
+                if found is not None and _same(found, entry):
+                    os.utime(path)
+                elif found is None or not _lives(found, path):
+                    replace(path, json.dumps(asdict(entry)))
 
-    threading.Thread(target=touch, name="registration", daemon=True).start()
+    keeper = threading.Thread(target=keep, name="registration", daemon=True)
+    keeper.start()
     try:
         yield entry
     finally:
         over.set()
-        path.unlink(missing_ok=True)
+        keeper.join()
+        found = _read(path)
+        if found is not None and _same(found, entry):
+            path.unlink(missing_ok=True)
 
 
 def registrations(run_dir: Path) -> list[Registration]:
-    """All announced daemons that are alive: on this machine the process exists, on others the file is younger than
-    ``LOST_SECONDS``.
+    """All announced daemons that are alive: on this machine the process exists and is the one that wrote the file, on
+    others the file is younger than ``LOST_SECONDS``.
     """
-    found, here, now = [], socket.gethostname(), time.time()
+    found = []
     for path in sorted((run_dir / "daemons").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            entry = Registration(**json.loads(path.read_text()))
-            if entry.host == here:
-                with contextlib.suppress(PermissionError):  # it lives, as another user's
-                    os.kill(entry.pid, 0)
-            elif now - path.stat().st_mtime > LOST_SECONDS:
-                continue
+        entry = _read(path)
+        if entry is not None and _lives(entry, path):
             found.append(entry)
     return found
+
+
+def _read(path: Path) -> Registration | None:
+    try:
+        return Registration(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _same(one: Registration, other: Registration) -> bool:
+    """Whether both were written by one daemon."""
+    return (one.host, one.pid, one.started) == (other.host, other.pid, other.started)
+
+
+def _lives(entry: Registration, path: Path) -> bool:
+    """Whether the daemon that wrote ``entry`` into ``path`` is alive."""
+    try:
+        touched = time.time() - path.stat().st_mtime <= LOST_SECONDS
+        if entry.host != socket.gethostname():
+            return touched
+        os.kill(entry.pid, 0)
+    except PermissionError:  # it lives, as another user's
+        pass
+    except (OSError, OverflowError, TypeError):
+        return False
+    began = start_of(entry.pid)
+    # its number may be another process's by now; a daemon that touches its file is itself, whatever the clocks say
+    return began is None or began <= entry.started + START_SECONDS or touched

@@ -22,6 +22,17 @@ def state_of(pid: int) -> str:
         return ""
 
 
+def start_of(pid: int) -> float | None:
+    """When a process began, in seconds since the epoch; None if it is gone or cannot be seen from here."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # starttime: 22 in proc(5)
+        lines = Path("/proc/stat").read_text().splitlines()
+        boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    except (OSError, IndexError, ValueError, StopIteration):
+        return None
+    return boot + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def holder_of(handle: int) -> int | None:
     """The process that holds the flock of an open file; None if nobody does, or it cannot be seen from here."""
     inode = str(os.fstat(handle).st_ino)

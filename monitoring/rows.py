@@ -7,7 +7,7 @@ Dashboards and documentation use the row, ``ActorMetrics.inflight``; daemons use
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, overload
@@ -79,23 +79,43 @@ class Row(Generic[M]):
         return f"{self.family}_{part}"
 
     def make(self, registry: CollectorRegistry, fixed: Mapping[str, str]) -> Any:
-        """Register the metric. If labels remain that are not ``fixed``, returns a cached function from their values to
-        the metric.
-        """
+        """Register the metric. If labels remain that are not ``fixed``, returns a function from their values to the metric."""
         more: dict[str, Any] = {"buckets": self.buckets} if self.buckets else {}
         made = self.kind(self.family, self.help, self.labels, registry=registry, **more)
         known = {name: fixed[name] for name in self.labels if name in fixed}
         free = [name for name in self.labels if name not in fixed]
         if not free:
             return made.labels(**known) if known else made
-        return lru_cache(maxsize=CHILDREN)(lambda *values: made.labels(**known, **dict(zip(free, values, strict=True))))
+        return Labelled(made, self.labels, known)
+
+
+class Labelled(Generic[M]):
+    """A metric for each combination of label values; call it with those that are not ``fixed``, in order."""
+
+    def __init__(self, family: Any, labels: Sequence[str], fixed: Mapping[str, str]) -> None:
+        self._family, self._labels, self._fixed = family, labels, fixed
+        self._free = [name for name in labels if name not in fixed]
+        self._child = lru_cache(maxsize=CHILDREN)(lambda *values: family.labels(**self._all(values)))
+
+    def __call__(self, *values: str) -> M:
+        found: M = self._child(*values)
+        return found
+
+    def remove(self, *values: str) -> None:
+        """Serve it no more; a later call begins it anew."""
+        self._child.cache_clear()
+        every = self._all(values)
+        self._family.remove(*(every[name] for name in self._labels))
+
+    def _all(self, values: Sequence[str]) -> dict[str, str]:
+        return {**self._fixed, **dict(zip(self._free, values, strict=True))}
 
 
 def counter(name: str, text: str, **more: Any) -> Row[Counter]:
     return Row(Counter, name, text, **more)
 
 
-def counters(name: str, text: str, *labels: str, **more: Any) -> Row[Callable[..., Counter]]:
+def counters(name: str, text: str, *labels: str, **more: Any) -> Row[Labelled[Counter]]:
     return Row(Counter, name, text, labels, **more)
 
 
@@ -103,7 +123,7 @@ def gauge(name: str, text: str, **more: Any) -> Row[Gauge]:
     return Row(Gauge, name, text, **more)
 
 
-def gauges(name: str, text: str, *labels: str, **more: Any) -> Row[Callable[..., Gauge]]:
+def gauges(name: str, text: str, *labels: str, **more: Any) -> Row[Labelled[Gauge]]:
     return Row(Gauge, name, text, labels, **more)
 
 
@@ -111,7 +131,7 @@ def histogram(name: str, text: str, buckets: tuple[float, ...], **more: Any) -> 
     return Row(Histogram, name, text, buckets=buckets, **more)
 
 
-def histograms(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Row[Callable[..., Histogram]]:
+def histograms(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Row[Labelled[Histogram]]:
     return Row(Histogram, name, text, labels, buckets)
 
 

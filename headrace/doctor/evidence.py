@@ -23,6 +23,7 @@ from broker.run import Run
 from headrace.doctor.waiting import Waiting, waiting_groups
 from headrace.reading.history import History
 from headrace.reading.records import newest
+from headrace.running.groups import groups_in_force
 from headrace.running.runfile import WholeRun
 from monitoring.daemon import Registration, registrations
 from monitoring.metrics import SystemMetrics
@@ -115,7 +116,7 @@ def gather(run: Run, whole: WholeRun) -> Evidence:
     log: Log | None = None
     try:
         log = run.open_log()
-        evidence.earlier_lags = _lags(log)
+        evidence.earlier_lags = _lags(run, log)
     except HeadraceError as error:
         evidence.log_error = str(error)
     time.sleep(BETWEEN_SECONDS)
@@ -136,7 +137,7 @@ def gather(run: Run, whole: WholeRun) -> Evidence:
 
 def _read(evidence: Evidence, log: Log) -> None:
     topics = evidence.run.topics
-    evidence.lags = _lags(log)
+    evidence.lags = _lags(evidence.run, log)
     history = History.recent(log, topics, RECENT)
     evidence.aside = dict(history.aside)
     evidence.steps = [done.result for done in history.executions()]
@@ -144,9 +145,9 @@ def _read(evidence: Evidence, log: Log) -> None:
     evidence.waiting = waiting_groups(log, topics, history)
 
 
-def _lags(log: Log) -> dict[tuple[str, str], dict[int, int]]:
+def _lags(run: Run, log: Log) -> dict[tuple[str, str], dict[int, int]]:
     found = {}
-    for group, topics in log.groups().items():
+    for group, topics in groups_in_force(run, log).items():
         for topic in topics:
             begins, ends, done = log.begins(topic), log.ends(topic), log.committed(group, topic)
             found[group, topic] = {p: max(0, end - done.get(p, begins.get(p, 0))) for p, end in ends.items()}

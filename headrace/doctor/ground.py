@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from headrace.doctor.evidence import Evidence
-from headrace.doctor.finding import Finding, Rule, command
+from headrace.doctor.finding import RECENT_SECONDS, Finding, Rule, command
+from headrace.running.supervisor import HEALTHY_SECONDS
 from monitoring.metrics import RunMetrics
 from monitoring.processes import STOPPED
 
@@ -38,14 +39,20 @@ def full_disk(e: Evidence) -> Iterator[Finding]:
 
 
 def crash_loop(e: Evidence) -> Iterator[Finding]:
+    """The count is of the supervisor's whole life: what has since lived for a while has got over it."""
+    lived = {d.entry.name: e.now - d.entry.started for d in e.daemons}
     for supervisor in e.of("supervisor"):
         for name, count in supervisor.labelled(str(RunMetrics.restarts), "daemon").items():
-            if count >= RESTARTS:
-                yield Finding(
-                    f"{name} ends again and again",
-                    f"{count:.0f} restarts; last words: {e.words.get(name, 'none')}",
-                    f"see {e.run.directory / 'logs' / name}.out; a rewarder may be corrected in its file while the run goes on",
-                )
+            seconds = lived.get(name)
+            if count < RESTARTS or (seconds is not None and seconds > RECENT_SECONDS):
+                continue
+            since = "" if seconds is None else f", the last {seconds:.0f} s ago"
+            yield Finding(
+                f"{name} ends again and again",
+                f"{count:.0f} restarts{since}; last words: {e.words.get(name, 'none')}",
+                f"see {e.run.directory / 'logs' / name}.out; a rewarder may be corrected in its file while the run goes on",
+                seconds is None or seconds <= HEALTHY_SECONDS,
+            )
 
 
 def nobody(e: Evidence) -> Iterator[Finding]:

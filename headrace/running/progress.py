@@ -13,6 +13,7 @@ from broker.run import Run
 from headrace.reading.heads import Head
 from headrace.reading.history import History, whole
 from headrace.running.daemon_metrics import Pulse
+from headrace.running.groups import groups_in_force
 from headrace.running.view_details import Details
 from headrace.running.waits import waits
 from learner.config import LearnerConfig
@@ -78,12 +79,12 @@ class Progress:
             value = message.pass_at_1 if message.questions else math.nan
             view.evaluations.append((name, value, *message.pass_at_1_interval))
         elif isinstance(message, Head):
-            self._stage(min(message.stage + (message.kind == "close"), len(self._config.stages) - 1))
+            follows = message.kind == "close" and message.stage + 1 < len(self._config.stages)
+            self._stage(message.stage + follows)
 
     def _list_steps(self) -> None:
-        stages = self._config.stages
         results = [done.result for done in self._history.executions()]
-        self.view.history = [StepView(r.step, stages[r.stage].name, r.stage_step, dict(r.metrics)) for r in results]
+        self.view.history = [StepView(r.step, self._name(r.stage), r.stage_step, dict(r.metrics)) for r in results]
 
     def _find_trained(self) -> None:
         """The manifest of the newest step that was executed."""
@@ -92,13 +93,22 @@ class Progress:
             self._trained = next(whole(self._log, self._run.topics, heads[-1:]), None)
 
     def _stage(self, index: int) -> None:
-        view, stage = self.view, self._config.stages[index]
-        if view.stage_number != index or view.stage == "starting":
-            view.stage_number, view.stage, view.step, view.metrics = index, f"{stage.name} ({stage.kind})", 0, {}
-            view.steps = stage.total_steps()
+        view = self.view
+        if view.stage_number == index and view.stage != "starting":
+            return
+        stage = next(iter(self._config.stages[index : index + 1]), None)
+        view.stage_number, view.stage, view.step, view.metrics = index, self._name(index), 0, {}
+        if stage is not None:
+            view.stage += f" ({stage.kind})"
+        view.steps = stage.total_steps() if stage is not None else 0
+
+    def _name(self, index: int) -> str:
+        """The run file may have fewer stages than the log: it was edited since."""
+        stages = self._config.stages
+        return stages[index].name if index < len(stages) else f"stage {index}"
 
     def _queues(self) -> None:
-        topics, groups = self._run.topics, self._log.groups()
+        topics, groups = self._run.topics, groups_in_force(self._run, self._log)
         actors, rewarders = topics.group("actors"), topics.group("rewarder.")
         waiting = {"prompts": self._log.lag(actors, topics.prompts)} if actors in groups else {}
         for group in groups:

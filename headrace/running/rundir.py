@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def changes(before: Any, after: Any, where: str = "") -> list[str]:
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         return [c for i, (b, a) in enumerate(zip(before, after, strict=True)) for c in changes(b, a, f"{where}.{i}")]
     return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
+
+
+def tables_in_force(run: Run) -> Mapping[str, Any]:
+    """The tables of the run file as they are now: while the run goes on, its directory has them with the edits."""
+    try:
+        return _tables(run.directory / RUN_FILE) or run.file.tables
+    except RunFileError:
+        return run.file.tables
 
 
 def _tables(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from learner.tables import check_named
 from rewarders.config import RewarderTable, rewarder_tables
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+TAKEN = ("learner", "actor")  # daemons of other roles are called so
+LONGEST = 200
 OF_TABLES = {"split", "config"}
 """Options of a source's ``path``, which the class that reads it does not have."""
 
@@ -54,11 +56,24 @@ def check(file: RunFile) -> WholeRun:
         plugins.check(use, (), file.base, f"[broker] engines.{scheme}")
     for name, table in rewarders.items():
         if not table.external:
+            _daemon_name(name)
             plugins.check(table.use, table.options, file.base, f"[rewarders.{name}]")
     _sources(learner, file, rewarders)
     _environments(learner, file)
     _stages(learner, run, rewarders)
     return WholeRun(file, run, broker, actors, rewarders, learner)
+
+
+def _daemon_name(rewarder: str) -> None:
+    """A rewarder's daemons, and their files, are called by its name."""
+    if rewarder in TAKEN:
+        raise RunFileError(
+            f"[rewarders.{rewarder}] has the name of another daemon, {rewarder}-0: call the table otherwise"
+        )
+    if not rewarder.isprintable() or "/" in rewarder or rewarder[:1] in ("", "-") or len(rewarder.encode()) > LONGEST:
+        raise RunFileError(
+            f"[rewarders] {rewarder!r} is no name for a daemon's files: use letters, digits and ._-, at most {LONGEST}, with no - in front"
+        )
 
 
 def _sources(learner: LearnerConfig, file: RunFile, rewarders: Mapping[str, RewarderTable]) -> None:

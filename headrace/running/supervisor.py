@@ -55,6 +55,8 @@ class _Daemon:
     started: float = 0.0
     said: int = 0
     """Size of its output file when this process was started."""
+    asked: bool = False
+    """This process was asked to end, and its end is no failure."""
     leaving: bool = False
     """It is part of the run no more, and is forgotten once it has ended."""
 
@@ -83,8 +85,7 @@ class Supervisor:
         wanted = {command.name for command in commands}
         for gone in [d for d in self._daemons if d.command.name not in wanted]:
             gone.leaving = True
-            if gone.process is not None:
-                gone.process.terminate()
+            self._ask(gone)
         known = {d.command.name: d for d in self._daemons}
         for command in commands:
             daemon = known.get(command.name)
@@ -92,8 +93,14 @@ class Supervisor:
                 self._daemons.append(_Daemon(command))
             elif daemon.leaving:  # it has come back before it was gone
                 daemon.leaving = False
-            elif command.name in restart and daemon.process is not None:
-                daemon.process.terminate()
+            elif command.name in restart:
+                self._ask(daemon)
+
+    def _ask(self, daemon: _Daemon) -> None:
+        """Have its process end, once: to a daemon, a second signal means to end at once."""
+        if daemon.process is not None and not daemon.asked:
+            daemon.asked = True
+            daemon.process.terminate()
 
     def views(self) -> list[DaemonView]:
         return [
@@ -145,6 +152,10 @@ class Supervisor:
         name = daemon.command.name
         if status == 0 and name == self._critical:
             return True
+        if daemon.asked:
+            self._note(f"{name} is started anew: its table was edited")
+            self._start(daemon)
+            return False
         if status == BAD_INPUT:
             raise RunFileError(f"{name}: {self._last_words(daemon)}")
         if status == FAULT and name == self._critical:
@@ -191,7 +202,7 @@ class Supervisor:
             [sys.executable, "-m", *daemon.command.arguments],
             stdin=subprocess.DEVNULL, stdout=daemon.output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
-        daemon.started = time.monotonic()
+        daemon.started, daemon.asked = time.monotonic(), False
 
     def _last_words(self, daemon: _Daemon) -> str:
         """The line in which this process reported its fault, or else its last line."""

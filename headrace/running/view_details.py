@@ -12,6 +12,7 @@ from broker.run import Run
 from headrace.reading.records import read
 from headrace.reading.trace import groups_of
 from headrace.reading.tracetext import one_line, vote_text
+from headrace.running.groups import groups_in_force
 from monitoring.view import LetterView, QueueView, RunView, SampleView
 
 LETTERS = 10  # number of dead letters that are kept for display
@@ -68,7 +69,7 @@ class Details:
 
     def _lags(self) -> list[QueueView]:
         found = []
-        for group, topics in sorted(self._log.groups().items()):
+        for group, topics in sorted(groups_in_force(self._run, self._log).items()):
             if group.startswith(f"{self._run.table.name}."):
                 for topic in topics:
                     lag = self._log.lag(group, topic)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from broker.errors import HeadraceError
 from broker.log import Log
 from broker.run import Run, announced
+from headrace.running.groups import groups_in_force
 from monitoring.daemon import registrations
 from monitoring.discovery import targets_text, write_targets
 from monitoring.metrics import RunMetrics
@@ -36,6 +37,8 @@ class Watcher:
         self._looked = 0.0
         self._restarts: dict[str, int] = {}
         self._known: set[tuple[str, str]] = set()  # name and role of all that were ever seen
+        self._supervised: set[tuple[str, str]] = set()
+        self._lagging: set[tuple[str, str]] = set()  # group and topic of the lags that are served
         pages = {"/targets": lambda: targets_text(run.table.name, run.directory, run.monitoring.targets)}
         self._stack.enter_context(announced(run, "supervisor", "supervisor", registry, pages))
 
@@ -56,22 +59,31 @@ class Watcher:
 
     def _alive(self, daemons: Sequence[DaemonView]) -> None:
         """Those that are supervised here, and those that were started elsewhere and have announced themselves."""
-        up = {(d.name, d.role): True for d in registrations(self._run.directory)}
-        up |= {(d.name, d.role): d.state == "running" for d in daemons}
+        supervised = {(d.name, d.role): d.state == "running" for d in daemons}
+        up = {(d.name, d.role): True for d in registrations(self._run.directory)} | supervised
+        for name, role in self._supervised - up.keys():  # the run file names it no more
+            self._known.discard((name, role))
+            self._metrics.up.remove(name, role)
+        self._supervised = set(supervised)
         self._known |= up.keys()
         for name, role in self._known:
             self._metrics.up(name, role).set(up.get((name, role), False))
         for daemon in daemons:
             more = daemon.restarts - self._restarts.get(daemon.name, 0)
             self._metrics.restarts(daemon.name, daemon.role).inc(more)
-            self._restarts[daemon.name] = daemon.restarts
+        self._restarts = {daemon.name: daemon.restarts for daemon in daemons}  # one that comes back begins at 0
 
     def _look_at_log(self) -> None:
         self._log = self._log or self._run.open_log()
         topics = self._run.topics
-        for group, names in self._log.groups().items():
-            for topic in names:
-                self._metrics.lag(group, topic).set(self._log.lag(group, topic))
+        lags = {
+            (g, t): self._log.lag(g, t) for g, names in groups_in_force(self._run, self._log).items() for t in names
+        }
+        for (group, topic), lag in lags.items():
+            self._metrics.lag(group, topic).set(lag)
+        for group, topic in self._lagging - lags.keys():
+            self._metrics.lag.remove(group, topic)
+        self._lagging = set(lags)
         begins, ends = self._log.begins(topics.deadletters), self._log.ends(topics.deadletters)
         self._metrics.dead_letters.set(sum(ends[p] - begins.get(p, 0) for p in ends))
 

@@ -24,7 +24,12 @@ from runlog import scraped
 
 from broker.messages import DeadLetter, Manifest, encode
 from broker.run import Run
+from headrace.doctor.evidence import Daemon, Evidence
+from headrace.doctor.finding import RECENT_SECONDS
+from headrace.doctor.ground import crash_loop
 from headrace.running.rundir import reopen
+from headrace.running.runfile import check
+from headrace.running.supervisor import HEALTHY_SECONDS
 from headrace.running.waits import waits
 from monitoring.daemon import Registration, own_version, registered
 from monitoring.exporter import Exporter
@@ -267,6 +272,27 @@ def test_what_daemons_export_is_read(quiet: Path) -> None:
         shown = answer_of("doctor", str(quiet))
         assert shown.returncode == 1 and "it waits, because: the log is full" in shown.stdout
         assert "notice: the clock of fast is wrong" in shown.stdout
+
+
+def test_a_daemon_that_has_lived_for_a_while_is_in_no_crash_loop(quiet: Path) -> None:
+    run, now = reopen(quiet), 10_000.0
+    registry = CollectorRegistry()
+    RunMetrics(registry).restarts("vowels-0", "rewarder").inc(3)
+    told = samples(generate_latest(registry).decode())
+
+    def found(lived: float | None) -> list[bool]:
+        """Whether it holds up the run, once for each finding."""
+        ages = {"supervisor": 9000.0} | ({} if lived is None else {"vowels-0": lived})
+        entries = [
+            Registration(n, n.partition("-")[0], 1, "127.0.0.1:9", now - age, "here", "1") for n, age in ages.items()
+        ]
+        living = [Daemon(e, told, told, "S") if e.role == "supervisor" else Daemon(e, {}, {}, "S") for e in entries]
+        return [finding.holds for finding in crash_loop(Evidence(run, check(run.file), living, now=now))]
+
+    assert found(None) == [True], "it is down"
+    assert found(HEALTHY_SECONDS - 1) == [True]
+    assert found(HEALTHY_SECONDS + 1) == [False]
+    assert found(RECENT_SECONDS + 1) == []
 
 
 @pytest.mark.long

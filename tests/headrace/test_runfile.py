@@ -47,6 +47,13 @@ MISTAKES = [
     ("actors.engine=vllm", r"\[actors\] engine = 'vllm'"),
     ("rewarders.vowels.timeout=0", r"\[rewarders.vowels\] timeout = 0"),
     ("rewarders.more.workers=1", r"\[rewarders.more\] needs either use"),
+    (
+        "rewarders.actor.use=vowels.py:Vowels",
+        r"\[rewarders.actor\] has the name of another daemon, actor-0: call the table otherwise",
+    ),
+    ("rewarders.learner.use=vowels.py:Vowels", r"\[rewarders.learner\] has the name of another daemon, learner-0"),
+    ("rewarders.a/b.use=vowels.py:Vowels", r"\[rewarders\] 'a/b' is no name for a daemon's files: use letters, digits"),
+    ("rewarders.-x.use=vowels.py:Vowels", r"\[rewarders\] '-x' is no name"),
     ("run.rewards={vowel=1.0}", r"\[run\] rewards names 'vowel'.*did you mean 'vowels'\?"),
     ("run.name=../x", r"\[run\] name = '../x'"),
     ("broker.url=redis://x", r"\[broker\] url = 'redis://x': unknown scheme 'redis'"),

@@ -28,6 +28,8 @@ BODIES = {
     "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
     "is_deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); Path('deaf').touch(); time.sleep(600)",
     "drains": "signal.signal(signal.SIGTERM, lambda *_: (Path('drained').touch(), sys.exit(0))); Path('up').touch(); time.sleep(600)",
+    "drains_long": "signal.signal(signal.SIGTERM, lambda *_: open('signals', 'a').write('x')); Path('up').touch();"
+    "[time.sleep(0.01) for _ in iter(lambda: Path('enough').exists(), True)]",
 }
 
 
@@ -190,3 +192,48 @@ def test_a_daemon_that_is_part_of_the_run_no_more_drains_and_is_forgotten(house:
 
     assert turn.run(tick) is None
     assert (house / "drained").exists() and "drains-0 has left: the run file names it no more" in turn.notes
+
+
+def test_edits_are_no_failures_however_many(house: Path) -> None:
+    turn, views = Turn(house, "sleeps", "drains"), []
+    commands = [Command(f"{m}-0", "role", (m,)) for m in ("sleeps", "drains")]
+
+    def tick() -> None:
+        if not (house / "up").exists():
+            return
+        views.append(turn.supervisor.views()[1])
+        if len(views) > 6:
+            turn.stop.set()
+            return
+        (house / "up").unlink()
+        if len(views) == 3:  # taken out, and put back at once
+            turn.supervisor.change(commands[:1], ())
+            turn.supervisor.change(commands, ())
+        else:
+            turn.supervisor.change(commands, {"drains-0"})
+
+    assert turn.run(tick) is None
+    assert len({view.pid for view in views}) == 7 and {view.restarts for view in views} == {0}
+    assert turn.notes[:-1] == ["drains-0 is started anew: its table was edited"] * 6
+
+
+def test_further_edits_leave_a_daemon_that_ends_its_time(house: Path) -> None:
+    turn, signals, edits = Turn(house, "sleeps", "drains_long"), house / "signals", 0
+    commands = [Command(f"{m}-0", "role", (m,)) for m in ("sleeps", "drains_long")]
+
+    def tick() -> None:
+        nonlocal edits
+        if edits == 0 and (house / "up").exists():
+            turn.supervisor.change(commands, {"drains_long-0"})
+            edits = 1
+        elif edits == 1 and signals.exists() and signals.read_text():
+            turn.supervisor.change(commands, {"drains_long-0"})
+            turn.supervisor.change(commands[:1], ())
+            edits = 2
+        elif edits == 2:
+            (house / "enough").touch()
+            if len(turn.supervisor.views()) == 1:
+                turn.stop.set()
+
+    assert turn.run(tick) is None
+    assert signals.read_text() == "x"

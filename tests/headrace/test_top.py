@@ -58,6 +58,14 @@ def test_steps_and_samples_are_those_of_the_log(made: Handmade, tmp_path: Path) 
     assert look(made, tmp_path, "queues").samples == [], "only what is looked at is read"
 
 
+def test_a_stage_that_the_run_file_has_no_more_goes_by_its_number(made: Handmade, tmp_path: Path) -> None:
+    made.result(4, {"reward_mean": 0.5}, stage=2)
+    view = look(made, tmp_path)
+    assert (view.history[-1].stage, view.stage, view.stage_number, view.steps) == ("stage 2", "stage 2", 2, 0)
+    made.manifest(5, stage=2, kind="close")
+    assert look(made, tmp_path).stage == "stage 2", "nothing follows it"
+
+
 def test_queues_tell_what_waits_and_for_how_long(made: Handmade, tmp_path: Path) -> None:
     group = made.topics.group("actors")
     consumer = made.log.consumer([made.topics.prompts], group, "actor-0")

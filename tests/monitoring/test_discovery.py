@@ -7,16 +7,20 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
-from ringtools import SMALL
+from ringtools import SMALL, wait_for
 
+import monitoring.daemon
 from broker.run import Run, announced
-from monitoring.daemon import LOST_SECONDS, registered, registrations
+from monitoring.daemon import LOST_SECONDS, Registration, registered, registrations
 from monitoring.discovery import targets_text, write_targets
 from monitoring.exporter import Exporter
+from monitoring.files import replace
 from monitoring.prometheus import Prometheus, PrometheusError
 
 
@@ -42,6 +46,44 @@ def test_the_dead_and_the_silent_are_left_out(tmp_path: Path) -> None:
     old = time.time() - LOST_SECONDS - 1
     os.utime(tmp_path / "daemons" / "far.json", (old, old))
     assert registrations(tmp_path) == []
+
+
+@pytest.mark.parametrize("first_leaves_first", [True, False])
+def test_of_two_daemons_of_one_name_the_one_that_stays_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_leaves_first: bool
+) -> None:
+    monkeypatch.setattr(monitoring.daemon, "TOUCH_SECONDS", 0.01)
+    with ExitStack() as first, ExitStack() as second:
+        entries = [s.enter_context(registered(tmp_path, "learner-0", "learner", "x:1")) for s in (first, second)]
+        leaving, staying = (first, entries[1]) if first_leaves_first else (second, entries[0])
+        assert registrations(tmp_path) == [entries[1]], "the later one is announced while both live"
+        leaving.close()
+        wait_for("the announcement", lambda: registrations(tmp_path) == [staying], 10)
+    assert not list((tmp_path / "daemons").iterdir())
+
+
+def test_a_daemon_announces_itself_again_when_another_of_its_name_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring.daemon, "TOUCH_SECONDS", 0.01)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    with registered(tmp_path, "learner-0", "learner", "x:1") as entry:
+        killed = json.dumps({**asdict(entry), "pid": child.pid})
+        replace(tmp_path / "daemons" / "learner-0.json", killed)
+        wait_for("the announcement", lambda: registrations(tmp_path) == [entry], 10)
+
+
+def test_a_dead_daemon_whose_pid_is_another_processs_by_now_is_left_out(tmp_path: Path) -> None:
+    home, old = tmp_path / "daemons", time.time() - LOST_SECONDS - 1
+    home.mkdir()
+    for name, started in {"before-the-boot": 1.0, "now": time.time()}.items():
+        entry = Registration(name, "learner", os.getpid(), "x:1", started, os.uname().nodename, "1")
+        (home / f"{name}.json").write_text(json.dumps(asdict(entry)))
+        os.utime(home / f"{name}.json", (old, old))
+    assert [r.name for r in registrations(tmp_path)] == ["now"]
+    os.utime(home / "before-the-boot.json")
+    assert len(registrations(tmp_path)) == 2, "it still touches its file: a clock was set meanwhile"
 
 
 def test_an_unchanged_list_is_not_written_again(tmp_path: Path) -> None:
