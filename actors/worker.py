@@ -21,7 +21,7 @@ from actors.rooms import Rooms, Said
 from actors.work import Work
 from broker.chat import Chats
 from broker.daemon import keep_going
-from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
+from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError, RecordTooLarge
 from broker.log import Record
 from broker.messages import Prompt, decode, encode
 from monitoring.daemon import Stop
@@ -292,14 +292,13 @@ class ActorWorker:
     def _publish(self, work: Work, episode: Episode) -> None:
         index, group_id = episode.index, work.prompt.group_id
         try:
-            data = encode(episode.trajectory(self._engine.name, self._name))
-        except MessageError as error:
+            self._intake.publish(group_id, encode(episode.trajectory(self._engine.name, self._name)))
+        except (MessageError, RecordTooLarge) as error:
             work.attempts[index] = work.attempts.get(index, 0) + 1
             self._metrics.aborted("invalid").inc()
             if work.attempts[index] < ATTEMPTS:
                 return self._again(work, index)
             return self._give_up(work, index, str(error))
-        self._intake.publish(group_id, data)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
         self._close(work, index, episode.finish_reason)
         del work.episodes[index]

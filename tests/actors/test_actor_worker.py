@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from awaylog import Away
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 
@@ -18,6 +20,7 @@ from actors.intake import Intake
 from actors.local.engine import LocalEngine
 from actors.rooms import Rooms
 from actors.worker import ActorWorker
+from broker.errors import LogUnavailable
 from broker.log import Log
 from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
 from broker.open import open_log
@@ -76,7 +79,8 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
 def work_until(worker: ActorWorker, log: Log, committed: int) -> None:
     deadline = time.monotonic() + 60
     while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < committed:
-        worker.round()
+        with contextlib.suppress(LogUnavailable):  # as ``keep_going``
+            worker.round()
         assert time.monotonic() < deadline
 
 
@@ -165,3 +169,45 @@ def test_what_cannot_be_served_goes_to_the_dead_letters_and_the_rest_goes_on(log
     assert letters["broken"].value == b"\xc1 no message" and "context of 64" in letters["long-0@0"].error
     assert decode(letters["greedy-0@0"].value) == greedy
     assert len(samples(log)) == 6
+
+
+def test_what_is_handled_while_the_log_is_away_is_published_when_it_is_back(
+    log: Log, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = log.producer()
+    for key in (b"broken-1", b"broken-2"):
+        producer.send(TOPICS.prompts, key, b"\xc1 no message")
+    producer.flush()
+    prompts = feed(log, 3)
+    make = log.producer
+    monkeypatch.setattr(log, "producer", lambda: Away(make(), sends=4, flushes=1))
+    worker = worker_of(log, engine)
+    work_until(worker, log, 5)
+    worker.close()
+    assert sorted(s.id for s in samples(log)) == sorted(f"{p.group_id}#{i}" for p in prompts for i in range(3))
+    letters = [m.group_id for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter)]
+    assert sorted(letters) == ["broken-1", "broken-2"]
+
+
+def test_a_prompt_whose_samples_no_record_can_hold_goes_to_the_dead_letters(
+    log: Log, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(log, 1)
+    producer = log.producer()
+    huge = Prompt(
+        "huge-0@0",
+        (ChatMessage("user", "hi"),),
+        2,
+        answer="x" * 6000,
+        rewards={"r": 1.0},
+        sampling=Sampling(max_new_tokens=5),
+    )
+    producer.send(TOPICS.prompts, b"huge", encode(huge))
+    producer.flush()
+    monkeypatch.setattr("broker.sqlite.log.MAX_RECORD_BYTES", 6000)
+    worker = worker_of(log, engine)
+    work_until(worker, log, 2)
+    worker.close()
+    (letter,) = (m for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter))
+    assert letter.group_id == "huge-0@0" and "a record of" in letter.error
+    assert {s.id for s in samples(log)} == {f"d-0@0#{i}" for i in range(3)}
