@@ -6,8 +6,9 @@ from __future__ import annotations
 import logging
 import time
 
+from broker.errors import DecodeError
 from broker.log import Consumer, Log, Record
-from broker.messages import DeadLetter, encode
+from broker.messages import DeadLetter, Prompt, decode, encode
 from broker.outbox import Outbox
 from broker.topics import Topics
 from broker.watermark import Watermark
@@ -54,6 +55,17 @@ class Intake:
         for record in records:
             self._mark.start(record)
         return records
+
+    def read(self, record: Record) -> Prompt | None:
+        """The prompt of a record; None for one that is none, which goes to the dead letters."""
+        try:
+            prompt = decode(record.value)
+            if not isinstance(prompt, Prompt):
+                raise DecodeError(f"a {prompt.TYPE} in the prompts topic", record.value)
+        except DecodeError as error:
+            self.bury(record, record.key.decode("utf-8", "replace"), error.reason)
+            return None
+        return prompt
 
     def publish(self, group_id: str, trajectory: bytes) -> None:
         """Raises RecordTooLarge."""

@@ -23,6 +23,11 @@ class Work:
     attempts: dict[int, int] = field(default_factory=dict)
     begun: dict[int, float] = field(default_factory=dict)
 
+    def is_of(self, record: Record) -> bool:
+        """Whether ``record`` is the one that asked for this, delivered again; else its group was asked for a second time."""
+        mine = self.record
+        return (record.topic, record.partition, record.offset) == (mine.topic, mine.partition, mine.offset)
+
     def resume(self, index: int, turn: Turn) -> Episode:
         """Go on with what an agent began in another actor."""
         assert turn.asked is not None

@@ -21,9 +21,9 @@ from actors.rooms import Rooms, Said
 from actors.work import Work
 from broker.chat import Chats
 from broker.daemon import keep_going
-from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError, RecordTooLarge
+from broker.errors import ChatError, EngineError, EnvironmentFault, MessageError, RecordTooLarge
 from broker.log import Record
-from broker.messages import Prompt, decode, encode
+from broker.messages import encode
 from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
@@ -109,14 +109,12 @@ class ActorWorker:
                 return
 
     def _accept(self, record: Record) -> None:
-        try:
-            prompt = decode(record.value)
-            if not isinstance(prompt, Prompt):
-                raise DecodeError(f"a {prompt.TYPE} in the prompts topic", record.value)
-        except DecodeError as error:
-            return self._intake.bury(record, record.key.decode("utf-8", "replace"), error.reason)
-        if prompt.group_id in self._work:  # redelivered while it is under way
-            self._intake.done(record)
+        prompt = self._intake.read(record)
+        if prompt is None:
+            return None
+        if (under_way := self._work.get(prompt.group_id)) is not None:
+            if not under_way.is_of(record):
+                self._intake.done(record)
             return None
         work = Work(record, prompt, set(range(prompt.group_size)))
         try:

@@ -113,6 +113,24 @@ def test_what_an_actor_had_not_committed_is_sampled_again_by_the_next(log: Log, 
     assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(4) for k in range(3)}
 
 
+def test_a_prompt_that_is_delivered_again_while_it_is_under_way_is_committed_when_it_is_done(
+    log: Log, engine: LocalEngine
+) -> None:
+    feed(log, 1)
+    worker = worker_of(log, engine)
+    worker._take()
+    worker._intake.leave()  # its partitions go to another member, and come back
+    worker._intake.join()
+    worker._take()
+    feed(log, 1)  # this is another record: the same group, asked for a second time
+    worker._take()
+    worker._intake.flush(at_once=True)
+    assert not sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values())
+    work_until(worker, log, 2)
+    worker.close()
+    assert sorted(s.id for s in samples(log)) == [f"d-0@0#{k}" for k in range(3)]
+
+
 class Sleeper(LocalEngine):
     """An engine whose weights can go away, as those of a server that has ended."""
 
