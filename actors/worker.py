@@ -209,6 +209,8 @@ class ActorWorker:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
+        if turn.asked is not None:  # until now its place has waited for an agent
+            work.begun[index] = time.monotonic()
         return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _refuse(self, work: Work, index: int, why: str) -> None:

@@ -8,21 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from awaylog import Away
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 
-from actors.config import ActorsTable
-from actors.engine import Completion
+from actors.config import ActorsTable, EnvironmentTable
+from actors.engine import Completion, Request
+from actors.environment import Asked, Turn
 from actors.intake import Intake
 from actors.local.engine import LocalEngine
-from actors.rooms import Rooms
+from actors.rooms import Rooms, Said
+from actors.turns import Mark, since
 from actors.worker import ActorWorker
 from broker.errors import LogUnavailable
 from broker.log import Log
-from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
+from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, VersionSpan, decode, encode
 from broker.open import open_log
 from broker.topics import Topics
 from headrace.reading.records import scan
@@ -47,10 +50,12 @@ def engine(tiny_model: Path) -> LocalEngine:
     return engine
 
 
-def worker_of(log: Log, engine: LocalEngine, name: str = "actor-0", **table: Any) -> ActorWorker:
+def worker_of(
+    log: Log, engine: LocalEngine, name: str = "actor-0", rooms: Rooms | None = None, **table: Any
+) -> ActorWorker:
     registry = CollectorRegistry()
     metrics: tuple[Any, ...] = (ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"))
-    rooms = Rooms({}, Path())
+    rooms = rooms or Rooms({}, Path())
     return ActorWorker(name, Intake(name, log, TOPICS), engine, rooms, ActorsTable(slots=8, **table), *metrics)
 
 
@@ -67,7 +72,7 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
                 answer=str(i),
                 metadata={"row": i},
                 rewards={"r": 1.0},
-                sampling=Sampling(max_new_tokens=5),
+                sampling=Sampling(max_new_tokens=5, max_turns=6),
                 **fields,
             )
         )
@@ -229,3 +234,38 @@ def test_a_prompt_whose_samples_no_record_can_hold_goes_to_the_dead_letters(
     (letter,) = (m for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter))
     assert letter.group_id == "huge-0@0" and "a record of" in letter.error
     assert {s.id for s in samples(log)} == {f"d-0@0#{i}" for i in range(3)}
+
+
+def test_the_time_of_an_episode_begins_when_its_agent_comes_and_not_when_its_place_is_free(
+    log: Log, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[Request] = []
+    monkeypatch.setattr(engine, "submit", submitted.append)
+    feed(log, 1, environment="agents")
+    rooms = Rooms({"agents": EnvironmentTable(use="actors.agents:Agents", seconds=600)}, Path())
+    worker = worker_of(log, engine, rooms=rooms)
+    worker._take()
+    (work,) = worker._work.values()
+    deadline = time.monotonic() + 60
+    while len(rooms._agents["agents"]._samples) < 3:  # its own thread takes them in
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    work.begun = dict.fromkeys(work.begun, time.monotonic() - 3600)
+    asks = [Turn((ChatMessage("user", text),), asked=Asked("session")) for text in ("one", "two")]
+    ids = np.array([7, 8], np.int32)
+    reply = Completion(
+        work.prompt.group_id, 0, ids, np.full(2, -0.5, np.float32), (VersionSpan(0, 0),), "stop", "ab", 1.0
+    )
+    worker._say([Said(work.tickets[0], asks[0])])
+    worker._hear(reply)
+    earlier = (since(work.episodes[0], Mark()),)
+    worker._say([Said(work.tickets[0], asks[1])])
+    elsewhere = Turn(asks[1].messages, asked=Asked("session", earlier=earlier))
+    worker._say([Said(work.tickets[1], elsewhere)])  # this one has had its first reply in another actor
+    assert [r.indices for r in submitted] == [(0,), (0,), (1,)] and work.missing == {0, 1, 2}
+    assert submitted[1].tokens.tolist() == submitted[2].tokens.tolist()
+    work.begun[0] -= 3600
+    worker._hear(reply)
+    worker._say([Said(work.tickets[0], asks[1])])
+    assert len(submitted) == 3 and work.missing == {1, 2}, "but it does end"
+    worker.close()
