@@ -62,7 +62,7 @@ class EnvironmentTable(Table):
     """Calls that a process answers at the same time. With 1, episodes that share a process wait for each other's steps; an environment that waits
     for something (a tool, a service) wants many, and must then keep nothing outside of its instance that is not safe for threads."""
     seconds: float = Field(default=0.0, ge=0)
-    """That an episode may take from its opening; 0: as long as it likes."""
+    """That an episode may take from its opening, or from the first request of an agent; 0: as long as it likes."""
 
     @property
     def options(self) -> dict[str, Any]:

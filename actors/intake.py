@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 import time
 
-from broker.log import Consumer, Log, Producer, Record
-from broker.messages import DeadLetter, encode
+from broker.errors import DecodeError
+from broker.log import Consumer, Log, Record
+from broker.messages import DeadLetter, Prompt, decode, encode
+from broker.outbox import Outbox
 from broker.topics import Topics
 from broker.watermark import Watermark
 
@@ -22,10 +24,9 @@ class Intake:
     def __init__(self, name: str, log: Log, topics: Topics) -> None:
         self._name, self._log, self._topics = name, log, topics
         self._consumer: Consumer | None = self._open()
-        self._producer: Producer = log.producer()
+        self._outbox = Outbox(log.producer())
         self._mark = Watermark()
         self._finished: list[Record] = []  # handled, but perhaps not durable yet
-        self._unsent = False
         self._flushed = time.monotonic()
 
     def _open(self) -> Consumer:
@@ -55,9 +56,20 @@ class Intake:
             self._mark.start(record)
         return records
 
+    def read(self, record: Record) -> Prompt | None:
+        """The prompt of a record; None for one that is none, which goes to the dead letters."""
+        try:
+            prompt = decode(record.value)
+            if not isinstance(prompt, Prompt):
+                raise DecodeError(f"a {prompt.TYPE} in the prompts topic", record.value)
+        except DecodeError as error:
+            self.bury(record, record.key.decode("utf-8", "replace"), error.reason)
+            return None
+        return prompt
+
     def publish(self, group_id: str, trajectory: bytes) -> None:
-        self._unsent = True
-        self._producer.send(self._topics.trajectories, group_id.encode(), trajectory)
+        """Raises RecordTooLarge."""
+        self._outbox.send(self._topics.trajectories, group_id.encode(), trajectory)
 
     def done(self, record: Record) -> None:
         """All that a record asked for is published."""
@@ -76,7 +88,7 @@ class Intake:
             group_id,
             created=time.time(),
         )
-        self._producer.send(self._topics.deadletters, record.topic.encode(), encode(letter))
+        self._outbox.send(self._topics.deadletters, record.topic.encode(), encode(letter))
         self._finished.append(record)
         log_.warning("prompt %s: %s", group_id, error, extra={"group": group_id})
 
@@ -86,8 +98,7 @@ class Intake:
         if now - self._flushed < FLUSH_SECONDS and not at_once:
             return
         self._flushed = now
-        self._producer.flush()
-        self._unsent = False
+        self._outbox.flush()
         for record in self._finished:
             self._mark.done(record)
         if self._finished:
@@ -99,8 +110,8 @@ class Intake:
     @property
     def pending(self) -> bool:
         """Whether anything is to be made durable or committed."""
-        return bool(self._finished) or self._unsent
+        return bool(self._finished) or self._outbox.pending
 
     def close(self) -> None:
         self.leave()
-        self._producer.close()
+        self._outbox.close()

@@ -21,9 +21,9 @@ from actors.rooms import Rooms, Said
 from actors.work import Work
 from broker.chat import Chats
 from broker.daemon import keep_going
-from broker.errors import ChatError, DecodeError, EngineError, EnvironmentFault, MessageError
+from broker.errors import ChatError, EngineError, EnvironmentFault, MessageError, RecordTooLarge
 from broker.log import Record
-from broker.messages import Prompt, decode, encode
+from broker.messages import encode
 from monitoring.daemon import Stop
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
@@ -109,14 +109,12 @@ class ActorWorker:
                 return
 
     def _accept(self, record: Record) -> None:
-        try:
-            prompt = decode(record.value)
-            if not isinstance(prompt, Prompt):
-                raise DecodeError(f"a {prompt.TYPE} in the prompts topic", record.value)
-        except DecodeError as error:
-            return self._intake.bury(record, record.key.decode("utf-8", "replace"), error.reason)
-        if prompt.group_id in self._work:  # redelivered while it is under way
-            self._intake.done(record)
+        prompt = self._intake.read(record)
+        if prompt is None:
+            return None
+        if (under_way := self._work.get(prompt.group_id)) is not None:
+            if not under_way.is_of(record):
+                self._intake.done(record)
             return None
         work = Work(record, prompt, set(range(prompt.group_size)))
         try:
@@ -211,6 +209,8 @@ class ActorWorker:
             raise EnvironmentFault(
                 f"environment {work.prompt.environment!r} ended an episode before any reply: {turn.why}"
             )
+        if turn.asked is not None:  # until now its place has waited for an agent
+            work.begun[index] = time.monotonic()
         return Episode.begin(work.prompt, index, opening(self._chats, work.prompt, turn), turn, seconds)
 
     def _refuse(self, work: Work, index: int, why: str) -> None:
@@ -292,14 +292,13 @@ class ActorWorker:
     def _publish(self, work: Work, episode: Episode) -> None:
         index, group_id = episode.index, work.prompt.group_id
         try:
-            data = encode(episode.trajectory(self._engine.name, self._name))
-        except MessageError as error:
+            self._intake.publish(group_id, encode(episode.trajectory(self._engine.name, self._name)))
+        except (MessageError, RecordTooLarge) as error:
             work.attempts[index] = work.attempts.get(index, 0) + 1
             self._metrics.aborted("invalid").inc()
             if work.attempts[index] < ATTEMPTS:
                 return self._again(work, index)
             return self._give_up(work, index, str(error))
-        self._intake.publish(group_id, data)
         self._metrics.generation_seconds.observe(time.time() - episode.started)
         self._close(work, index, episode.finish_reason)
         del work.episodes[index]

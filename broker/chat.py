@@ -24,6 +24,7 @@ GIVEN = ("tools", "documents")
 PROBE = "Wq7reply7qW"
 TAG = re.compile(r"<([A-Za-z_]+)>")
 ROLE = re.compile(r"[A-Za-z0-9_-]+")
+CHATS = 64  # sets of options that are kept ready
 THOUGHTS = ("think", "thinking", "thought", "reasoning", "reason")
 
 
@@ -285,7 +286,7 @@ class End(NamedTuple):
 
 
 class Chats:
-    """The ``Chat`` of one tokenizer for each set of options."""
+    """The ``Chat`` of one tokenizer for each set of options; those used last are kept, since agents may bring ever new tools."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -293,6 +294,8 @@ class Chats:
 
     def of(self, options: Mapping[str, Any] | None = None) -> Chat:
         key = json.dumps(options or {}, sort_keys=True, default=str)
-        if key not in self._known:
-            self._known[key] = Chat(self.tokenizer, options)
-        return self._known[key]
+        chat = self._known.pop(key) if key in self._known else Chat(self.tokenizer, options)
+        self._known[key] = chat
+        if len(self._known) > CHATS:
+            del self._known[next(iter(self._known))]
+        return chat

@@ -32,6 +32,10 @@ class LogUnavailable(LogError):
     """The log cannot be reached at present; worth trying again."""
 
 
+class RecordTooLarge(LogError):
+    """A record is larger than its topic allows; it was not taken, and never will be."""
+
+
 class LogUnsettled(LogError):
     """Only the log knows whether it took a record: this process must end, and the next one reads what the log has."""
 

@@ -53,7 +53,7 @@ class Producer(Protocol):
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
         """Queue one record. Without ``partition`` the key decides (``partition_of``). Blocks at the limit of bytes in flight.
 
-        Raises LogError if the topic or partition does not exist or the value is above ``max_bytes``.
+        Raises LogError if the topic or partition does not exist, RecordTooLarge if the value is above ``max_bytes``.
         """
 
     def flush(self) -> list[Position]:

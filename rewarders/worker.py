@@ -17,6 +17,7 @@ from broker.errors import DecodeError, HeadraceError, RunFault
 from broker.faults import Failed
 from broker.log import Log, Record
 from broker.messages import Outage, Trajectory, Vote, decode, encode
+from broker.outbox import Outbox
 from broker.topics import Topics
 from broker.watermark import Watermark
 from monitoring.daemon import Stop
@@ -55,7 +56,7 @@ class RewarderWorker:
         self._group = topics.group(group or f"rewarder.{rewarder}")
         self._voted, self._pace = voted, pace
         self._consumer = log.consumer([topics.trajectories], self._group, name)
-        self._producer = log.producer()
+        self._outbox = Outbox(log.producer())
         self._judges = Judges(table, base)
         self._health = health or Health(rewarder)
         self._groups = Groups(table.worker.group_patience)
@@ -65,7 +66,6 @@ class RewarderWorker:
         self._arrived: list[Job] = []
         self._finished: list[Record] = []
         self._committed = time.monotonic()
-        self._unsent = False
         self._mean: float | None = None
         self._restarts = 0
         self._errors_only = 0  # verdicts so far, while all are errors; -1 once one was not
@@ -79,6 +79,7 @@ class RewarderWorker:
         """One round: take samples, publish verdicts, commit."""
         if not self._ready():
             self._tell()
+            self._write()
             self._consumer.poll(0)  # keeps the membership
             return
         started = time.monotonic()
@@ -187,8 +188,7 @@ class RewarderWorker:
 
     def _vote(self, sample: Sample, vote: Vote) -> None:
         self._in_flight -= 1
-        self._producer.send(self._topics.rewards, vote.group_id.encode(), encode(vote))
-        self._unsent = True
+        self._outbox.send(self._topics.rewards, vote.group_id.encode(), encode(vote))
         self._finished.append(sample.record)
         self._hopeful(vote)
         self._metrics.results(vote.outcome).inc()
@@ -225,22 +225,19 @@ class RewarderWorker:
             return
         error = self._health.error if away else ""
         news = Outage(self._rewarder, self._name, away, error, self._health.holding, time.time())
-        self._producer.send(self._topics.rewards, self._rewarder.encode(), encode(news))
-        self._producer.flush()
+        self._outbox.send(self._topics.rewards, self._rewarder.encode(), encode(news))
 
     # -- the log -------------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        if self._finished:
+        if self._finished or self._outbox.pending:
             self._flush()
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self._commit()
 
     def _flush(self) -> None:
         """Make the votes durable; only then is a record done."""
-        if self._unsent:
-            self._producer.flush()
-            self._unsent = False
+        self._outbox.flush()
         for record in self._finished:
             self._mark.done(record)
         self._finished = []
@@ -275,4 +272,4 @@ class RewarderWorker:
         self._flush()
         self._commit()
         self._consumer.close()
-        self._producer.close()
+        self._outbox.close()

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from actors.environment import Turn
-from actors.tools import HERMES, PARSERS
+from actors.tools import PARSERS, tagged
 from broker import verifiers
 from broker.errors import EnvironmentFault
 from broker.messages import ChatMessage, Prompt
@@ -151,7 +151,7 @@ class VerifiersEnvironment:
         from openai.types.chat import ChatCompletion
 
         calls = [c for c in PARSERS[self.parser](reply) if not c.error] if self._tools else []
-        text = HERMES.sub("", reply).strip() if calls and self.parser == "hermes" else "" if calls else reply
+        text = tagged(reply)[1].strip() if calls and self.parser == "hermes" else "" if calls else reply
         asked = [
             {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function",
              "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments))}}

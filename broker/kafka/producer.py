@@ -10,7 +10,7 @@ from typing import Any
 
 from kafka import KafkaProducer, errors
 
-from broker.errors import HeldByAnother, LogError, LogUnavailable, LogUnsettled
+from broker.errors import HeldByAnother, LogError, LogUnavailable, LogUnsettled, RecordTooLarge
 from broker.kafka.faults import AWAY, FENCED, away, translated
 from broker.kafka.settings import KafkaSettings
 from broker.log import limit_of, partition_of
@@ -56,7 +56,7 @@ class LogProducer:
         if not 0 <= chosen < count:
             raise LogError(f"topic {topic} has no partition {chosen}: it has {count}")
         if len(value) > (limit := limit_of(topic, self._settings.max_record_bytes)):
-            raise LogError(f"a record of {len(value)} bytes for {topic} is above the limit of {limit}")
+            raise RecordTooLarge(f"a record of {len(value)} bytes for {topic} is above the limit of {limit}")
         if self._bytes >= IN_FLIGHT_BYTES:
             self._flush()
         self._rows.append((len(self._positions), topic, key, value, chosen))

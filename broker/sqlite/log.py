@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from broker.errors import HeldByAnother, LogError, RunFileError
+from broker.errors import HeldByAnother, LogError, RecordTooLarge, RunFileError
 from broker.log import First, TopicSpec, limit_of, partition_of
 from broker.messages import Position
 from broker.sqlite.groups import GroupsFile
@@ -148,7 +148,7 @@ class SqliteProducer:
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
         file = self._file(topic)
         if len(value) > (limit := limit_of(topic, MAX_RECORD_BYTES)):
-            raise LogError(f"a record of {len(value)} bytes for {topic}; at most {limit} fit")
+            raise RecordTooLarge(f"a record of {len(value)} bytes for {topic}; at most {limit} fit")
         chosen = partition_of(key, file.spec.partitions) if partition is None else partition
         if not 0 <= chosen < file.spec.partitions:
             raise LogError(f"{topic} has no partition {chosen}; it has {file.spec.partitions}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.tools import HERMES, PARSERS
+from actors.tools import PARSERS, tagged
 from broker.errors import HeadraceError
 from broker.messages import ChatMessage
 from broker.sessions import NAME
@@ -215,7 +215,7 @@ def parsed(text: str, parser: str, tools: bool) -> Message:
     calls = list(PARSERS[parser](text)) if tools else []
     if not calls or any(call.error for call in calls):
         return Message("assistant", text)
-    rest = HERMES.sub("", text).strip() if parser == "hermes" else ""
+    rest = tagged(text)[1].strip() if parser == "hermes" else ""
     return Message("assistant", rest, tuple((c.name, canonical(c.arguments)) for c in calls))
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from awaylog import Away
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 
-from actors.config import ActorsTable
-from actors.engine import Completion
+from actors.config import ActorsTable, EnvironmentTable
+from actors.engine import Completion, Request
+from actors.environment import Asked, Turn
 from actors.intake import Intake
 from actors.local.engine import LocalEngine
-from actors.rooms import Rooms
+from actors.rooms import Rooms, Said
+from actors.turns import Mark, since
 from actors.worker import ActorWorker
+from broker.errors import LogUnavailable
 from broker.log import Log
-from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, decode, encode
+from broker.messages import ChatMessage, DeadLetter, Prompt, Sampling, Trajectory, VersionSpan, decode, encode
 from broker.open import open_log
 from broker.topics import Topics
 from headrace.reading.records import scan
@@ -44,10 +50,12 @@ def engine(tiny_model: Path) -> LocalEngine:
     return engine
 
 
-def worker_of(log: Log, engine: LocalEngine, name: str = "actor-0", **table: Any) -> ActorWorker:
+def worker_of(
+    log: Log, engine: LocalEngine, name: str = "actor-0", rooms: Rooms | None = None, **table: Any
+) -> ActorWorker:
     registry = CollectorRegistry()
     metrics: tuple[Any, ...] = (ActorMetrics(registry), BrokerMetrics(registry), SystemMetrics(registry, "actor"))
-    rooms = Rooms({}, Path())
+    rooms = rooms or Rooms({}, Path())
     return ActorWorker(name, Intake(name, log, TOPICS), engine, rooms, ActorsTable(slots=8, **table), *metrics)
 
 
@@ -64,7 +72,7 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
                 answer=str(i),
                 metadata={"row": i},
                 rewards={"r": 1.0},
-                sampling=Sampling(max_new_tokens=5),
+                sampling=Sampling(max_new_tokens=5, max_turns=6),
                 **fields,
             )
         )
@@ -76,7 +84,8 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
 def work_until(worker: ActorWorker, log: Log, committed: int) -> None:
     deadline = time.monotonic() + 60
     while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < committed:
-        worker.round()
+        with contextlib.suppress(LogUnavailable):  # as ``keep_going``
+            worker.round()
         assert time.monotonic() < deadline
 
 
@@ -107,6 +116,24 @@ def test_what_an_actor_had_not_committed_is_sampled_again_by_the_next(log: Log, 
     work_until(second, log, 4)
     second.close()
     assert {s.id for s in samples(log)} == {f"d-{i}@0#{k}" for i in range(4) for k in range(3)}
+
+
+def test_a_prompt_that_is_delivered_again_while_it_is_under_way_is_committed_when_it_is_done(
+    log: Log, engine: LocalEngine
+) -> None:
+    feed(log, 1)
+    worker = worker_of(log, engine)
+    worker._take()
+    worker._intake.leave()  # its partitions go to another member, and come back
+    worker._intake.join()
+    worker._take()
+    feed(log, 1)  # this is another record: the same group, asked for a second time
+    worker._take()
+    worker._intake.flush(at_once=True)
+    assert not sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values())
+    work_until(worker, log, 2)
+    worker.close()
+    assert sorted(s.id for s in samples(log)) == [f"d-0@0#{k}" for k in range(3)]
 
 
 class Sleeper(LocalEngine):
@@ -165,3 +192,80 @@ def test_what_cannot_be_served_goes_to_the_dead_letters_and_the_rest_goes_on(log
     assert letters["broken"].value == b"\xc1 no message" and "context of 64" in letters["long-0@0"].error
     assert decode(letters["greedy-0@0"].value) == greedy
     assert len(samples(log)) == 6
+
+
+def test_what_is_handled_while_the_log_is_away_is_published_when_it_is_back(
+    log: Log, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = log.producer()
+    for key in (b"broken-1", b"broken-2"):
+        producer.send(TOPICS.prompts, key, b"\xc1 no message")
+    producer.flush()
+    prompts = feed(log, 3)
+    make = log.producer
+    monkeypatch.setattr(log, "producer", lambda: Away(make(), sends=4, flushes=1))
+    worker = worker_of(log, engine)
+    work_until(worker, log, 5)
+    worker.close()
+    assert sorted(s.id for s in samples(log)) == sorted(f"{p.group_id}#{i}" for p in prompts for i in range(3))
+    letters = [m.group_id for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter)]
+    assert sorted(letters) == ["broken-1", "broken-2"]
+
+
+def test_a_prompt_whose_samples_no_record_can_hold_goes_to_the_dead_letters(
+    log: Log, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(log, 1)
+    producer = log.producer()
+    huge = Prompt(
+        "huge-0@0",
+        (ChatMessage("user", "hi"),),
+        2,
+        answer="x" * 6000,
+        rewards={"r": 1.0},
+        sampling=Sampling(max_new_tokens=5),
+    )
+    producer.send(TOPICS.prompts, b"huge", encode(huge))
+    producer.flush()
+    monkeypatch.setattr("broker.sqlite.log.MAX_RECORD_BYTES", 6000)
+    worker = worker_of(log, engine)
+    work_until(worker, log, 2)
+    worker.close()
+    (letter,) = (m for _, m in scan(log, TOPICS.deadletters) if isinstance(m, DeadLetter))
+    assert letter.group_id == "huge-0@0" and "a record of" in letter.error
+    assert {s.id for s in samples(log)} == {f"d-0@0#{i}" for i in range(3)}
+
+
+def test_the_time_of_an_episode_begins_when_its_agent_comes_and_not_when_its_place_is_free(
+    log: Log, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[Request] = []
+    monkeypatch.setattr(engine, "submit", submitted.append)
+    feed(log, 1, environment="agents")
+    rooms = Rooms({"agents": EnvironmentTable(use="actors.agents:Agents", seconds=600)}, Path())
+    worker = worker_of(log, engine, rooms=rooms)
+    worker._take()
+    (work,) = worker._work.values()
+    deadline = time.monotonic() + 60
+    while len(rooms._agents["agents"]._samples) < 3:  # its own thread takes them in
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    work.begun = dict.fromkeys(work.begun, time.monotonic() - 3600)
+    asks = [Turn((ChatMessage("user", text),), asked=Asked("session")) for text in ("one", "two")]
+    ids = np.array([7, 8], np.int32)
+    reply = Completion(
+        work.prompt.group_id, 0, ids, np.full(2, -0.5, np.float32), (VersionSpan(0, 0),), "stop", "ab", 1.0
+    )
+    worker._say([Said(work.tickets[0], asks[0])])
+    worker._hear(reply)
+    earlier = (since(work.episodes[0], Mark()),)
+    worker._say([Said(work.tickets[0], asks[1])])
+    elsewhere = Turn(asks[1].messages, asked=Asked("session", earlier=earlier))
+    worker._say([Said(work.tickets[1], elsewhere)])  # this one has had its first reply in another actor
+    assert [r.indices for r in submitted] == [(0,), (0,), (1,)] and work.missing == {0, 1, 2}
+    assert submitted[1].tokens.tolist() == submitted[2].tokens.tolist()
+    work.begun[0] -= 3600
+    worker._hear(reply)
+    worker._say([Said(work.tickets[0], asks[1])])
+    assert len(submitted) == 3 and work.missing == {1, 2}, "but it does end"
+    worker.close()

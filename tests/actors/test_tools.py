@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def shop(tmp_path: Path) -> Path:
         (hermes, 'I look.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', [("f", {"a": 1})]),
         (hermes, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call><tool_call>{"name": "g"}</tool_call>', [("f", {"a": 1}), ("g", {})]),
         (hermes, "no call {}", []),
+        (hermes, '</tool_call> <tool_call> \t{"name": "f"}\u2028</tool_call> and </tool_call>', [("f", {})]),
         (llama3, '<|python_tag|>{"name": "f", "parameters": {"a": [1, "x"]}}<|eom_id|>', [("f", {"a": [1, "x"]})]),
         (llama3, "The answer is 4.", []),
         (pythonic, "[f(a=-1, b='x'), g()]", [("f", {"a": -1, "b": "x"}), ("g", {})]),
@@ -50,6 +52,7 @@ def test_calls_are_read_in_the_formats_of_models(parser, reply, wanted) -> None:
     [
         (hermes, '<tool_call>{"name": "f"', "without its </tool_call>"),
         (hermes, "<tool_call>{name: f}</tool_call>", "JSONDecodeError"),
+        (hermes, "<tool_call></tool_call>", "JSONDecodeError"),
         (hermes, '<tool_call>["f"]</tool_call>', "TypeError"),
         (hermes, f"<tool_call>{'[' * 100_000}</tool_call>", "no call"),
         (llama3, '{"name": 3, "parameters": {}}', "must be a text"),
@@ -61,6 +64,16 @@ def test_calls_are_read_in_the_formats_of_models(parser, reply, wanted) -> None:
 def test_what_is_no_call_is_an_error_for_the_model(parser, reply, error) -> None:  # type: ignore[no-untyped-def]
     (call,) = parser(reply)
     assert error in call.error
+
+
+@pytest.mark.parametrize(
+    "reply", ["<tool_call>" + "\n" * 20_000, "<tool_call>" * 9_000, "<tool_call>\n</tool_call>\n" * 9_000]
+)
+def test_a_degenerate_reply_is_read_in_no_time(reply: str) -> None:
+    started = time.process_time()
+    calls = list(hermes(reply))
+    assert time.process_time() - started < 1.0
+    assert calls and all(call.error for call in calls)
 
 
 def test_a_typed_function_is_a_tool(shop: Path) -> None:

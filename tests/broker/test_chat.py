@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from broker.chat import MARKS, PROBE, Chat, Chats
+from broker.chat import CHATS, MARKS, PROBE, Chat, Chats
 from broker.errors import ChatError
 from broker.messages import ChatMessage
 
@@ -241,6 +241,15 @@ def test_options_of_the_template_are_the_same_for_prompts_and_documents() -> Non
     assert tokenizer.decode(off.prompt(conversation("q")).ids).endswith(empty)
     before, reply, _ = off.document(conversation("q", "4"))
     assert tokenizer.decode(before.ids).endswith(empty) and tokenizer.decode(reply.ids) == "4<|im_end|>"
+
+
+def test_only_the_sets_of_options_that_were_used_last_are_kept() -> None:
+    chats = Chats(tokenizer_of(SHAPES["qwen3"]))
+    often, once = chats.of(), chats.of({"tools": ["once"]})
+    for number in range(CHATS - 1):
+        chats.of({"tools": [number]})
+        assert chats.of() is often
+    assert len(chats._known) == CHATS and chats.of({"tools": ["once"]}) is not once
 
 
 def test_tools_go_to_the_template() -> None:

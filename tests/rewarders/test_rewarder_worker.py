@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+from awaylog import Away
 from prometheus_client import CollectorRegistry
 from test_math import sample
 
-from broker.errors import HeadraceError, MessageError, RunFault, RunFileError
+from broker.errors import HeadraceError, LogUnavailable, MessageError, RunFault, RunFileError
 from broker.log import Log
-from broker.messages import Vote, encode
+from broker.messages import Outage, Vote, encode
 from broker.open import open_log
 from broker.runfile import RunFile
 from broker.topics import Topics
@@ -91,7 +93,8 @@ def publish(log: Log, texts: list[str], first: int = 0, mix: str = "r") -> None:
 def turn_until(worker: RewarderWorker, log: Log, committed: int, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < committed:
-        worker.round()
+        with contextlib.suppress(LogUnavailable):  # as ``keep_going``
+            worker.round()
         assert time.monotonic() < deadline
 
 
@@ -128,6 +131,21 @@ def test_a_rewarder_that_fails_on_all_it_gets_stops_with_its_reason(log: Log, tm
         turn_until(worker, log, HOPELESS)
     worker.close()
     assert len(votes(log)) == HOPELESS, "its verdicts are written all the same"
+
+
+def test_votes_that_the_log_does_not_take_come_when_it_is_back(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(log, ["a", "bb", "ccc"])
+    make = log.producer
+    monkeypatch.setattr(log, "producer", lambda: Away(make(), sends=3, flushes=1))
+    worker = worker_of(log, tmp_path)
+    worker._health.lost("not yet")  # its end is told in the same rounds
+    turn_until(worker, log, 3, 20)
+    worker.close()
+    assert {g: v.value for g, v in votes(log).items()} == {"g-0@0": 1.5, "g-1@0": 2.5, "g-2@0": 3.5}
+    told = [m.away for _, m in scan(log, TOPICS.rewards) if isinstance(m, Outage)]
+    assert told[0] and not told[-1]
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgpack
 
-from broker.errors import HeldByAnother, LogError, MemberReplaced, OffsetExpired
+from broker.errors import HeldByAnother, LogError, MemberReplaced, OffsetExpired, RecordTooLarge
 from broker.log import First, Record, TopicSpec, partition_of
 from broker.messages import Position
 
@@ -169,7 +169,7 @@ class FolderProducer:
         if not 0 <= chosen < count:
             raise LogError(f"topic {topic} has no partition {chosen}")
         if len(value) > MAX_RECORD_BYTES:
-            raise LogError(f"a record of {len(value)} bytes is above the limit of {MAX_RECORD_BYTES}")
+            raise RecordTooLarge(f"a record of {len(value)} bytes is above the limit of {MAX_RECORD_BYTES}")
         self._rows.append((topic, key, value, chosen))
 
     def flush(self) -> list[Position]:
