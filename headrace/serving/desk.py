@@ -116,7 +116,7 @@ class Desk:
         data = {
             "group": slot.sample[0], "index": slot.sample[1], "task": session.task if slot.open else slot.label(), "open": slot.open,
             "parser": self._parsers[prompt.environment], "purpose": prompt.purpose, "environment": prompt.environment,
-            "mix": list(prompt.rewards),
+            "mix": list(prompt.rewards), "part": session.lost + len(session.parts),
         }  # fmt: skip
         self.book.sessions[session.name] = session
         self.book.take(session.name, "bound", data)
