@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from broker.errors import HeadraceError
 from broker.messages import Vote
 from headrace.serving.actors import Actors, Slot
 from headrace.serving.forms import ApiError, ChatRequest, Reply, refuse
@@ -165,7 +166,7 @@ class Desk:
             if fit == "again" and (sent or session.told < len(part.turns)):
                 return self._reply(session, part)
             if part.over and sent and not part.gone:
-                raise _ended(part)
+                raise part.refusal()
             if fit != "next" or part.over:
                 await self._close(session, part)
                 await self._bind(session)
@@ -257,12 +258,14 @@ class Desk:
             )  # fmt: skip
         if session.ended:
             return
-        part = session.part
-        if part is not None and not part.turns:
+        part, data = session.part, {"why": why}
+        unused = part is not None and not part.turns
+        if unused:
             await self._journal.tell(session.name, "freed")
+        await self._journal.tell(session.name, "ended", **data)
+        if unused:  # not before: a session whose end was not written must be found again
             self.book.take(session.name, "freed", {})
-        await self._journal.tell(session.name, "ended", why=why)
-        self.book.take(session.name, "ended", {"why": why})
+        self.book.take(session.name, "ended", data)
         for part in session.parts:
             slot = self.actors.place(part)
             if slot is not None:
@@ -304,16 +307,7 @@ class Desk:
                     continue
                 if now - session.last > self._idle.get(part.environment, math.inf):
                     log.info("session %s has said nothing for long and ends", session.name)
-                    await self.finish(session, "idle")
-
-
-def _ended(part: Part) -> ApiError:
-    if part.closed == "turns":
-        return ApiError(
-            "messages: the session has had as many replies, or as much time, as the run allows ([learner] sampling max_turns, seconds of the "
-            "environment); its episode has ended with the last one", param="messages", code="max_turns",
-        )  # fmt: skip
-    return ApiError(
-        "messages: they leave no room for a reply ([actors] context_length, [learner] sampling max_total); the episode has ended with the last "
-        "one; shorten the context to go on in another", param="messages", code="context_length_exceeded",
-    )  # fmt: skip
+                    try:
+                        await self.finish(session, "idle")
+                    except (HeadraceError, OSError) as error:
+                        log.warning("session %s cannot end yet: %s", session.name, error)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.messages import ChatMessage, SessionEvent
-from headrace.serving.forms import Message, is_same, said
+from headrace.serving.forms import ApiError, Message, is_same, said
 
 Sample = tuple[str, int]
 """Group and index."""
@@ -49,6 +49,18 @@ class Part:
     @property
     def over(self) -> bool:
         return bool(self.closed or self.gone)
+
+    def refusal(self) -> ApiError:
+        """Why nothing can follow what was said."""
+        if self.closed == "turns":
+            return ApiError(
+                "messages: the session has had as many replies, or as much time, as the run allows ([learner] sampling max_turns, seconds of the "
+                "environment); its episode has ended with the last one", param="messages", code="max_turns",
+            )  # fmt: skip
+        return ApiError(
+            "messages: they leave no room for a reply ([actors] context_length, [learner] sampling max_total); the episode has ended with the last "
+            "one; shorten the context to go on in another", param="messages", code="context_length_exceeded",
+        )  # fmt: skip
 
     def fit(self, messages: Sequence[Message], tools: Sequence[Any]) -> Fit:
         """Whether a request continues this part, asks for its last reply again, or has another past."""
@@ -155,7 +167,8 @@ class Book:
                 self.playing[sample] = session, part
                 if data["open"]:
                     self.labels[sample[0]] = session.task
-            case "freed" if session.parts:
+            # otherwise the part's beginning is lost, or it was freed already
+            case "freed" if session.parts and not session.parts[-1].turns:
                 part = session.parts.pop()
                 del self.playing[part.sample]
                 group = part.sample[0]
