@@ -274,6 +274,11 @@ class Desk:
 
     async def reward(self, session: Session, rewarder: str, value: float, why: str) -> list[Vote]:
         """Vote on all parts of a session, which ends with it. Raises ApiError."""
+        if not session.parts:
+            raise ApiError(
+                f"session = {session.name!r}: it has no sample to vote on: it has said nothing, or that is older than [broker] retention_hours; "
+                "vote sooner", status=409, param="session", code="no_sample",
+            )  # fmt: skip
         known = sorted(self._outside & {name for part in session.parts for name in part.mix})
         if not rewarder and len(known) != 1:
             raise refuse("rewarder", rewarder, f"name the rewarder that this is the vote of, one of {known}")

@@ -15,6 +15,7 @@ from broker.topics import Topics
 from headrace.serving import desk as desks
 from headrace.serving import fates
 from headrace.serving.desk import Desk
+from headrace.serving.forms import ApiError
 from headrace.serving.journal import Journal
 from headrace.serving.sessions import Book
 from headrace.simulation.memory import MemoryLog, MemoryProducer
@@ -94,6 +95,13 @@ def test_silent_sessions_end_though_the_log_has_refused_a_write(refused: int, mo
     for event in events(log):
         again.take(event.session, event.what, event.data)
     assert {n: (s.ended, len(s.parts)) for n, s in again.sessions.items()} == {"a": ("idle", 1), "b": ("idle", 0), "c": ("idle", 1)}  # fmt: skip
+
+
+def test_a_vote_on_a_session_that_is_forgotten_says_why_it_is_refused() -> None:
+    book = Book([SessionEvent("old", "closed", {"part": 0, "why": "stop", "gone": ""})])
+    desk = Desk(book, Journal(FullLog(), TOPICS), {}, {}, frozenset({"agent"}), 5.0)
+    with pytest.raises(ApiError, match=r"'old': it has no sample to vote on: .* older than \[broker\] retention_hours"):
+        asyncio.run(desk.reward(book.sessions["old"], "", 1.0, ""))
 
 
 def test_groups_are_given_up_though_the_log_has_refused_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
