@@ -118,13 +118,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(arguments: Sequence[str]) -> None:
-    """A ring that is started by hand has no supervisor: its learner's run file goes into the run's directory, for later commands."""
+    """A ring that is started by hand has no supervisor: its learner's run file goes into the run's directory, for later commands.
+
+    Of a pool only rank 0 reads the run file.
+    """
     from broker.run import Run
     from broker.run import arguments as of_daemons
     from headrace.running.rundir import RUN_FILE, record
+    from learner.parallel.place import find_place
 
     options = of_daemons("learner", "").parse_args(arguments)
     with contextlib.suppress(HeadraceError):  # the learner says the same, and ends with the right status
+        if (place := find_place()) is not None and place.rank:
+            return
         run = Run.open(options.file, options.overrides, options.directory)
         if not (run.directory / RUN_FILE).exists():
             record(run)

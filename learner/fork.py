@@ -5,29 +5,32 @@ The old run is only read, and may still be running. Groups outstanding there at 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from broker.errors import CheckpointError, RunFault, RunFileError
+from broker.errors import CheckpointError, HeadraceError, RunFault, RunFileError
 from broker.log import Log
 from broker.messages import Manifest, Origin, PlannerState, Prompt, encode
 from broker.run import Run
+from broker.topics import STEPS_OWNER
 from learner.config import LearnerConfig
 from learner.model.adapters import AdapterFiles
 from learner.opening import exclusive_steps, execute_again, model_path
 from learner.planning.join import read_all
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import Tail, decoded, read_tail
-from learner.training.checkpoint import Checkpoints, Progress
+from learner.training.checkpoint import STATE, Checkpoints, Progress, sync
 from learner.training.state import LearnerState
 from learner.training.trainer import state_sha256
+from monitoring import files
 from monitoring.daemon import Stop
 
 log_ = logging.getLogger("learner")
@@ -60,17 +63,18 @@ def fork(old: Run, step: int, new: Run, say: Callable[[str], None] = log_.info) 
     planner = PlannerState(cursor=planner.cursor, eras=planner.eras, missing=missing)
     sha256 = state_sha256(state.model)
     origin = Origin(old.table.name, str(old.directory), old.url, step, sha256)
-    offset = _begin_log(new, Manifest(step, stage, "fork", state=planner, created=time.time(), origin=origin))
     state.adapters = AdapterFiles(new.directory / "adapters")
-    state.progress = replace(state.progress, steps_offset=offset)
+    state.progress = replace(state.progress, steps_offset=0)  # until the new log says which
     path = state.save(Checkpoints(new.directory / "checkpoints"), keep=1, name=f"fork-{step:08d}")
     state.close()
     if (
         old.file.tables.get("learner") != new.file.tables.get("learner")
         or old.file.tables["stage"] != new.file.tables["stage"]
     ):
-        _try(new, path)
-    return Forked(state.progress, executed, sum(map(len, missing.values())), gone)
+        _try(new, path)  # before the log has heard of the run: a name that was used there cannot be used again
+    first = Manifest(step, stage, "fork", state=planner, created=time.time(), origin=origin)
+    offset = _begin_log(new, first, lambda offset: _place(path, offset))
+    return Forked(replace(state.progress, steps_offset=offset), executed, sum(map(len, missing.values())), gone)
 
 
 def refuse_other_beginnings(old: Run, new: Run) -> None:
@@ -209,19 +213,34 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _begin_log(new: Run, manifest: Manifest) -> int:
-    """Write the first record of the new run; returns the offset after it."""
-    with ExitStack() as stack:
-        log = new.open_log()
-        stack.callback(log.close)
-        steps = exclusive_steps(log, new, "headrace fork", Stop())
-        stack.callback(steps.close)
-        if any(log.ends(new.topics.steps)[p] > begin for p, begin in log.begins(new.topics.steps).items()):
-            raise RunFault(
-                f"{new.url} already holds records of a run named {new.table.name!r}; choose another name: --set run.name=NAME"
-            )
-        steps.send(new.topics.steps, b"fork", encode(manifest))
-        return steps.flush()[-1].offset + 1
+def _begin_log(new: Run, manifest: Manifest, settle: Callable[[int], None]) -> int:
+    """Write the first record of the new run, and ``settle`` the offset after it, which is returned. Where it cannot be settled, the log forgets the run."""
+    begun = False
+    with closing(new.open_log()) as log:
+        try:
+            with closing(exclusive_steps(log, new, "headrace fork", Stop())) as steps:
+                if any(log.ends(new.topics.steps)[p] > begin for p, begin in log.begins(new.topics.steps).items()):
+                    raise RunFault(
+                        f"{new.url} already holds records of a run named {new.table.name!r}; choose another name: --set run.name=NAME"
+                    )
+                steps.send(new.topics.steps, b"fork", encode(manifest))
+                offset = steps.flush()[-1].offset + 1
+                begun = True
+                settle(offset)
+        except BaseException:
+            if begun:
+                with suppress(HeadraceError, OSError):  # what went wrong before is the reason to give
+                    log.delete([spec.name for spec in new.topics.specs()], [new.topics.group(STEPS_OWNER)])
+            raise
+    return offset
+
+
+def _place(path: Path, offset: int) -> None:
+    """A checkpoint includes the records of ``steps`` up to this offset."""
+    header = json.loads((path / STATE).read_text())
+    files.replace(path / STATE, json.dumps({**header, "steps_offset": offset}))
+    sync(path / STATE)
+    sync(path)
 
 
 def _try(new: Run, path: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from broker.spelling import nearest
 from headrace.commands.arguments import as_json, run_directory
 from headrace.reading.heads import head_of
 from headrace.reading.records import read, records
-from headrace.running.rundir import reopen
+from headrace.running.rundir import RUN_FILE, reopen
 from headrace.running.runfile import check
 from learner.config import LearnerConfig
 from learner.planning.requests import Asked, leave
@@ -61,10 +62,11 @@ def main(options: argparse.Namespace) -> int:
     }
     asked = parse({key: value for key, value in wanted.items() if value is not None}, Asked, "headrace eval")
     _known(run, asked)
-    if options.model is None and _lives(run, "learner"):
-        result = _ask(run, asked)
-    else:
-        result = _alone(run, asked, options.model)
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():  # what is told meanwhile is no JSON
+        if options.model is None and _lives(run, "learner"):
+            result = _ask(run, asked)
+        else:
+            result = _alone(run, asked, options.model)
     if options.json:
         print(
             json.dumps(
@@ -123,11 +125,15 @@ class Answer:
         return found if isinstance(found, Evaluation) else None
 
 
+def _not_there(found: Evaluation | None, asked: Asked) -> None:
+    if found is not None:
+        raise RunFileError(f"--name {asked.name!r} is the name of an evaluation in the log already; use another")
+
+
 def _ask(run: Run, asked: Asked) -> Evaluation:
     """Ask the learner to evaluate between its steps, and wait for the result."""
     answer = Answer(run, asked.name)
-    if answer.look() is not None:
-        raise RunFileError(f"--name {asked.name!r} is the name of an evaluation in the log already; use another")
+    _not_there(answer.look(), asked)
     path = leave(run.directory, asked)
     print(f"asked the learner: {asked.questions} questions, {asked.k} samples each ({path.name})", flush=True)
     try:
@@ -155,18 +161,24 @@ def _alone(run: Run, asked: Asked, model: str | None) -> Evaluation:
         if newest is None:
             raise RunFileError(f"{run.directory} has no checkpoint yet; name one with --model")
         model = str(newest[0])
+    alone = separate(run, asked, model)
+    check(alone.file)
+    if (alone.directory / RUN_FILE).is_file():
+        _not_there(Answer(alone, asked.name).look(), asked)
+    alone.directory.mkdir(parents=True, exist_ok=True)
+    run_all(alone, plain=True)
+    result = Answer(alone, asked.name).look()
+    if result is None:
+        raise RunFault(f"no result came; see {alone.directory / 'logs'}")
+    return result
+
+
+def separate(run: Run, asked: Asked, model: str) -> Run:
+    """The run that evaluates ``model`` beside ``run``."""
     tables: dict[str, Any] = {key: value for key, value in run.file.tables.items() if key != "stage"}
     path = str(Path(model).resolve()) if Path(model).is_dir() else model
     tables["run"] = {**tables["run"], "name": f"{run.table.name}-{asked.name}"[:80], "model": path}
     tables["broker"] = {**tables.get("broker", {}), "url": ""}
     tables["stage"] = [{"kind": "evaluate", **asked.model_dump(exclude_unset=True)}]
     directory = run.directory / "evaluations" / asked.name
-    directory.mkdir(parents=True, exist_ok=True)
-    file = RunFile(tables, run.file.base, run.file.path)
-    alone = Run.of(file, directory)
-    check(file)
-    run_all(alone, plain=True)
-    result = Answer(alone, asked.name).look()
-    if result is None:
-        raise RunFault(f"no result came; see {directory / 'logs'}")
-    return result
+    return Run.of(RunFile(tables, run.file.base, run.file.path), directory)

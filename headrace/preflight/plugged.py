@@ -64,16 +64,17 @@ def made(subject: Subject) -> Iterator[Finding]:
 
 def _nothing_to_compare(subject: Subject, same: set[str]) -> Iterator[Finding]:
     """Trained mixes in which every rewarder gives all samples of a group the same value."""
+    seen = set()
     for use in subject.uses:
         if use.training is None or use.training.objective.allows_single():
             continue
-        own = subject.whole.learner.data[use.source].rewards
-        weights = subject.whole.run.rewards if own is None else own
-        counting = {name for name, weight in weights.items() if weight}
-        if counting and counting <= same:
-            yield error(
-                use.where,
-                f"the mix of [data.{use.source}] is {', '.join(sorted(counting))} alone, which says the same of all samples of a group: "
-                "nothing can be learned from it",
-                "add a rewarder that tells them apart, or make this one a shadow",
-            )
+        for where, weights in use.mixes:
+            counting = {name for name, weight in weights.items() if weight}
+            if counting and counting <= same and (where, use.source) not in seen:
+                seen.add((where, use.source))
+                yield error(
+                    where,
+                    f"the mix of [data.{use.source}] is {', '.join(sorted(counting))} alone, which says the same of all samples of a group: "
+                    "nothing can be learned from it",
+                    "add a rewarder that tells them apart, or make this one a shadow",
+                )

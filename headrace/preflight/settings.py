@@ -161,21 +161,13 @@ def rewards(subject: Subject) -> Iterator[Finding]:
     own_mixes = {f"[[stage]] {stage.name} rewards": stage.mixes() for stage in whole.learner.stages}
     mixes |= {f"{where} ({n})": mix for where, found in own_mixes.items() for n, mix in enumerate(found)}
     known = list(whole.rewarders)
-    trained = {use.source: use.training for use in subject.uses if use.training is not None}
     for where, mix in mixes.items():
         for name in mix:
             if name not in whole.rewarders:
                 yield error(
                     where, f"names {name!r}, but there is no [rewarders.{name}]{nearest(name, known)}", "add it"
                 )
-        own = where.removeprefix("[data.").partition("]")[0]
-        used = [t for n, t in trained.items() if (n == own or (where.startswith("[run]") and _usual(subject, n)))]
-        teachers = any(t.objective.allows_single() for t in used)
-        if used and not any(mix.values()) and not teachers:
-            shown = ", ".join(f"{name} = {weight:g}" for name, weight in mix.items()) or "empty"
-            yield error(
-                where, f"every weight is 0 ({shown}): every reward is 0, and no group can be trained", "raise one"
-            )
+    yield from _weightless(subject)
     everyone = {name for mix in mixes.values() for name in mix} | {use.judge for use in subject.uses}
     for name, table in whole.rewarders.items():
         if name in everyone and not table.external and not table.workers:
@@ -191,8 +183,19 @@ def rewards(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _usual(subject: Subject, source: str) -> bool:
-    return subject.whole.learner.data[source].rewards is None
+def _weightless(subject: Subject) -> Iterator[Finding]:
+    seen = set()
+    for use in subject.uses:
+        if use.training is None or use.training.objective.allows_single():
+            continue
+        for where, weights in use.mixes:
+            if where in seen or any(weights.values()):
+                continue
+            seen.add(where)
+            shown = ", ".join(f"{name} = {weight:g}" for name, weight in weights.items()) or "empty"
+            yield error(
+                where, f"every weight is 0 ({shown}): every reward is 0, and no group can be trained", "raise one"
+            )
 
 
 def numbers(subject: Subject) -> Iterator[Finding]:

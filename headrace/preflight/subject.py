@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from broker.chat import Chat, Chats
 from broker.errors import DataAway, DataError, HeadraceError
 from headrace.running.runfile import WholeRun
 from learner.data.registry import open_documents, open_prompts
 from learner.data.source import Document, PromptRow, row_of
+from learner.stages.rl import Phase
 from learner.stages.stage import Stage
 from learner.tables import Benchmark, SamplingTable, SupervisedTable, Training
 
@@ -29,6 +30,13 @@ ROWS = 64
 ROW_SECONDS = 3.0
 """How long reading the rows of one source may take; only rows read until then are checked."""
 Purpose = Literal["train", "held out", "collected", "documents"]
+
+
+class Mix(NamedTuple):
+    """A reward mix, and the table that it comes from."""
+
+    where: str
+    weights: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class Use:
     training: Training | None = None
     judge: str = ""
     """The rewarder that judges which answers are correct; only for held-out questions."""
+    mixes: tuple[Mix, ...] = ()
+    """What its prompts are rewarded by, in the order of the phases; only for training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +241,28 @@ def _uses(whole: WholeRun) -> Iterator[Use]:
                 yield Use(name, stage, "documents", where)
             elif training is not None:
                 phases = getattr(stage, "phases", lambda usual: ())(training.sampling)
-                asked_by = {phase.sampling: None for phase in phases if name in phase.weights} or {
-                    training.sampling: None
-                }
-                for sampling in asked_by:
-                    yield Use(name, stage, "train", where, sampling, samples=training.group_size, training=training)
+                phases = [phase for phase in phases if name in phase.weights]
+                mixed: dict[SamplingTable, list[Mix]] = {} if phases else {training.sampling: [_mix(whole, name)]}
+                last = None
+                for phase in phases:
+                    mix = _mix(whole, name, where, phase)
+                    last = last if last is not None and last.weights is mix.weights else mix  # by where it is set first
+                    mixed.setdefault(phase.sampling, []).append(last)
+                for sampling, mixes in mixed.items():
+                    yield Use(
+                        name, stage, "train", where, sampling, samples=training.group_size, training=training, mixes=tuple(mixes)
+                    )  # fmt: skip
             elif not stage.reads_rows:
                 yield Use(
                     name, stage, "collected", where, getattr(stage, "sampling", None) or usual,
                     getattr(stage, "questions", None), getattr(stage, "samples", 1),
                 )  # fmt: skip
+
+
+def _mix(whole: WholeRun, source: str, stage: str = "", phase: Phase | None = None) -> Mix:
+    """The mix of a source, as ``learner.sources`` resolves it: the stage's goes before the source's, and that before the run's."""
+    if phase is not None and source in phase.rewards:
+        since = f" after step {phase.begins}" if phase.begins else ""
+        return Mix(f"{stage} rewards.{source}{since}", phase.rewards[source])
+    own = whole.learner.data[source].rewards
+    return Mix("[run] rewards", whole.run.rewards) if own is None else Mix(f"[data.{source}] rewards", own)

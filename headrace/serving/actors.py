@@ -133,7 +133,7 @@ class Actors:
         if played is not None:
             session, part = played
             if message["number"] == len(part.turns):
-                data = {"part": session.parts.index(part), "turn": message["turn"]}
+                data = {"part": session.number(part), "turn": message["turn"]}
                 await self._journal.tell(session.name, "turn", **data)
                 self._book.take(session.name, "turn", data)
         assert slot.link is not None
@@ -151,7 +151,7 @@ class Actors:
             await link.say("closed", ticket)
 
     async def tell_closed(self, session: Session, part: Part, why: str, gone: str = "") -> None:
-        data = {"part": session.parts.index(part), "why": why, "gone": gone}
+        data = {"part": session.number(part), "why": why, "gone": gone}
         await self._journal.tell(session.name, "closed", **data)
         self._book.take(session.name, "closed", data)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from broker.errors import HeadraceError
 from broker.messages import Vote
 from headrace.serving.actors import Actors, Slot
 from headrace.serving.forms import ApiError, ChatRequest, Reply, refuse
@@ -116,7 +117,7 @@ class Desk:
         data = {
             "group": slot.sample[0], "index": slot.sample[1], "task": session.task if slot.open else slot.label(), "open": slot.open,
             "parser": self._parsers[prompt.environment], "purpose": prompt.purpose, "environment": prompt.environment,
-            "mix": list(prompt.rewards),
+            "mix": list(prompt.rewards), "part": session.lost + len(session.parts),
         }  # fmt: skip
         self.book.sessions[session.name] = session
         self.book.take(session.name, "bound", data)
@@ -165,7 +166,7 @@ class Desk:
             if fit == "again" and (sent or session.told < len(part.turns)):
                 return self._reply(session, part)
             if part.over and sent and not part.gone:
-                raise _ended(part)
+                raise part.refusal()
             if fit != "next" or part.over:
                 await self._close(session, part)
                 await self._bind(session)
@@ -257,12 +258,14 @@ class Desk:
             )  # fmt: skip
         if session.ended:
             return
-        part = session.part
-        if part is not None and not part.turns:
+        part, data = session.part, {"why": why}
+        unused = part is not None and not part.turns
+        if unused:
             await self._journal.tell(session.name, "freed")
+        await self._journal.tell(session.name, "ended", **data)
+        if unused:  # not before: a session whose end was not written must be found again
             self.book.take(session.name, "freed", {})
-        await self._journal.tell(session.name, "ended", why=why)
-        self.book.take(session.name, "ended", {"why": why})
+        self.book.take(session.name, "ended", data)
         for part in session.parts:
             slot = self.actors.place(part)
             if slot is not None:
@@ -271,6 +274,11 @@ class Desk:
 
     async def reward(self, session: Session, rewarder: str, value: float, why: str) -> list[Vote]:
         """Vote on all parts of a session, which ends with it. Raises ApiError."""
+        if not session.parts:
+            raise ApiError(
+                f"session = {session.name!r}: it has no sample to vote on: it has said nothing, or that is older than [broker] retention_hours; "
+                "vote sooner", status=409, param="session", code="no_sample",
+            )  # fmt: skip
         known = sorted(self._outside & {name for part in session.parts for name in part.mix})
         if not rewarder and len(known) != 1:
             raise refuse("rewarder", rewarder, f"name the rewarder that this is the vote of, one of {known}")
@@ -304,16 +312,7 @@ class Desk:
                     continue
                 if now - session.last > self._idle.get(part.environment, math.inf):
                     log.info("session %s has said nothing for long and ends", session.name)
-                    await self.finish(session, "idle")
-
-
-def _ended(part: Part) -> ApiError:
-    if part.closed == "turns":
-        return ApiError(
-            "messages: the session has had as many replies, or as much time, as the run allows ([learner] sampling max_turns, seconds of the "
-            "environment); its episode has ended with the last one", param="messages", code="max_turns",
-        )  # fmt: skip
-    return ApiError(
-        "messages: they leave no room for a reply ([actors] context_length, [learner] sampling max_total); the episode has ended with the last "
-        "one; shorten the context to go on in another", param="messages", code="context_length_exceeded",
-    )  # fmt: skip
+                    try:
+                        await self.finish(session, "idle")
+                    except (HeadraceError, OSError) as error:
+                        log.warning("session %s cannot end yet: %s", session.name, error)

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.messages import ChatMessage, SessionEvent
-from headrace.serving.forms import Message, is_same, said
+from headrace.serving.forms import ApiError, Message, is_same, said
 
 Sample = tuple[str, int]
 """Group and index."""
 Fit = Literal["next", "again", "edited"]
+EXPIRED = "expired"
+"""Why a session has ended whose beginning retention has removed."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,18 @@ class Part:
     def over(self) -> bool:
         return bool(self.closed or self.gone)
 
+    def refusal(self) -> ApiError:
+        """Why nothing can follow what was said."""
+        if self.closed == "turns":
+            return ApiError(
+                "messages: the session has had as many replies, or as much time, as the run allows ([learner] sampling max_turns, seconds of the "
+                "environment); its episode has ended with the last one", param="messages", code="max_turns",
+            )  # fmt: skip
+        return ApiError(
+            "messages: they leave no room for a reply ([actors] context_length, [learner] sampling max_total); the episode has ended with the last "
+            "one; shorten the context to go on in another", param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+
     def fit(self, messages: Sequence[Message], tools: Sequence[Any]) -> Fit:
         """Whether a request continues this part, asks for its last reply again, or has another past."""
         if not self.turns:
@@ -80,11 +94,12 @@ class Part:
 @dataclass(slots=True)
 class Session:
     """An agent's session. ``task`` is what its samples are compared with others by. ``told`` counts the replies of the newest part that the
-    agent has certainly been sent."""
+    agent has certainly been sent. ``lost`` parts came before the first of ``parts``: retention has removed their beginnings."""
 
     name: str
     task: str = ""
     parts: list[Part] = field(default_factory=list)
+    lost: int = 0
     ended: str = ""
     rewards: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.monotonic)
@@ -100,7 +115,20 @@ class Session:
     @property
     def label(self) -> str:
         """What its newest part is called in a trajectory."""
-        return self.name if len(self.parts) < 2 else f"{self.name}#{len(self.parts)}"
+        count = self.lost + len(self.parts)
+        return self.name if count < 2 else f"{self.name}#{count}"
+
+    def number(self, part: Part) -> int:
+        """What the log calls one of its parts."""
+        return self.lost + self.parts.index(part)
+
+    def find(self, number: int) -> Part | None:
+        """A part by its number; None if its beginning is lost, and with it the session if nothing newer is known."""
+        if number >= self.lost + len(self.parts):
+            self.lost = number + 1 - len(self.parts)
+            if not self.parts:
+                self.ended = self.ended or EXPIRED
+        return self.parts[number - self.lost] if number >= self.lost else None
 
     def status(self) -> dict[str, Any]:
         return {
@@ -132,24 +160,29 @@ class Book:
             case "bound":
                 sample = (data["group"], data["index"])
                 part = Part(sample, data["parser"], data["purpose"], data["environment"], tuple(data["mix"]))
+                session.lost = max(session.lost, data.get("part", 0) - len(session.parts))
                 session.parts.append(part)
+                session.ended = "" if session.ended == EXPIRED else session.ended
                 session.task, session.told = data["task"], 0
                 self.playing[sample] = session, part
                 if data["open"]:
                     self.labels[sample[0]] = session.task
-            case "freed":
+            # otherwise the part's beginning is lost, or it was freed already
+            case "freed" if session.parts and not session.parts[-1].turns:
                 part = session.parts.pop()
                 del self.playing[part.sample]
                 group = part.sample[0]
                 if not any(g == group for g, _ in self.playing):
                     self.labels.pop(group, None)
             case "turn":
-                session.parts[data["part"]].add(data["turn"])
+                if (known := session.find(data["part"])) is not None:
+                    known.add(data["turn"])
             case "closed":
-                part = session.parts[data["part"]]
-                part.closed, part.gone = part.closed or data["why"], part.gone or data["gone"]
+                if (known := session.find(data["part"])) is not None:
+                    known.closed, known.gone = known.closed or data["why"], known.gone or data["gone"]
             case "ended":
                 session.ended = data["why"]
             case "reward":
                 session.rewards[data["rewarder"]] = data["value"]
+                session.ended = session.ended or "rewarded"
         return session

@@ -8,6 +8,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ MAGIC = b"GGUF"
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """The dtypes that weights can be written as, with their size in bytes."""
 ROOM = 1.02  # factor on the weights' size, for the tokenizer and other files
+WHOLE_TOKENIZERS = (5, 19)
+"""The version of transformers that reads tokenizers without some of the special tokens; older ones fail with an AttributeError."""
 QUANTISED = ("quantization_config", "_pre_quantization_dtype")
 
 
@@ -212,8 +215,21 @@ def reading(file: Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise RunFileError(f"{file} cannot be read here: {_said(error)}") from error
+    except AttributeError as error:
+        raise RunFileError(f"{file} cannot be read by transformers: {_said(error)}{_newer()}") from error
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise RunFileError(f"{file} cannot be read by transformers: {_said(error)}") from error
+
+
+def _newer() -> str:
+    """The cure where transformers is too old for a tokenizer whose file leaves out a special token, such as ``bos_token_id``."""
+    import transformers
+
+    installed = tuple(int(number) for number in re.findall(r"\d+", transformers.__version__)[:2])
+    if installed >= WHOLE_TOKENIZERS:
+        return ""
+    needed = ".".join(map(str, WHOLE_TOKENIZERS))
+    return f"; install transformers of at least {needed}, this is {transformers.__version__}"
 
 
 def _said(error: Exception) -> str:

@@ -13,7 +13,7 @@ from ringtools import SMALL, headrace
 from broker.errors import RunFileError
 from broker.run import Run
 from broker.runfile import RunFile
-from headrace.__main__ import main
+from headrace.__main__ import _record, main
 from headrace.commands.run import FINISHED_MARK, is_finished
 from headrace.running.rundir import changes, find_run, record, reopen
 from headrace.running.runfile import check
@@ -127,6 +127,21 @@ def test_the_directory_keeps_the_run_file_and_says_what_has_changed(tmp_path: Pa
     (home / "run.toml").write_text("[run\n")
     with pytest.raises(RunFileError, match="is damaged"):
         record(Run.open(file, [], home))
+
+
+@pytest.mark.parametrize(("rank", "kept"), [("", True), ("0", True), ("1", False)])
+def test_a_learner_by_hand_leaves_its_run_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, kept: bool
+) -> None:
+    """Also as a pool under torchrun, whose other ranks need not even see the run file."""
+    if rank:
+        pool = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        for name, value in pool.items():
+            monkeypatch.setenv(name, value)
+    directory = tmp_path / "run"
+    _record([str(small(tmp_path)), "--dir", str(directory)])
+    assert (directory / "run.toml").exists() == kept
+    assert not kept or reopen(directory).table.name == "small"
 
 
 def test_a_run_file_leads_to_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def start_node(directory: Path, number: int, port: int) -> subprocess.Popen[byte
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}",
         "--master-addr=127.0.0.1", f"--master-port={port}", "--max-restarts=2",
-        "-m", "learner", str(directory / "run.toml"), "--dir", str(directory),
+        "-m", "headrace", "learner", str(directory / "supervised.toml"), "--dir", str(directory),
     ]  # fmt: skip
     with (directory / "run.out").open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
@@ -120,7 +120,7 @@ def start_node(directory: Path, number: int, port: int) -> subprocess.Popen[byte
 @pytest.mark.timeout(400)
 def test_two_nodes_by_hand_start_the_pool_again_where_its_newest_checkpoint_is(tmp_path: Path) -> None:
     """torchrun's agents serve the rendezvous, and their --max-restarts takes the supervisor's place."""
-    (tmp_path / "run.toml").write_text(SUPERVISED.format(model=SMALL.parents[2] / "recipes" / "tiny_model"))
+    (tmp_path / "supervised.toml").write_text(SUPERVISED.format(model=SMALL.parents[2] / "recipes" / "tiny_model"))
     port = free_ports(1)[0]
     nodes = [start_node(tmp_path, number, port) for number in range(2)]
     checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -136,3 +136,4 @@ def test_two_nodes_by_hand_start_the_pool_again_where_its_newest_checkpoint_is(t
     newest = checkpoints.newest()
     assert newest is not None and newest[1].closed
     assert len(list((tmp_path / "checkpoints").glob("stage-0-*/model-*.safetensors"))) == 2
+    assert not verify(tmp_path)["problems"], "the directory is all that commands need"

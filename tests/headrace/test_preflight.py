@@ -58,6 +58,8 @@ SETTINGS = [
     (settings.trainings, ["rewarders.vowels.timeout=60.0"], "warning", "given up after deadline = 60 s"),
     (settings.rewards, ["run.rewards.vowels=0.0"], "error", r"every weight is 0 \(vowels = 0\)"),
     (settings.rewards, ["data.prompts.rewards={vowels=0.0}"], "error", "every weight is 0"),
+    (settings.rewards, ["stage.1.rewards={prompts={vowels=0.0}}"], "error", r"rl rewards.prompts: every weight is 0"),
+    (settings.rewards, ["stage.1.later=[{from_step=5, rewards={prompts={vowels=0.0}}}]"], "error", "rl rewards.prompts after step 5: every weight is 0"),
     (settings.rewards, ["data.prompts.rewards={vowls=1.0}"], "error", "names 'vowls', but .* did you mean 'vowels'"),
     (settings.rewards, ["rewarders.other.use=rewarders.format:Format"], "warning", "no mix names it"),
     (settings.rewards, ["rewarders.vowels.workers=0"], "note", "workers = 0: none is started here, .*headrace rewarder run.toml --rewarder vowels"),
@@ -67,6 +69,26 @@ SETTINGS = [
     (settings.numbers, ["actors.dtype=bfloat16"], "note", "log-probabilities differ by rounding"),
     (settings.held_out, ["stage.1.eval_data=prompts"], "warning", "asked as held-out questions, and trained on"),
 ]  # fmt: skip
+
+
+RECIPE = ROOT / "recipes" / "tiny.toml"
+ZERO, GOOD = "{accuracy=0.0, format=0.0}", "{accuracy=1.0, format=0.2}"
+SAME = "rewarders.format={use='rewarders.comparison:Difficulty'}"
+
+
+def test_a_mix_of_the_stage_goes_before_those_of_the_source_and_of_the_run() -> None:
+    stage = "stage.2.rewards={prompts=%s}"
+    right = [f"run.rewards={ZERO}", stage % GOOD]
+    assert not [f for f in found(settings.rewards, RECIPE, *right) if f.level == "error"]
+    assert not [f for f in found(settings.rewards, RECIPE, *right, f"data.prompts.rewards={ZERO}") if f.level == "error"]  # fmt: skip
+    (wrong,) = [f for f in found(settings.rewards, RECIPE, stage % ZERO) if f.level == "error"]
+    assert wrong.where == "[[stage]] zero rewards.prompts" and "every weight is 0" in wrong.what
+    later = [f for f in found(settings.rewards, RECIPE, stage % ZERO, "stage.2.later=[{from_step=5, temperature=0.5}]") if f.level == "error"]  # fmt: skip
+    assert later == [wrong], "the same table is told once"
+    flat, told = "{accuracy=0.0, format=1.0}", "alone, which says the same of all samples"
+    assert not [f for f in found(plugged.made, RECIPE, SAME, f"run.rewards={flat}", stage % GOOD) if told in f.what]
+    (same,) = [f for f in found(plugged.made, RECIPE, SAME, stage % flat) if told in f.what]
+    assert same.where == "[[stage]] zero rewards.prompts"
 
 
 @pytest.mark.parametrize(("look", "overrides", "level", "told"), SETTINGS, ids=[s[3][:40] for s in SETTINGS])

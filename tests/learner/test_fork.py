@@ -214,3 +214,31 @@ def test_what_cannot_be_forked_is_said_and_leaves_nothing_behind(
     (new / "mine").write_text("kept")
     assert fork(old, new, 5) == 2
     assert "is not empty" in capsys.readouterr().err and (new / "mine").exists()
+
+
+@pytest.mark.long
+def test_a_fork_that_was_refused_leaves_nothing_on_a_shared_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shared = f"broker.url=sqlite://{tmp_path}/shared"
+    with ring(old, *SHORT, *EVERY) as made:
+        made.run()
+    assert fork(old, new, 5, shared, "learner.optimizer.muon=20") == 2
+    assert "do not fit the state" in capsys.readouterr().err
+    with monkeypatch.context() as full:
+
+        def no_space(path: Path, offset: int) -> None:
+            raise OSError("no space")
+
+        full.setattr("learner.fork._place", no_space)
+        assert fork(old, new, 5, shared) == 3
+    assert fork(old, new, 5, shared) == 0, capsys.readouterr().err
+    assert fork(old, tmp_path / "other", 5, shared, "run.name=new") == 3
+    assert "already holds records of a run named 'new'" in capsys.readouterr().err
+    goes_on = forked(new)
+    try:
+        assert goes_on.run(), "what the refused ones left, and the one of the same name, has not harmed it"
+        assert not goes_on.verify().problems
+    finally:
+        goes_on.close()

@@ -138,6 +138,24 @@ def test_missing_tensors_are_named(llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(("version", "cure"), [("5.17.0", "; install transformers of at least 5.19, this is 5.17.0"), ("5.19.1", "")])  # fmt: skip
+def test_a_tokenizer_that_an_older_transformers_cannot_read_is_named_with_the_cure(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, cure: str
+) -> None:
+    """As 5.17 fails where the file has no bos_token_id."""
+    what = "'GGUFTokenizerSkeleton' object has no attribute 'bos_token_id'"
+
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise AttributeError(what)
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    monkeypatch.setattr("transformers.__version__", version)
+    with pytest.raises(RunFileError) as refused:
+        gguf.convert(llama, tmp_path / "new")
+    assert str(refused.value) == f"{llama} cannot be read by transformers: AttributeError: {what}{cure}"
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_directory_that_is_full_stays_as_it_is(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
