@@ -462,11 +462,15 @@ def test_a_source_that_changed_between_two_starts_is_taken_up_and_no_id_means_tw
     assert not verify(log, TOPICS).problems
 
 
+def with_gone(ring: Ring) -> StagePlan:
+    """The ring's stage, whose mix has a rewarder that is to leave."""
+    (own,) = ring.stage.feedings
+    return replace(ring.stage, feedings=(replace(own, ask=replace(own.ask, rewards={"r": 1.0, "gone": 1.0})),))
+
+
 def test_groups_no_longer_wait_for_a_rewarder_that_left_the_run_file(log: Log) -> None:
     ring = Ring(log, groups_per_step=1, max_lag=0)
-    (own,) = ring.stage.feedings
-    stage = replace(ring.stage, feedings=(replace(own, ask=replace(own.ask, rewards={"r": 1.0, "gone": 1.0})),))
-    ring.planner.refill(stage)
+    ring.planner.refill(with_gone(ring))
     (prompt,) = ring.fed()
     ring.answer(prompt, [0, 1])
     assert ring.plan() is None
@@ -475,6 +479,42 @@ def test_groups_no_longer_wait_for_a_rewarder_that_left_the_run_file(log: Log) -
     assert [j.reward for j in planned.groups[0]] == [0, 1]
     again = ManifestReader(log, TOPICS).groups(planned.manifest)
     assert [j.reward for j in again[0]] == [0, 1], "and a redo sees the same rewards"
+    assert not verify(log, TOPICS).problems
+
+
+def test_a_rewarder_that_left_counts_for_all_samples_of_a_group_or_for_none(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=0)
+    stage = with_gone(ring)
+    ring.planner.refill(stage)
+    half, whole = ring.fed()
+    ring.answer(half, [1, 1])
+    ring.vote(half, 0, 1.0, rewarder="gone")
+    ring.answer(whole, [1, 1])
+    for index, value in enumerate([1.0, 0.5]):
+        ring.vote(whole, index, value, rewarder="gone")
+    ring.out.flush()
+    ring.pump()
+    ring.planner.release(frozenset({"gone"}))
+    first, second = ring.join.groups.values()
+    assert [j.reward for j in first.judged()] == [1.0, 1.0], "two answers that are equally good"
+    assert [j.reward for j in second.judged()] == [2.0, 1.5]
+
+
+def test_a_vote_that_comes_once_a_group_is_judged_changes_no_reference(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=0)
+    stage = with_gone(ring)
+    ring.planner.refill(stage)
+    early, late = ring.fed()
+    ring.answer(early, [0, 1])
+    ring.pump()
+    ring.planner.release(frozenset({"gone"}))
+    assert ring.planner.plan(stage) is None, "the other group is missing"
+    for index in range(2):
+        ring.vote(early, index, 5.0, rewarder="gone")
+    ring.answer(late, [0, 1])
+    planned = ring.plan()
+    assert [j.reward for j in planned.groups[0]] == [0, 1]
+    assert ManifestReader(log, TOPICS).groups(planned.manifest) == planned.groups
     assert not verify(log, TOPICS).problems
 
 
