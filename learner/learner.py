@@ -20,7 +20,7 @@ from learner.finite import Finite
 from learner.planning.collect import Collection, Finish
 from learner.planning.feed import Feeding
 from learner.planning.plans import Planned, StagePlan
-from learner.planning.requests import find, place
+from learner.planning.requests import find, judges, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
 from learner.reading import Redone, digest, rows_of
@@ -288,6 +288,7 @@ class Learner:
             if edited is None:
                 return
             mix = edited.table("run", RunTable).rewards
+            waited_for = LearnerConfig(edited).judging(mix) | judges(self.run.directory)
         except RunFileError as error:
             log_.warning("the run file was edited, and the old mix stays: %s", error)
             return
@@ -296,7 +297,7 @@ class Learner:
             log_.info("groups are from now on fed with the mix %s", mix)
             old, self.sources.mix = self.sources.mix, mix
             self.begin(self._plan.mixed(old, mix))
-            self.planning.release(frozenset(old) - frozenset(mix))
+            self.planning.release(frozenset(old) - waited_for)
 
     def _follow_asked(self) -> None:
         """Begin the evaluations that were requested in the meantime."""

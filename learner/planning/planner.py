@@ -155,8 +155,8 @@ class Planner:
                 self._drop(group, Reason.INCOMPLETE)
 
     def release(self, rewarders: frozenset[str]) -> None:
-        """Stop waiting for the votes of these rewarders; the others' votes decide."""
-        freed = sum(group.excuse(rewarders) for group in self.training()) if rewarders else 0
+        """Stop waiting for the votes of these rewarders, in evaluations and collections too; the others' votes decide."""
+        freed = sum(group.excuse(rewarders) for group in self.join.groups.values()) if rewarders else 0
         if freed:
             log.warning("%d groups no longer wait for %s, which left the run file", freed, ", ".join(sorted(rewarders)))
 

@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from broker.log import Log
 from broker.messages import (
     ChatMessage,
     DeadLetter,
+    Dropped,
     Era,
+    Evaluation,
     Outage,
     Prompt,
     Sampling,
@@ -41,7 +43,7 @@ from learner.planning.join import read_all
 from learner.planning.plans import StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_tail
-from learner.planning.rewards import reward_of
+from learner.planning.rewards import Judged, reward_of
 from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score
 from learner.planning.thread import PlanningThread
 from learner.tables import Benchmark
@@ -535,6 +537,33 @@ def test_an_evaluation_counts_its_answers_and_ends_its_groups(log: Log) -> None:
     (result,) = ring.collections.settle(time.time())
     assert result.pass_at_1 == pytest.approx(0.5) and result.questions == 3 and not ring.join.groups
     assert verify(log, TOPICS).evaluated == 3
+
+
+@pytest.mark.parametrize("mix", [{"r": 1.0, "gone": 1.0}, {"gone": 1.0}])
+def test_an_evaluation_no_longer_waits_for_a_rewarder_that_left_the_run_file(log: Log, mix: dict[str, float]) -> None:
+    ring = Ring(log)
+    schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
+    ring.planner.ask_collection(Feeding(schedule, Ask(2, mix, Sampling(), "eval", "held")), 1, 0)
+    (prompt,) = ring.fed()
+    asked = Benchmark(k=2, rewarder="r")
+
+    def finish(c: Collection, groups: Sequence[Group], lost: Sequence[Dropped]) -> Evaluation:
+        samples = [Judged(sample, 1.0) for group in groups for sample, _ in group.samples.values()]
+        assert not lost and len(groups[0].ref(samples).samples) == 2
+        return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
+
+    ring.collections.expect(Collection("held", 0, 0, 60.0, time.time()), finish)
+    for index, value in enumerate([1.0, 0.0]):
+        ring.sample(prompt, index)
+        if "r" in mix:
+            ring.vote(prompt, index, value)
+    ring.out.flush()
+    ring.pump()
+    assert not ring.collections.settle(time.time())
+    ring.planner.release(frozenset({"gone"}))
+    (ending,) = ring.collections.settle(time.time())
+    assert (ending.questions, ending.pass_at_1) == ((1, 0.5) if "r" in mix else (0, 0.0))
+    assert not ring.join.groups and not verify(log, TOPICS).problems
 
 
 def test_statistics_of_evaluations() -> None:
