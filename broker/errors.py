@@ -32,6 +32,11 @@ class LogUnavailable(LogError):
     """The log cannot be reached at present; worth trying again."""
 
 
+class WriteInterrupted(LogUnavailable):
+    """A write was given up because this process is to stop. Its records may be waiting in the producer still: whoever decided on them must decide
+    on nothing else, or the log would get both."""
+
+
 class LogUnsettled(LogError):
     """Only the log knows whether it took a record: this process must end, and the next one reads what the log has."""
 

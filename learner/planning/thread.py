@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from broker.errors import DataError, LogUnavailable
+from broker.errors import DataError, LogUnavailable, WriteInterrupted
 from broker.messages import Ending, Manifest
 from learner.planning.again import Found
 from learner.planning.collect import Collection, Collections, Finish
@@ -223,6 +223,10 @@ class PlanningThread(Planning):
                     self._answer_calls()
                     self.round()
                     self._log_away(False)
+                except (
+                    WriteInterrupted
+                ):  # the planner's books are ahead of the log: another round would decide the same thing twice
+                    raise
                 except LogUnavailable as error:
                     self._log_away(True)
                     log.warning("waiting for the log: %s", error)
@@ -237,3 +241,5 @@ class PlanningThread(Planning):
                 future.set_result(action())
             except BaseException as error:  # it belongs to the caller
                 future.set_exception(error)
+                if isinstance(error, WriteInterrupted):
+                    raise
