@@ -464,6 +464,15 @@ def test_a_source_that_changed_between_two_starts_is_taken_up_and_no_id_means_tw
     assert not verify(log, TOPICS).problems
 
 
+def test_a_collection_on_a_source_that_is_trained_leaves_its_eras_as_they_are(log: Log) -> None:
+    ring, rows = Ring(log, groups_per_step=4), Rows(9)
+    ring.planner.refill(stage_of(ring, rows, begins=5, eras=(Era(0, 5, 0, "before it grew"),)))
+    eras = ring.planner.state().eras["rows"]
+    in_order = Schedule("rows", rows, 0, shuffle=False)
+    ring.planner.ask_collection(Feeding(in_order, Ask(2, {"r": 1.0}, Sampling(), "collect", "kept")), 3, 0)
+    assert len(eras) == 2 and ring.planner.state().eras["rows"] == eras
+
+
 def with_gone(ring: Ring) -> StagePlan:
     """The ring's stage, whose mix has a rewarder that is to leave."""
     (own,) = ring.stage.feedings
