@@ -265,7 +265,8 @@ class Learner:
     def close_stage(self, index: int) -> None:
         """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
         with self.shifts.shift():
-            self.take(self.planning.close_stage(index))
+            requested = [asked.name for asked in find(self.run.directory, ())]
+            self.take(self.planning.close_stage(index, requested))
         mine = self.config.stages[index]
         wanted = mine.keep_model or any(stage.model == mine.name for stage in self.config.stages)
         if wanted and not (self.checkpoints.directory / self.kept_name(index)).exists():

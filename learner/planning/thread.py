@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -81,9 +81,10 @@ class Planning:
         """No group waits for these rewarders any longer: they have left the run file."""
         self.call(lambda: self._planner.release(rewarders))
 
-    def close_stage(self, stage: int) -> Planned:
-        """The durable end of a stage."""
-        return self.call(lambda: self._planner.close(stage))
+    def close_stage(self, stage: int, requested: Iterable[str] = ()) -> Planned:
+        """The durable end of a stage, and of the collections that a learner before this one began, and that are neither under way nor
+        ``requested`` now: nobody asks for them any longer."""
+        return self.call(lambda: self._planner.close(stage, {*self._collections.pending, *requested}))
 
     def order_weights(self, stage: int, where: str) -> Planned:
         """The durable order that the next version is what lies in ``where``."""

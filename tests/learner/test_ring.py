@@ -176,6 +176,25 @@ def test_a_rewarder_that_a_source_still_names_is_waited_for_when_it_leaves_the_m
 
 
 @pytest.mark.long
+def test_an_evaluation_that_a_killed_learner_began_and_no_other_is_asked_for_ends_with_the_stage(
+    tmp_path: Path,
+) -> None:
+    short = ("stage.0.steps=2", "stage.1.steps=4", "stage.2.questions=4")
+
+    def asked(made: Ring) -> bool:
+        return any(p.purpose == "eval" for p in made.records("prompts", Prompt))
+
+    with ring(tmp_path, *short, "stage.1.eval_every=2") as made:
+        made.when(lambda: asked(made), made.kill)
+        made.killed()
+    with ring(tmp_path, *short, "stage.1.eval_every=0") as made:
+        assert made.run()
+        audit = made.verify()
+        assert (audit.outstanding, audit.dropped_by_reason, audit.problems) == (0, {"stage_end": 8}, [])
+        assert [e.name for e in made.evaluations()] == ["after"]
+
+
+@pytest.mark.long
 def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

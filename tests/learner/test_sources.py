@@ -103,7 +103,9 @@ def test_eras_that_are_damaged_are_refused_with_the_cure(tmp_path: Path, log: Lo
     assert json.loads(kept.read_text())["rows"][0][:3] == [0, 40, 0]
     for damaged in ("no JSON", "[]", '{"rows": [[0, 40]]}', '{"rows": 3}'):
         kept.write_text(damaged)
-        with pytest.raises(RunFileError, match=r"eras.json cannot be read: .*; remove it, and the newest manifest says"):
+        with pytest.raises(
+            RunFileError, match=r"eras.json cannot be read: .*; remove it, and the newest manifest says"
+        ):
             started(ring, tmp_path, credits=8)
     kept.unlink()
     assert started(ring, tmp_path, credits=8).feedings[0].schedule.eras[0].start == 0

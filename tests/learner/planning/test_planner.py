@@ -45,7 +45,7 @@ from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_tail
 from learner.planning.rewards import Judged, reward_of
 from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score
-from learner.planning.thread import PlanningThread
+from learner.planning.thread import Planning, PlanningThread
 from learner.tables import Benchmark
 
 
@@ -573,6 +573,26 @@ def test_an_evaluation_no_longer_waits_for_a_rewarder_that_left_the_run_file(log
     (ending,) = ring.collections.settle(time.time())
     assert (ending.questions, ending.pass_at_1) == ((1, 0.5) if "r" in mix else (0, 0.0))
     assert not ring.join.groups and not verify(log, TOPICS).problems
+
+
+def test_the_end_of_a_stage_ends_collections_that_nobody_wants_any_longer(log: Log) -> None:
+    ring = Ring(log)
+    schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
+    for name in ("given up", "under way", "requested"):
+        ring.planner.ask_collection(Feeding(schedule, Ask(2, {"r": 1.0}, Sampling(), "eval", name)), 2, 0)
+    ring.start()
+    planning = Planning(ring.planner, ring.collections, lambda ending: None)
+    ring.collections.expect(
+        Collection("under way", 0, 0, 60.0, time.time()),
+        lambda c, groups, lost: score(Benchmark(k=2, rewarder="r"), c.name, c.step, c.stage, groups, lost, time.time()),
+    )
+    planned = planning.close_stage(0, ["requested"])
+    assert {d.group_id.rpartition("@")[2]: d.reason for d in planned.manifest.dropped} == {"given up": "stage_end"}
+    assert Counter(g.prompt.collection for g in ring.join.groups.values()) == {"under way": 2, "requested": 2}
+    ring.start()
+    assert len(ring.join.groups) == 4
+    audit = verify(log, TOPICS)
+    assert (audit.dropped, audit.outstanding, audit.problems) == (2, 4, [])
 
 
 def test_statistics_of_evaluations() -> None:
