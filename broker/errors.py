@@ -36,6 +36,11 @@ class RecordTooLarge(LogError):
     """A record is larger than its topic allows; it was not taken, and never will be."""
 
 
+class WriteInterrupted(LogUnavailable):
+    """A write was given up because this process is to stop. Its records may be waiting in the producer still: whoever decided on them must decide
+    on nothing else, or the log would get both."""
+
+
 class LogUnsettled(LogError):
     """Only the log knows whether it took a record: this process must end, and the next one reads what the log has."""
 

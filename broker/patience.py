@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from broker.errors import LogUnavailable
+from broker.errors import LogUnavailable, WriteInterrupted
 from broker.log import Producer
 from broker.messages import Position
 from monitoring.daemon import Stop
@@ -51,16 +51,23 @@ class Seldom:
 
 
 class PatientProducer:
-    """A ``Producer`` whose ``flush`` waits for a log that is away: its caller's state and the log never differ."""
+    """A ``Producer`` whose ``flush`` waits for a log that is away: its caller's state and the log never differ. Raises WriteInterrupted once
+    ``stop`` is set."""
 
     def __init__(self, producer: Producer, stop: Stop, away: Callable[[bool], None]) -> None:
         self._producer, self._stop, self._away = producer, stop, away
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
-        wait_for_log(lambda: self._producer.send(topic, key, value, partition), self._stop, self._away)
+        self._patiently(lambda: self._producer.send(topic, key, value, partition))
 
     def flush(self) -> list[Position]:
-        return wait_for_log(self._producer.flush, self._stop, self._away)
+        return self._patiently(self._producer.flush)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        try:
+            return wait_for_log(action, self._stop, self._away)
+        except LogUnavailable as error:
+            raise WriteInterrupted(str(error)) from error
 
     def close(self) -> None:
         self._producer.close()

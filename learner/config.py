@@ -31,6 +31,11 @@ class LearnerConfig:
         of_data = [table.rewards for table in self.data.values() if table.rewards is not None]
         return [*of_data, *(mix for stage in self.stages for mix in stage.mixes())]
 
+    def judging(self, mix: Mapping[str, float]) -> set[str]:
+        """Every rewarder that some group may wait for, where ``mix`` is that of ``[run]``: those of a mix, and the stages' judges."""
+        of_mixes = {name for one in (mix, *self.mixes()) for name in one}
+        return of_mixes | {name for stage in self.stages for name in stage.judges().values()}
+
     def training(self, stage: int) -> Training | None:
         """What stage number ``stage`` trains by; None if it trains nothing."""
         return self._training[stage]

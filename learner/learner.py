@@ -20,7 +20,7 @@ from learner.finite import Finite
 from learner.planning.collect import Collection, Finish
 from learner.planning.feed import Feeding
 from learner.planning.plans import Planned, StagePlan
-from learner.planning.requests import find, place
+from learner.planning.requests import find, judges, place
 from learner.planning.scores import score
 from learner.planning.thread import Planning
 from learner.reading import Redone, digest, rows_of
@@ -265,7 +265,8 @@ class Learner:
     def close_stage(self, index: int) -> None:
         """End the stage durably, in the log and in a checkpoint. All that was planned must have been taken (``end_plan``)."""
         with self.shifts.shift():
-            self.take(self.planning.close_stage(index))
+            requested = [asked.name for asked in find(self.run.directory, ())]
+            self.take(self.planning.close_stage(index, requested))
         mine = self.config.stages[index]
         wanted = mine.keep_model or any(stage.model == mine.name for stage in self.config.stages)
         if wanted and not (self.checkpoints.directory / self.kept_name(index)).exists():
@@ -288,6 +289,7 @@ class Learner:
             if edited is None:
                 return
             mix = edited.table("run", RunTable).rewards
+            waited_for = LearnerConfig(edited).judging(mix) | judges(self.run.directory)
         except RunFileError as error:
             log_.warning("the run file was edited, and the old mix stays: %s", error)
             return
@@ -296,7 +298,7 @@ class Learner:
             log_.info("groups are from now on fed with the mix %s", mix)
             old, self.sources.mix = self.sources.mix, mix
             self.begin(self._plan.mixed(old, mix))
-            self.planning.release(frozenset(old) - frozenset(mix))
+            self.planning.release(frozenset(old) - waited_for)
 
     def _follow_asked(self) -> None:
         """Begin the evaluations that were requested in the meantime."""

@@ -32,6 +32,7 @@ from learner.planning.outages import Outages
 from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
+from learner.planning.requests import judges
 from learner.planning.thread import Planning, PlanningThread
 from learner.reading import Redone
 from learner.serving.publish import Publishing, announce_control
@@ -196,8 +197,8 @@ def _planner(
         join, feed, steps, topics.steps, state.progress.version, time.time(), found.fed, lambda: publishing.published,
         lambda groups: telemetry.metrics.asked_again.inc(groups), found.expired,
     )  # fmt: skip
-    mixes = [run.table.rewards, *config.mixes()]
-    planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - {n for mix in mixes for n in mix})
+    waited_for = config.judging(run.table.rewards) | judges(run.directory)
+    planner.release(frozenset(n for g in found.groups for n in g.prompt.rewards) - waited_for)
     return planner
 
 

@@ -16,6 +16,7 @@ from learner.data.mixture import InOrder, MixedDocuments, Part, Reading
 from learner.data.registry import open_rows
 from learner.data.selection import selected
 from learner.data.source import DocumentSource, PromptSource
+from learner.planning.eras import KeptEras
 from learner.planning.feed import Ask, Feeding, Schedule
 from learner.tables import SamplingTable, SourceTable
 
@@ -37,6 +38,7 @@ class Sources:
         self._run, self._config, self._eras, self._cursor = run, config, eras, cursor
         self._schedules: dict[tuple[str, bool], Schedule] = {}
         self._rows: dict[str, tuple[list[int], int]] = {}
+        self._kept = KeptEras(run.directory)
         self.clean = Clean(run, config)
 
     def schedule(self, name: str, shuffle: bool) -> Schedule:
@@ -44,12 +46,16 @@ class Sources:
         key = (name, shuffle)
         if key not in self._schedules:
             source: PromptSource = self.clean.prompts(name, self._table(name))
-            eras, begins = (self._eras.get(name, ()), self._cursor.get(name, 0)) if shuffle else ((), 0)
+            begins = self._cursor.get(name, 0) if shuffle else 0
+            eras = self._kept.known(name, self._eras.get(name, ()), begins) if shuffle else ()
             if shuffle and name in self._rows:
                 numbers, chosen = self._rows[name]
                 source = selected(source, numbers)
                 begins = chosen if eras and eras[-1].start < chosen else begins
-            self._schedules[key] = Schedule(name, source, self._run.table.seed, shuffle, eras, begins)
+            schedule = Schedule(name, source, self._run.table.seed, shuffle, eras, begins)
+            if shuffle:
+                self._kept.keep(name, schedule.eras)
+            self._schedules[key] = schedule
         return self._schedules[key]
 
     def begin_stage(

@@ -72,10 +72,11 @@ class Ring:
         )  # fmt: skip
         self.out.send(TOPICS.trajectories, prompt.group_id.encode(), encode(it))
 
-    def vote(self, prompt: Prompt, index: int, reward: float | None, outcome: str = "value") -> None:
-        self.out.send(
-            TOPICS.rewards, prompt.group_id.encode(), encode(Vote(prompt.group_id, index, "r", outcome, reward))
-        )
+    def vote(
+        self, prompt: Prompt, index: int, reward: float | None, outcome: str = "value", rewarder: str = "r"
+    ) -> None:
+        vote = Vote(prompt.group_id, index, rewarder, outcome, reward)
+        self.out.send(TOPICS.rewards, prompt.group_id.encode(), encode(vote))
 
     def pump(self) -> None:
         while self.join.pump(0.0):

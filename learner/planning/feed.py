@@ -207,7 +207,10 @@ class Feed:
 
     def _asked(self, question: Question, version: int, now: float) -> Prompt | None:
         schedule = question.feeding.schedule
-        self.eras[schedule.name] = schedule.eras
+        if (
+            question.feeding.ask.purpose == "train"
+        ):  # what is collected is asked in the order of the rows, which has no eras
+            self.eras[schedule.name] = schedule.eras
         row, issue = schedule.row(question.number)
         try:
             prompt = _prompt(question, row, issue, row_of(schedule.source, row), version, now)

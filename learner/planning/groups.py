@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker.messages import GroupRef, Position, Prompt, SampleRef, Trajectory, Vote, VoteRef
@@ -20,7 +21,7 @@ class Group:
     votes: dict[int, dict[str, tuple[Vote, Position]]] = field(default_factory=dict)
     excused: frozenset[str] = frozenset()
     """Rewarders of the mix that nobody waits for any longer: they have left the run file."""
-    _complete: bool = False
+    _mix: Mapping[str, float] | None = None
     _judged: list[Judged] | None = None
     _oldest: int | None = None
 
@@ -49,11 +50,22 @@ class Group:
     @property
     def complete(self) -> bool:
         """Whether all samples have arrived and every rewarder of the mix has voted on each."""
-        if not self._complete and self.sampled:  # asked in every round of the planner: once true, it stays true
+        if self._mix is None and self.sampled:  # asked in every round of the planner: once true, it stays true
+            voted = [self.votes.get(index, {}).keys() for index in self.samples]
             names = self.prompt.rewards.keys() - self.excused
-            empty: dict[str, tuple[Vote, Position]] = {}
-            self._complete = all(names <= self.votes.get(index, empty).keys() for index in self.samples)
-        return self._complete
+            if all(names <= there for there in voted):
+                self._mix = {
+                    name: weight
+                    for name, weight in self.prompt.rewards.items()
+                    if all(name in there for there in voted)
+                }
+        return self._mix is not None
+
+    @property
+    def mix(self) -> Mapping[str, float]:
+        """The rewarders that count, the same for all samples of the group, decided when it becomes complete: an excused one counts
+        if it had voted on every sample by then. Empty before."""
+        return self._mix or {} if self.complete else {}  # asking whether it is complete is what decides it
 
     @property
     def oldest_version(self) -> int:
@@ -69,17 +81,11 @@ class Group:
         return {name: vote for name, (vote, _) in self.votes.get(index, {}).items()}
 
     def judged(self) -> list[Judged]:
-        """The samples that have a reward, by index."""
-        if self._judged is not None:
-            return self._judged
-        out = []
-        for index in sorted(self.samples):
-            sample = judge(self.samples[index][0], self._mix_of(index), self.votes_on(index))
-            if sample is not None:
-                out.append(sample)
-        if self.complete:
-            self._judged = out
-        return out
+        """The samples that have a reward, by index; none before the group is complete."""
+        if self._judged is None and self.complete:
+            samples = [judge(self.samples[index][0], self.mix, self.votes_on(index)) for index in sorted(self.samples)]
+            self._judged = [sample for sample in samples if sample is not None]
+        return self._judged or []
 
     def excuse(self, rewarders: frozenset[str]) -> bool:
         """Stop waiting for these rewarders; returns whether the group was waiting for one of them."""
@@ -87,17 +93,12 @@ class Group:
         self.excused |= rewarders
         return waiting
 
-    def _mix_of(self, index: int) -> dict[str, float]:
-        """The rewarders that count for a sample; an excused one counts if it has voted nevertheless."""
-        there = self.votes.get(index, {})
-        return {name: w for name, w in self.prompt.rewards.items() if name not in self.excused or name in there}
-
     def ref(self, judged: list[Judged]) -> GroupRef:
         """Where the samples in ``judged`` and their votes lie."""
         samples = []
         for trajectory, *_ in judged:
-            votes = self.votes[trajectory.index]
-            refs = tuple(VoteRef(name, votes[name][1]) for name in self._mix_of(trajectory.index))
+            votes = self.votes.get(trajectory.index, {})
+            refs = tuple(VoteRef(name, votes[name][1]) for name in self.mix)
             samples.append(SampleRef(trajectory.index, self.samples[trajectory.index][1], refs))
         return GroupRef(self.id, self.position, tuple(samples))
 

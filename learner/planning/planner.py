@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -155,8 +155,8 @@ class Planner:
                 self._drop(group, Reason.INCOMPLETE)
 
     def release(self, rewarders: frozenset[str]) -> None:
-        """Stop waiting for the votes of these rewarders; the others' votes decide."""
-        freed = sum(group.excuse(rewarders) for group in self.training()) if rewarders else 0
+        """Stop waiting for the votes of these rewarders, in evaluations and collections too; the others' votes decide."""
+        freed = sum(group.excuse(rewarders) for group in self.join.groups.values()) if rewarders else 0
         if freed:
             log.warning("%d groups no longer wait for %s, which left the run file", freed, ", ".join(sorted(rewarders)))
 
@@ -233,10 +233,12 @@ class Planner:
                 return [g for end, g in last if end <= deadline and not g.complete]
         return []
 
-    def close(self, stage: int) -> Planned:
-        """End a stage: the remaining training groups are dropped, and the next stage begins after this manifest."""
-        for group in self.training():
-            self._drop(group, Reason.STAGE_END)
+    def close(self, stage: int, wanted: Collection[str]) -> Planned:
+        """End a stage: the remaining groups are dropped, except those of collections that somebody still wants, and the next stage begins
+        after this manifest."""
+        for group in list(self.join.groups.values()):
+            if group.prompt.purpose == "train" or group.prompt.collection not in wanted:
+                self._drop(group, Reason.STAGE_END)
         return self._write(self.planned, stage, "close")
 
     def weights(self, stage: int, directory: str) -> Planned:

@@ -58,3 +58,8 @@ def find(directory: Path, known: Collection[str]) -> Iterator[Asked]:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RunFileError) as error:
             log.warning("%s is no request for an evaluation: %s", path, error)
             path.rename(path.with_suffix(".refused"))
+
+
+def judges(directory: Path) -> set[str]:
+    """The rewarders that judge what is requested."""
+    return {asked.rewarder for asked in find(directory, ())}

@@ -6,11 +6,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from broker.errors import DataError, LogUnavailable
+from broker.errors import DataError, LogUnavailable, WriteInterrupted
 from broker.messages import Ending, Manifest
 from learner.planning.again import Found
 from learner.planning.collect import Collection, Collections, Finish
@@ -81,9 +81,10 @@ class Planning:
         """No group waits for these rewarders any longer: they have left the run file."""
         self.call(lambda: self._planner.release(rewarders))
 
-    def close_stage(self, stage: int) -> Planned:
-        """The durable end of a stage."""
-        return self.call(lambda: self._planner.close(stage))
+    def close_stage(self, stage: int, requested: Iterable[str] = ()) -> Planned:
+        """The durable end of a stage, and of the collections that a learner before this one began, and that are neither under way nor
+        ``requested`` now: nobody asks for them any longer."""
+        return self.call(lambda: self._planner.close(stage, {*self._collections.pending, *requested}))
 
     def order_weights(self, stage: int, where: str) -> Planned:
         """The durable order that the next version is what lies in ``where``."""
@@ -223,6 +224,10 @@ class PlanningThread(Planning):
                     self._answer_calls()
                     self.round()
                     self._log_away(False)
+                except (
+                    WriteInterrupted
+                ):  # the planner's books are ahead of the log: another round would decide the same thing twice
+                    raise
                 except LogUnavailable as error:
                     self._log_away(True)
                     log.warning("waiting for the log: %s", error)
@@ -237,3 +242,5 @@ class PlanningThread(Planning):
                 future.set_result(action())
             except BaseException as error:  # it belongs to the caller
                 future.set_exception(error)
+                if isinstance(error, WriteInterrupted):
+                    raise

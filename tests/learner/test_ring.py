@@ -145,6 +145,56 @@ def test_a_rewarder_is_plugged_in_and_taken_out_by_editing_the_run_file(tmp_path
 
 
 @pytest.mark.long
+def test_a_rewarder_that_a_source_still_names_is_waited_for_when_it_leaves_the_mix_of_the_run(tmp_path: Path) -> None:
+    file = small_copy(tmp_path)
+    (tmp_path / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
+    text = file.read_text() + '\n[rewarders.sure]\nuse = "sure.py:Sure"\n'
+    text = text.replace("seed = 2 }", "seed = 2, rewards = { vowels = 1.0 } }")
+    own = 'more = { use = "learner.data.sums:SignedSums", seed = 4, rewards = { vowels = 1.0, sure = 0.2 } }'
+    text = text.replace("[data]\n", f"[data]\n{own}\n").replace(
+        'kind = "rl"', 'kind = "rl"\ndata = { prompts = 1, more = 1 }'
+    )
+    both = text.replace("rewards = { vowels = 1.0 }\n", "rewards = { vowels = 1.0, sure = 0.1 }\n")
+    file.write_text(both)
+    with ring(tmp_path / "run", *SHORT, "stage.1.steps=4", file=file) as made:
+        del made._tables["sure"]  # nobody serves it yet
+
+        def followed() -> bool:
+            return made.learner is not None and made.learner.sources.mix == {"vowels": 1.0}
+
+        def edit() -> None:
+            file.write_text(text)
+            made.when(followed, lambda: made.start_rewarder("sure"))
+
+        made.when(lambda: bool(made.records("prompts", Prompt)), edit)
+        assert both != text and made.run()
+        judges = {
+            (group.group_id.partition("-")[0], tuple(vote.rewarder for vote in sample.votes))
+            for step in made.steps() for group in step.groups for sample in group.samples
+        }  # fmt: skip
+        assert ("more", ("vowels", "sure")) in judges and ("more", ("vowels",)) not in judges
+
+
+@pytest.mark.long
+def test_an_evaluation_that_a_killed_learner_began_and_no_other_is_asked_for_ends_with_the_stage(
+    tmp_path: Path,
+) -> None:
+    short = ("stage.0.steps=2", "stage.1.steps=4", "stage.2.questions=4")
+
+    def asked(made: Ring) -> bool:
+        return any(p.purpose == "eval" for p in made.records("prompts", Prompt))
+
+    with ring(tmp_path, *short, "stage.1.eval_every=2") as made:
+        made.when(lambda: asked(made), made.kill)
+        made.killed()
+    with ring(tmp_path, *short, "stage.1.eval_every=0") as made:
+        assert made.run()
+        audit = made.verify()
+        assert (audit.outstanding, audit.dropped_by_reason, audit.problems) == (0, {"stage_end": 8}, [])
+        assert [e.name for e in made.evaluations()] == ["after"]
+
+
+@pytest.mark.long
 def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

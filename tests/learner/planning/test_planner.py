@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from broker.log import Log
 from broker.messages import (
     ChatMessage,
     DeadLetter,
+    Dropped,
     Era,
+    Evaluation,
     Outage,
     Prompt,
     Sampling,
@@ -41,9 +43,9 @@ from learner.planning.join import read_all
 from learner.planning.plans import StagePlan
 from learner.planning.records import ManifestReader
 from learner.planning.recovery import read_tail
-from learner.planning.rewards import reward_of
+from learner.planning.rewards import Judged, reward_of
 from learner.planning.scores import Answers, cons_at_k, pass_at_1, pass_at_k, score
-from learner.planning.thread import PlanningThread
+from learner.planning.thread import Planning, PlanningThread
 from learner.tables import Benchmark
 
 
@@ -462,11 +464,24 @@ def test_a_source_that_changed_between_two_starts_is_taken_up_and_no_id_means_tw
     assert not verify(log, TOPICS).problems
 
 
+def test_a_collection_on_a_source_that_is_trained_leaves_its_eras_as_they_are(log: Log) -> None:
+    ring, rows = Ring(log, groups_per_step=4), Rows(9)
+    ring.planner.refill(stage_of(ring, rows, begins=5, eras=(Era(0, 5, 0, "before it grew"),)))
+    eras = ring.planner.state().eras["rows"]
+    in_order = Schedule("rows", rows, 0, shuffle=False)
+    ring.planner.ask_collection(Feeding(in_order, Ask(2, {"r": 1.0}, Sampling(), "collect", "kept")), 3, 0)
+    assert len(eras) == 2 and ring.planner.state().eras["rows"] == eras
+
+
+def with_gone(ring: Ring) -> StagePlan:
+    """The ring's stage, whose mix has a rewarder that is to leave."""
+    (own,) = ring.stage.feedings
+    return replace(ring.stage, feedings=(replace(own, ask=replace(own.ask, rewards={"r": 1.0, "gone": 1.0})),))
+
+
 def test_groups_no_longer_wait_for_a_rewarder_that_left_the_run_file(log: Log) -> None:
     ring = Ring(log, groups_per_step=1, max_lag=0)
-    (own,) = ring.stage.feedings
-    stage = replace(ring.stage, feedings=(replace(own, ask=replace(own.ask, rewards={"r": 1.0, "gone": 1.0})),))
-    ring.planner.refill(stage)
+    ring.planner.refill(with_gone(ring))
     (prompt,) = ring.fed()
     ring.answer(prompt, [0, 1])
     assert ring.plan() is None
@@ -475,6 +490,42 @@ def test_groups_no_longer_wait_for_a_rewarder_that_left_the_run_file(log: Log) -
     assert [j.reward for j in planned.groups[0]] == [0, 1]
     again = ManifestReader(log, TOPICS).groups(planned.manifest)
     assert [j.reward for j in again[0]] == [0, 1], "and a redo sees the same rewards"
+    assert not verify(log, TOPICS).problems
+
+
+def test_a_rewarder_that_left_counts_for_all_samples_of_a_group_or_for_none(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=0)
+    stage = with_gone(ring)
+    ring.planner.refill(stage)
+    half, whole = ring.fed()
+    ring.answer(half, [1, 1])
+    ring.vote(half, 0, 1.0, rewarder="gone")
+    ring.answer(whole, [1, 1])
+    for index, value in enumerate([1.0, 0.5]):
+        ring.vote(whole, index, value, rewarder="gone")
+    ring.out.flush()
+    ring.pump()
+    ring.planner.release(frozenset({"gone"}))
+    first, second = ring.join.groups.values()
+    assert [j.reward for j in first.judged()] == [1.0, 1.0], "two answers that are equally good"
+    assert [j.reward for j in second.judged()] == [2.0, 1.5]
+
+
+def test_a_vote_that_comes_once_a_group_is_judged_changes_no_reference(log: Log) -> None:
+    ring = Ring(log, groups_per_step=2, max_lag=0)
+    stage = with_gone(ring)
+    ring.planner.refill(stage)
+    early, late = ring.fed()
+    ring.answer(early, [0, 1])
+    ring.pump()
+    ring.planner.release(frozenset({"gone"}))
+    assert ring.planner.plan(stage) is None, "the other group is missing"
+    for index in range(2):
+        ring.vote(early, index, 5.0, rewarder="gone")
+    ring.answer(late, [0, 1])
+    planned = ring.plan()
+    assert [j.reward for j in planned.groups[0]] == [0, 1]
+    assert ManifestReader(log, TOPICS).groups(planned.manifest) == planned.groups
     assert not verify(log, TOPICS).problems
 
 
@@ -495,6 +546,53 @@ def test_an_evaluation_counts_its_answers_and_ends_its_groups(log: Log) -> None:
     (result,) = ring.collections.settle(time.time())
     assert result.pass_at_1 == pytest.approx(0.5) and result.questions == 3 and not ring.join.groups
     assert verify(log, TOPICS).evaluated == 3
+
+
+@pytest.mark.parametrize("mix", [{"r": 1.0, "gone": 1.0}, {"gone": 1.0}])
+def test_an_evaluation_no_longer_waits_for_a_rewarder_that_left_the_run_file(log: Log, mix: dict[str, float]) -> None:
+    ring = Ring(log)
+    schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
+    ring.planner.ask_collection(Feeding(schedule, Ask(2, mix, Sampling(), "eval", "held")), 1, 0)
+    (prompt,) = ring.fed()
+    asked = Benchmark(k=2, rewarder="r")
+
+    def finish(c: Collection, groups: Sequence[Group], lost: Sequence[Dropped]) -> Evaluation:
+        samples = [Judged(sample, 1.0) for group in groups for sample, _ in group.samples.values()]
+        assert not lost and len(groups[0].ref(samples).samples) == 2
+        return score(asked, c.name, c.step, c.stage, groups, lost, time.time())
+
+    ring.collections.expect(Collection("held", 0, 0, 60.0, time.time()), finish)
+    for index, value in enumerate([1.0, 0.0]):
+        ring.sample(prompt, index)
+        if "r" in mix:
+            ring.vote(prompt, index, value)
+    ring.out.flush()
+    ring.pump()
+    assert not ring.collections.settle(time.time())
+    ring.planner.release(frozenset({"gone"}))
+    (ending,) = ring.collections.settle(time.time())
+    assert (ending.questions, ending.pass_at_1) == ((1, 0.5) if "r" in mix else (0, 0.0))
+    assert not ring.join.groups and not verify(log, TOPICS).problems
+
+
+def test_the_end_of_a_stage_ends_collections_that_nobody_wants_any_longer(log: Log) -> None:
+    ring = Ring(log)
+    schedule = Schedule("heldout", SignedSums(seed=9), 0, shuffle=False)
+    for name in ("given up", "under way", "requested"):
+        ring.planner.ask_collection(Feeding(schedule, Ask(2, {"r": 1.0}, Sampling(), "eval", name)), 2, 0)
+    ring.start()
+    planning = Planning(ring.planner, ring.collections, lambda ending: None)
+    ring.collections.expect(
+        Collection("under way", 0, 0, 60.0, time.time()),
+        lambda c, groups, lost: score(Benchmark(k=2, rewarder="r"), c.name, c.step, c.stage, groups, lost, time.time()),
+    )
+    planned = planning.close_stage(0, ["requested"])
+    assert {d.group_id.rpartition("@")[2]: d.reason for d in planned.manifest.dropped} == {"given up": "stage_end"}
+    assert Counter(g.prompt.collection for g in ring.join.groups.values()) == {"under way": 2, "requested": 2}
+    ring.start()
+    assert len(ring.join.groups) == 4
+    audit = verify(log, TOPICS)
+    assert (audit.dropped, audit.outstanding, audit.problems) == (2, 4, [])
 
 
 def test_statistics_of_evaluations() -> None:
