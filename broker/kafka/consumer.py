@@ -19,6 +19,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 
 from broker.errors import LogError, LogUnavailable, MemberReplaced, OffsetExpired
 from broker.kafka.faults import TOO_OLD, translated
+from broker.kafka.opening import closed_on_failure, opened
 from broker.kafka.reader import Silence, consumer_settings, record_of
 from broker.kafka.settings import KafkaSettings
 from broker.log import First, Record
@@ -76,14 +77,15 @@ class LogConsumer:
 
     def _open(self) -> KafkaConsumer:
         with translated(f"joining group {self._group}"):
-            consumer = KafkaConsumer(
-                **consumer_settings(self._settings), group_id=self._group, group_instance_id=self._instance,
+            consumer = opened(
+                KafkaConsumer, **consumer_settings(self._settings), group_id=self._group, group_instance_id=self._instance,
                 partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
                 heartbeat_interval_ms=1500,
             )  # fmt: skip
-            for topic in self._topics:  # a group leader that does not know the partitions yet would assign none
-                consumer.partitions_for_topic(topic)
-            consumer.subscribe(list(self._topics), listener=_Moves(self))
+            with closed_on_failure(consumer):
+                for topic in self._topics:  # a group leader that does not know the partitions yet would assign none
+                    consumer.partitions_for_topic(topic)
+                consumer.subscribe(list(self._topics), listener=_Moves(self))
         return consumer
 
     # -- for the owner -------------------------------------------------------------------------------------------------

@@ -80,6 +80,24 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         open_log(f"kafka://127.0.0.1:{port}")
 
 
+def test_looking_for_a_cluster_that_is_not_there_keeps_neither_threads_nor_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.kafka.settings.BOOTSTRAP_SECONDS", 0.1)
+    (port,) = free_ports(1)
+
+    def held() -> tuple[int, int]:
+        """Threads, and event loops: refused sockets are left to the garbage collector."""
+        polled = [path for path in Path("/proc/self/fd").iterdir() if "eventpoll" in str(path.resolve())]
+        return threading.active_count(), len(polled)
+
+    before = held()
+    for _ in range(5):
+        with pytest.raises(LogUnavailable):
+            open_log(f"kafka://127.0.0.1:{port}")
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
+
+
 @pytest.mark.timeout(120)
 def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
     """Its heartbeats end without a word, and it commits nothing: the group forgets it while it reads on."""
