@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ringtools import stopped_in_an_append
 
 from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
-from broker.log import TopicSpec
+from broker.log import Record, TopicSpec
 from broker.messages import Position
 from broker.open import open_log
 from broker.sqlite.log import SqliteLog
+from broker.sqlite.topic import TopicFile
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -120,6 +123,38 @@ def test_retention_by_age_and_by_size(tmp_path: Path, monkeypatch: pytest.Monkey
     assert log.begins("old") == {0: 5} and log.ends("old") == {0: 6}
     assert log.begins("big") == {0: 5}
     producer.close()
+    log.close()
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 6])
+def test_a_read_that_fails_half_way_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    log = SqliteLog(tmp_path)
+    log.create([TopicSpec("t", 3), TopicSpec("u", 3)])
+    producer = log.producer()
+    sent = [(topic, partition, number) for topic in "tu" for partition in range(3) for number in range(2)]
+    for topic, partition, number in sent:
+        producer.send(topic, b"k", str(number).encode(), partition)
+    producer.flush()
+    producer.close()
+    read, calls = TopicFile.read, itertools.count(1)
+
+    def failing_once(file: TopicFile, *arguments: Any) -> list[Record]:
+        if next(calls) == failing:
+            raise LogUnavailable("the disk is away")
+        return read(file, *arguments)
+
+    monkeypatch.setattr(TopicFile, "read", failing_once)
+    consumer, got, failures = log.consumer(["t", "u"], "g", "m"), [], 0
+    for _ in range(6):
+        try:
+            got += [(r.topic, r.partition, int(r.value)) for r in consumer.poll(100)]
+        except LogUnavailable:
+            failures += 1
+    assert sorted(got) == sent
+    assert failures == (1 if failing <= 3 else 0)
+    consumer.close()
     log.close()
 
 
