@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
 from broker.log import Record, TopicSpec
 from broker.messages import Position
 from broker.open import open_log
+from broker.patience import PatientProducer
 from broker.sqlite.log import SqliteLog
-from broker.sqlite.topic import TopicFile
+from broker.sqlite.topic import Row, TopicFile
+from monitoring.daemon import Stop
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -155,6 +158,31 @@ def test_a_read_that_fails_half_way_costs_no_record(
     assert sorted(got) == sent
     assert failures == (1 if failing <= 3 else 0)
     consumer.close()
+    log.close()
+
+
+def test_a_record_that_is_sent_again_after_a_failure_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.sqlite.log.IN_FLIGHT_BYTES", 10)
+    monkeypatch.setattr("broker.patience.RETRY_SECONDS", 0.0)
+    log = SqliteLog(tmp_path)
+    log.create([TopicSpec("t", 1)])
+    append, calls = TopicFile.append, itertools.count(1)
+
+    def failing_once(file: TopicFile, rows: Sequence[Row]) -> list[Position]:
+        if next(calls) == 1:
+            raise LogUnavailable("the disk is away")
+        return append(file, rows)
+
+    monkeypatch.setattr(TopicFile, "append", failing_once)
+    producer = PatientProducer(log.producer(), Stop(), lambda away: None)
+    values = [f"{i:08}".encode() for i in range(6)]
+    for value in values:
+        producer.send("t", b"k", value)
+    assert producer.flush() == [Position(0, offset) for offset in range(6)]
+    assert [r.value for r in log.reader("t").poll()] == values
+    producer.close()
     log.close()
 
 
