@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ class WeightClient:
         if message["k"] == "state" and message.get("joined") and not message.get("known"):
             with self._lock:
                 self._stale = self._working
-                while not self._orders.empty():
-                    self._orders.get_nowait()
+                with suppress(queue.Empty):  # the other thread takes from it too
+                    while True:
+                        self._orders.get_nowait()
         self._orders.put(message)
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +96,25 @@ def test_a_push_that_fails_in_an_unforeseen_way_is_answered_and_so_is_the_next(
     push(server, 2)
     assert server.acks.get(timeout=20)["ok"] and not client.failure
     assert engine.calls == ["receive", "leave", "receive"]
+
+
+class Raced(queue.Queue[Any]):
+    """Another thread takes the last order between two calls."""
+
+    lies = 0
+
+    def empty(self) -> bool:
+        self.lies += 1
+        return super().empty() if self.lies > 1 else False
+
+
+def test_a_new_membership_voids_orders_while_another_thread_takes_them(
+    server: ControlServer, joined: Callable[..., WeightClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.weights.client.queue.Queue", Raced)
+    joined(Engine())
+    server.announce(turn=1, rest=False)
+    until(lambda: server.members()[0].status["turn"] == 1)
 
 
 def test_an_engine_that_could_not_rest_is_woken_with_the_others(
