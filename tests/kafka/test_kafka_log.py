@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,6 +118,77 @@ def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
         time.sleep(0.1)
     fill(log, "place.t", 3)
     assert len(consumer.poll(3, 10.0)) > 0
+    consumer.close()
+
+
+class Client:
+    """A Kafka client, of a group that has forgotten the first one. The second finds no cluster, and no check comes after it."""
+
+    made = 0
+
+    def __init__(self, **settings: object) -> None:
+        Client.made += 1
+        self._closed = False
+        if Client.made == 2:
+            from broker.kafka import consumer
+
+            consumer.CHECK_SECONDS = 3600.0
+            raise kafka_errors().KafkaTimeoutError("Unable to bootstrap")
+
+    def poll(self, milliseconds: int, records: int) -> dict[object, object]:
+        if self._closed:
+            raise kafka_errors().IllegalStateError("this client is closed")
+        time.sleep(0.005)
+        return {}
+
+    def close(self, **how: object) -> None:
+        self._closed = True
+
+    def group_metadata(self) -> Any:
+        return SimpleNamespace(member_id="id")
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0}
+
+    def subscribe(self, topics: list[str], listener: object) -> None:
+        """It is assigned nothing."""
+
+    def assignment(self) -> set[object]:
+        return set()
+
+    paused = assignment
+
+    @staticmethod
+    def holder(group: str, instance: str) -> str:
+        return ""
+
+    @staticmethod
+    def leave(group: str, instance: str) -> None:
+        """It was never there."""
+
+
+def kafka_errors() -> Any:
+    from kafka import errors
+
+    return errors
+
+
+def test_a_member_that_finds_no_cluster_to_join_again_tries_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from broker.kafka import consumer as module
+
+    monkeypatch.setattr(module, "KafkaConsumer", Client)
+    monkeypatch.setattr(Client, "made", 0)
+    monkeypatch.setattr("broker.kafka.reader.PROBE_SECONDS", 3600.0)
+    monkeypatch.setattr(module, "JOIN_SECONDS", 0.0)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.0)
+    groups: Any = Client
+    consumer = module.LogConsumer(KafkaSettings(("127.0.0.1:1",)), ["t"], "g", "m", lambda topic: {}, groups)
+    with pytest.raises(LogUnavailable, match="joining group g"):
+        consumer.poll(1, 30.0)
+    deadline = time.monotonic() + 30
+    while Client.made < 3:
+        assert time.monotonic() < deadline
+        consumer.poll(1, 0.05)
     consumer.close()
 
 
