@@ -112,7 +112,7 @@ class SqliteLog:
 
     def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
         with self._lock:
-            self._groups().delete(list(groups))
+            self._groups().delete(list(groups), self._lease)
             for name in topics:
                 if (file := self._topics.pop(name, None)) is not None:
                     file.close()

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from broker.log import Record, TopicSpec
 from broker.messages import Position
 from broker.open import open_log
 from broker.patience import PatientProducer
+from broker.sqlite.groups import GroupsFile
 from broker.sqlite.log import SqliteLog
 from broker.sqlite.topic import Row, TopicFile
 from monitoring.daemon import Stop
@@ -184,6 +186,49 @@ def test_a_record_that_is_sent_again_after_a_failure_is_written_once(
     assert [r.value for r in log.reader("t").poll()] == values
     producer.close()
     log.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The wall clock of the groups, at ``now``."""
+    clock = SimpleNamespace(now=1000.0, time=lambda: clock.now)
+    monkeypatch.setattr("broker.sqlite.groups.time", clock)
+    return clock
+
+
+def test_a_clock_that_is_set_back_keeps_no_place_of_a_dead_member(tmp_path: Path, clock: SimpleNamespace) -> None:
+    groups = GroupsFile(tmp_path)
+
+    def members(name: str, joining: bool = False) -> list[str]:
+        return [member for member, _ in groups.beat("g", name, name, ["t"], 5.0, joining=joining)]
+
+    members("dead", joining=True)
+    assert members("a", joining=True) == ["a", "dead"]
+    clock.now -= 2.0
+    assert members("a") == ["a", "dead"], "it may live: a small step costs nobody a place"
+    clock.now -= 500.0
+    assert members("a") == ["a"]
+    groups.leave("g", "a", "a")
+    members("dead", joining=True)
+    with pytest.raises(LogError, match="living member, 'dead'"):
+        groups.delete(["g"], 5.0)
+    clock.now -= 500.0
+    groups.delete(["g"], 5.0)
+    groups.close()
+
+
+def test_a_member_whose_lease_ran_out_commits_until_another_has_its_partitions(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    groups, partitions = GroupsFile(tmp_path), {"t": 1}
+    groups.beat("g", "b", "b", ["t"], 5.0, joining=True)
+    clock.now += 60.0
+    groups.commit("g", "b", "b", {("t", 0): 7}, partitions)
+    assert groups.committed("g", "t") == {0: 7}
+    groups.beat("g", "a", "a", ["t"], 5.0, joining=True)
+    groups.commit("g", "b", "b", {("t", 0): 9}, partitions)
+    assert groups.committed("g", "t") == {0: 7}
+    groups.close()
 
 
 @pytest.mark.long
