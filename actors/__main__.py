@@ -82,7 +82,7 @@ def serve(run: Run, table: ActorsTable, stop: Stop, name: str) -> None:
         stack.callback(worker.close)
         log_.info("sampling from version %d", engine.version)
         worker.run(stop)
-        for failure in (engine.failure, *(client.refused for client in clients)):
+        for failure in (engine.failure, *(client.refused or client.failure for client in clients)):
             if failure:
                 raise RunFault(failure)
 
@@ -154,7 +154,7 @@ def warm_up(table: ActorsTable) -> None:
 
 
 def follow(run: Run, clients: Sequence[WeightClient], newest: NewestPolicy, stop: Stop) -> None:
-    """Keep the control clients at the address of the newest learner; end the daemon if the learner refuses it."""
+    """Keep the control clients at the address of the newest learner; end the daemon if the learner refuses it, or an engine fails."""
     log = run.open_log(stop)
     follower = PolicyFollower(log, run.topics)
     while not stop:
@@ -168,7 +168,7 @@ def follow(run: Run, clients: Sequence[WeightClient], newest: NewestPolicy, stop
             newest.set(policy)
             for client in clients:
                 client.connect(policy.control)
-        if any(client.refused for client in clients):
+        if any(client.refused or client.failure for client in clients):
             stop.set()
     follower.close()
     log.close()

@@ -101,16 +101,15 @@ class Intake:
         self._outbox.flush()
         for record in self._finished:
             self._mark.done(record)
-        if self._finished:
-            self._finished = []
-            if self._consumer is not None:
-                self._mark.keep(self._consumer.assignment())
-                self._consumer.commit(self._mark.offsets())
+        self._finished = []
+        if self._mark.dirty and self._consumer is not None:
+            self._mark.keep(self._consumer.assignment())
+            self._mark.commit(self._consumer)
 
     @property
     def pending(self) -> bool:
         """Whether anything is to be made durable or committed."""
-        return bool(self._finished) or self._outbox.pending
+        return bool(self._finished) or self._outbox.pending or self._mark.dirty
 
     def close(self) -> None:
         self.leave()

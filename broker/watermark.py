@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broker.log import Record
+from broker.log import Consumer, Record
 
 Part = tuple[str, int]
 
@@ -16,7 +16,7 @@ class Watermark:
         self._open: dict[Part, dict[int, bool]] = {}
         self._next: dict[Part, int] = {}
         self.dirty = False
-        """Whether any record was done since the last call of ``offsets``."""
+        """Whether any record was done since the last commit that succeeded."""
 
     def start(self, record: Record) -> None:
         """``record`` was taken from the consumer."""
@@ -33,13 +33,18 @@ class Watermark:
     def offsets(self) -> dict[Part, int]:
         """For each partition, the offset below which everything is done."""
         low: dict[Part, int] = {}
-        self.dirty = False
         for part, taken in self._open.items():
             waiting = [offset for offset, done in taken.items() if not done]
             low[part] = min(waiting, default=self._next[part])
             for offset in [o for o in taken if o < low[part]]:
                 del taken[offset]
         return low
+
+    def commit(self, consumer: Consumer) -> None:
+        """Commit what was done; what could not be committed is left for the next call."""
+        if self.dirty:
+            consumer.commit(self.offsets())
+            self.dirty = False
 
     def pending(self) -> int:
         return sum(not done for taken in self._open.values() for done in taken.values())

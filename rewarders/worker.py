@@ -247,8 +247,7 @@ class RewarderWorker:
         held = self._consumer.assignment()
         self._mark.keep(held)
         self._groups.keep(held)
-        if self._mark.dirty:
-            self._consumer.commit(self._mark.offsets())
+        self._mark.commit(self._consumer)
         if self._judges.restarts > self._restarts:
             self._metrics.restarts.inc(self._judges.restarts - self._restarts)
             self._restarts = self._judges.restarts

@@ -19,6 +19,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 
 from broker.errors import LogError, LogUnavailable, MemberReplaced, OffsetExpired
 from broker.kafka.faults import TOO_OLD, translated
+from broker.kafka.opening import closed_on_failure, opened
 from broker.kafka.reader import Silence, consumer_settings, record_of
 from broker.kafka.settings import KafkaSettings
 from broker.log import First, Record
@@ -68,7 +69,7 @@ class LogConsumer:
         self._failure: BaseException | None = None
         self._closing = self._fenced = self._joined = False
         self._checked, self._missed, self._taken = time.monotonic(), 0, 0
-        self._consumer = self._open()
+        self._consumer: Any = self._open()  # None from the loss of its place until it has joined again
         self._thread = threading.Thread(target=self._run, name=f"member of {group}", daemon=True)
         self._thread.start()
         with self._changed:
@@ -76,14 +77,15 @@ class LogConsumer:
 
     def _open(self) -> KafkaConsumer:
         with translated(f"joining group {self._group}"):
-            consumer = KafkaConsumer(
-                **consumer_settings(self._settings), group_id=self._group, group_instance_id=self._instance,
+            consumer = opened(
+                KafkaConsumer, **consumer_settings(self._settings), group_id=self._group, group_instance_id=self._instance,
                 partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
                 heartbeat_interval_ms=1500,
             )  # fmt: skip
-            for topic in self._topics:  # a group leader that does not know the partitions yet would assign none
-                consumer.partitions_for_topic(topic)
-            consumer.subscribe(list(self._topics), listener=_Moves(self))
+            with closed_on_failure(consumer):
+                for topic in self._topics:  # a group leader that does not know the partitions yet would assign none
+                    consumer.partitions_for_topic(topic)
+                consumer.subscribe(list(self._topics), listener=_Moves(self))
         return consumer
 
     # -- for the owner -------------------------------------------------------------------------------------------------
@@ -140,9 +142,10 @@ class LogConsumer:
                 break
         try:
             with translated(f"leaving group {self._group}"):
-                if self._commit is not None:
-                    self._commit_now()
-                self._consumer.close(autocommit=False, timeout_ms=1000)
+                if self._consumer is not None:
+                    if self._commit is not None:
+                        self._commit_now()
+                    self._consumer.close(autocommit=False, timeout_ms=1000)
                 if not self._fenced:
                     self._groups.leave(self._group, self._instance)
         except (LogError, RuntimeError) as error:  # not needed: the broker ends the session after SESSION_SECONDS
@@ -154,6 +157,8 @@ class LogConsumer:
             self._changed.notify_all()
 
     def _turn(self) -> None:
+        if self._consumer is None:
+            self._consumer = self._open()
         if self._commit is not None:
             self._commit_now()
         if time.monotonic() - self._checked > CHECK_SECONDS:
@@ -203,10 +208,11 @@ class LogConsumer:
         self._missed = 0 if listed else self._missed + 1
         if self._missed > 1:
             log.warning("%s lost its place in group %s, and joins it again", self._instance, self._group)
-            self._consumer.close(autocommit=False, timeout_ms=1000)
-            self._moved([TopicPartition(*part) for part in self._held], ())
-            self._consumer = self._open()
             self._missed = 0
+            self._moved([TopicPartition(*part) for part in self._held], ())
+            lost, self._consumer = self._consumer, None
+            lost.close(autocommit=False, timeout_ms=1000)
+            self._consumer = self._open()  # the next turn tries again if this fails
 
     def _take(self, records: list[Record]) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ from broker.kafka import topics as clustered
 from broker.kafka.causes import brokers_of, listen
 from broker.kafka.consumer import LogConsumer
 from broker.kafka.faults import away, patiently, translated
+from broker.kafka.opening import opened
 from broker.kafka.owner import Ownership, members_of
 from broker.kafka.probe import refusal
 from broker.kafka.producer import ExclusiveProducer, LogProducer
@@ -38,8 +39,12 @@ class KafkaLog:
         what = f"connecting to {', '.join(settings.servers)}"
         try:
             with translated(what, heard_before=0.0):
-                self._admin = KafkaAdminClient(**settings.common, request_timeout_ms=20_000)
-                self._asker = KafkaConsumer(**consumer_settings(settings))
+                self._admin = opened(KafkaAdminClient, **settings.common, request_timeout_ms=20_000)
+                try:
+                    self._asker = opened(KafkaConsumer, **consumer_settings(settings))
+                except BaseException:
+                    self._admin.close()
+                    raise
         except LogUnavailable:
             for server in settings.servers:
                 if (refused := refusal(server, settings.security)) is not None:

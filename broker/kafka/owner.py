@@ -18,6 +18,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from broker.errors import HeldByAnother, LogUnavailable
 from broker.kafka.consumer import SESSION_SECONDS
 from broker.kafka.faults import patiently, translated
+from broker.kafka.opening import closed_on_failure, opened
 from broker.kafka.reader import consumer_settings
 from broker.kafka.settings import KafkaSettings
 
@@ -37,25 +38,29 @@ class Ownership:
         self._name, self._me, self._stop = name, printable(owner), threading.Event()
         self._wait_for_vacancy(admin)
         with translated(f"taking {name}"):
-            self._consumer = KafkaConsumer(
-                **consumer_settings(settings), group_id=name, client_id=self._me,
+            self._consumer = opened(
+                KafkaConsumer, **consumer_settings(settings), group_id=name, client_id=self._me,
                 partition_assignment_strategy=[CooperativeStickyAssignor], session_timeout_ms=int(SESSION_SECONDS * 1000),
                 heartbeat_interval_ms=1500, max_poll_interval_ms=int(REBALANCE_SECONDS * 1000),
             )  # fmt: skip
-            self._consumer.partitions_for_topic(
-                topic
-            )  # a group leader that does not know the partition yet would assign none
+        with closed_on_failure(self._consumer), translated(f"taking {name}"):
+            # a group leader that does not know the partition yet would assign none
+            self._consumer.partitions_for_topic(topic)
             self._consumer.subscribe([topic])
+            self._join(admin)
+        self._thread = threading.Thread(target=self._run, name=f"owner of {name}", daemon=True)
+        self._thread.start()
+
+    def _join(self, admin: KafkaAdminClient) -> None:
+        """Wait until this process holds the partition. Raises HeldByAnother, LogUnavailable."""
         deadline = time.monotonic() + JOIN_SECONDS
         while not self._turn():
             if time.monotonic() > deadline:
-                holder = self._holder(admin)
-                self._consumer.close(autocommit=False, timeout_ms=1000)
-                if holder is not None:
-                    raise HeldByAnother(name, holder)
-                raise LogUnavailable(f"the broker has not given {name} to its only member within {JOIN_SECONDS:.0f} s")
-        self._thread = threading.Thread(target=self._run, name=f"owner of {name}", daemon=True)
-        self._thread.start()
+                if (holder := self._holder(admin)) is not None:
+                    raise HeldByAnother(self._name, holder)
+                raise LogUnavailable(
+                    f"the broker has not given {self._name} to its only member within {JOIN_SECONDS:.0f} s"
+                )
 
     def _wait_for_vacancy(self, admin: KafkaAdminClient) -> None:
         """Wait until no other member is listed: a killed holder stays listed until its session ends. Raises HeldByAnother."""

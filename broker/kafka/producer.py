@@ -12,6 +12,7 @@ from kafka import KafkaProducer, errors
 
 from broker.errors import HeldByAnother, LogError, LogUnavailable, LogUnsettled, RecordTooLarge
 from broker.kafka.faults import AWAY, FENCED, away, translated
+from broker.kafka.opening import opened
 from broker.kafka.settings import KafkaSettings
 from broker.log import limit_of, partition_of
 from broker.messages import Position
@@ -42,9 +43,10 @@ class LogProducer:
             limit = self._settings.max_record_bytes
             compression = self._settings.compression
             with translated("connecting to Kafka"):
-                self._client = KafkaProducer(
-                    **self._settings.common, acks="all", enable_idempotence=True, metrics_enabled=False, max_request_size=limit + (1 << 16),
-                    batch_size=1 << 20, linger_ms=0, compression_type=None if compression == "none" else compression,
+                self._client = opened(
+                    KafkaProducer, **self._settings.common, acks="all", enable_idempotence=True, metrics_enabled=False,
+                    max_request_size=limit + (1 << 16), batch_size=1 << 20, linger_ms=0,
+                    compression_type=None if compression == "none" else compression,
                     delivery_timeout_ms=int(FLUSH_SECONDS * 1000), request_timeout_ms=int(FLUSH_SECONDS * 500),
                     max_block_ms=int(FLUSH_SECONDS * 1000), allow_auto_create_topics=False, **self._more,
                 )  # fmt: skip

@@ -10,6 +10,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from broker.errors import LogError, LogUnavailable, OffsetExpired
 from broker.kafka.faults import away, translated
+from broker.kafka.opening import closed_on_failure, opened
 from broker.kafka.settings import KafkaSettings
 from broker.log import Record
 from broker.messages import Position
@@ -77,10 +78,11 @@ class LogReader:
 
     def _open(self, offsets: Mapping[int, int], **more: int) -> KafkaConsumer:
         with translated(f"reading {self._topic}"):
-            consumer = KafkaConsumer(**{**consumer_settings(self._settings), **more})
-            consumer.assign([self._part(p) for p in offsets])
-            for partition, offset in offsets.items():
-                consumer.seek(self._part(partition), offset)
+            consumer = opened(KafkaConsumer, **{**consumer_settings(self._settings), **more})
+            with closed_on_failure(consumer):
+                consumer.assign([self._part(p) for p in offsets])
+                for partition, offset in offsets.items():
+                    consumer.seek(self._part(partition), offset)
         return consumer
 
     def _part(self, partition: int) -> TopicPartition:

@@ -26,6 +26,7 @@ SECURITY = (
 )  # fmt: skip
 FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile", "sasl_oauth_token_file")
 COMPRESSIONS = ("none", "lz4", "zstd", "gzip")
+BOOTSTRAP_SECONDS = 10.0  # how long a new client looks for a broker
 OPTIONS = ("replication", "compression", "max_record_mb")
 
 
@@ -75,7 +76,7 @@ class KafkaSettings:
         return {
             "bootstrap_servers": list(self.servers),
             "reconnect_backoff_max_ms": 2000,
-            "bootstrap_timeout_ms": 10_000,
+            "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
             **self.security,
         }
 

@@ -29,13 +29,21 @@ class Cursor:
         self._seen = -1
 
     def read(self, max_records: int, max_bytes: int = POLL_BYTES) -> list[Record]:
-        """The next records, in order within a partition. Raises OffsetExpired."""
+        """The next records, in order within a partition. After an error the next call reads them again. Raises OffsetExpired."""
+        try:
+            return self._read(max_records, max_bytes)
+        except BaseException:
+            self._seen = -1
+            raise
+
+    def _read(self, max_records: int, max_bytes: int) -> list[Record]:
         version = self.file.version()
         if version == self._seen and not self._behind:
             return []
         if version != self._seen:
             self._seen, self._bounds = version, self.file.bounds()
         out: list[Record] = []
+        moved: dict[int, int] = {}
         size, self._behind = 0, False
         for partition in self._waiting():
             if len(out) >= max_records or size >= max_bytes:
@@ -44,10 +52,11 @@ class Cursor:
             offset, end = self.offsets[partition], self._bounds[partition][1]
             records = self.file.read(partition, offset, max_records - len(out), max_bytes - size)
             if records:
-                self.offsets[partition] = records[-1].offset + 1
-                self._behind |= self.offsets[partition] < end
+                moved[partition] = records[-1].offset + 1
+                self._behind |= moved[partition] < end
                 size += sum(len(record.value) for record in records)
                 out.extend(records)
+        self.offsets.update(moved)
         return out
 
     def _waiting(self) -> list[int]:

@@ -36,7 +36,7 @@ class GroupsFile:
         """
         now = time.time()
         with self._file.write() as db:
-            db.execute("DELETE FROM members WHERE grp = ? AND until < ?", (group, now))
+            db.execute("DELETE FROM members WHERE grp = ? AND until NOT BETWEEN ? AND ?", (group, *_live(now, lease)))
             held = db.execute("SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)).fetchone()
             if held is not None and held[0] != token and not joining:
                 raise MemberReplaced(member, group)
@@ -53,12 +53,12 @@ class GroupsFile:
     def commit(
         self, group: str, member: str, token: str, offsets: Mapping[Part, int], partitions: Mapping[str, int]
     ) -> None:
-        """Commit the offsets of partitions that this member holds now, and ignore the others. No offset moves back."""
-        now = time.time()
+        """Commit the offsets of partitions that this member holds now, and ignore the others. No offset moves back.
+
+        A lease that ran out takes nothing away before another member's ``beat`` gives it to somebody.
+        """
         with self._file.write() as db:
-            rows = db.execute(
-                "SELECT member, topics FROM members WHERE grp = ? AND until >= ? ORDER BY member", (group, now)
-            ).fetchall()
+            rows = db.execute("SELECT member, topics FROM members WHERE grp = ? ORDER BY member", (group,)).fetchall()
             mine = db.execute("SELECT token FROM members WHERE grp = ? AND member = ?", (group, member)).fetchone()
             if mine is None or mine[0] != token:
                 return
@@ -76,12 +76,13 @@ class GroupsFile:
                 ).fetchall()
             )
 
-    def delete(self, groups: Sequence[str]) -> None:
-        """Remove these groups. Raises LogError if one has a live member."""
+    def delete(self, groups: Sequence[str], lease: float) -> None:
+        """Remove these groups, whose members renew their places for ``lease`` seconds. Raises LogError if one has a live member."""
         with self._file.write() as db:
             for group in groups:
                 row = db.execute(
-                    "SELECT member FROM members WHERE grp = ? AND until >= ?", (group, time.time())
+                    "SELECT member FROM members WHERE grp = ? AND until BETWEEN ? AND ?",
+                    (group, *_live(time.time(), lease)),
                 ).fetchone()
                 if row is not None:
                     raise LogError(f"group {group} has a living member, {row[0]!r}: stop the run first")
@@ -99,6 +100,11 @@ class GroupsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _live(now: float, lease: float) -> tuple[float, float]:
+    """Between which times the leases of live members end. One that ends later is of a clock that has been set back since."""
+    return now, now + 2 * lease
 
 
 def share(members: Sequence[tuple[str, str]], member: str, partitions: Mapping[str, int]) -> frozenset[Part]:

@@ -21,7 +21,7 @@ from broker.sqlite.reading import LEASE_SECONDS, SqliteConsumer, SqliteReader
 from broker.sqlite.topic import Row, TopicFile
 
 MAX_RECORD_BYTES = 16 << 20
-IN_FLIGHT_BYTES = 64 << 20  # a producer that holds more than this writes it without waiting for ``flush``
+IN_FLIGHT_BYTES = 64 << 20  # a producer that holds this much writes it before it takes more
 PAGE_BYTES = 4096  # SQLite's default
 
 
@@ -112,7 +112,7 @@ class SqliteLog:
 
     def delete(self, topics: Iterable[str], groups: Iterable[str]) -> None:
         with self._lock:
-            self._groups().delete(list(groups))
+            self._groups().delete(list(groups), self._lease)
             for name in topics:
                 if (file := self._topics.pop(name, None)) is not None:
                     file.close()
@@ -152,12 +152,11 @@ class SqliteProducer:
         chosen = partition_of(key, file.spec.partitions) if partition is None else partition
         if not 0 <= chosen < file.spec.partitions:
             raise LogError(f"{topic} has no partition {chosen}; it has {file.spec.partitions}")
-        rows = self._rows.setdefault(topic, [])
-        rows.append((chosen, key, value))
+        if self._bytes >= IN_FLIGHT_BYTES:
+            self._write()  # before the record is taken: a caller sends it again if this fails
+        self._rows.setdefault(topic, []).append((chosen, key, value))
         self._order.append((topic, len(self._order)))
         self._bytes += len(value)
-        if self._bytes > IN_FLIGHT_BYTES:
-            self._write()
 
     def flush(self) -> list[Position]:
         self._write()

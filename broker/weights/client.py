@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from broker.weights.sink import Lane, Push, TensorSpec, WeightSink
 
 log = logging.getLogger("weights")
 ALONE_SECONDS = 30.0  # wake a resting sink after this much silence: the learner may have died in its shift
+SILENCE = "silence"  # taken in place of an order while none comes
 LOOK_SECONDS = 0.5  # interval at which to check that the learner is still alive
 
 
@@ -37,9 +38,12 @@ class WeightClient:
         self.version = -1
         self._sink, self._updated, self._alone = sink, updated, alone
         self._turn, self._resting = 0, False
+        self._disturbed = False  # told to rest and not woken since, even if it could not rest
         self._orders: queue.Queue[Message | None] = queue.Queue()
         self._lock = threading.Lock()
         self._working = self._stale = False  # working on an order; that order belongs to an earlier membership
+        self.failure = ""
+        """What the sink raised outside of a push that it may not raise; its daemon is to end then. Empty unless it did."""
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()
         sparse = bool(getattr(sink, "sparse", False))
@@ -62,8 +66,9 @@ class WeightClient:
         if message["k"] == "state" and message.get("joined") and not message.get("known"):
             with self._lock:
                 self._stale = self._working
-                while not self._orders.empty():
-                    self._orders.get_nowait()
+                with suppress(queue.Empty):  # the other thread takes from it too
+                    while True:
+                        self._orders.get_nowait()
         self._orders.put(message)
 
     @property
@@ -92,23 +97,29 @@ class WeightClient:
         self._thread.join(5)
 
     def _run(self) -> None:
-        while True:
-            kind = "wake"
+        while (order := self._next()) is not None:
+            kind = str(order.pop("k"))
             try:
-                order = self._orders.get(timeout=LOOK_SECONDS if self._resting else None)
-                if order is None:
-                    return
-                with self._lock:
-                    self._working = True
-                kind = order.pop("k")
                 self._take(kind, order)
-            except queue.Empty:
-                self._notice_loss()
             except HeadraceError as error:
                 log.warning("%s: %s", kind, error)
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("malformed order %s: %s", kind, error)
+            except Exception as error:  # an engine out of memory, say: without this thread it would never wake
+                log.exception("%s", kind)
+                self.failure = f"{kind}: {type(error).__name__}: {error}"
             self._finish()
+
+    def _next(self) -> Message | None:
+        """The next order; ``silence`` if none came for a while to a sink that may rest."""
+        try:
+            order = self._orders.get(timeout=LOOK_SECONDS if self._disturbed else None)
+        except queue.Empty:
+            return {"k": SILENCE}
+        if order is not None:
+            with self._lock:
+                self._working = True
+        return order
 
     def _finish(self) -> None:
         """Called after each order; after a stale one, tells the learner that pushes can be taken again."""
@@ -118,7 +129,9 @@ class WeightClient:
             self._client.beat()
 
     def _take(self, kind: str, order: Message) -> None:
-        if kind == "lane":
+        if kind == SILENCE:
+            self._notice_loss()
+        elif kind == "lane":
             self._join(Lane(**order))
         elif kind == "push":
             self._push(order)
@@ -135,14 +148,18 @@ class WeightClient:
         if turn < self._turn and not state.get("joined"):
             return
         if rest and not self._resting:
+            self._disturbed = True
             self._sink.rest()
             self._resting = True
-        elif not rest and self._resting:
-            self._resting = False
-            self._sink.wake(int(state.get("coming", -1)), float(state.get("patience", 0.0)))
+        elif not rest and self._disturbed:
+            self._wake(int(state.get("coming", -1)), float(state.get("patience", 0.0)))
         if turn != self._turn:
             self._turn = turn
             self._client.beat()
+
+    def _wake(self, version: int, patience: float) -> None:
+        self._sink.wake(version, patience)
+        self._resting = self._disturbed = False
 
     def _notice_loss(self) -> None:
         """Wake the sink if the learner has been silent for too long: it may have died in its shift."""
@@ -152,8 +169,8 @@ class WeightClient:
                 "nothing was heard of the learner for %.0f s: sampling goes on without waiting for the end of its shift",
                 silence,
             )
-            self._resting, self._turn = False, 0
-            self._sink.wake(-1, 0.0)
+            self._wake(-1, 0.0)
+            self._turn = 0
 
     def _join(self, lane: Lane) -> None:
         with self._acknowledging(what="lane", epoch=lane.epoch):
@@ -178,9 +195,16 @@ class WeightClient:
                 raise WeightPushError("the engine rests: it is the learner's shift")
             yield ack
         except HeadraceError as error:
-            self._client.send("ack", **ack, ok=False, error=str(error)[:500], receives=self._receives)
+            self._refuse(ack, error)
             raise
+        except Exception as error:  # an engine out of memory, say: the learner would wait for the answer
+            failure = WeightPushError(f"{type(error).__name__}: {error}")
+            self._refuse(ack, failure)
+            raise failure from error
         self._client.send("ack", **ack, ok=True)
+
+    def _refuse(self, ack: Message, why: HeadraceError) -> None:
+        self._client.send("ack", **ack, ok=False, error=str(why)[:500], receives=self._receives)
 
     def _push(self, order: Message) -> None:
         epoch = order.pop("epoch")
@@ -190,7 +214,7 @@ class WeightClient:
             try:
                 with self._timed():
                     ack["checksum"] = self._sink.receive(push)
-            except HeadraceError:
+            except Exception:
                 self._sink.leave()
                 raise
             self.version = push.version

@@ -92,32 +92,44 @@ class Publisher:
     def do_save(
         self, buffer: int, specs: list[list[Any]], template: str, directory: str, version: int, keep: int
     ) -> dict[str, Any]:
-        """Write one snapshot as a Hugging Face directory: into a temporary one, fsynced, then renamed. Keeps ``keep`` versions."""
-        from safetensors.torch import save_file
+        """Write one snapshot as a Hugging Face directory: into a temporary one, fsynced, then renamed. Keeps ``keep`` versions.
 
-        from broker.weights.layout import views
-        from broker.weights.sink import TensorSpec
-
+        Of one that fails, or whose process was killed, nothing stays: a full disk would stay full.
+        """
         home = Path(directory)
         final, beside = home / f"v-{version:08d}", home / f".v-{version:08d}.{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(template, beside)
-        tensors = views([TensorSpec(n, d, tuple(s)) for n, d, s in specs], self._flat[buffer])
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-        for path in [*beside.iterdir(), beside]:
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.replace(final)
+        for left in home.glob(".v-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            shutil.copytree(template, beside)
+            self._write(buffer, specs, beside)
+            shutil.rmtree(final, ignore_errors=True)
+            beside.replace(final)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         others = (
             path for path in home.glob("v-*") if path != final
         )  # order by time: after a rewind, old version numbers are used again
         for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - keep or None]:
             shutil.rmtree(old, ignore_errors=True)
-        for left in home.glob(".v-*"):
-            shutil.rmtree(left, ignore_errors=True)
         return {"path": str(final)}
+
+    def _write(self, buffer: int, specs: list[list[Any]], directory: Path) -> None:
+        """Add a snapshot's tensors to ``directory``, and fsync all of it."""
+        from safetensors.torch import save_file
+
+        from broker.weights.layout import views
+        from broker.weights.sink import TensorSpec
+
+        tensors = views([TensorSpec(n, d, tuple(s)) for n, d, s in specs], self._flat[buffer])
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        for path in [*directory.iterdir(), directory]:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def do_checksum(self, buffer: int, size: int) -> dict[str, Any]:
         from broker.weights.layout import checksum

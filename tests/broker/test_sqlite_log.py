@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ringtools import stopped_in_an_append
 
 from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
-from broker.log import TopicSpec
+from broker.log import Record, TopicSpec
 from broker.messages import Position
 from broker.open import open_log
+from broker.patience import PatientProducer
+from broker.sqlite.groups import GroupsFile
 from broker.sqlite.log import SqliteLog
+from broker.sqlite.topic import Row, TopicFile
+from monitoring.daemon import Stop
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -121,6 +129,106 @@ def test_retention_by_age_and_by_size(tmp_path: Path, monkeypatch: pytest.Monkey
     assert log.begins("big") == {0: 5}
     producer.close()
     log.close()
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 6])
+def test_a_read_that_fails_half_way_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    log = SqliteLog(tmp_path)
+    log.create([TopicSpec("t", 3), TopicSpec("u", 3)])
+    producer = log.producer()
+    sent = [(topic, partition, number) for topic in "tu" for partition in range(3) for number in range(2)]
+    for topic, partition, number in sent:
+        producer.send(topic, b"k", str(number).encode(), partition)
+    producer.flush()
+    producer.close()
+    read, calls = TopicFile.read, itertools.count(1)
+
+    def failing_once(file: TopicFile, *arguments: Any) -> list[Record]:
+        if next(calls) == failing:
+            raise LogUnavailable("the disk is away")
+        return read(file, *arguments)
+
+    monkeypatch.setattr(TopicFile, "read", failing_once)
+    consumer, got, failures = log.consumer(["t", "u"], "g", "m"), [], 0
+    for _ in range(6):
+        try:
+            got += [(r.topic, r.partition, int(r.value)) for r in consumer.poll(100)]
+        except LogUnavailable:
+            failures += 1
+    assert sorted(got) == sent
+    assert failures == (1 if failing <= 3 else 0)
+    consumer.close()
+    log.close()
+
+
+def test_a_record_that_is_sent_again_after_a_failure_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.sqlite.log.IN_FLIGHT_BYTES", 10)
+    monkeypatch.setattr("broker.patience.RETRY_SECONDS", 0.0)
+    log = SqliteLog(tmp_path)
+    log.create([TopicSpec("t", 1)])
+    append, calls = TopicFile.append, itertools.count(1)
+
+    def failing_once(file: TopicFile, rows: Sequence[Row]) -> list[Position]:
+        if next(calls) == 1:
+            raise LogUnavailable("the disk is away")
+        return append(file, rows)
+
+    monkeypatch.setattr(TopicFile, "append", failing_once)
+    producer = PatientProducer(log.producer(), Stop(), lambda away: None)
+    values = [f"{i:08}".encode() for i in range(6)]
+    for value in values:
+        producer.send("t", b"k", value)
+    assert producer.flush() == [Position(0, offset) for offset in range(6)]
+    assert [r.value for r in log.reader("t").poll()] == values
+    producer.close()
+    log.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The wall clock of the groups, at ``now``."""
+    clock = SimpleNamespace(now=1000.0, time=lambda: clock.now)
+    monkeypatch.setattr("broker.sqlite.groups.time", clock)
+    return clock
+
+
+def test_a_clock_that_is_set_back_keeps_no_place_of_a_dead_member(tmp_path: Path, clock: SimpleNamespace) -> None:
+    groups = GroupsFile(tmp_path)
+
+    def members(name: str, joining: bool = False) -> list[str]:
+        return [member for member, _ in groups.beat("g", name, name, ["t"], 5.0, joining=joining)]
+
+    members("dead", joining=True)
+    assert members("a", joining=True) == ["a", "dead"]
+    clock.now -= 2.0
+    assert members("a") == ["a", "dead"], "it may live: a small step costs nobody a place"
+    clock.now -= 500.0
+    assert members("a") == ["a"]
+    groups.leave("g", "a", "a")
+    members("dead", joining=True)
+    with pytest.raises(LogError, match="living member, 'dead'"):
+        groups.delete(["g"], 5.0)
+    clock.now -= 500.0
+    groups.delete(["g"], 5.0)
+    groups.close()
+
+
+def test_a_member_whose_lease_ran_out_commits_until_another_has_its_partitions(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    groups, partitions = GroupsFile(tmp_path), {"t": 1}
+    groups.beat("g", "b", "b", ["t"], 5.0, joining=True)
+    clock.now += 60.0
+    groups.commit("g", "b", "b", {("t", 0): 7}, partitions)
+    assert groups.committed("g", "t") == {0: 7}
+    groups.beat("g", "a", "a", ["t"], 5.0, joining=True)
+    groups.commit("g", "b", "b", {("t", 0): 9}, partitions)
+    assert groups.committed("g", "t") == {0: 7}
+    groups.close()
 
 
 @pytest.mark.long

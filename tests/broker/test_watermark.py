@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.errors import LogUnavailable
 from broker.log import Record
 from broker.watermark import Watermark
 
@@ -36,3 +41,29 @@ def test_lost_partitions_are_forgotten() -> None:
     mark.done(record(5, 1))
     mark.done(record(7, 2))
     assert mark.offsets() == {("t", 2): 8} and mark.pending() == 0
+
+
+class Failing:
+    """A consumer whose first commit fails."""
+
+    def __init__(self) -> None:
+        self.commits: list[dict[tuple[str, int], int]] = []
+
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        self.commits.append(dict(offsets))
+        if len(self.commits) == 1:
+            raise LogUnavailable("away")
+
+
+def test_what_could_not_be_committed_is_committed_later() -> None:
+    mark, consumer = Watermark(), Failing()
+    asked: Any = consumer
+    mark.start(record(5))
+    mark.commit(asked)
+    assert not consumer.commits, "nothing was done"
+    mark.done(record(5))
+    with pytest.raises(LogUnavailable):
+        mark.commit(asked)
+    mark.commit(asked)
+    mark.commit(asked)
+    assert consumer.commits == [{("t", 0): 6}] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import queue
@@ -29,6 +30,7 @@ from broker.weights import layout
 from broker.weights.client import WeightClient
 from broker.weights.devices import gpu_of, refuse_shared
 from broker.weights.group import serve_store
+from broker.weights.process import Publisher
 from broker.weights.publisher import WeightPublisher, saved_at
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.road import Direct, WeightRoad
@@ -385,6 +387,29 @@ def test_the_version_just_written_stays_after_a_rewind(learner: Learner, tmp_pat
     for version in (7, 8, 3):
         learner.push(version)
     assert sorted(p.name for p in (tmp_path / "weights").glob("v-*")) == ["v-00000003", "v-00000008"]
+
+
+def test_of_a_version_that_could_not_be_saved_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template, home = tmp_path / "template", tmp_path / "weights"
+    template.mkdir()
+    (template / "config.json").write_text("{}")
+
+    def full(tensors: object, path: Path, **more: object) -> None:
+        path.write_bytes(bytes(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    killed = home / ".v-00000001.77"
+    killed.mkdir(parents=True)
+    for pid in (78, 79):
+        monkeypatch.setattr("broker.weights.process.os.getpid", lambda pid=pid: pid)
+        publisher = Publisher([], 0, "cpu")
+        publisher._flat = [torch.zeros(4, dtype=torch.uint8)]
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr("safetensors.torch.save_file", full)
+            publisher.do_save(0, [["w", "float32", [1]]], str(template), str(home), pid, 2)
+        assert not list(home.iterdir())
+    publisher.do_save(0, [["w", "float32", [1]]], str(template), str(home), 3, 2)
+    assert [path.name for path in home.iterdir()] == ["v-00000003"]
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,24 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         open_log(f"kafka://127.0.0.1:{port}")
 
 
+def test_looking_for_a_cluster_that_is_not_there_keeps_neither_threads_nor_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.kafka.settings.BOOTSTRAP_SECONDS", 0.1)
+    (port,) = free_ports(1)
+
+    def held() -> tuple[int, int]:
+        """Threads, and event loops: refused sockets are left to the garbage collector."""
+        polled = [path for path in Path("/proc/self/fd").iterdir() if "eventpoll" in str(path.resolve())]
+        return threading.active_count(), len(polled)
+
+    before = held()
+    for _ in range(5):
+        with pytest.raises(LogUnavailable):
+            open_log(f"kafka://127.0.0.1:{port}")
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
+
+
 @pytest.mark.timeout(120)
 def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
     """Its heartbeats end without a word, and it commits nothing: the group forgets it while it reads on."""
@@ -99,6 +118,77 @@ def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
         time.sleep(0.1)
     fill(log, "place.t", 3)
     assert len(consumer.poll(3, 10.0)) > 0
+    consumer.close()
+
+
+class Client:
+    """A Kafka client, of a group that has forgotten the first one. The second finds no cluster, and no check comes after it."""
+
+    made = 0
+
+    def __init__(self, **settings: object) -> None:
+        Client.made += 1
+        self._closed = False
+        if Client.made == 2:
+            from broker.kafka import consumer
+
+            consumer.CHECK_SECONDS = 3600.0
+            raise kafka_errors().KafkaTimeoutError("Unable to bootstrap")
+
+    def poll(self, milliseconds: int, records: int) -> dict[object, object]:
+        if self._closed:
+            raise kafka_errors().IllegalStateError("this client is closed")
+        time.sleep(0.005)
+        return {}
+
+    def close(self, **how: object) -> None:
+        self._closed = True
+
+    def group_metadata(self) -> Any:
+        return SimpleNamespace(member_id="id")
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0}
+
+    def subscribe(self, topics: list[str], listener: object) -> None:
+        """It is assigned nothing."""
+
+    def assignment(self) -> set[object]:
+        return set()
+
+    paused = assignment
+
+    @staticmethod
+    def holder(group: str, instance: str) -> str:
+        return ""
+
+    @staticmethod
+    def leave(group: str, instance: str) -> None:
+        """It was never there."""
+
+
+def kafka_errors() -> Any:
+    from kafka import errors
+
+    return errors
+
+
+def test_a_member_that_finds_no_cluster_to_join_again_tries_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from broker.kafka import consumer as module
+
+    monkeypatch.setattr(module, "KafkaConsumer", Client)
+    monkeypatch.setattr(Client, "made", 0)
+    monkeypatch.setattr("broker.kafka.reader.PROBE_SECONDS", 3600.0)
+    monkeypatch.setattr(module, "JOIN_SECONDS", 0.0)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.0)
+    groups: Any = Client
+    consumer = module.LogConsumer(KafkaSettings(("127.0.0.1:1",)), ["t"], "g", "m", lambda topic: {}, groups)
+    with pytest.raises(LogUnavailable, match="joining group g"):
+        consumer.poll(1, 30.0)
+    deadline = time.monotonic() + 30
+    while Client.made < 3:
+        assert time.monotonic() < deadline
+        consumer.poll(1, 0.05)
     consumer.close()
 
 
