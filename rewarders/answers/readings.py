@@ -66,7 +66,7 @@ def read(text: str, with_units: bool = True) -> Answer:
     in_words = words.number_in_words(spelled)
     plain = in_words or plain
     plain = LABEL.sub("", plain) or plain
-    plain = _approximated(plain)
+    plain = units.scaled(_approximated(plain))
     value = number(plain)
     if value is not None:
         return Answer(plain, value, _readings(plain, False)[0])
