@@ -8,6 +8,7 @@ know goes to math-verify in a warm process that the kernel stops. What the *answ
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from broker.errors import RunFileError
 from broker.messages import Trajectory
@@ -40,6 +41,7 @@ class MathAccuracy:
     ``memory_mb`` bound the symbolic comparison. Raises UnreadableReference, and HeadraceError where the judge fails.
     """
 
+    bounded: ClassVar[bool] = True
     boxed: bool = True
     boxes: str = "agree"
     percent: str = "value"

@@ -117,7 +117,7 @@ MAGNITUDE = re.compile(
 )
 MERIDIEM = re.compile(r"\b[ap]\.\s?m\b", re.IGNORECASE)
 UNIT_TEXT = re.compile(
-    r"(?:[A-Za-zµΩ'’/.,\s()*·-]|\\cdot|\\circ|\\,|~|\^\s*\{?\s*-?\d\s*\}?|(?<=[A-Za-z])[23](?![\d.])|[²³{}^])*"
+    r"(?:[A-Za-zµΩ'’/.,\s()*·²³{}^-]|\\cdot|\\circ|\\,|~|\^\s*(?:\{\s*)?-?\d|(?<=[A-Za-z])[23](?![\d.]))*"
 )
 
 

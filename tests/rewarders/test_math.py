@@ -13,6 +13,7 @@ from broker.errors import HeadraceError, RunFileError
 from rewarders.answers.warm import Ended, Warm
 from rewarders.format import Format
 from rewarders.math import MathAccuracy, UnreadableReference, normal, number
+from rewarders.registry import judge_factory
 from rewarders.text import after_thinking, answer_span, last_box
 
 
@@ -46,6 +47,7 @@ WRONG = [
     ("3.14159", "\\pi"), ("1000000.4", "1000000"), ("1e-9", "0"), ("x^2", "x^3"), ("\\sqrt{2}", "1.41"), ("(1,2)", "(2,1)"), ("5,5", "5"),
     ("[5,5]", "5"), ("1=2=3=4=5", "5"), ("5\\text{ m}", "5\\text{ cm}"), ("10_2", "10"), ("10_{2}", "2"), ("(1,2]", "[1,2)"), ("1/0", "5"), ("\\frac{1}{0}", "0"),
 ]  # fmt: skip
+BOUNDED = ["rewarders.math:MathAccuracy", "rewarders.choice:Choice", "rewarders.instructions:Instructions"]
 HOSTILE = [
     "9^{9^{9^9}}", "9**9**9**9", "99999999!", "5!!!!!!", "\\int_0^1 x dx", "\\sum_{i=1}^{9999999} i", "\\prod_{i=1}^{99999} i", "10^{99999999}", "1e999999999",
     "9" * 5000, "(" * 500, "{" * 500 + "5" + "}" * 500, "\\frac{" * 100 + "5", "5\u202e6", "5\x00", "\x1b[31m5", "5\u2066", "__import__('os').system('true')",
@@ -127,6 +129,33 @@ def test_hostile_cases_of_the_mixed_set_are_quick(judge: MathAccuracy) -> None:
             reward = judge(sample(case.response, case.reference))
             assert reward is not None and reward.value == 0.0, case
             assert time.process_time() - started < 1.0, case
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "5 \\text{" + "cm^2 " * 200 + "5}",
+        "5 \\text{" + "x^ { 2 } " * 110 + "5}",
+        "\\sum_{k=1}^{2000}\\log_{1.5}(1.5^{2400})",
+        "\\sum_{k=1}^{2000} 5000!",
+        "\\sum_{k=1}^{2000} \\binom{40000}{2000}",
+    ],
+    ids=lambda a: a[:30],
+)
+def test_an_answer_that_repeats_what_is_costly_is_quick(judge: MathAccuracy, answer: str) -> None:
+    started = time.process_time()
+    reward = judge(sample(f"\\boxed{{{answer}}}"))
+    assert reward is not None and reward.value == 0.0
+    assert time.process_time() - started < 1.0
+
+
+def test_exact_logarithms(judge: MathAccuracy) -> None:
+    for logarithm, value in (("\\log_{1.5}(1.5^{-2400})", "-2400"), ("\\log_{1/2} 8", "-3"), ("\\log_7 1", "0")):
+        assert judge.equal(f"\\max(0, {logarithm}) + \\min(0, {logarithm})", value), logarithm
+
+
+def test_the_cost_of_a_judgement_is_the_answers_own_doing() -> None:
+    assert all(judge_factory({"use": use, "options": {}, "base": "."}).about["bounded"] for use in BOUNDED)
 
 
 @pytest.mark.parametrize(
