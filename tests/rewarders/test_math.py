@@ -7,9 +7,10 @@ import sys
 import time
 
 import pytest
-from answercases import Case, math_cases, sample
+from answercases import Case, Ending, math_cases, sample
 
 from broker.errors import HeadraceError, RunFileError
+from broker.faults import Failed
 from rewarders.answers.warm import Ended, Warm
 from rewarders.format import Format
 from rewarders.math import MathAccuracy, UnreadableReference, normal, number
@@ -205,15 +206,21 @@ def test_a_reference_that_cannot_be_read_is_named_at_once(judge: MathAccuracy, r
 @pytest.mark.long
 def test_what_a_comparison_dies_of_is_told_and_the_next_one_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    warm = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    warm = Warm("answercases:hanging", cpu_seconds=0.2, timeout=60.0, memory_mb=1024)
     assert warm.ask({"answer": "yes"}) is True and warm.ask({"answer": "no"}) is False
-    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+    orders = [("spin", "timeout"), ("eat", "killed"), ("crash", "killed"), ("kill", "killed")]
+    for order, cause in orders:
         with pytest.raises(Ended) as ended:
             warm.ask({"answer": order})
-        assert ended.value.cause == cause, order
+        assert (ended.value.cause, ended.value.by_machine) == (cause, order == "kill"), order
         assert warm.ask({"answer": "yes"}) is True
-    assert warm.restarts == 4
+    assert warm.restarts == len(orders)
     warm.stop()
+    late = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    with pytest.raises(Ended) as ended:
+        late.ask({"answer": "sleep"})
+    assert (ended.value.cause, ended.value.by_machine) == ("timeout", True)
+    late.stop()
 
 
 def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> None:
@@ -223,13 +230,42 @@ def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> N
 @pytest.mark.long
 def test_an_answer_that_kills_the_comparison_is_wrong_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    judge, integral = MathAccuracy(), "\\int_0^1 x^2 dx"
+    judge, integral = MathAccuracy(timeout=60.0), "\\int_0^1 x^2 dx"
     judge.reference(integral)
     judge._symbolic[0].stop()
-    judge._symbolic[0] = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
-    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+    judge._symbolic[0] = Warm("answercases:hanging", cpu_seconds=0.2, timeout=60.0, memory_mb=1024)
+    for order, cause in (("spin", "timeout"), ("eat", "killed"), ("crash", "killed")):
         reward = judge(sample(f"\\boxed{{\\{order}}}", integral))
         assert reward is not None and (reward.value, reward.cause) == (0.0, cause)
+
+
+INTEGRAL = "\\int_0^1 x^2 dx"
+
+
+@pytest.mark.parametrize("cause", ["timeout", "killed"])
+def test_only_what_the_answer_itself_did_to_the_comparison_is_a_wrong_answer(cause: str) -> None:
+    for by_machine in (False, True):
+        judge = MathAccuracy()
+        judge._symbolic.append(Ending(Ended(cause, "the end", by_machine), "answer"))
+        asked = sample("\\boxed{\\frac{1}{3}}", INTEGRAL)
+        if by_machine:
+            with pytest.raises(Failed, match="too busy") as failed:
+                judge(asked)
+            assert failed.value.kind == "error", "a time-out would become a wrong answer"
+        else:
+            reward = judge(asked)
+            assert reward is not None and (reward.value, reward.cause) == (0.0, cause)
+
+
+@pytest.mark.parametrize("by_machine", [False, True])
+def test_a_reference_is_asked_about_again_where_the_comparison_ended(by_machine: bool) -> None:
+    judge, warm = MathAccuracy(), Ending(Ended("timeout", "the end", by_machine), "reference")
+    judge._symbolic.append(warm)
+    for _ in range(2):
+        with pytest.raises(Failed, match="not known: the end"):
+            judge.reference(INTEGRAL)
+    warm.at = "nothing"
+    assert judge.reference(INTEGRAL).text == judge.reference(INTEGRAL).text and warm.asked == 3
 
 
 def test_a_judge_that_does_not_start_is_an_error_and_no_zero() -> None:
