@@ -19,6 +19,7 @@ MAX_WORK = 12_000
 """Most nodes evaluated for one answer; each term of a sum counts, and a function's value by its length."""
 MAX_TERMS = 2_000  # of one sum or product
 DIGITS = 50  # decimal digits of inexact values
+TINY = 1e-42  # below this a value may be nothing but rounding
 
 
 class Work:
@@ -128,6 +129,19 @@ class Numeric:
             return self._value(node, values)
         except (ZeroDivisionError, ValueError, OverflowError, TypeError, ArithmeticError) as error:
             raise Undefined(f"{type(error).__name__}: {error}") from error
+
+    def settled(self, node: Node, values: Mapping[str, Fraction]) -> Any:
+        """The value of ``node``; 0 if it is nothing but rounding, which shrinks when the digits are doubled. Raises
+        Costly, Undefined."""
+        value = self.value(node, values)
+        if not 0 < abs(value) <= TINY:
+            return value
+        self.m.dps = 2 * DIGITS
+        try:
+            finer = self.value(node, values)
+        finally:
+            self.m.dps = DIGITS
+        return value if abs(finer) > abs(value) / 10**10 else self.m.zero
 
     def _value(self, node: Node, values: Mapping[str, Fraction]) -> Any:
         self.work.spend()

@@ -170,6 +170,8 @@ def test_the_cost_of_a_judgement_is_the_answers_own_doing() -> None:
         (["\\text{Tuesday}", "tuesday", "Tuesday."], "tuesday"),
         (["12\\text{ km}", "12", "12 apples"], "12"),
         (["\\frac{1}{x}", "x^{-1}"], None),
+        (["e^{-100}", "\\frac{1}{e^{100}}"], "3.7200759760208e-44"),
+        (["\\sin \\pi", "0", "e^{i\\pi}+1"], "0"),
     ],
 )
 def test_equal_answers_have_one_canonical_text_right_or_wrong(
