@@ -99,10 +99,11 @@ HEDGES = frozenset(
         "than",
     ]
 ) | frozenset(word for word in NUMBERS if word.isalpha())
-OPERATIONS = frozenset(["plus", "minus", "factorial", "divided", "multiplied", "negative", "root", "power", "modulo"])
+OPERATIONS = frozenset(["plus", "minus", "factorial", "divided", "multiplied", "root", "power", "modulo"])
 LETTERS = frozenset(["T", "H", "S", "M", "D", "u"])
 """Units of one letter that are read only in text commands: elsewhere they are variables."""
-DENIALS = frozenset(["wrong", "incorrect", "false", "no", "never"])
+DENIALS = frozenset(["wrong", "incorrect", "false", "no", "never", "negative"])
+"""Words that deny the value if they are the last: 5 wrong, but 5 wrong answers."""
 FRACTION = re.compile(
     r"(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth|billionth)s?(?: of .*)?",
     re.IGNORECASE,
@@ -112,10 +113,12 @@ MAGNITUDES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 MAGNITUDE = re.compile(
-    r"(\\(?:text|mathrm|mbox|hbox|textrm|textbf|textit|textnormal)\s*\{\s*)?\b(" + "|".join(MAGNITUDES) + r")s?\b(?!-)",
+    r"(\\(?:text|mathrm|mbox|hbox|textrm|textbf|textit|textnormal)\s*\{\s*)?(?<![A-Za-z\\])("
+    + "|".join(MAGNITUDES)
+    + r")s?\b(?!-)",
     re.IGNORECASE,
 )
-MERIDIEM = re.compile(r"\b[ap]\.\s?m\b", re.IGNORECASE)
+INITIALS = re.compile(r"\b[A-Za-z]\.\s?[A-Za-z]\b")
 UNIT_TEXT = re.compile(
     r"(?:[A-Za-zµΩ'’/.,\s()*·²³{}^-]|\\cdot|\\circ|\\,|~|\^\s*(?:\{\s*)?-?\d|(?<=[A-Za-z])[23](?![\d.]))*"
 )
@@ -144,7 +147,7 @@ def split(text: str) -> tuple[str, str] | None:
 
 def is_unit(words: str) -> bool:
     """Whether the words in a text command are a unit or say what is counted, and leave the value before them as it is."""
-    found = re.findall(r"[A-Za-z]+", MERIDIEM.sub(" ", words))
+    found = re.findall(r"[A-Za-z]+", INITIALS.sub(" ", words))
     variables = [word for word in found if len(word) == 1 and word not in UNITS and word not in LETTERS]
     if variables and (variables != ["a"] or len(found) == 1):
         return False
@@ -167,7 +170,7 @@ def _changes_the_value(words: list[str]) -> bool:
     if not folded:
         return False
     meant = set(folded) & (HEDGES | OPERATIONS) or {w.removesuffix("s") for w in folded} & set(MAGNITUDES)
-    functions = any(word in MATHS and word not in UNITS for word in words)
+    functions = any(word in MATHS and word not in UNITS and word != "for" for word in words)
     operates = folded[0] in ("squared", "cubed") or folded[-1] in DENIALS or FRACTION.fullmatch(" ".join(folded))
     return bool(meant or functions or operates)
 
