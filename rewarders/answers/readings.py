@@ -112,7 +112,7 @@ def canonical_text(answer: Answer) -> str:
             return answer.choice
         try:
             return canonical.text_of(reading.shape)
-        except (Costly, Undefined, Unreadable, KeyError):
+        except (Costly, Undefined, Unreadable, KeyError, RecursionError):
             continue
     return words.loose(answer.text)[:400]
 
