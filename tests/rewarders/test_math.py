@@ -55,7 +55,7 @@ HOSTILE = [
     "lambda: 5", "exec('5')", "\\lim_{x\\to 0} 5", "x" * 2000, "5" + "\\cdot 1" * 400, "\\sqrt{" * 60 + "5" + "}" * 60, "\\input{/etc/passwd}", "5^^^5",
     "import os; 5", "5 if True else 6", "[5 for _ in range(9)]", "\\begin{matrix}" * 30, "5=5=5=5", "\\text{5}\\text{6}", "0x5", "5;6", "5|6", "NaN", "nan", "inf", "-inf",
     "\\infty", "5e", "5+", "=5=", "\\\\\\\\", "$$$$", "\ufffd", "５６", "\\frac{\\frac{\\frac{1}{0}}{0}}{0}",
-    "5" + "%" * 1000, "5" + "\\%" * 500,
+    "5" + "%" * 990,
 ]  # fmt: skip
 
 
