@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from broker.errors import RunFileError
 from broker.messages import Trajectory
@@ -31,7 +31,7 @@ LEAD = re.compile(
     re.IGNORECASE,
 )
 LIST = re.compile(
-    r"[(\[]?([A-Za-z])[)\]]?[.:]?(?:(?:\s*(?:,|;|/|&|and|or|\\land|\\lor)\s*)+[(\[]?([A-Za-z])[)\]]?[.:]?)*\s*"
+    r"[(\[]?([A-Za-z])[)\]]?[.:]?(?:(?:\s*(?:,|;|/|&|and|or|\\land|\\lor))+\s*[(\[]?([A-Za-z])[)\]]?[.:]?)*\s*"
 )
 ITEM = re.compile(r"(?<![A-Za-z\\])[(\[]?([A-Za-z])[)\]]?(?![A-Za-z])")
 MARKED = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:]|\s+-)\s*(\S.*)", re.DOTALL)
@@ -48,6 +48,7 @@ class Choice:
     the last line does too. Raises UnreadableReference for a reference that is none of the options.
     """
 
+    bounded: ClassVar[bool] = True
     boxed: bool = True
     key: str = ""
 

@@ -8,8 +8,10 @@ know goes to math-verify in a warm process that the kernel stops. What the *answ
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from broker.errors import RunFileError
+from broker.faults import Failed
 from broker.messages import Trajectory
 from rewarders.answers.compare import PERCENT, Rules
 from rewarders.answers.judge import judge
@@ -36,10 +38,12 @@ class MathAccuracy:
     ``boxes``: several that differ are no answer (``agree``), unless together they are the list that the reference is; or the ``last``, the
     ``first`` counts. ``percent``: 50% is 0.5, and 50 where the reference has the percent sign (``value``), or 50 always (``either``).
     ``units``: may be left out but not be others (``optional``), must be there where the reference has them (``required``), or are not read
-    (``none``). ``tolerance``: how far a decimal may be from an irrational value, relative. ``timeout`` (of the clock), ``cpu_seconds`` and
-    ``memory_mb`` bound the symbolic comparison. Raises UnreadableReference, and HeadraceError where the judge fails.
+    (``none``). ``tolerance``: how far a decimal may be from an irrational value, relative. ``cpu_seconds`` and
+    ``memory_mb`` bound the symbolic comparison: what exceeds them is wrong. ``timeout`` (of the clock) is for a machine that is too busy, which
+    raises Failed. Raises UnreadableReference, and HeadraceError where the judge fails.
     """
 
+    bounded: ClassVar[bool] = True
     boxed: bool = True
     boxes: str = "agree"
     percent: str = "value"
@@ -116,8 +120,9 @@ class MathAccuracy:
                 self._known.clear()
             try:
                 self._known[reference.text] = bool(self._warm().ask({"reference": reference.text}))
-            except Ended:
-                self._known[reference.text] = False
+            except Ended as ended:
+                why = f"whether the reference {reference.text[:200]!r} can be read is not known: {ended}"
+                raise Failed("error", why) from ended
         return self._known[reference.text]
 
     def _read(self, text: str) -> Answer:
@@ -133,6 +138,8 @@ class MathAccuracy:
             try:
                 right = bool(self._warm().ask({"answer": answer.text, "reference": reference.text}))
             except Ended as ended:
+                if ended.by_machine:  # a kind that is not tried again, and never becomes a wrong answer
+                    raise Failed("error", f"the machine is too busy to compare answers: {ended}") from ended
                 right, cause, why = False, ended.cause, str(ended)
         told = f"{answer.text[:60]!r} {'is' if right else 'is not'} {reference.text[:60]!r}{': ' + why if why else ''}"
         return Reward(float(right), told, canonical_text(reference if right else answer), cause)

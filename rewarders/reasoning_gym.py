@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.errors import HeadraceError, RunFileError
+from broker.faults import Failed
 from broker.messages import Trajectory
 from rewarders.answers.numbers import number
 from rewarders.answers.surface import INVISIBLE, normal
@@ -28,8 +29,9 @@ class ReasoningGym:
 
     Abstains on samples that carry no reasoning-gym entry in ``metadata["reasoning_gym"]`` (``{"dataset", "entry", "tuples"}``). ``partial``:
     the scores between 0 and 1 that many tasks give count; otherwise only the full one does. Answers longer than ``max_length`` characters
-    score 0 unread. ``timeout`` (of the clock), ``cpu_seconds`` and ``memory_mb`` bound the scoring of one answer. Raises HeadraceError for an
-    entry that its scorer cannot read, RunFileError if reasoning-gym is not installed.
+    score 0 unread. ``cpu_seconds`` and ``memory_mb`` bound the scoring of one answer: what exceeds them scores 0. ``timeout`` (of the clock) is
+    for a machine that is too busy, which raises Failed. Raises HeadraceError for an entry that its scorer cannot read or a scorer that cannot
+    be loaded, RunFileError if reasoning-gym is not installed.
     """
 
     max_length: int = 4096
@@ -56,6 +58,8 @@ class ReasoningGym:
         try:
             told = self.scored(task, entry, answer, list(carried.get("tuples", ())))
         except Ended as ended:
+            if ended.by_machine:
+                raise Failed("error", f"the machine is too busy to score answers: {ended}") from ended
             return Reward(0.0, f"{shown}: {ended}", canonical(answer), ended.cause)
         if "broken" in told:
             raise HeadraceError(
@@ -75,13 +79,23 @@ class ReasoningGym:
         """What the scorer says. Raises Ended if the answer was the end of its process, HeadraceError if the scorer is not available."""
         warm = self._warm()
         if (warm.restarts, task) not in self._loaded:
-            if warm.ask({"load": task}, LOAD_SECONDS) is None:
-                raise HeadraceError(f"reasoning-gym has no scorer for the task {task!r} of the sample's metadata")
-            self._loaded.add((warm.restarts, task))
+            self._load(warm, task)
         told = warm.ask({"task": task, "answer": answer, "entry": entry, "tuples": tuples})
         if not isinstance(told, dict):
             raise HeadraceError(f"reasoning-gym's {task} cannot read the entry in the sample's metadata")
         return told
+
+    def _load(self, warm: Warm, task: str) -> None:
+        """Make the scorer of a task ready. Raises HeadraceError if that fails, which no answer is to blame for."""
+        try:
+            loaded = warm.ask({"load": task}, LOAD_SECONDS)
+        except Ended as ended:
+            raise HeadraceError(
+                f"reasoning-gym's scorer for the task {task!r} cannot be loaded: {ended}; raise memory_mb = {self.memory_mb}"
+            ) from ended
+        if loaded is None:
+            raise HeadraceError(f"reasoning-gym has no scorer for the task {task!r} of the sample's metadata")
+        self._loaded.add((warm.restarts, task))
 
     def _warm(self) -> Warm:
         if not self._scorers:

@@ -25,8 +25,10 @@ from rewarders.rewarder import GroupRewarder, Reward
 def value_of(logits: Sequence[float], label: int, squash: bool) -> float:
     """The reward in a model's output: the probability of ``label`` among several, or the one score, with ``squash`` through a sigmoid.
 
-    Raises MessageError if there is no such label.
+    Raises MessageError if there is no such label, or a logit is not finite.
     """
+    if not all(map(math.isfinite, logits)):
+        raise MessageError(f"the model's logits are {logits}; they must be finite: load it with another dtype")
     if len(logits) == 1:
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, logits[0])))) if squash else logits[0]
     if not 0 <= label < len(logits):
@@ -238,6 +240,11 @@ class RewardServer(Server, GroupRewarder):
             raise CallRefused(f"{self.url}{api.path} gives no scores: {str(answer)[:200]}") from error
         if len(rows) != len(texts):
             raise CallRefused(f"{self.url}{api.path} gives {len(rows)} scores for {len(texts)} texts")
+        for row in rows:
+            if not all(map(math.isfinite, row)):
+                raise CallRefused(
+                    f"{self.url}{api.path} gives {row[:8]}; scores must be finite: serve it with another dtype"
+                )
         return [self._value(row, api) for row in rows]
 
     def _value(self, row: list[float], api: Api) -> float:

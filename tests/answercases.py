@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from broker.messages import ChatMessage, Sampling, Segment, Trajectory, VersionSpan
+from rewarders.answers.warm import Ended, Warm
 
 HERE = Path(__file__).parent / "rewarders"
 POINT = re.compile(r"⟨U\+([0-9A-F]+)⟩")
@@ -31,6 +33,20 @@ def sample(
         "g@0", 0, 1, (ChatMessage("user", question),), answer, "", metadata or {}, {"r": 1.0}, "train", text, tokens,
         np.zeros(2, np.float32), spans, (VersionSpan(0, 1),), finish, Sampling(),
     )  # fmt: skip
+
+
+class Ending(Warm):
+    """A warm process that answers ``{}`` but ends as told at the requests whose keys include one of ``at``."""
+
+    def __init__(self, ended: Ended, at: str) -> None:
+        super().__init__("nowhere:factory", cpu_seconds=1.0, timeout=1.0, memory_mb=1)
+        self.ended, self.at, self.asked = ended, at, 0
+
+    def ask(self, request: dict[str, Any], seconds: float | None = None) -> Any:
+        self.asked += 1
+        if self.at in request:
+            raise self.ended
+        return {"score": 1.0}
 
 
 class Case(NamedTuple):
@@ -68,6 +84,8 @@ def hanging() -> Callable[[dict[str, Any]], bool]:
             time.sleep(60)
         if "eat" in request["answer"]:
             bytearray(4 << 30)
+        if "kill" in request["answer"]:
+            os.kill(os.getpid(), signal.SIGKILL)
         if "crash" in request["answer"]:
             os._exit(9)
         return bool(request["answer"] == "yes")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from rewarders.answers.evaluate import Numeric, Work, exact, point, variables
+from rewarders.answers.evaluate import TINY, Numeric, Work, exact, point, variables
 from rewarders.answers.literals import Node
 from rewarders.answers.rationals import Costly, Undefined
 from rewarders.answers.regions import Line
-from rewarders.answers.scalars import EXACTNESS, TINY
+from rewarders.answers.scalars import EXACTNESS
 from rewarders.answers.shapes import Bag, Based, Chain, Equation, Matrix, Named, Ratio, Region, Row, Scalar, holds
 
 MAX_TERMS = 48  # of a polynomial
@@ -46,7 +46,7 @@ def rational(value: Fraction) -> str:
 
 def approximate(node: Node) -> str:
     numeric = Numeric(Work())
-    return digits(numeric, numeric.value(node, {}))
+    return digits(numeric, numeric.settled(node, {}))
 
 
 def digits(numeric: Numeric, value: Any) -> str:
@@ -54,7 +54,7 @@ def digits(numeric: Numeric, value: Any) -> str:
     if m.isnan(value):
         return "undefined"
     real, imaginary = m.re(value), m.im(value)
-    small = TINY * max(1, abs(value)) if not m.isinf(value) else 0
+    small = TINY * abs(value) if not m.isinf(value) else 0
     shown = [decimal(numeric, part) for part in (real, imaginary)]
     if abs(imaginary) <= small:
         return shown[0]
@@ -68,7 +68,7 @@ def decimal(numeric: Numeric, value: Any) -> str:
         return "oo" if value > 0 else "-oo"
     if abs(value) < 1e9:
         near = Fraction(float(value)).limit_denominator(10_000)
-        if abs(m.mpf(near.numerator) / near.denominator - value) <= EXACTNESS * max(1, abs(value)):
+        if abs(m.mpf(near.numerator) / near.denominator - value) <= EXACTNESS * abs(value):
             return str(near)
     return str(m.nstr(value, SHOWN, min_fixed=-4, max_fixed=20, strip_zeros=True)).removesuffix(".0")
 
@@ -78,7 +78,7 @@ def fingerprint(node: Node, names: list[str]) -> str:
     numeric, found = Numeric(Work()), []
     for number in range(2):
         try:
-            found.append(digits(numeric, numeric.value(node, {n: point(n, number) for n in names})))
+            found.append(digits(numeric, numeric.settled(node, {n: point(n, number) for n in names})))
         except Undefined:
             found.append("?")
     return f"f({', '.join(names)}) ~ {', '.join(found)}"

@@ -16,9 +16,10 @@ from rewarders.answers.literals import Node
 from rewarders.answers.rationals import EXACT, Costly, Undefined, bounded, rational_power
 
 MAX_WORK = 12_000
-"""Most nodes evaluated for one answer; each term of a sum counts."""
+"""Most nodes evaluated for one answer; each term of a sum counts, and a function's value by its length."""
 MAX_TERMS = 2_000  # of one sum or product
 DIGITS = 50  # decimal digits of inexact values
+TINY = 1e-42  # below this a value may be nothing but rounding
 
 
 class Work:
@@ -55,8 +56,17 @@ def exact(node: Node, values: Mapping[str, Fraction], work: Work) -> Fraction | 
         return _bigop_exact(node, values, work)
     if kind == "call" and node[1] in EXACT:
         arguments = [exact(a, values, work) for a in node[2]]
-        return None if None in arguments else EXACT[node[1]](*arguments)
+        found = None if None in arguments else EXACT[node[1]](*arguments)
+        if found is not None:
+            work.spend(_cost(node[1], arguments, found))
+        return found
     return None
+
+
+def _cost(function: str, arguments: list[Any], value: Fraction) -> int:
+    """What a function's value has cost, in nodes: its length, and the factors of a binomial."""
+    factors = int(min(arguments[1], arguments[0] - arguments[1])) if function == "binomial" else 0
+    return (value.numerator.bit_length() >> 10) + (max(0, factors) >> 6)
 
 
 def _fold(
@@ -119,6 +129,19 @@ class Numeric:
             return self._value(node, values)
         except (ZeroDivisionError, ValueError, OverflowError, TypeError, ArithmeticError) as error:
             raise Undefined(f"{type(error).__name__}: {error}") from error
+
+    def settled(self, node: Node, values: Mapping[str, Fraction]) -> Any:
+        """The value of ``node``; 0 if it is nothing but rounding, which shrinks when the digits are doubled. Raises
+        Costly, Undefined."""
+        value = self.value(node, values)
+        if not 0 < abs(value) <= TINY:
+            return value
+        self.m.dps = 2 * DIGITS
+        try:
+            finer = self.value(node, values)
+        finally:
+            self.m.dps = DIGITS
+        return value if abs(finer) > abs(value) / 10**10 else self.m.zero
 
     def _value(self, node: Node, values: Mapping[str, Fraction]) -> Any:
         self.work.spend()

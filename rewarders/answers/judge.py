@@ -47,9 +47,13 @@ def judge(answer: Answer, reference: Answer, rules: Rules, unit_policy: str) -> 
             return Finding(True)
     except Costly as error:
         return Finding(False, f"refused: {error}")
+    if words.close_up(answer.text) == words.close_up(reference.text):
+        return Finding(True)
+    if answer.readings and reference.readings:
+        return Finding(False, answer.fault)
     if words.loose(answer.text) == words.loose(reference.text):
         return Finding(True)
-    if (answer.readings and reference.readings) or not _worth_asking(answer, reference):
+    if not _worth_asking(answer, reference):
         return Finding(False, answer.fault)
     return Finding(None)
 

@@ -20,7 +20,8 @@ def number(text: str) -> Fraction | None:
     if len(text) > MAX_DIGITS:
         return None
     if text.endswith("%"):
-        inner = number(text[:-1].rstrip("\\").rstrip())
+        bare = text[:-1].rstrip("\\").rstrip()
+        inner = None if bare.endswith("%") else number(bare)
         return None if inner is None else inner / 100
     if NUMBER.fullmatch(text):
         return Fraction(text.replace(",", ""))

@@ -89,7 +89,7 @@ class Operands(Cursor):
         mark = command if command in ("\\vec", "\\hat", "\\overline", "\\bar", "\\dot", "\\mathcal") else ""
         if not inner.replace(" ", "").replace("\\", "").isalnum():
             raise Unreadable(f"{self.tokens[self.at - 1].text!r} is not understood")
-        return self.symbol(SYMBOLS.get(inner, inner) if not mark else f"{mark}{inner}")
+        return self.symbol(SYMBOLS.get(plain(inner), inner) if not mark else f"{mark}{inner}")
 
     def symbol(self, name: str) -> Node:
         while self.text in ("_", "'"):

@@ -10,6 +10,7 @@ from broker.errors import HeadraceError
 
 MAX_BITS = 60_000
 """Of numerator and denominator together: 18,000 decimal digits."""
+MAX_LOG_BITS = 4000  # of numerator and denominator each, of a number whose logarithm is looked for
 
 
 class Costly(HeadraceError):
@@ -86,19 +87,21 @@ def _binomial(n: Fraction, k: Fraction) -> Fraction:
 def _exact_log(value: Fraction, base: Fraction = Fraction(10)) -> Fraction | None:
     if value <= 0 or base <= 0 or base == 1:
         raise Undefined("a logarithm of no positive number")
-    if max(value.numerator, value.denominator).bit_length() > 4000:
+    if max(value.numerator, value.denominator).bit_length() > MAX_LOG_BITS:
         return None
-    for power in range(0, 4001):
-        raised = rational_power(base, Fraction(power))
-        if raised == value or raised == 1 / value:
-            return Fraction(power if raised == value else -power)
-        if (
-            raised is None
-            or (raised > max(value, 1 / value) and base > 1)
-            or (raised < min(value, 1 / value) and base < 1)
-        ):
-            return None
-    return None
+    step = _ln(base)
+    ratio = _ln(value) / step if step else 0.0
+    bits = base.numerator.bit_length() + base.denominator.bit_length()
+    if abs(ratio) * bits > 4 * MAX_LOG_BITS:  # more than a power of this size can have
+        return None
+    power = Fraction(round(ratio))
+    return power if rational_power(base, power) == value else None
+
+
+def _ln(value: Fraction) -> float:
+    if abs(value - 1) < Fraction(1, 2):
+        return math.log1p(float(value - 1))
+    return math.log(value.numerator) - math.log(value.denominator)
 
 
 def _exact_root(value: Fraction, degree: Fraction = Fraction(2)) -> Fraction | None:

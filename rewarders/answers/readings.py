@@ -66,7 +66,7 @@ def read(text: str, with_units: bool = True) -> Answer:
     in_words = words.number_in_words(spelled)
     plain = in_words or plain
     plain = LABEL.sub("", plain) or plain
-    plain = _approximated(plain)
+    plain = units.scaled(_approximated(plain))
     value = number(plain)
     if value is not None:
         return Answer(plain, value, _readings(plain, False)[0])
@@ -112,7 +112,7 @@ def canonical_text(answer: Answer) -> str:
             return answer.choice
         try:
             return canonical.text_of(reading.shape)
-        except (Costly, Undefined, Unreadable, KeyError):
+        except (Costly, Undefined, Unreadable, KeyError, RecursionError):
             continue
     return words.loose(answer.text)[:400]
 

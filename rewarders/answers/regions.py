@@ -8,7 +8,7 @@ from rewarders.answers.evaluate import Numeric, Work, variables
 from rewarders.answers.lexer import Unreadable
 from rewarders.answers.rationals import Undefined
 from rewarders.answers.scalars import EXACTNESS, close
-from rewarders.answers.shapes import Bag, Region, Row, Scalar
+from rewarders.answers.shapes import Bag, Named, Region, Row, Scalar
 
 
 class Interval(NamedTuple):
@@ -42,7 +42,7 @@ class Line:
         if variables(node):
             raise Unreadable("a bound that is no number")
         try:
-            value = self.numeric.value(node, {})
+            value = self.numeric.settled(node, {})
         except Undefined:
             raise Unreadable("a bound that is no number") from None
         if self.numeric.m.im(value) != 0:
@@ -57,7 +57,7 @@ class Line:
         if isinstance(shape, Bag):
             if not shape.braces and len(shape.items) > 1:
                 raise Unreadable("a list is no part of the real line")
-            points = [self.number(i.node) for i in shape.items if isinstance(i, Scalar)]
+            points = [self._point(item) for item in shape.items]
             return [Interval(p, p, False, False) for p in points]
         if isinstance(shape, Row):
             if len(shape.items) != 2 or not all(isinstance(i, Scalar) for i in shape.items):
@@ -67,6 +67,13 @@ class Line:
         if isinstance(shape, Region):
             return self._region(shape)
         raise Unreadable("no part of the real line")
+
+    def _point(self, item: Any) -> Any:
+        """A member of a set, which may have its name before it: 2, or x = 2."""
+        value = item.value if isinstance(item, Named) else item
+        if not isinstance(value, Scalar):
+            raise Unreadable("a member of a set that is no number")
+        return self.number(value.node)
 
     def _interval(self, low: Any, high: Any, open_low: bool, open_high: bool) -> list[Interval]:
         m = self.numeric.m

@@ -10,7 +10,6 @@ from rewarders.answers.literals import Node
 from rewarders.answers.rationals import Costly, Undefined
 
 POINTS = 6  # at which expressions with variables are compared
-TINY = 1e-42  # absolute difference that counts as none
 EXACTNESS = 1e-40  # relative difference that counts as none
 RELATIVE = 1e-8
 """Default tolerance, relative, between a decimal and a value that decimals cannot express exactly."""
@@ -57,7 +56,7 @@ def _same_at_points(left: Node, right: Node, names: list[str], numeric: Numeric,
         at = {name: point(name, number) for name in names}
         numeric.branched = False
         try:
-            a, b = numeric.value(left, at), numeric.value(right, at)
+            a, b = numeric.settled(left, at), numeric.settled(right, at)
         except Undefined:
             continue
         m = numeric.m
@@ -72,10 +71,10 @@ def _same_at_points(left: Node, right: Node, names: list[str], numeric: Numeric,
 
 
 def close(m: Any, a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two numbers differ by at most ``tolerance`` of the larger, or TINY; an infinity equals only itself."""
+    """Whether two numbers differ by at most ``tolerance`` of the larger; an infinity equals only itself."""
     if m.isinf(a) or m.isinf(b):
         return bool(a == b)
-    return bool(abs(a - b) <= max(tolerance * max(abs(a), abs(b)), TINY))
+    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
 
 
 def ratio_is_constant(left: Node, right: Node, work: Work) -> Any:
@@ -86,11 +85,11 @@ def ratio_is_constant(left: Node, right: Node, work: Work) -> Any:
     for number in range(3):
         at = {name: point(name, number) for name in names}
         try:
-            a, b = numeric.value(left, at), numeric.value(right, at)
+            a, b = numeric.settled(left, at), numeric.settled(right, at)
         except Undefined:
             return None
         infinite = any(numeric.m.isinf(v) or numeric.m.isnan(v) for v in (a, b))
-        if infinite or abs(a) < TINY or abs(b) < TINY:
+        if infinite or a == 0 or b == 0:
             return None
         ratio = a / b
         if found is not None and not close(numeric.m, ratio, found, EXACTNESS):

@@ -88,6 +88,7 @@ GROUPED = re.compile(
 )
 SIGN = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*([:,;<>=+/-])\s*\}")
 STOP = re.compile(r"(?<![\\.])[.,;]$")
+BOARD = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])")
 SEPARATOR = re.compile(r"\D+")
 CONJUNCTION = re.compile(
     r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*,?\s*(or|and)\s*\}|(?<=[\s\d})\]])\s*\b(or|and)\b\s*(?=[\s\d\\{(\[A-Za-z-])"
@@ -101,7 +102,7 @@ def normal(text: str) -> str:
     text = GROUPED.sub(lambda m: SEPARATOR.sub("", m.group()), text)
     text = SIGN.sub(r"\1", COLOR.sub("", text))
     text = CONJUNCTION.sub(lambda m: f" \\{'lor' if 'or' in (m.group(1), m.group(2)) else 'land'} ", text)
-    text = COMMAND.sub(_command, text)
+    text = BOARD.sub(r"\\mathbb{\1}", COMMAND.sub(_command, text))
     text = " ".join(text.split())
     return _ends(text)
 

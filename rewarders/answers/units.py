@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
-from rewarders.answers.words import NUMBERS
+from rewarders.answers.numbers import number
+from rewarders.answers.words import NUMBERS, number_in_words
 
 F = Fraction
 # dimension -> (names of a unit, its size in the dimension's base unit)
@@ -97,8 +99,28 @@ HEDGES = frozenset(
         "than",
     ]
 ) | frozenset(word for word in NUMBERS if word.isalpha())
+OPERATIONS = frozenset(["plus", "minus", "factorial", "divided", "multiplied", "root", "power", "modulo"])
+LETTERS = frozenset(["T", "H", "S", "M", "D", "u"])
+"""Units of one letter that are read only in text commands: elsewhere they are variables."""
+DENIALS = frozenset(["wrong", "incorrect", "false", "no", "never", "negative"])
+"""Words that deny the value if they are the last: 5 wrong, but 5 wrong answers."""
+FRACTION = re.compile(
+    r"(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth|billionth)s?(?: of .*)?",
+    re.IGNORECASE,
+)
+"""Words that make a fraction of the number before them, unless they say which one: 3 quarters, but 3 third graders."""
+MAGNITUDES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7,
+}  # fmt: skip
+MAGNITUDE = re.compile(
+    r"(\\(?:text|mathrm|mbox|hbox|textrm|textbf|textit|textnormal)\s*\{\s*)?(?<![A-Za-z\\])("
+    + "|".join(MAGNITUDES)
+    + r")s?\b(?!-)",
+    re.IGNORECASE,
+)
+INITIALS = re.compile(r"\b[A-Za-z]\.\s?[A-Za-z]\b")
 UNIT_TEXT = re.compile(
-    r"(?:[A-Za-zµΩ'’/.,\s()*·-]|\\cdot|\\circ|\\,|~|\^\s*\{?\s*-?\d\s*\}?|(?<=[A-Za-z])[23](?![\d.])|[²³{}^])*"
+    r"(?:[A-Za-zµΩ'’/.,\s()*·²³{}^-]|\\cdot|\\circ|\\,|~|\^\s*(?:\{\s*)?-?\d|(?<=[A-Za-z])[23](?![\d.]))*"
 )
 
 
@@ -124,20 +146,57 @@ def split(text: str) -> tuple[str, str] | None:
 
 
 def is_unit(words: str) -> bool:
-    """Whether the words in a text command are a unit or say what is counted, and give no second answer (HEDGES)."""
-    found = re.findall(r"[A-Za-z]+", words)
-    return bool(found and UNIT_TEXT.fullmatch(words)) and not any(word.casefold() in HEDGES for word in found)
+    """Whether the words in a text command are a unit or say what is counted, and leave the value before them as it is."""
+    found = re.findall(r"[A-Za-z]+", INITIALS.sub(" ", words))
+    variables = [word for word in found if len(word) == 1 and word not in UNITS and word not in LETTERS]
+    if variables and (variables != ["a"] or len(found) == 1):
+        return False
+    return bool(UNIT_TEXT.fullmatch(words) and re.search("[A-Za-z]", words)) and not _changes_the_value(found)
 
 
 def plausible(words: str, blank: bool) -> bool:
     """Whether plain letters after a value are a unit or words rather than variables; ``blank``: one precedes them."""
     found = re.findall(r"[A-Za-z]+", words)
-    if any(word in MATHS for word in found):
+    if any(word in MATHS for word in found) or _changes_the_value(found):
         return False
     known = all(word in UNITS or word in ("per", "square", "cubic", "sq") for word in found)
-    if any(word.casefold() in HEDGES for word in found):
+    named = blank and len(found[0]) > 2 and len(found) <= 4 and not any(map(_is_product, found))
+    return (known and (blank or len(found[0]) > 1)) or named
+
+
+def _changes_the_value(words: list[str]) -> bool:
+    """Whether words after a value make it another one (million, squared), or give a second one, or deny it."""
+    folded = [word.casefold() for word in words]
+    if not folded:
         return False
-    return (known and (blank or len(found[0]) > 1)) or (blank and len(found[0]) > 2 and len(found) <= 4)
+    meant = set(folded) & (HEDGES | OPERATIONS) or {w.removesuffix("s") for w in folded} & set(MAGNITUDES)
+    functions = any(word in MATHS and word not in UNITS and word != "for" for word in words)
+    operates = folded[0] in ("squared", "cubed") or folded[-1] in DENIALS or FRACTION.fullmatch(" ".join(folded))
+    return bool(meant or functions or operates)
+
+
+def _is_product(word: str) -> bool:
+    """Whether letters are rather a product of variables: they ascend, and two of them are neighbours (abc, xyz)."""
+    places = [ord(letter) for letter in word.casefold()]
+    steps = [after - before for before, after in pairwise(places)]
+    return word not in UNITS and len(word) > 2 and min(steps) > 0 and 1 in steps
+
+
+def scaled(text: str) -> str:
+    """``3 million people`` as ``3000000 people``: a number and the magnitude behind it in digits; else the same text."""
+    for _ in range(4):
+        found = MAGNITUDE.search(text)
+        head = text[: found.start()].strip() if found else ""
+        value = number(number_in_words(head) or head)
+        if found is None or value is None or head.endswith("%"):
+            return text
+        opened, rest = found.group(1) or "", text[found.end() :].strip()
+        if re.match(r"(?:\d|and\b|" + "|".join(NUMBERS) + r")", rest, re.IGNORECASE):
+            return text
+        value *= MAGNITUDES[found.group(2).casefold()]
+        digits = str(value) if value.denominator == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+        text = f"{digits} {rest[1:].strip() if opened and rest.startswith('}') else opened + rest}".strip()
+    return text
 
 
 def tidy(unit: str) -> str:

@@ -21,11 +21,15 @@ TIMEOUT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 
 
 class Ended(HeadraceError):
-    """The comparison did not come to its end: ``cause`` is ``timeout`` or ``killed``."""
+    """The comparison did not come to its end: ``cause`` is ``timeout`` or ``killed``.
 
-    def __init__(self, cause: str, why: str) -> None:
+    ``by_machine``: the request is not to blame. It ran out of time on the clock before its processor time was spent, or
+    something outside killed its process.
+    """
+
+    def __init__(self, cause: str, why: str, by_machine: bool = False) -> None:
         super().__init__(why)
-        self.cause = cause
+        self.cause, self.by_machine = cause, by_machine
 
 
 class Warm:
@@ -61,21 +65,22 @@ class Warm:
             except OSError as error:
                 self.stop()
                 raise HeadraceError(f"the comparing process is gone: {error}") from error
-            return self._reply(self._timeout if seconds is None else seconds)
+            return self._reply(self._timeout if seconds is None else seconds, cpu)
 
-    def _reply(self, timeout: float) -> Any:
+    def _reply(self, timeout: float, cpu: float) -> Any:
         deadline = time.monotonic() + timeout
         message = self._line(deadline, "id", "ended")
         if message is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._worker, signal.SIGKILL)
             self._respawned(self._line(time.monotonic() + RESPAWN_SECONDS, "ended"))
-            raise Ended("timeout", f"no end within {timeout:g} s")
+            raise Ended("timeout", f"no end within {timeout:g} s", by_machine=cpu < timeout)
         if "ended" in message:
             self._respawned(message)
             if message["signal"] in TIMEOUT_SIGNALS:
-                raise Ended("timeout", f"no end within {self._cpu:g} s of processor time")
-            raise Ended("killed", f"more than {self._memory} MiB, or a crash (signal {message['signal']})")
+                raise Ended("timeout", f"no end within {cpu:g} s of processor time")
+            why = f"more than {self._memory} MiB, or a crash (signal {message['signal']})"
+            raise Ended("killed", why, by_machine=message["signal"] == signal.SIGKILL)
         return message.get("result")
 
     def _respawned(self, ended: dict[str, Any] | None) -> None:

@@ -75,6 +75,8 @@ NUMBERS = {
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "one hundred": 100, "half": "1/2", "one half": "1/2",
      "one-half": "1/2", "one third": "1/3", "one-third": "1/3", "one quarter": "1/4", "one-quarter": "1/4", "two thirds": "2/3", "two-thirds": "2/3", "three quarters": "3/4"}  # fmt: skip
 DOTS = re.compile(r"\.\.\.|\\[lcvd]?dots|…")
+GAP = re.compile(r"(?<=\d)[\s{}$]+(?=\d)|([\s{}$]+)")
+BLANKS = re.compile(r"(?<=\d)\s+(?=\d)|(\s+)")
 ARTICLE = re.compile(r"^(?:the|an?) ")
 
 
@@ -124,13 +126,16 @@ def choice(text: str) -> str | None:
     return letter.upper() if letter.upper() in LETTERS else letter
 
 
+def close_up(text: str, gap: re.Pattern[str] = BLANKS) -> str:
+    """A text without blanks, except that digits stay apart."""
+    return gap.sub(lambda found: "" if found.group(1) else " ", text)
+
+
 def loose(text: str) -> str:
-    """A text without blanks; if it has words, also without text commands, braces and dollars, in lower case."""
-    return (
-        re.sub(r"[\s{}$]+", "", without_wrappers(text)).casefold()
-        if re.search(r"[A-Za-z]{3}", without_commands(text))
-        else re.sub(r"\s+", "", text)
-    )
+    """A text closed up; if it has words, also without text commands, braces and dollars, in lower case."""
+    if re.search(r"[A-Za-z]{3}", without_commands(text)):
+        return close_up(without_wrappers(text), GAP).casefold()
+    return close_up(text)
 
 
 def without_commands(text: str) -> str:

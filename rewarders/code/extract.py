@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rewarders.text import after_thinking, answer_span
 
-FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
+FENCE = re.compile(r" {0,3}(`{3,}(?!`)|~{3,}(?!~))[ \t]*(?![ \t])([^\s`]*)(?:\s[^`]*)?")
 HUNK = re.compile(r"@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@.*")
 MAX_PROGRAM = 1 << 18
 SEARCH, DIVIDER, REPLACE = "<<<<<<<", "=======", ">>>>>>>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from broker.errors import MessageError, RunFileError
 from broker.messages import Trajectory
@@ -26,6 +26,7 @@ class Instructions:
     within answer tags if there is one pair. Raises MessageError for an instruction that is not known, or lacks an argument.
     """
 
+    bounded: ClassVar[bool] = True
     reward: str = "all"
     loose: bool = False
 

@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
     "math, loose": Case("rewarders.math:MathAccuracy", fixed(boxed=False, boxes="last", percent="either", tolerance=1e-3)),
     "choice": Case("rewarders.choice:Choice", answer="B", metadata={"options": {"A": "5", "B": "x^2+1", "C": "none"}}),
     "code": Case("rewarders.code:CodeTests", metadata={"tests": SUMS}, examples=8),
-    "reasoning gym": Case("rewarders.reasoning_gym:ReasoningGym", metadata={"reasoning_gym": COUNTDOWN}, answer=None),
+    "reasoning gym": Case("rewarders.reasoning_gym:ReasoningGym", fixed(timeout=60.0), metadata={"reasoning_gym": COUNTDOWN}, answer=None),
     "format": Case(FORMAT),
     "format, boxed": Case(FORMAT, fixed(boxed=True, opened=True)),
     "format, readable": Case(FORMAT, fixed(pattern="readable")),

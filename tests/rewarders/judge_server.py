@@ -1,7 +1,7 @@
 """A judging server in a process of its own: chat completions, classifiers and log-probabilities, with the faults that a test asks for.
 
 ``python judge_server.py [PORT]``: writes its port. It answers by rule: a chat scores the length of what it is shown between marks; a classifier scores the
-number of the letter e. ``POST /faults`` takes a list of what the next requests get instead: a status, ``"hang"``, ``"trickle"``, ``"garbage"``, ``"deep"``, ``"drop"``, or
+number of the letter e. ``POST /faults`` takes a list of what the next requests get instead: a status, ``"hang"``, ``"trickle"``, ``"garbage"``, ``"nan"``, ``"deep"``, ``"drop"``, or
 a map with ``say`` (the chat's reply) or ``status`` and ``retry_after``. ``GET /seen`` lists the requests so far.
 """
 
@@ -43,6 +43,10 @@ class JudgeServer:
             return web.Response(text="[" * 100_000, content_type="application/json")
         if fault == "garbage":
             return web.Response(text="<html>no JSON</html>")
+        if fault == "nan":
+            rows = '{"data": [{"index": 0, "probs": [NaN, 0.5], "data": [NaN]}]}'
+            told = '[{"embedding": [NaN]}]' if "text" in await request.json() else rows
+            return web.Response(text=told, content_type="application/json")
         if fault == "empty":
             return web.json_response({})
         if fault == "drop":

@@ -52,11 +52,11 @@ REFERENCES = [
 @pytest.fixture(scope="module")
 def judges() -> Iterator[dict[str, Rewarder]]:
     judges = {
-        "math": MathAccuracy(),
-        "loose": MathAccuracy(boxed=False, boxes="last", percent="either", tolerance=1e-3),
+        "math": MathAccuracy(timeout=60.0),
+        "loose": MathAccuracy(boxed=False, boxes="last", percent="either", tolerance=1e-3, timeout=60.0),
         "choice": Choice(),
         "line": Choice(boxed=False),
-        "gym": ReasoningGym(),
+        "gym": ReasoningGym(timeout=60.0),
     }
     yield judges
     for warm in (*judges["math"]._symbolic, *judges["loose"]._symbolic, *judges["gym"]._scorers):  # type: ignore[attr-defined]

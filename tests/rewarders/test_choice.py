@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -103,6 +104,12 @@ def test_answers_without_a_box() -> None:
 def test_a_reference_that_is_no_option_is_named(reference: str) -> None:
     with pytest.raises(UnreadableReference, match="names none of the options"):
         judged("C", reference)
+
+
+def test_a_list_of_nothing_is_read_in_time() -> None:
+    started = time.process_time()
+    assert judged("A " + ", " * 200 + "?") == judged("A" + " , and , " * 100 + "?") == 0.0
+    assert time.process_time() - started < 1.0
 
 
 def test_it_abstains_without_a_reference_and_several_boxes_must_agree() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,15 @@ def test_tests_are_read_as_data_sets_write_them() -> None:
 )
 def test_the_program_is_the_last_block_of_its_language_behind_the_thought(response: str, program: str | None) -> None:
     assert program_of(response, ("python", "py"), ("cpp",)) == program
+
+
+def test_lines_that_are_nearly_fences_are_read_in_time() -> None:
+    started = time.process_time()
+    lines = ["~" * 2000 + "`", "~~~" + " " * 2000 + "`", "`" * 2000 + "~`", "~~~" + "x" * 2000 + "`"]
+    assert list(blocks("\n".join(lines))) == []
+    assert time.process_time() - started < 1.0
+    both = "~~~ \tpython  x=1\nA\n~~~\n````{.py} a b\n1\n`````  "
+    assert [block.tag for block in blocks(both)] == ["python", "py"]
 
 
 def test_functions_find_the_names_that_they_mention_and_builtins_stay() -> None:

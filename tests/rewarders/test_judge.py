@@ -225,6 +225,13 @@ def test_scores_that_are_none_are_refused(remote: Remote) -> None:
         RewardServer(url=remote.url, api="vllm").judge(group(["x"]))
 
 
+@pytest.mark.parametrize("api", ["sglang", "vllm", "openai", "pooling"])
+def test_scores_that_are_not_finite_are_refused(remote: Remote, api: str) -> None:
+    remote.faults("nan")
+    with pytest.raises(CallRefused, match="must be finite"):
+        RewardServer(url=remote.url, api=api).judge(group(["x"]))
+
+
 def test_wrong_options_name_the_cure() -> None:
     for options, said in [
         ({"url": "127.0.0.1:80"}, "url"), ({"url": "http://x", "tries": 0}, "tries"), ({"url": "http://x", "rate": -1}, "rate"),

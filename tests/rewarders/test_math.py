@@ -7,12 +7,14 @@ import sys
 import time
 
 import pytest
-from answercases import Case, math_cases, sample
+from answercases import Case, Ending, math_cases, sample
 
 from broker.errors import HeadraceError, RunFileError
+from broker.faults import Failed
 from rewarders.answers.warm import Ended, Warm
 from rewarders.format import Format
 from rewarders.math import MathAccuracy, UnreadableReference, normal, number
+from rewarders.registry import judge_factory
 from rewarders.text import after_thinking, answer_span, last_box
 
 
@@ -46,12 +48,14 @@ WRONG = [
     ("3.14159", "\\pi"), ("1000000.4", "1000000"), ("1e-9", "0"), ("x^2", "x^3"), ("\\sqrt{2}", "1.41"), ("(1,2)", "(2,1)"), ("5,5", "5"),
     ("[5,5]", "5"), ("1=2=3=4=5", "5"), ("5\\text{ m}", "5\\text{ cm}"), ("10_2", "10"), ("10_{2}", "2"), ("(1,2]", "[1,2)"), ("1/0", "5"), ("\\frac{1}{0}", "0"),
 ]  # fmt: skip
+BOUNDED = ["rewarders.math:MathAccuracy", "rewarders.choice:Choice", "rewarders.instructions:Instructions"]
 HOSTILE = [
     "9^{9^{9^9}}", "9**9**9**9", "99999999!", "5!!!!!!", "\\int_0^1 x dx", "\\sum_{i=1}^{9999999} i", "\\prod_{i=1}^{99999} i", "10^{99999999}", "1e999999999",
     "9" * 5000, "(" * 500, "{" * 500 + "5" + "}" * 500, "\\frac{" * 100 + "5", "5\u202e6", "5\x00", "\x1b[31m5", "5\u2066", "__import__('os').system('true')",
     "lambda: 5", "exec('5')", "\\lim_{x\\to 0} 5", "x" * 2000, "5" + "\\cdot 1" * 400, "\\sqrt{" * 60 + "5" + "}" * 60, "\\input{/etc/passwd}", "5^^^5",
     "import os; 5", "5 if True else 6", "[5 for _ in range(9)]", "\\begin{matrix}" * 30, "5=5=5=5", "\\text{5}\\text{6}", "0x5", "5;6", "5|6", "NaN", "nan", "inf", "-inf",
     "\\infty", "5e", "5+", "=5=", "\\\\\\\\", "$$$$", "\ufffd", "５６", "\\frac{\\frac{\\frac{1}{0}}{0}}{0}",
+    "5" + "%" * 990,
 ]  # fmt: skip
 
 
@@ -130,6 +134,33 @@ def test_hostile_cases_of_the_mixed_set_are_quick(judge: MathAccuracy) -> None:
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        "5 \\text{" + "cm^2 " * 200 + "5}",
+        "5 \\text{" + "x^ { 2 } " * 110 + "5}",
+        "\\sum_{k=1}^{2000}\\log_{1.5}(1.5^{2400})",
+        "\\sum_{k=1}^{2000} 5000!",
+        "\\sum_{k=1}^{2000} \\binom{40000}{2000}",
+    ],
+    ids=lambda a: a[:30],
+)
+def test_an_answer_that_repeats_what_is_costly_is_quick(judge: MathAccuracy, answer: str) -> None:
+    started = time.process_time()
+    reward = judge(sample(f"\\boxed{{{answer}}}"))
+    assert reward is not None and reward.value == 0.0
+    assert time.process_time() - started < 1.0
+
+
+def test_exact_logarithms(judge: MathAccuracy) -> None:
+    for logarithm, value in (("\\log_{1.5}(1.5^{-2400})", "-2400"), ("\\log_{1/2} 8", "-3"), ("\\log_7 1", "0")):
+        assert judge.equal(f"\\max(0, {logarithm}) + \\min(0, {logarithm})", value), logarithm
+
+
+def test_the_cost_of_a_judgement_is_the_answers_own_doing() -> None:
+    assert all(judge_factory({"use": use, "options": {}, "base": "."}).about["bounded"] for use in BOUNDED)
+
+
+@pytest.mark.parametrize(
     ("spellings", "canonical"),
     [
         (["\\frac{1}{2}", "0.5", "1/2", ".50", "50\\%", "x=\\frac12", "\\frac{2}{4}"], "1/2"),
@@ -140,6 +171,8 @@ def test_hostile_cases_of_the_mixed_set_are_quick(judge: MathAccuracy) -> None:
         (["\\text{Tuesday}", "tuesday", "Tuesday."], "tuesday"),
         (["12\\text{ km}", "12", "12 apples"], "12"),
         (["\\frac{1}{x}", "x^{-1}"], None),
+        (["e^{-100}", "\\frac{1}{e^{100}}"], "3.7200759760208e-44"),
+        (["\\sin \\pi", "0", "e^{i\\pi}+1"], "0"),
     ],
 )
 def test_equal_answers_have_one_canonical_text_right_or_wrong(
@@ -176,15 +209,21 @@ def test_a_reference_that_cannot_be_read_is_named_at_once(judge: MathAccuracy, r
 @pytest.mark.long
 def test_what_a_comparison_dies_of_is_told_and_the_next_one_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    warm = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    warm = Warm("answercases:hanging", cpu_seconds=0.2, timeout=60.0, memory_mb=1024)
     assert warm.ask({"answer": "yes"}) is True and warm.ask({"answer": "no"}) is False
-    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+    orders = [("spin", "timeout"), ("eat", "killed"), ("crash", "killed"), ("kill", "killed")]
+    for order, cause in orders:
         with pytest.raises(Ended) as ended:
             warm.ask({"answer": order})
-        assert ended.value.cause == cause, order
+        assert (ended.value.cause, ended.value.by_machine) == (cause, order == "kill"), order
         assert warm.ask({"answer": "yes"}) is True
-    assert warm.restarts == 4
+    assert warm.restarts == len(orders)
     warm.stop()
+    late = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
+    with pytest.raises(Ended) as ended:
+        late.ask({"answer": "sleep"})
+    assert (ended.value.cause, ended.value.by_machine) == ("timeout", True)
+    late.stop()
 
 
 def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> None:
@@ -194,13 +233,42 @@ def test_what_only_math_verify_reads_is_compared_by_it(judge: MathAccuracy) -> N
 @pytest.mark.long
 def test_an_answer_that_kills_the_comparison_is_wrong_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    judge, integral = MathAccuracy(), "\\int_0^1 x^2 dx"
+    judge, integral = MathAccuracy(timeout=60.0), "\\int_0^1 x^2 dx"
     judge.reference(integral)
     judge._symbolic[0].stop()
-    judge._symbolic[0] = Warm("answercases:hanging", cpu_seconds=0.2, timeout=0.5, memory_mb=1024)
-    for order, cause in (("spin", "timeout"), ("sleep", "timeout"), ("eat", "killed"), ("crash", "killed")):
+    judge._symbolic[0] = Warm("answercases:hanging", cpu_seconds=0.2, timeout=60.0, memory_mb=1024)
+    for order, cause in (("spin", "timeout"), ("eat", "killed"), ("crash", "killed")):
         reward = judge(sample(f"\\boxed{{\\{order}}}", integral))
         assert reward is not None and (reward.value, reward.cause) == (0.0, cause)
+
+
+INTEGRAL = "\\int_0^1 x^2 dx"
+
+
+@pytest.mark.parametrize("cause", ["timeout", "killed"])
+def test_only_what_the_answer_itself_did_to_the_comparison_is_a_wrong_answer(cause: str) -> None:
+    for by_machine in (False, True):
+        judge = MathAccuracy()
+        judge._symbolic.append(Ending(Ended(cause, "the end", by_machine), "answer"))
+        asked = sample("\\boxed{\\frac{1}{3}}", INTEGRAL)
+        if by_machine:
+            with pytest.raises(Failed, match="too busy") as failed:
+                judge(asked)
+            assert failed.value.kind == "error", "a time-out would become a wrong answer"
+        else:
+            reward = judge(asked)
+            assert reward is not None and (reward.value, reward.cause) == (0.0, cause)
+
+
+@pytest.mark.parametrize("by_machine", [False, True])
+def test_a_reference_is_asked_about_again_where_the_comparison_ended(by_machine: bool) -> None:
+    judge, warm = MathAccuracy(), Ending(Ended("timeout", "the end", by_machine), "reference")
+    judge._symbolic.append(warm)
+    for _ in range(2):
+        with pytest.raises(Failed, match="not known: the end"):
+            judge.reference(INTEGRAL)
+    warm.at = "nothing"
+    assert judge.reference(INTEGRAL).text == judge.reference(INTEGRAL).text and warm.asked == 3
 
 
 def test_a_judge_that_does_not_start_is_an_error_and_no_zero() -> None:

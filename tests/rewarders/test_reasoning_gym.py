@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answercases import sample
+from answercases import Ending, sample
 
 from broker.errors import HeadraceError
+from broker.faults import Failed
 from broker.messages import Trajectory, decode, encode
 from learner.data.reasoning_gym import ReasoningGymTasks, jsonable, tuple_keys
+from rewarders.answers.warm import Ended
 from rewarders.reasoning_gym import ReasoningGym
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
@@ -42,7 +44,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[ReasoningGym]:
-    judge = ReasoningGym()
+    judge = ReasoningGym(timeout=60.0)
     yield judge
     for warm in judge._scorers:
         warm.stop()
@@ -116,7 +118,7 @@ def test_equal_answers_are_one_candidate_and_partial_scores_can_be_refused(judge
 
 @pytest.mark.long
 def test_an_answer_that_keeps_the_scorer_busy_is_wrong_with_the_cause() -> None:
-    judge = ReasoningGym(cpu_seconds=0.3)
+    judge = ReasoningGym(cpu_seconds=0.3, timeout=60.0)
     metadata = carried("simple_integration")
     for _ in range(2):
         reward = judge(sample("<answer>(((x+1)**99+x)**99+x)**99</answer>", None, metadata=metadata))
@@ -130,6 +132,26 @@ def test_an_answer_that_keeps_the_scorer_busy_is_wrong_with_the_cause() -> None:
 def test_an_entry_that_is_not_as_the_task_made_it_is_an_error(judge: ReasoningGym, metadata: dict[str, Any]) -> None:
     with pytest.raises(HeadraceError, match="metadata"):
         judge(sample("<answer>n</answer>", None, metadata={"reasoning_gym": metadata}))
+
+
+@pytest.mark.parametrize("by_machine", [False, True])
+def test_a_scorer_that_cannot_be_loaded_is_an_error_and_no_zero(by_machine: bool) -> None:
+    judge = ReasoningGym()
+    judge._scorers.append(Ending(Ended("killed", "too large", by_machine), "load"))
+    with pytest.raises(HeadraceError, match="cannot be loaded: too large; raise memory_mb = 4096"):
+        judge(sample("<answer>7</answer>", None, metadata=carried("chain_sum")))
+
+
+def test_only_what_the_answer_itself_did_to_the_scorer_is_a_zero() -> None:
+    judge = ReasoningGym()
+    judge._scorers.append(Ending(Ended("timeout", "the end"), "answer"))
+    asked = sample("<answer>7</answer>", None, metadata=carried("chain_sum"))
+    reward = judge(asked)
+    assert reward is not None and (reward.value, reward.cause) == (0.0, "timeout")
+    judge._scorers[:] = [Ending(Ended("timeout", "the end", by_machine=True), "answer")]
+    with pytest.raises(Failed, match="too busy") as failed:
+        judge(asked)
+    assert failed.value.kind == "error", "a time-out could become a wrong answer"
 
 
 def test_it_abstains_on_other_samples(judge: ReasoningGym) -> None:

@@ -123,6 +123,15 @@ def test_a_score_becomes_a_reward() -> None:
     assert value_of([5000.0, 5000.0], 0, squash=True) == 0.5
 
 
+@pytest.mark.parametrize(
+    "logits", [[float("nan")], [float("inf")], [-float("inf")], [float("nan"), 0.5], [0.5, float("inf")]]
+)
+def test_a_score_that_is_not_finite_is_an_error_and_no_reward(logits: list[float]) -> None:
+    for squash in (True, False):
+        with pytest.raises(MessageError, match="must be finite"):
+            value_of(logits, 0, squash)
+
+
 def test_a_conversation_is_written_in_the_models_own_template() -> None:
     class Templated:
         chat_template = "x"
