@@ -166,6 +166,8 @@ def recover(
         if result is not None:
             record(result)
     reader.close()
+    if newest is not None and state.progress.stage != newest[1].stage:  # what was kept belongs to a stage that is over
+        extra, resumed_step = {}, 0
     return Recovery(tail, extra, resumed_step)
 
 
