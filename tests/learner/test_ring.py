@@ -181,6 +181,17 @@ def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
 
 
 @pytest.mark.long
+def test_the_last_version_of_a_stage_is_published_for_its_evaluation(tmp_path: Path) -> None:
+    settings = ("stage.0.steps=2", "stage.1.steps=6", "stage.1.eval_every=3", "stage.1.eval_questions=4")
+    with ring(tmp_path, *settings, "stage.2.questions=4", "learner.publish_every=4") as made:
+        assert made.run()
+        assert [(e.name, e.step, e.metrics["questions_asked"]) for e in made.evaluations()] == [
+            ("rl:3", 4, 4.0), ("rl:6", 7, 4.0), ("after", 7, 4.0),
+        ]  # fmt: skip
+        assert not [e.name for e in made.evaluations() if e.dropped or e.doubt]
+
+
+@pytest.mark.long
 def test_an_evaluation_is_asked_for_while_the_run_goes_on_and_outlives_its_learner(tmp_path: Path) -> None:
     asked = Asked(name="now", rewarder="vowels", questions=6, k=3)
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
