@@ -99,6 +99,7 @@ def open_learner(
         shifts.begin(SETTLE_SECONDS if known else 0.0)
 
     checkpoints = Checkpoints(run.directory / "checkpoints")
+    checkpoints.put_back()
     redone = recover(run, log, state, checkpoints, record)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
