@@ -21,6 +21,7 @@ from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
+from learner.aside import Aside
 from learner.config import LearnerConfig
 from learner.endings import Endings
 from learner.learner import Learner
@@ -88,6 +89,7 @@ def open_learner(
     steps = patient(exclusive_steps(log, run, owner, stop))
     results = patient(log.producer())
     record = _recorder(run, results)
+    aside = Aside(run.topics, steps, placement.world)
     state = LearnerState(config, model_path(run), run.table.seed, run.directory, placement)
     control = ControlServer(run.broker.control, run.control_keys())
     stack.callback(control.close)
@@ -109,9 +111,9 @@ def open_learner(
     stack.callback(join.close)
     join.add(found.groups)
     planner = _planner(run, config, join, found, steps, patient(log.producer()), state, publishing, telemetry)
-    aside = partial(set_aside, log, run.topics)
+    again = partial(set_aside, log, run.topics)
     collections = Collections(join, steps, run.topics.steps)
-    planning = _planning(planner, collections, endings, shifts, config, telemetry, aside, idle)
+    planning = _planning(planner, collections, endings, shifts, config, telemetry, again, idle)
     planning.start()
     stack.callback(planning.stop)
     shifts.end()
@@ -123,7 +125,7 @@ def open_learner(
     return Learner(
         run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, record, endings, unfinished,
         Sources(run, config, found.state.eras, planner.feed.cursor), redone.extra, redone.resumed_step,
-        restore, Redone(redone.tail.read),
+        restore, Redone(redone.tail.read), aside,
     )  # fmt: skip
 
 
@@ -211,13 +213,13 @@ def _planning(
     shifts: Shifts,
     config: LearnerConfig,
     telemetry: Telemetry,
-    aside: Callable[[int, int], Found],
+    again: Callable[[int, int], Found],
     idle: Callable[[], None] | None,
 ) -> Planning:
     telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
     telemetry.metrics.duplicates.set_function(lambda: planner.join.duplicates)
     ahead = config.learner.shift_steps if shifts.colocated else 1
-    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way, "aside": aside}
+    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way, "aside": again}
     if idle is not None:
         return Planning(planner, collections, endings.take, idle=idle, **how)
     return PlanningThread(planner, collections, endings.take, log_away=telemetry.log_away, **how)

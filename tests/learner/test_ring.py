@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ring import Ring, ring
 from ringtools import small_copy
 
 from broker.errors import LogFull, RunFault
+from broker.log import Producer
 from broker.messages import Artefact, Manifest, Outage, Prompt, encode
 from headrace.running.rundir import reopen
 from learner.planning.requests import Asked, leave
+from learner.planning.thread import Planning
 from learner.replay import replay
 
 SHORT = ("stage.0.steps=2", "stage.1.steps=8", "stage.1.eval_every=0", "stage.2.questions=4")
@@ -266,6 +272,49 @@ def test_a_step_that_cannot_be_executed_is_set_aside_and_training_goes_on(
         assert audit.outstanding == 0 and audit.problems == []
         assert (audit.trained, audit.dropped_by_reason.get("set_aside")) == (24, 8)
         assert replayed(made, tmp_path / "again") == made.newest_sha256()
+
+
+@pytest.mark.long
+def test_a_step_is_set_aside_on_the_thread_that_owns_the_producer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learner import opening
+
+    fails_at(monkeypatch, {3})
+    exclusive = opening.exclusive_steps
+    monkeypatch.setattr(opening, "Planning", Threaded)
+    monkeypatch.setattr(opening, "exclusive_steps", lambda *arguments: Owned(exclusive(*arguments)))
+    with ring(tmp_path, *SHORT) as made:
+        assert made.run()
+        assert [m.step for m in made.records("steps", Manifest) if m.kind == "set_aside"] == [3]
+
+
+class Threaded(Planning):
+    """Planning on a thread of its own, which nobody but its caller turns."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
+
+    def call(self, action: Callable[[], Any]) -> Any:
+        return self._pool.submit(action).result()
+
+    def round(self, timeout: float = 0.02) -> None:
+        self._pool.submit(super().round, timeout).result()
+
+    def stop(self) -> None:
+        self._pool.shutdown()
+
+
+class Owned:
+    """A producer that only the planner's thread may use."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        assert name == "close" or threading.current_thread().name.startswith("planner"), name
+        return getattr(self._producer, name)
 
 
 def test_a_run_whose_steps_all_fail_ends_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
