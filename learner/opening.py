@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from broker.control.server import ControlServer
 from broker.errors import HeldByAnother
 from broker.log import Log, Producer
-from broker.messages import Manifest, StepResult, encode
+from broker.messages import Ending, Evaluation, Manifest, StepResult, encode
 from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
@@ -28,19 +28,20 @@ from learner.learner import Learner
 from learner.planning.again import Found, set_aside
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
-from learner.planning.join import Join
+from learner.planning.join import Join, each
 from learner.planning.outages import Outages
 from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
-from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
+from learner.planning.recovery import Recovered, Tail, decoded, read_outstanding, read_tail
 from learner.planning.thread import Planning, PlanningThread
 from learner.reading import Redone
 from learner.serving.publish import Publishing, announce_control
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
 from learner.sources import Sources
+from learner.stages.running import may_go_on
 from learner.telemetry import Telemetry
-from learner.training.checkpoint import Checkpoints
+from learner.training.checkpoint import Checkpoints, Progress
 from learner.training.executor import execute
 from learner.training.placement import ALONE, Placement
 from learner.training.state import LearnerState
@@ -105,7 +106,8 @@ def open_learner(
     redone = recover(run, log, state, checkpoints, record)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
-    endings = Endings(run, telemetry, redone.tail.endings)
+    earlier = evaluations_of_closed(log, run, config, state.progress)
+    endings = Endings(run, telemetry, [*earlier, *redone.tail.endings])
     outages = Outages(lambda rewarder, since: telemetry.metrics.away_since(rewarder).set(since))
     join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()), outages)
     stack.callback(join.close)
@@ -155,7 +157,7 @@ def recover(
         path, progress = newest
         log_.info("resuming from checkpoint %s (version %d)", path.name, progress.version)
         extra = state.load(path)
-        resumed_step = 0 if progress.closed else progress.stage_step
+        resumed_step = progress.stage_step + progress.closed  # a stage that is over has made its last evaluation
     else:
         state.start(state.config.stages[0].initial())
     tail = read_tail(log, run.topics, state.progress.steps_offset)
@@ -172,6 +174,16 @@ def recover(
     if newest is not None and state.progress.stage != newest[1].stage:  # what was kept belongs to a stage that is over
         extra, resumed_step = {}, 0
     return Recovery(tail, extra, resumed_step)
+
+
+def evaluations_of_closed(log: Log, run: Run, config: LearnerConfig, done: Progress) -> list[Ending]:
+    """The evaluations of a closed stage that may go on; the checkpoint that closes a stage lies behind them in the log."""
+    if not (done.closed and may_go_on(config, done)):
+        return []
+    topic = run.topics.steps
+    with closing(log.reader(topic)) as reader:
+        found = (decoded(record) for record in each(reader, log.ends(topic)))
+        return [message for message in found if isinstance(message, Evaluation) and message.stage == done.stage]
 
 
 def execute_again(

@@ -93,14 +93,14 @@ def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
     text = file.read_text()
     file.write_text(text[: text.index('[[stage]]\nkind = "evaluate"')])
     constant = "learner.optimizer.schedule=constant"
-    with ring(tmp_path / "run", *SHORT[:-1], constant, file=file) as made:
+    settings = ("stage.0.steps=2", "stage.1.eval_every=2", "stage.1.eval_questions=4", constant)
+    with ring(tmp_path / "run", *settings, "stage.1.steps=8", file=file) as made:
         assert made.run() and made.run(), "there is nothing more to do"
         assert len(made.steps()) == 8
-    with ring(
-        tmp_path / "run", "stage.0.steps=2", "stage.1.steps=11", "stage.1.eval_every=0", constant, file=file
-    ) as made:
+    with ring(tmp_path / "run", *settings, "stage.1.steps=11", file=file) as made:
         assert made.run()
         assert [r.stage_step for r in made.results() if r.stage == 1] == list(range(1, 12))
+        assert [e.name for e in made.evaluations()] == [f"rl:{step}" for step in (2, 4, 6, 8, 10)], "each of them once"
         audit = made.verify()
         assert (audit.steps, audit.trained, audit.outstanding, audit.problems) == (11, 44, 0, [])
         assert replayed(made, tmp_path / "again") == made.newest_sha256()
@@ -108,19 +108,42 @@ def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(tmp_path: Path) -> None:
-    file = small_copy(tmp_path)
-    (tmp_path / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
+    file = sure_copy(tmp_path)
+    with ring(tmp_path / "run", *AIMED, file=file) as made:
+        assert made.run()
+        audit = made.verify()
+        assert 4 <= audit.steps < 100 and audit.trained == 4 * audit.steps and audit.outstanding == 0
+        assert made.evaluations()[-1].name == "after", "and the stage behind it was run"
+
+
+@pytest.mark.long
+def test_a_last_stage_that_has_reached_its_aim_does_not_go_on_when_the_run_is_started_again(tmp_path: Path) -> None:
+    file = sure_copy(tmp_path)
+    text = file.read_text()
+    file.write_text(text.replace(text[text.index('[[stage]]\nkind = "evaluate"') : text.index("[rewarders.sure]")], ""))
+    with ring(tmp_path / "run", *AIMED, file=file) as made:
+        assert made.run()
+        before = len(made.positions("steps"))
+        assert made.run()
+        assert len(made.positions("steps")) == before
+
+
+AIMED = (
+    "stage.0.steps=60", "stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2",
+    "stage.1.until_pass_at_1=0.01",
+)  # fmt: skip
+
+
+def sure_copy(directory: Path) -> Path:
+    """The small ring, where each answer that ends is right."""
+    file = small_copy(directory)
+    (directory / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
     text = file.read_text().replace('eval_rewarder = "vowels"', 'eval_rewarder = "sure"\nuntil_pass_at_1 = 0.9')
     text = text.replace("vowels = 1.0", "vowels = 1.0, sure = 0.1").replace(
         "max_new_tokens = 12", "max_new_tokens = 60"
     )
     file.write_text(text + '\n[rewarders.sure]\nuse = "sure.py:Sure"\n')
-    settings = ("stage.0.steps=60", "stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2")
-    with ring(tmp_path / "run", *settings, "stage.1.until_pass_at_1=0.01", file=file) as made:
-        assert made.run()
-        audit = made.verify()
-        assert 4 <= audit.steps < 100 and audit.trained == 4 * audit.steps and audit.outstanding == 0
-        assert made.evaluations()[-1].name == "after", "and the stage behind it was run"
+    return file
 
 
 @pytest.mark.long
