@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
 
 from broker.errors import CheckpointError, LogError, RunFault
-from broker.log import Producer
-from broker.messages import DeadLetter, Manifest, encode
+from broker.log import Log, Producer
+from broker.messages import DeadLetter, Manifest, StepResult, encode
 from broker.topics import Topics
+from learner.planning.join import each
+from learner.planning.recovery import decoded
 
 log_ = logging.getLogger("learner")
 HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
@@ -46,3 +49,10 @@ class Aside:
         if self._in_a_row >= HOPELESS_STEPS:
             told = f"{self._in_a_row} steps one after the other could not be executed, the last one: {why}"
             raise RunFault(told) from error
+
+
+def was_executed(log: Log, topics: Topics, manifest: Manifest, offset: int) -> bool:
+    """Whether the log has what the step of ``manifest`` gave, which lies behind ``offset``: others have sampled from its version."""
+    with closing(log.reader(topics.steps, {0: offset})) as reader:
+        found = (decoded(record) for record in each(reader, log.ends(topics.steps)))
+        return any(isinstance(m, StepResult) and (m.step, m.stage) == (manifest.step, manifest.stage) for m in found)

@@ -21,7 +21,7 @@ from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
-from learner.aside import Aside
+from learner.aside import Aside, was_executed
 from learner.config import LearnerConfig
 from learner.endings import Endings
 from learner.learner import Learner
@@ -103,7 +103,7 @@ def open_learner(
 
     checkpoints = Checkpoints(run.directory / "checkpoints")
     checkpoints.put_back()
-    redone = recover(run, log, state, checkpoints, record)
+    redone = recover(run, log, state, checkpoints, record, aside=aside)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
     earlier = evaluations_of_closed(log, run, config, state.progress)
@@ -148,8 +148,26 @@ def recover(
     checkpoints: Checkpoints,
     record: Callable[[StepResult], None],
     last: int | None = None,
+    aside: Aside | None = None,
 ) -> Recovery:
-    """Load the newest checkpoint and execute the manifests that follow it, at most up to step ``last``."""
+    """Load the newest checkpoint and execute the manifests that follow it, at most up to step ``last``.
+
+    With ``aside`` a step that was planned and never executed is set aside if it cannot be, and all before it is executed again."""
+    while (found := _redo(run, log, state, checkpoints, record, last, aside)) is None:
+        pass
+    return found
+
+
+def _redo(
+    run: Run,
+    log: Log,
+    state: LearnerState,
+    checkpoints: Checkpoints,
+    record: Callable[[StepResult], None],
+    last: int | None,
+    aside: Aside | None,
+) -> Recovery | None:
+    """One try of ``recover``; None if it has set a step aside."""
     extra: Mapping[str, Any] = {}
     resumed_step = 0
     newest = checkpoints.newest()
@@ -163,14 +181,19 @@ def recover(
     tail = read_tail(log, run.topics, state.progress.steps_offset)
     if tail.manifests:
         log_.info("executing %d manifests again", len(tail.manifests))
-    reader = ManifestReader(log, run.topics)
-    for manifest, offset in tail.manifests:
-        if last is not None and manifest.step > last:
-            break
-        result = execute_again(state, manifest, offset, reader, tail)
-        if result is not None:
-            record(result)
-    reader.close()
+    with closing(ManifestReader(log, run.topics)) as reader:
+        for manifest, offset in tail.manifests:
+            if last is not None and manifest.step > last:
+                break
+            try:
+                result = execute_again(state, manifest, offset, reader, tail)
+            except Exception as error:
+                if aside is None or not aside.takes(manifest, error) or was_executed(log, run.topics, manifest, offset):
+                    raise
+                aside.put(manifest, offset - 1, error)
+                return None
+            if result is not None:
+                record(result)
     if newest is not None and state.progress.stage != newest[1].stage:  # what was kept belongs to a stage that is over
         extra, resumed_step = {}, 0
     return Recovery(tail, extra, resumed_step)
