@@ -109,6 +109,7 @@ class Learner:
     def _wait_planned(self) -> Planned | None:
         with self.telemetry.waiting("wait_data"):
             while not self.stop:
+                self._road.check()
                 self._follow_mix()
                 self._follow_asked()
                 if self.shifts.colocated and not self.planning.is_ready():
@@ -200,6 +201,7 @@ class Learner:
             while self.planning.pending():
                 if self.stop:
                     return False
+                self._road.check()
                 self.planning.wait(0.1)
                 self._follow_asked()
         return True
