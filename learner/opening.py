@@ -16,23 +16,23 @@ from typing import Any
 from broker.control.server import ControlServer
 from broker.errors import HeldByAnother
 from broker.log import Log, Producer
-from broker.messages import Ending, Evaluation, Manifest, StepResult, encode
+from broker.messages import Manifest, StepResult, encode
 from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
 from learner.aside import Aside, was_executed
 from learner.config import LearnerConfig
-from learner.endings import Endings
+from learner.endings import Endings, evaluations_of
 from learner.learner import Learner
 from learner.planning.again import Found, set_aside
 from learner.planning.collect import Collections
 from learner.planning.feed import Feed
-from learner.planning.join import Join, each
+from learner.planning.join import Join
 from learner.planning.outages import Outages
 from learner.planning.planner import Planner
 from learner.planning.records import ManifestReader
-from learner.planning.recovery import Recovered, Tail, decoded, read_outstanding, read_tail
+from learner.planning.recovery import Recovered, Tail, read_outstanding, read_tail
 from learner.planning.thread import Planning, PlanningThread
 from learner.reading import Redone
 from learner.serving.publish import Publishing, announce_control
@@ -41,7 +41,7 @@ from learner.serving.shifts import Shifts
 from learner.sources import Sources
 from learner.stages.running import may_go_on
 from learner.telemetry import Telemetry
-from learner.training.checkpoint import Checkpoints, Progress
+from learner.training.checkpoint import Checkpoints
 from learner.training.executor import execute
 from learner.training.placement import ALONE, Placement
 from learner.training.state import LearnerState
@@ -106,7 +106,8 @@ def open_learner(
     redone = recover(run, log, state, checkpoints, record, aside=aside)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
-    earlier = evaluations_of_closed(log, run, config, state.progress)
+    done = state.progress
+    earlier = evaluations_of(log, run.topics, done.stage) if done.closed and may_go_on(config, done) else []
     endings = Endings(run, telemetry, [*earlier, *redone.tail.endings])
     outages = Outages(lambda rewarder, since: telemetry.metrics.away_since(rewarder).set(since))
     join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()), outages)
@@ -197,16 +198,6 @@ def _redo(
     if newest is not None and state.progress.stage != newest[1].stage:  # what was kept belongs to a stage that is over
         extra, resumed_step = {}, 0
     return Recovery(tail, extra, resumed_step)
-
-
-def evaluations_of_closed(log: Log, run: Run, config: LearnerConfig, done: Progress) -> list[Ending]:
-    """The evaluations of a closed stage that may go on; the checkpoint that closes a stage lies behind them in the log."""
-    if not (done.closed and may_go_on(config, done)):
-        return []
-    topic = run.topics.steps
-    with closing(log.reader(topic)) as reader:
-        found = (decoded(record) for record in each(reader, log.ends(topic)))
-        return [message for message in found if isinstance(message, Evaluation) and message.stage == done.stage]
 
 
 def execute_again(
