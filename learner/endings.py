@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
+from broker.log import Log
 from broker.messages import Ending, Evaluation
 from broker.run import Run
+from broker.topics import Topics
+from learner.planning.join import each
+from learner.planning.recovery import decoded
 from learner.planning.requests import place
 from learner.telemetry import Telemetry
 
 
 class Endings:
-    """The collections that have ended since the checkpoint that this learner began with, by name."""
+    """The collections that have ended since the checkpoint that this learner began with, by name, and the evaluations of a closed stage that
+    goes on."""
 
     def __init__(self, run: Run, telemetry: Telemetry, known: list[Ending]) -> None:
         self._run, self._telemetry = run, telemetry
@@ -21,3 +28,10 @@ class Endings:
         place(self._run.directory, ending.name).unlink(missing_ok=True)
         if isinstance(ending, Evaluation):
             self._telemetry.evaluation(ending)
+
+
+def evaluations_of(log: Log, topics: Topics, stage: int) -> list[Ending]:
+    """All evaluations of ``stage`` in the log: the checkpoint that closes it lies behind them, and it may go on."""
+    with closing(log.reader(topics.steps)) as reader:
+        found = (decoded(record) for record in each(reader, log.ends(topics.steps)))
+        return [message for message in found if isinstance(message, Evaluation) and message.stage == stage]

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broker.errors import CheckpointError, DataError, LogError, RunFault, RunFileError
+from broker.errors import DataError, RunFileError
 from broker.log import Producer
-from broker.messages import Artefact, DeadLetter, Ending, Evaluation, Manifest, StepResult, encode
+from broker.messages import Artefact, Ending, Evaluation, StepResult, encode
 from broker.run import Run
 from broker.runfile import RunTable
+from learner.aside import Aside
 from learner.config import LearnerConfig
 from learner.endings import Endings
 from learner.finite import Finite
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 log_ = logging.getLogger("learner")
 READY_SECONDS = 0.02  # interval at which to check whether the steps of a shift are planned
-HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
 
 
 class Learner:
@@ -51,18 +51,17 @@ class Learner:
         self, run: Run, config: LearnerConfig, stop: Stop, telemetry: Telemetry, state: LearnerState,
         checkpoints: Checkpoints, planning: Planning, shifts: Shifts, road: Road, steps: Producer,
         record: Callable[[StepResult], None], endings: Endings, unfinished: set[str], sources: Sources,
-        extra: Mapping[str, Any], resumed_step: int, restore: Callable[[int], None], redone: Redone,
+        extra: Mapping[str, Any], resumed_step: int, restore: Callable[[int], None], redone: Redone, aside: Aside,
     ) -> None:  # fmt: skip
         self.run, self.config, self.stop, self.telemetry = run, config, stop, telemetry
         self.state, self.checkpoints, self.planning, self.shifts = state, checkpoints, planning, shifts
         self.unfinished, self.extra, self.resumed_step = unfinished, extra, resumed_step
         self._road, self._steps, self._endings, self._record = road, steps, endings, record
-        self.sources, self._restore, self._redone = sources, restore, redone
+        self.sources, self._restore, self._redone, self._aside = sources, restore, redone, aside
         self._plan: StagePlan | None = None
         self._file = run.file
         self._asked: set[str] = set()
         self._finite = Finite()
-        self._set_aside = 0  # manifests that could not be executed, one after the other
 
     @property
     def progress(self) -> Progress:
@@ -110,6 +109,7 @@ class Learner:
     def _wait_planned(self) -> Planned | None:
         with self.telemetry.waiting("wait_data"):
             while not self.stop:
+                self._road.check()
                 self._follow_mix()
                 self._follow_asked()
                 if self.shifts.colocated and not self.planning.is_ready():
@@ -127,15 +127,13 @@ class Learner:
         self.state.check()
         try:
             result = execute(self.state, manifest, planned.groups, planned.offset)
-        except (CheckpointError, LogError, OSError):
-            raise
-        except Exception as error:  # a user's loss, a limit of the model, memory: it must not end the run
-            if manifest.kind != "step" or self.state.placement.world > 1:
+        except Exception as failed:  # it must not end the run
+            error = failed
+            if not self._aside.takes(manifest, error):
                 raise
-            self._put_aside(manifest, planned.offset - 1, error)
+            self.planning.call(lambda: self._aside.put(manifest, planned.offset - 1, error))
+            self._restore(manifest.step)  # whatever the failure left is discarded
             result = None
-        else:
-            self._set_aside = 0
         self.planning.executed(manifest)
         if manifest.kind == "step" and self.progress.version % self.config.learner.publish_every == 0:
             self.publish()
@@ -146,25 +144,6 @@ class Learner:
             told = result.metrics
             self._finite.take(result.step, told.get("grad_norm"), told.get("tokens_invalid", 0.0))
         return result
-
-    def _put_aside(self, manifest: Manifest, offset: int, error: Exception) -> None:
-        """Record that the step trains nothing, and restore the state as it was before it; whatever the failure left is discarded.
-
-        The dead letter of its manifest, at ``offset``, is what is replayed to try the step again.
-        """
-        step, why = manifest.step, f"{type(error).__name__}: {error}"[:1000]
-        log_.error("step %d cannot be executed and is set aside: %s", step, why, exc_info=error)
-        mark = Manifest(step, manifest.stage, "set_aside", why=why, created=time.time())
-        topics, now = self.run.topics, time.time()
-        letter = DeadLetter(topics.steps, 0, offset, f"step {step}".encode(), b"", why, "learner", created=now)
-        self._steps.send(topics.steps, f"set_aside/{step}".encode(), encode(mark))
-        self._steps.send(topics.deadletters, topics.steps.encode(), encode(letter))
-        self._steps.flush()
-        self._set_aside += 1
-        if self._set_aside >= HOPELESS_STEPS:
-            told = f"{self._set_aside} steps one after the other could not be executed, the last one: {why}"
-            raise RunFault(told) from error
-        self._restore(step)
 
     def publish(self) -> None:
         if not self.shifts.under_way:  # while the engines rest, it is done at the shift's end
@@ -222,6 +201,7 @@ class Learner:
             while self.planning.pending():
                 if self.stop:
                     return False
+                self._road.check()
                 self.planning.wait(0.1)
                 self._follow_asked()
         return True

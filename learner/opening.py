@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,8 +21,9 @@ from broker.ownership import refuse_records_of_another
 from broker.patience import PatientProducer, wait_for_log
 from broker.run import Run
 from broker.topics import STEPS_OWNER
+from learner.aside import Aside, was_executed
 from learner.config import LearnerConfig
-from learner.endings import Endings
+from learner.endings import Endings, evaluations_of
 from learner.learner import Learner
 from learner.planning.again import Found, set_aside
 from learner.planning.collect import Collections
@@ -39,6 +40,7 @@ from learner.serving.publish import Publishing, announce_control
 from learner.serving.road import Road
 from learner.serving.shifts import Shifts
 from learner.sources import Sources
+from learner.stages.running import may_go_on
 from learner.telemetry import Telemetry
 from learner.training.checkpoint import Checkpoints
 from learner.training.executor import execute
@@ -89,6 +91,7 @@ def open_learner(
     steps = patient(exclusive_steps(log, run, owner, stop))
     results = patient(log.producer())
     record = _recorder(run, results)
+    aside = Aside(run.topics, steps, placement.world)
     state = LearnerState(config, model_path(run), run.table.seed, run.directory, placement)
     control = ControlServer(run.broker.control, run.control_keys())
     stack.callback(control.close)
@@ -100,18 +103,21 @@ def open_learner(
         shifts.begin(SETTLE_SECONDS if known else 0.0)
 
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    redone = recover(run, log, state, checkpoints, record)
+    checkpoints.put_back()
+    redone = recover(run, log, state, checkpoints, record, aside=aside)
     publishing.open()
     found = read_outstanding(log, run.topics, redone.tail)
-    endings = Endings(run, telemetry, redone.tail.endings)
+    done = state.progress
+    earlier = evaluations_of(log, run.topics, done.stage) if done.closed and may_go_on(config, done) else []
+    endings = Endings(run, telemetry, [*earlier, *redone.tail.endings])
     outages = Outages(lambda rewarder, since: telemetry.metrics.away_since(rewarder).set(since))
     join = Join(log, run.topics, state.vocabulary, found.state, owner, patient(log.producer()), outages)
     stack.callback(join.close)
     join.add(found.groups)
     planner = _planner(run, config, join, found, steps, patient(log.producer()), state, publishing, telemetry)
-    aside = partial(set_aside, log, run.topics)
+    again = partial(set_aside, log, run.topics)
     collections = Collections(join, steps, run.topics.steps)
-    planning = _planning(planner, collections, endings, shifts, config, telemetry, aside, idle)
+    planning = _planning(planner, collections, endings, shifts, config, telemetry, again, idle)
     planning.start()
     stack.callback(planning.stop)
     shifts.end()
@@ -123,7 +129,7 @@ def open_learner(
     return Learner(
         run, config, stop, telemetry, state, checkpoints, planning, shifts, publishing, steps, record, endings, unfinished,
         Sources(run, config, found.state.eras, planner.feed.cursor), redone.extra, redone.resumed_step,
-        restore, Redone(redone.tail.read),
+        restore, Redone(redone.tail.read), aside,
     )  # fmt: skip
 
 
@@ -144,8 +150,26 @@ def recover(
     checkpoints: Checkpoints,
     record: Callable[[StepResult], None],
     last: int | None = None,
+    aside: Aside | None = None,
 ) -> Recovery:
-    """Load the newest checkpoint and execute the manifests that follow it, at most up to step ``last``."""
+    """Load the newest checkpoint and execute the manifests that follow it, at most up to step ``last``.
+
+    With ``aside`` a step that was planned and never executed is set aside if it cannot be, and all before it is executed again."""
+    while (found := _redo(run, log, state, checkpoints, record, last, aside)) is None:
+        pass
+    return found
+
+
+def _redo(
+    run: Run,
+    log: Log,
+    state: LearnerState,
+    checkpoints: Checkpoints,
+    record: Callable[[StepResult], None],
+    last: int | None,
+    aside: Aside | None,
+) -> Recovery | None:
+    """One try of ``recover``; None if it has set a step aside."""
     extra: Mapping[str, Any] = {}
     resumed_step = 0
     newest = checkpoints.newest()
@@ -153,20 +177,27 @@ def recover(
         path, progress = newest
         log_.info("resuming from checkpoint %s (version %d)", path.name, progress.version)
         extra = state.load(path)
-        resumed_step = 0 if progress.closed else progress.stage_step
+        resumed_step = progress.stage_step + progress.closed  # a stage that is over has made its last evaluation
     else:
         state.start(state.config.stages[0].initial())
     tail = read_tail(log, run.topics, state.progress.steps_offset)
     if tail.manifests:
         log_.info("executing %d manifests again", len(tail.manifests))
-    reader = ManifestReader(log, run.topics)
-    for manifest, offset in tail.manifests:
-        if last is not None and manifest.step > last:
-            break
-        result = execute_again(state, manifest, offset, reader, tail)
-        if result is not None:
-            record(result)
-    reader.close()
+    with closing(ManifestReader(log, run.topics)) as reader:
+        for manifest, offset in tail.manifests:
+            if last is not None and manifest.step > last:
+                break
+            try:
+                result = execute_again(state, manifest, offset, reader, tail)
+            except Exception as error:
+                if aside is None or not aside.takes(manifest, error) or was_executed(log, run.topics, manifest, offset):
+                    raise
+                aside.put(manifest, offset - 1, error)
+                return None
+            if result is not None:
+                record(result)
+    if newest is not None and state.progress.stage != newest[1].stage:  # what was kept belongs to a stage that is over
+        extra, resumed_step = {}, 0
     return Recovery(tail, extra, resumed_step)
 
 
@@ -209,13 +240,13 @@ def _planning(
     shifts: Shifts,
     config: LearnerConfig,
     telemetry: Telemetry,
-    aside: Callable[[int, int], Found],
+    again: Callable[[int, int], Found],
     idle: Callable[[], None] | None,
 ) -> Planning:
     telemetry.metrics.outstanding.set_function(lambda: len(planner.join.groups))
     telemetry.metrics.duplicates.set_function(lambda: planner.join.duplicates)
     ahead = config.learner.shift_steps if shifts.colocated else 1
-    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way, "aside": aside}
+    how: dict[str, Any] = {"ahead": ahead, "resting": lambda: shifts.under_way, "aside": again}
     if idle is not None:
         return Planning(planner, collections, endings.take, idle=idle, **how)
     return PlanningThread(planner, collections, endings.take, log_away=telemetry.log_away, **how)

@@ -63,6 +63,8 @@ class Direct:
     def settled(self, seconds: float) -> bool:
         return True
 
+    def check(self) -> None: ...
+
     def close(self) -> None: ...
 
 

@@ -114,8 +114,7 @@ class WeightPublisher:
         An iterable of (name, tensor), in the order given to ``warm``, is copied tensor by tensor, so that its source need not hold them
         all. Raises WeightPushError if the thread has failed or the tensors do not match the specs.
         """
-        if self.failure is not None:
-            raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
+        self.check()
         started = time.monotonic()
         if isinstance(tensors, Mapping):
             if self._snapshots is None:
@@ -142,7 +141,7 @@ class WeightPublisher:
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Wait for pushes that wait or are under way. Raises WeightPushError if they do not end within ``ATTEMPTS`` time-outs."""
+        """Wait for pushes that wait or are under way. Raises WeightPushError if they fail or do not end within ``ATTEMPTS`` time-outs."""
         if not self.wait(self._timeout * ATTEMPTS):
             raise WeightPushError("a push that does not end stands before weights of another shape")
 
@@ -155,9 +154,16 @@ class WeightPublisher:
         self.warm(specs)
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds until no push waits or is under way; returns whether that is so."""
+        """Wait up to ``timeout`` seconds until no push waits or is under way; whether that is so. Raises WeightPushError as ``check``."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._waiting is None and self._active is None, timeout)
+            ended = self._changed.wait_for(lambda: self._waiting is None and self._active is None, timeout)
+        self.check()
+        return ended
+
+    def check(self) -> None:
+        """Raises WeightPushError if the thread has failed: nothing is published any more."""
+        if self.failure is not None:
+            raise WeightPushError(f"the publisher has failed: {self.failure}") from self.failure
 
     def close(self) -> None:
         with self._changed:
@@ -184,6 +190,8 @@ class WeightPublisher:
         try:
             while True:
                 with self._changed:
+                    self._active = None
+                    self._changed.notify_all()
                     self._changed.wait_for(lambda: self._waiting is not None or self._closing or self._warm)
                     warm, self._warm = self._warm, False
                     if self._waiting is None and self._closing:
@@ -195,15 +203,12 @@ class WeightPublisher:
                         continue
                     (version, buffer), self._waiting = self._waiting, None
                     self._active = buffer
-                try:
-                    self._publish(version, buffer)
-                finally:
-                    with self._changed:
-                        self._active = None
-                        self._changed.notify_all()
-        except BaseException as error:  # the next ``publish`` raises it
+                self._publish(version, buffer)
+        except BaseException as error:  # ``check`` raises it
             log.exception("the publisher has failed")
-            self.failure = error
+            with self._changed:
+                self.failure, self._active, self._waiting = error, None, None
+                self._changed.notify_all()
 
     def _start_early(self) -> None:
         assert self._process is not None

@@ -107,8 +107,13 @@ class Publishing:
         self._told = replace(now, evicted=now.evicted.copy())
 
     def settled(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for the push under way; returns whether it has ended."""
+        """Wait up to ``seconds`` for the push under way; returns whether it has ended. Raises WeightPushError if it cannot."""
         return self._publisher is None or self._publisher.wait(seconds)
+
+    def check(self) -> None:
+        """Raises WeightPushError if nothing can be published any more."""
+        if self._publisher is not None:
+            self._publisher.check()
 
     def close(self) -> None:
         if self._publisher is not None:

@@ -21,4 +21,7 @@ class Road(Protocol):
     def close(self) -> None: ...
 
     def settled(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for the push under way; returns whether it has ended."""
+        """Wait up to ``seconds`` for the push under way; returns whether it has ended. Raises WeightPushError if it cannot."""
+
+    def check(self) -> None:
+        """Raises WeightPushError if nothing can be published any more: whoever waits for samples would wait for ever."""

@@ -157,6 +157,7 @@ class RlStage(Stage):
             if learner.progress.stage_step % plan.training.checkpoint_every == 0 and not self.is_reached(learner):
                 learner.save(plan.training.keep_checkpoints)
         learner.end_plan()
+        learner.publish()  # with publish_every it may be a version that no step has published, and an evaluation asks for it
         return learner.wait_collections()
 
     def is_reached(self, learner: Learner) -> bool:

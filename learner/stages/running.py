@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from learner.config import LearnerConfig
 from learner.learner import Learner
+from learner.training.checkpoint import Progress
 
 log = logging.getLogger("learner")
 
@@ -12,13 +14,20 @@ log = logging.getLogger("learner")
 def first_stage(learner: Learner) -> int:
     """The index of the stage to continue with: the open one, else the one after the last closed stage.
 
-    The run's last stage continues although it is closed, if it is reinforcement and the run file now has more steps.
+    A closed stage continues if it ``may_go_on`` and has not reached its aim.
     """
-    done, stages = learner.progress, learner.config.stages
+    done = learner.progress
     if not done.closed:
         return done.stage
-    at_end = done.stage == len(stages) - 1 and learner.config.training(done.stage) is not None
-    return done.stage if at_end and stages[done.stage].total_steps() > done.stage_step else done.stage + 1
+    on = may_go_on(learner.config, done) and not learner.config.stages[done.stage].is_reached(learner)
+    return done.stage if on else done.stage + 1
+
+
+def may_go_on(config: LearnerConfig, done: Progress) -> bool:
+    """Whether the closed stage has steps left: it is the run's last one, it is reinforcement, and it ended early or the run file
+    now has more steps."""
+    at_end = done.stage == len(config.stages) - 1 and config.training(done.stage) is not None
+    return at_end and config.stages[done.stage].total_steps() > done.stage_step
 
 
 def run_stages(learner: Learner) -> bool:

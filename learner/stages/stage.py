@@ -88,6 +88,10 @@ class Stage(Table):
         """
         return 0
 
+    def is_reached(self, learner: Learner) -> bool:
+        """Whether it has reached an aim that ends it before its last step."""
+        return False
+
     def run(self, learner: Learner, index: int) -> bool:
         """Do the stage's work, with its number ``index``; returns False if the learner is to stop before its end."""
         raise NotImplementedError

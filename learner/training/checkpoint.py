@@ -23,6 +23,7 @@ from broker.errors import CheckpointError
 from learner.training.tensorfiles import TENSORS, Layout, Stored, stored_tensors
 
 STATE = "headrace.json"
+ASIDE = ".old"  # the end of the name of a checkpoint that is being replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +127,26 @@ class Checkpoints:
         for path in [*beside.rglob("*"), beside]:
             sync(path)
         if final.exists():  # the same state, saved before a crash that came before it was of use
-            shutil.rmtree(final)
+            aside = self.directory / f".{final.name}{ASIDE}"
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)  # removed in place, it would look whole when half of it is gone
         beside.replace(final)
         sync(self.directory)
         self._prune(keep)
         return final
 
+    def put_back(self) -> None:
+        """Restore what a crash left moved aside while it was being replaced. Only for a learner that is not saving."""
+        for path in self.directory.glob(f".*{ASIDE}"):
+            final = self.directory / path.name.removeprefix(".").removesuffix(ASIDE)
+            if not final.exists():
+                path.rename(final)
+
     def _prune(self, keep: int) -> None:
         for path in self.directory.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in sorted(self.directory.glob("step-*"))[:-keep]:
+            (path / STATE).unlink(missing_ok=True)  # first, so that what is left of it is no checkpoint
             shutil.rmtree(path, ignore_errors=True)
 
     def all(self) -> list[tuple[Path, Progress]]:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -33,7 +33,7 @@ from broker.weights.group import serve_store
 from broker.weights.process import Publisher
 from broker.weights.publisher import WeightPublisher, saved_at
 from broker.weights.receiver import DistributedReceiver
-from broker.weights.road import Direct, WeightRoad
+from broker.weights.road import Delivery, Direct, WeightRoad
 from broker.weights.sink import Lane, Push
 from broker.weights.worker import Started, of_its_own
 
@@ -487,6 +487,40 @@ def test_nccl_is_refused_where_it_cannot_work_with_the_cure() -> None:
     with pytest.raises(RunFault, match="a, which is on a CPU"):
         refuse_shared("GPU-1", [member("a", gpu="")])
     assert gpu_of("cpu") == ""
+
+
+class Breaks(Direct):
+    """Breaks in its first delivery, once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def deliver(self, delivery: Delivery, members: Sequence[Member]) -> None:
+        self.begun.set()
+        assert self.go.wait(60)
+        raise RuntimeError("nothing goes along this road")
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_whoever_waits_for_a_publisher_that_has_failed_hears_of_it(tmp_path: Path, waiting: bool) -> None:
+    road = Breaks()
+    learner = Learner(tmp_path, road=road)
+    try:
+        learner.publisher.publish(1, {"w": torch.zeros(3)})
+        assert road.begun.wait(60)
+        if waiting:
+            learner.publisher.publish(2, {"w": torch.zeros(3)})
+        assert not learner.publisher.wait(0.0)
+        learner.publisher.check()
+        road.go.set()
+        for heard in (lambda: learner.publisher.wait(60), learner.publisher.settle, learner.publisher.check):
+            with pytest.raises(WeightPushError, match="the publisher has failed: nothing goes along this road"):
+                heard()
+        with pytest.raises(WeightPushError):
+            learner.publisher.publish(3, {"w": torch.zeros(3)})
+    finally:
+        learner.close()
 
 
 def test_a_fault_of_the_road_is_told_by_the_next_publication(tmp_path: Path) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ring import Ring, ring
 from ringtools import small_copy
 
 from broker.errors import LogFull, RunFault
+from broker.log import Producer
 from broker.messages import Artefact, Manifest, Outage, Prompt, encode
 from headrace.running.rundir import reopen
 from learner.planning.requests import Asked, leave
+from learner.planning.thread import Planning
 from learner.replay import replay
 
 SHORT = ("stage.0.steps=2", "stage.1.steps=8", "stage.1.eval_every=0", "stage.2.questions=4")
@@ -87,14 +93,14 @@ def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
     text = file.read_text()
     file.write_text(text[: text.index('[[stage]]\nkind = "evaluate"')])
     constant = "learner.optimizer.schedule=constant"
-    with ring(tmp_path / "run", *SHORT[:-1], constant, file=file) as made:
+    settings = ("stage.0.steps=2", "stage.1.eval_every=2", "stage.1.eval_questions=4", constant)
+    with ring(tmp_path / "run", *settings, "stage.1.steps=8", file=file) as made:
         assert made.run() and made.run(), "there is nothing more to do"
         assert len(made.steps()) == 8
-    with ring(
-        tmp_path / "run", "stage.0.steps=2", "stage.1.steps=11", "stage.1.eval_every=0", constant, file=file
-    ) as made:
+    with ring(tmp_path / "run", *settings, "stage.1.steps=11", file=file) as made:
         assert made.run()
         assert [r.stage_step for r in made.results() if r.stage == 1] == list(range(1, 12))
+        assert [e.name for e in made.evaluations()] == [f"rl:{step}" for step in (2, 4, 6, 8, 10)], "each of them once"
         audit = made.verify()
         assert (audit.steps, audit.trained, audit.outstanding, audit.problems) == (11, 44, 0, [])
         assert replayed(made, tmp_path / "again") == made.newest_sha256()
@@ -102,19 +108,42 @@ def test_a_run_that_is_over_goes_on_with_more_steps(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_stage_that_has_reached_its_aim_ends_and_what_was_planned_is_trained(tmp_path: Path) -> None:
-    file = small_copy(tmp_path)
-    (tmp_path / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
+    file = sure_copy(tmp_path)
+    with ring(tmp_path / "run", *AIMED, file=file) as made:
+        assert made.run()
+        audit = made.verify()
+        assert 4 <= audit.steps < 100 and audit.trained == 4 * audit.steps and audit.outstanding == 0
+        assert made.evaluations()[-1].name == "after", "and the stage behind it was run"
+
+
+@pytest.mark.long
+def test_a_last_stage_that_has_reached_its_aim_does_not_go_on_when_the_run_is_started_again(tmp_path: Path) -> None:
+    file = sure_copy(tmp_path)
+    text = file.read_text()
+    file.write_text(text.replace(text[text.index('[[stage]]\nkind = "evaluate"') : text.index("[rewarders.sure]")], ""))
+    with ring(tmp_path / "run", *AIMED, file=file) as made:
+        assert made.run()
+        before = len(made.positions("steps"))
+        assert made.run()
+        assert len(made.positions("steps")) == before
+
+
+AIMED = (
+    "stage.0.steps=60", "stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2",
+    "stage.1.until_pass_at_1=0.01",
+)  # fmt: skip
+
+
+def sure_copy(directory: Path) -> Path:
+    """The small ring, where each answer that ends is right."""
+    file = small_copy(directory)
+    (directory / "sure.py").write_text("class Sure:\n    def __call__(self, sample):\n        return 1\n")
     text = file.read_text().replace('eval_rewarder = "vowels"', 'eval_rewarder = "sure"\nuntil_pass_at_1 = 0.9')
     text = text.replace("vowels = 1.0", "vowels = 1.0, sure = 0.1").replace(
         "max_new_tokens = 12", "max_new_tokens = 60"
     )
     file.write_text(text + '\n[rewarders.sure]\nuse = "sure.py:Sure"\n')
-    settings = ("stage.0.steps=60", "stage.1.steps=100000", "stage.1.eval_every=4", "learner.checkpoint_every=2")
-    with ring(tmp_path / "run", *settings, "stage.1.until_pass_at_1=0.01", file=file) as made:
-        assert made.run()
-        audit = made.verify()
-        assert 4 <= audit.steps < 100 and audit.trained == 4 * audit.steps and audit.outstanding == 0
-        assert made.evaluations()[-1].name == "after", "and the stage behind it was run"
+    return file
 
 
 @pytest.mark.long
@@ -231,6 +260,17 @@ def test_an_outage_of_a_rewarder_holds_the_run_and_drops_no_group(
 
 
 @pytest.mark.long
+def test_the_last_version_of_a_stage_is_published_for_its_evaluation(tmp_path: Path) -> None:
+    settings = ("stage.0.steps=2", "stage.1.steps=6", "stage.1.eval_every=3", "stage.1.eval_questions=4")
+    with ring(tmp_path, *settings, "stage.2.questions=4", "learner.publish_every=4") as made:
+        assert made.run()
+        assert [(e.name, e.step, e.metrics["questions_asked"]) for e in made.evaluations()] == [
+            ("rl:3", 4, 4.0), ("rl:6", 7, 4.0), ("after", 7, 4.0),
+        ]  # fmt: skip
+        assert not [e.name for e in made.evaluations() if e.dropped or e.doubt]
+
+
+@pytest.mark.long
 def test_an_evaluation_is_asked_for_while_the_run_goes_on_and_outlives_its_learner(tmp_path: Path) -> None:
     asked = Asked(name="now", rewarder="vowels", questions=6, k=3)
     with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
@@ -305,6 +345,49 @@ def test_a_step_that_cannot_be_executed_is_set_aside_and_training_goes_on(
         assert audit.outstanding == 0 and audit.problems == []
         assert (audit.trained, audit.dropped_by_reason.get("set_aside")) == (24, 8)
         assert replayed(made, tmp_path / "again") == made.newest_sha256()
+
+
+@pytest.mark.long
+def test_a_step_is_set_aside_on_the_thread_that_owns_the_producer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learner import opening
+
+    fails_at(monkeypatch, {3})
+    exclusive = opening.exclusive_steps
+    monkeypatch.setattr(opening, "Planning", Threaded)
+    monkeypatch.setattr(opening, "exclusive_steps", lambda *arguments: Owned(exclusive(*arguments)))
+    with ring(tmp_path, *SHORT) as made:
+        assert made.run()
+        assert [m.step for m in made.records("steps", Manifest) if m.kind == "set_aside"] == [3]
+
+
+class Threaded(Planning):
+    """Planning on a thread of its own, which nobody but its caller turns."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
+
+    def call(self, action: Callable[[], Any]) -> Any:
+        return self._pool.submit(action).result()
+
+    def round(self, timeout: float = 0.02) -> None:
+        self._pool.submit(super().round, timeout).result()
+
+    def stop(self) -> None:
+        self._pool.shutdown()
+
+
+class Owned:
+    """A producer that only the planner's thread may use."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        assert name == "close" or threading.current_thread().name.startswith("planner"), name
+        return getattr(self._producer, name)
 
 
 def test_a_run_whose_steps_all_fail_ends_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

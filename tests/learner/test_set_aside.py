@@ -1,4 +1,5 @@
-"""A step that was set aside is tried again on the command line, once its cause is mended: the same samples, trained after all, once."""
+"""A step that cannot be executed is set aside, by a learner that starts too. It is tried again on the command line, once its cause is
+mended: the same samples, trained after all, once."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import pytest
 from ring import Ring, ring
 from ringtools import answer_of
 
+from broker.errors import RunFault
 from broker.messages import DeadLetter, Manifest
 from headrace.running.rundir import reopen
 from learner.replay import replay
@@ -120,3 +122,69 @@ def test_a_second_try_that_fails_too_is_set_aside_again(tmp_path: Path, failing:
         assert (audit.problems, audit.outstanding) == ([], 0)
         marks = [m.step for m in made.records("steps", Manifest) if m.kind == "set_aside"]
         assert audit.dropped_by_reason["set_aside"] == 4 * (len(marks) - 1) and len(marks) == 3
+
+
+def end_at(made: Ring, version: int, end: object) -> None:
+    """End the learner when it holds ``version`` and the manifest after that is in the log."""
+
+    def planned() -> None:
+        made.on_publish = lambda version: None
+        while made.steps()[-1].step == version:
+            assert made.learner is not None
+            made.round()
+            made.learner.planning.round(0.0)
+        end()  # type: ignore[operator]
+
+    at_version(made, version, planned)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_learner_that_starts_sets_aside_what_was_planned_and_cannot_be_executed(
+    tmp_path: Path, failing: set[int], killed: bool
+) -> None:
+    failing.clear()
+    with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
+        if killed:
+            end_at(made, 3, made.kill)
+            made.killed()
+        else:
+            end_at(made, 3, lambda: made.stop.set())
+            assert not made.run()
+        failing.add(4)
+        assert made.run()
+        marks = [m for m in made.records("steps", Manifest) if m.kind == "set_aside"]
+        assert [m.step for m in marks] == [4] and "too long for the window" in marks[0].why
+        assert {r.step for r in made.results() if r.stage == 1} == {2, 3, 5, 6, 7, 8, 9}
+        assert [m.step for m in made.steps()] == list(range(2, 10))
+        (letter,) = [m for m in made.records("deadletters", DeadLetter) if m.topic == made.run_of.topics.steps]
+        assert made.positions("steps")[letter.offset][1] == made.steps()[2], "the manifest of step 4"
+        audit = made.verify()
+        assert (audit.problems, audit.outstanding, audit.dropped_by_reason) == ([], 0, {"set_aside": 4})
+
+
+@pytest.mark.long
+def test_what_was_trained_once_is_never_set_aside(tmp_path: Path, failing: set[int]) -> None:
+    failing.clear()
+    with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
+        made.kill_at(6)
+        made.killed()
+        failing.add(4)
+        with pytest.raises(ValueError, match="too long for the window"):
+            made.run()
+        failing.clear()
+        assert made.run()
+        assert not [m for m in made.records("steps", Manifest) if m.kind == "set_aside"]
+        assert made.verify().trained == 4 * 8
+
+
+@pytest.mark.long
+def test_a_learner_that_starts_and_can_execute_nothing_ends_with_the_reason(tmp_path: Path, failing: set[int]) -> None:
+    failing.clear()
+    with ring(tmp_path, *SHORT, "learner.checkpoint_every=1000") as made:
+        end_at(made, 3, made.kill)
+        made.killed()
+        failing.update(range(4, 100))
+        with pytest.raises(RunFault, match=r"3 steps .* could not be executed"):
+            made.run()
+        assert [m.step for m in made.records("steps", Manifest) if m.kind == "set_aside"] == [4, 5, 6]

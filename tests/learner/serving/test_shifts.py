@@ -108,6 +108,8 @@ class Bench:
     def settled(self, seconds: float) -> bool:
         return True
 
+    def check(self) -> None: ...
+
     def open(self) -> None: ...
 
     published = 0
