@@ -48,7 +48,7 @@ def test_a_run_is_watched_edited_asked_stopped_resumed_and_told(tmp_path: Path) 
             "eval", str(home), "--rewarder", "vowels", "--questions", "6", "--k", "3", "--json", "--name", "now"
         )
         assert asked.returncode == 0, asked.stderr
-        found = json.loads(asked.stdout.partition("\n")[2])
+        found = json.loads(asked.stdout)
         assert (found["questions"], found["k"], found["name"]) == (6, 3, "now")
         assert answer_of("eval", str(home), "--rewarder", "vowels", "--name", "now").returncode == 2, (
             "a name is given once"
