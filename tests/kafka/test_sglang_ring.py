@@ -22,7 +22,7 @@ from broker.kafka.server import KafkaServer
 from broker.messages import Manifest, StepResult
 from monitoring.scrape import scrape
 
-pytestmark = [pytest.mark.kafka, pytest.mark.sglang, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.sglang, pytest.mark.timeout(1800)]
 STEPS = 30
 
 
@@ -75,7 +75,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
     try:
 
         def until_step(number: int) -> None:
-            wait_for(f"step {number}", lambda: run.poll() is not None or steps_of(directory) >= number, 300)
+            wait_for(f"step {number}", lambda: run.poll() is not None or steps_of(directory) >= number, 900)
             assert run.poll() is None, said(directory)
 
         until_step(3)
@@ -85,7 +85,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
             late = subprocess.Popen(
                 [*command, "--name", "late", *attached], stdout=out, stderr=out, start_new_session=True
             )
-        wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 90)
+        wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 300)
         asked = [
             "--data", "heldout", "--rewarder", "vowels", "--questions", "4", "--k", "2", "--name", "beside", "--json",
         ]  # fmt: skip
