@@ -68,7 +68,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
     directory = tmp_path / "run"
     settings = options(
         "servers", kafka.url, "actors.engine=sglang", "actors.launch=true", "actors.count=1", "actors.slots=16",
-        "stage.1.steps=100000", "stage.1.eval_every=15", "learner.optimizer.lr=2e-3", "learner.deadline=240",
+        "stage.1.steps=100000", "stage.1.eval_every=15", "learner.optimizer.lr=2e-3", "learner.deadline=1200",
         "learner.group_size=8", "learner.push_timeout=20", "actors.give_back=8",
     )  # fmt: skip
     run, late = start_run(directory, *settings), None
