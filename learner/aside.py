@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
 
 from broker.errors import CheckpointError, LogError, RunFault
 from broker.log import Log, Producer
 from broker.messages import DeadLetter, Manifest, StepResult, encode
 from broker.topics import Topics
-from learner.planning.join import each
-from learner.planning.recovery import decoded
+from learner.planning.recovery import messages_from
 
 log_ = logging.getLogger("learner")
 HOPELESS_STEPS = 3  # so many manifests in a row that cannot be executed end the run
@@ -53,6 +51,5 @@ class Aside:
 
 def was_executed(log: Log, topics: Topics, manifest: Manifest, offset: int) -> bool:
     """Whether the log has what the step of ``manifest`` gave, which lies behind ``offset``: others have sampled from its version."""
-    with closing(log.reader(topics.steps, {0: offset})) as reader:
-        found = (decoded(record) for record in each(reader, log.ends(topics.steps)))
-        return any(isinstance(m, StepResult) and (m.step, m.stage) == (manifest.step, manifest.stage) for m in found)
+    results = (m for m in messages_from(log, topics, offset) if isinstance(m, StepResult))
+    return any((result.step, result.stage) == (manifest.step, manifest.stage) for result in results)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from broker.log import Log
 from broker.messages import Ending, Evaluation
 from broker.run import Run
 from broker.topics import Topics
-from learner.planning.join import each
-from learner.planning.recovery import decoded
+from learner.planning.recovery import messages_from
 from learner.planning.requests import place
 from learner.telemetry import Telemetry
 
@@ -32,6 +29,4 @@ class Endings:
 
 def evaluations_of(log: Log, topics: Topics, stage: int) -> list[Ending]:
     """All evaluations of ``stage`` in the log: the checkpoint that closes it lies behind them, and it may go on."""
-    with closing(log.reader(topics.steps)) as reader:
-        found = (decoded(record) for record in each(reader, log.ends(topics.steps)))
-        return [message for message in found if isinstance(message, Evaluation) and message.stage == stage]
+    return [m for m in messages_from(log, topics) if isinstance(m, Evaluation) and m.stage == stage]

@@ -14,10 +14,15 @@ from pathlib import Path
 STOPPED = "T"
 
 
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on: field 3 in proc(5). Raises OSError if it is gone."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def state_of(pid: int) -> str:
     """The letter of a process's state (``T``: stopped); empty if the process is gone or on another machine."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return _stat(pid)[0]
     except (OSError, IndexError):
         return ""
 
@@ -25,7 +30,7 @@ def state_of(pid: int) -> str:
 def start_of(pid: int) -> float | None:
     """When a process began, in seconds since the epoch; None if it is gone or cannot be seen from here."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # starttime: 22 in proc(5)
+        ticks = int(_stat(pid)[19])  # starttime: 22 in proc(5)
         lines = Path("/proc/stat").read_text().splitlines()
         boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
     except (OSError, IndexError, ValueError, StopIteration):
@@ -85,8 +90,8 @@ class Forked:
 
 def called(command: Sequence[str]) -> None:
     """Set the command line that /proc shows for this process, cut to the length of its original one."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end: 48 and 49 in proc(5), where the state is 3
+    fields = _stat(os.getpid())
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end: 48 and 49 in proc(5)
     if start and end > start:
         told = b"\0".join(part.encode() for part in command)[: end - start - 1]
         ctypes.memmove(start, told.ljust(end - start, b"\0"), end - start)

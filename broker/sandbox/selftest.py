@@ -15,6 +15,7 @@ from pathlib import Path
 from broker.sandbox.hostile import BREACH, CONTROL, HOSTILE, INPUT, Hostile
 from broker.sandbox.limits import Limits, Result, SandboxError
 from broker.sandbox.session import Session
+from monitoring.processes import state_of
 
 LIMITS = Limits(cpu=0.5, wall=2.0, memory_mb=96, disk_mb=16, files=500, processes=16, output_kb=64)
 AT_ONCE = 4
@@ -82,10 +83,7 @@ def _verdict(program: Hostile, result: Result) -> str:
 
 def _left(init: int) -> str:
     """Empty if the sandbox's first process, which is the last to end, has ended, even if nobody has reaped it yet."""
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[0]
-        return "" if state in "ZX" else "its processes outlived it"
-    return ""
+    return "" if state_of(init) in ("", "Z", "X") else "its processes outlived it"
 
 
 @contextlib.contextmanager

@@ -207,9 +207,7 @@ class Feed:
 
     def _asked(self, question: Question, version: int, now: float) -> Prompt | None:
         schedule = question.feeding.schedule
-        if (
-            question.feeding.ask.purpose == "train"
-        ):  # what is collected is asked in the order of the rows, which has no eras
+        if question.feeding.ask.purpose == "train":  # what is collected is asked in the order of the rows: no eras
             self.eras[schedule.name] = schedule.eras
         row, issue = schedule.row(question.number)
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from broker.errors import DecodeError, LogError
@@ -123,6 +124,12 @@ def decoded(record: Record) -> object:
         return decode(record.value)
     except DecodeError:
         return None  # written by another client; the audit names it
+
+
+def messages_from(log: Log, topics: Topics, offset: int | None = None) -> Iterator[object]:
+    """What the steps topic says from ``offset`` (None: its oldest record) to its end; None in place of what cannot be read."""
+    with closing(log.reader(topics.steps, {} if offset is None else {0: offset})) as reader:
+        yield from (decoded(record) for record in each(reader, log.ends(topics.steps)))
 
 
 def recovered_numbers(

@@ -224,9 +224,7 @@ class PlanningThread(Planning):
                     self._answer_calls()
                     self.round()
                     self._log_away(False)
-                except (
-                    WriteInterrupted
-                ):  # the planner's books are ahead of the log: another round would decide the same thing twice
+                except WriteInterrupted:  # the books are ahead of the log: another round would decide the same twice
                     raise
                 except LogUnavailable as error:
                     self._log_away(True)
