@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from patience import HANG
 from prometheus_client import CollectorRegistry
 
 from actors.config import ActorsTable, environment_tables
@@ -142,7 +143,7 @@ class House:
             self.kill_actor()
         if self._door is not None and self._door.poll() is None:
             self._door.terminate()
-            assert self._door.wait(20) == 0
+            assert self._door.wait(HANG) == 0
             self._door.stdout.close()
         self.log.close()
 
@@ -191,10 +192,10 @@ class House:
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
-        return httpx.post(f"{self.url}{path}", content=content, timeout=60, **options)
+        return httpx.post(f"{self.url}{path}", content=content, timeout=HANG, **options)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=60)
+        return httpx.get(f"{self.url}{path}", timeout=HANG)
 
     def chat(self, messages: list[dict[str, Any]], session: str = "", **fields: Any) -> httpx.Response:
         body = {"model": "duty", "messages": messages, **fields}
@@ -203,14 +204,6 @@ class House:
 
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
-
-
-def until(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := happened()):
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.02)
-    return found
 
 
 @contextmanager

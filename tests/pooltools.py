@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import Forked
+from patience import HANG
 from samples import groups_of
 
 from broker.messages import GroupRef, Manifest, Position, SampleRef
@@ -24,7 +25,6 @@ from learner.config import LearnerConfig
 from monitoring.ports import free_ports
 
 LOADED = ("learner.parallel.follower", "learner.parallel.group", "learner.training.executor", "learner.training.state")
-SECONDS = 60.0
 NAMED = (GroupRef("d-0@0", Position(0, 0), (SampleRef(0, Position(0, 0), ()), SampleRef(1, Position(0, 1), ()))),)
 """A manifest names what it trains; here the samples are given beside it."""
 
@@ -32,7 +32,7 @@ NAMED = (GroupRef("d-0@0", Position(0, 0), (SampleRef(0, Position(0, 0), ()), Sa
 class Ranks:
     """A pool of real processes. Rank 0 waits for calls: a test module, whose ``main(pool, *arguments)`` it makes."""
 
-    def __init__(self, world: int, device: str = "cpu", timeout: float = 60.0) -> None:
+    def __init__(self, world: int, device: str = "cpu", timeout: float = HANG) -> None:
         port = free_ports(1)[0]
         self._calls, theirs = multiprocessing.Pipe()
         self._errors = [tempfile.NamedTemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
@@ -69,7 +69,7 @@ class Ranks:
         """Let rank 0 end the pool; returns the exit statuses."""
         self._calls.close()
         try:
-            return [process.wait(SECONDS) for process in self.processes]
+            return [process.wait(HANG) for process in self.processes]
         finally:
             self.kill()
 

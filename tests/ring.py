@@ -202,6 +202,10 @@ class Ring:
     def records(self, topic: str, kind: type) -> list[Any]:
         return [m for _, m in scan(self._log, getattr(self.run_of.topics, topic)) if isinstance(m, kind)]
 
+    def written(self, *topics: str) -> int:
+        """How many entries these topics have together."""
+        return sum(sum(self._log.ends(getattr(self.run_of.topics, topic)).values()) for topic in topics)
+
     def positions(self, topic: str) -> list[tuple[Position, Any]]:
         return [
             (record.position, m) for record, m in scan(self._log, getattr(self.run_of.topics, topic)) if m is not None

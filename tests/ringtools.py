@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from patience import HANG, until
 
 from headrace.__main__ import main
 from monitoring.processes import STOPPED, holder_of, state_of
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
 
 def headrace(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own: for what a process alone shows, and for commands that change signals or logging."""
-    return subprocess.run([sys.executable, "-m", "headrace", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "headrace", *arguments], capture_output=True, text=True, timeout=HANG)
 
 
 def answer_of(*arguments: str) -> Answer:
@@ -108,18 +109,11 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def wait_for(what: str, happened: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.1)
-
-
 def freeze(pid: int, run: Path) -> None:
     """SIGSTOP a process, but not while it holds a file of the run's log, which would hold up everybody else there."""
     while True:
         os.kill(pid, signal.SIGSTOP)
-        wait_for("a stop", lambda: state_of(pid) == STOPPED, 10)
+        until(lambda: state_of(pid) == STOPPED, "a stop")
         if pid not in {holder(file) for file in (run / "log").glob("*.lock")}:
             return
         os.kill(pid, signal.SIGCONT)
@@ -157,7 +151,7 @@ def kill(
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
         return start_run(home, *options)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not kill_one_of(run, role, rng):  # it may just be starting anew
         assert time.monotonic() < deadline and run.poll() is None, (home / "run.out").read_text()[-3000:]
         time.sleep(0.02)
@@ -180,5 +174,5 @@ def end_run(run: subprocess.Popen[bytes]) -> None:
     if run.poll() is None:
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
-    psutil.wait_procs(left, timeout=10)
+    psutil.wait_procs(left, timeout=HANG)
     assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "orphans"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import HANG, until
 from ring import ring
-from ringtools import small_copy, wait_for
+from ringtools import small_copy
 
 from broker import plugins
 from broker.control.server import ControlServer
@@ -110,10 +111,10 @@ def test_a_weight_road(tmp_path: Path, tiny_model: Path) -> None:
         weights = {"w": torch.arange(6.0).reshape(2, 3)}
         publisher.warm(layout.specs_of(weights))
         client.connect(control.endpoint)
-        wait_for("a receiver", control.receivers, 20)
+        until(control.receivers, "a receiver")
         publisher.publish(1, weights.items())
-        assert publisher.wait(30)
-        wait_for("the version", lambda: taken.get(1) == 1, 20)
+        assert publisher.wait(HANG)
+        until(lambda: taken.get(1) == 1, "the version")
     finally:
         client.close()
         publisher.close()

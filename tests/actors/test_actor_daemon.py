@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import HANG
 
 from actors.__main__ import follow
 from actors.intake import GROUP, Intake
@@ -45,7 +46,7 @@ def test_an_engine_that_failed_ends_its_daemon(tmp_path: Path) -> None:
     thread = threading.Thread(target=follow, args=(run, [client], newest, stop))
     thread.start()
     client.failure = "state: RuntimeError: CUDA error"
-    assert stop.wait(20)
+    assert stop.wait(HANG)
     thread.join()
     log.close()
 

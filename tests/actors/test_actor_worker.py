@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from awaylog import Away
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 
@@ -82,7 +83,7 @@ def feed(log: Log, count: int, **fields: Any) -> list[Prompt]:
 
 
 def work_until(worker: ActorWorker, log: Log, committed: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while sum(log.committed(TOPICS.group("actors"), TOPICS.prompts).values()) < committed:
         with contextlib.suppress(LogUnavailable):  # as ``keep_going``
             worker.round()
@@ -157,7 +158,7 @@ def test_an_actor_whose_engine_is_away_gives_its_prompts_back_and_comes_again(
     sleeper.apply(0, load_file(tiny_model / "model.safetensors"))
     first, second = worker_of(log, sleeper, "first", give_back=0.2), worker_of(log, engine, "second")
     feed(log, 6)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not (sleeper._rows.live and engine._rows.live) and not samples(log):
         first.round()
         second.round()
@@ -246,7 +247,7 @@ def test_the_time_of_an_episode_begins_when_its_agent_comes_and_not_when_its_pla
     worker = worker_of(log, engine, rooms=rooms)
     worker._take()
     (work,) = worker._work.values()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while len(rooms._agents["agents"]._samples) < 3:  # its own thread takes them in
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -7,6 +7,8 @@ import time
 import tomllib
 from pathlib import Path
 
+from patience import HANG
+
 from actors.config import EnvironmentTable, environment_tables
 from actors.rooms import Rooms, Said
 from actors.tools import PARSERS
@@ -21,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 def wait(rooms: Rooms) -> Said:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while True:
         for said in rooms.ready():
             return said

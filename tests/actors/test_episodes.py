@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import HANG, until
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -199,7 +200,7 @@ def letters(log: Log) -> dict[str, str]:
 
 
 def work(worker: ActorWorker, done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG
     while not done():
         worker.round()
         assert time.monotonic() < deadline
@@ -422,8 +423,7 @@ def test_a_turn_that_new_weights_end_again_and_again_is_kept(log: Log, tiny_mode
         return done
 
     engine.poll = three_tokens  # type: ignore[method-assign]
-    for _ in range(100):
-        worker.round()
+    until(lambda: len(samples(log)) == 8, doing=worker.round)
     worker.close()
     found = samples(log)
     assert len(found) == 8 and max(len(s.versions) for s in found) > 5
@@ -452,7 +452,7 @@ def test_a_model_that_calls_tools_is_heard_by_them_in_their_own_process(tmp_path
     ticket = rooms.open(Prompt("g@0", (ChatMessage("user", "q"),), 1, environment="desk"), 0)
 
     def hear() -> Turn:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + HANG
         while not (found := rooms.ready()):
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import HANG
 
 from actors.adapters.http import HttpEnvironment
 from actors.config import EnvironmentTable
@@ -65,7 +66,7 @@ def begin(rooms: Rooms, how: str, answer: int = 2, index: int = 0) -> int:
 
 
 def hear(rooms: Rooms) -> Said:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not (found := rooms.ready()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

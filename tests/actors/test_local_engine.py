@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import HANG
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 
 from actors.engine import Completion, Request
@@ -83,7 +84,7 @@ def request(name: str, prompt: Sequence[int], count: int = 1, **sampling: Any) -
 
 def drain(engine: LocalEngine, count: int) -> list[Completion]:
     out: list[Completion] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while len(out) < count:
         out += engine.poll(0.05)
         assert time.monotonic() < deadline

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from actors.config import EnvironmentTable
 from actors.rooms import Rooms
@@ -38,13 +37,6 @@ class Door:
         (Path(self.folder) / "closed").touch()
         raise OSError("it is stuck")
 '''
-
-
-def until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

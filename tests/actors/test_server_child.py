@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from patience import HANG
 
 SERVER = "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True); time.sleep(600)"
 ACTOR = (
@@ -27,7 +28,7 @@ def test_nothing_is_left_of_a_server(killed: str) -> None:
     detokenizer = psutil.Process(int(actor.stdout.readline()))  # it asks nobody to end it
     try:
         os.kill(actor.pid if killed == "actor" else server.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG
         while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in (server, detokenizer)):
             assert time.monotonic() < deadline
             time.sleep(0.05)

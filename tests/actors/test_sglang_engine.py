@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from patience import HANG
 from test_local_engine import PROMPTS, Policy, request
 
 from actors.engine import Completion, Request
@@ -28,7 +29,7 @@ from broker.weights.publisher import WeightPublisher
 from broker.weights.receiver import DistributedReceiver
 from broker.weights.sink import Lane, Push
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.sglang
 CONTEXT = 64
 TIMEOUT = 4.0  # seconds that a push may take
 
@@ -51,9 +52,9 @@ def opened(server: Server, policy: Policy) -> Iterator[Opener]:
         engine.close()
 
 
-def drain(engine: SglangEngine, count: int, seconds: float = 60.0) -> list[Completion]:
+def drain(engine: SglangEngine, count: int) -> list[Completion]:
     out: list[Completion] = []
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG
     while len(out) < count:
         out += engine.poll(0.05)
         assert time.monotonic() < deadline, f"{len(out)} of {count} samples"
@@ -162,17 +163,17 @@ class Road:
         self.taken[version] = {name: tensor.clone() for name, tensor in tensors.items()}
 
     def wait_for(self, receivers: int) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG
         while len(self.control.receivers()) < receivers:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def push(self, version: int, weights: Mapping[str, torch.Tensor], seconds: float = 60.0) -> float:
+    def push(self, version: int, weights: Mapping[str, torch.Tensor]) -> float:
         """Publish and wait; returns how long the caller was blocked."""
         started = time.monotonic()
         self.publisher.publish(version, weights)
         blocked = time.monotonic() - started
-        assert self.publisher.wait(seconds)
+        assert self.publisher.wait(HANG)
         return blocked
 
     def close(self) -> None:
@@ -279,13 +280,11 @@ def test_a_receiver_that_fails_in_its_lane_does_not_keep_the_server(
     way = road(engine)
     way.push(1, policy.weights())
     way.beside(Broken(how))
-    started = time.monotonic()
     assert way.push(2, newer.weights()) < TIMEOUT / 2, "publishing waits for nobody"
     engine.submit(request("c", PROMPTS["c"], 2))
-    for c in drain(engine, 2, seconds=TIMEOUT + 10):
+    for c in drain(engine, 2):
         assert c.versions[-1].version == 2
         assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)
-    assert time.monotonic() - started < 4 * TIMEOUT + 20
     assert way.publisher.restarts >= 1, "the end that kept the others waiting was closed"
 
 
@@ -305,7 +304,7 @@ def test_a_server_that_stops_in_the_middle_is_evicted_and_comes_back(
     finally:
         for process in inside:
             os.kill(process.pid, signal.SIGCONT)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG
     version = 2
     while engine.version != version:
         assert time.monotonic() < deadline
@@ -327,7 +326,7 @@ def test_after_a_push_that_never_comes_again_older_weights_serve(opened: Opener,
         sink.receive(Push(5, specs_of(policy.weights()), 1 << 20, "0"))
     assert engine.version == -1
     engine.submit(request("b", PROMPTS["b"], 2))
-    for c in drain(engine, 4, seconds=30):
+    for c in drain(engine, 4):
         assert c.versions[-1].version in (0, 4) and (c.group_id == "c" or c.versions[0].version == 4)
         assert c.logprobs == pytest.approx(policy.logprobs(np.array(PROMPTS[c.group_id], np.int32), c.tokens), abs=1e-4)
 
@@ -341,7 +340,7 @@ def test_a_killed_server_is_started_again_with_the_newest_weights_and_no_sample_
     time.sleep(0.1)
     os.kill(psutil.Process(server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
     os.killpg(server.pid, signal.SIGKILL)
-    done = drain(engine, 16, seconds=200)
+    done = drain(engine, 16)
     assert sorted((c.group_id, c.index) for c in done) == sorted((g, i) for g in PROMPTS for i in range(4))
     again = [c for c in done if c.versions[0].version == 7]
     assert again and engine.version == 7
@@ -393,7 +392,7 @@ def test_a_server_that_is_woken_waits_for_the_weights_of_the_turn_but_not_for_ev
     engine.submit(request("c", PROMPTS["c"], 8, max_new_tokens=50))
     time.sleep(0.03)
     way.control.announce(turn=1, rest=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while not engine.resting:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -415,7 +414,7 @@ def test_a_server_that_is_woken_waits_for_the_weights_of_the_turn_but_not_for_ev
     engine.wake(version=3, patience=0.5)
     assert engine.version == -1
     engine.submit(request("b", PROMPTS["b"], 2))
-    assert [c.versions[-1].version for c in drain(engine, 2, seconds=30)] == [2, 2], "version 3 never came"
+    assert [c.versions[-1].version for c in drain(engine, 2)] == [2, 2], "version 3 never came"
 
 
 def test_a_server_that_dies_at_rest_is_asked_for_nothing_before_it_is_woken(
@@ -428,13 +427,13 @@ def test_a_server_that_dies_at_rest_is_asked_for_nothing_before_it_is_woken(
     early = engine.poll(0.2)
     os.kill(psutil.Process(server.pid).children(recursive=True)[-1].pid, signal.SIGKILL)
     os.killpg(server.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + HANG
     while not server.alive() or not server._answers():
         assert time.monotonic() < deadline and engine.resting
         time.sleep(0.5)
     engine.rest()  # as the control road says it again
     assert engine.poll(2.0) == [] and engine.version == -1
     engine.wake(7, 0.0)
-    for c in drain(engine, 4 - len(early), seconds=60):
+    for c in drain(engine, 4 - len(early)):
         assert [span.version for span in c.versions] == [7]
         assert c.logprobs == pytest.approx(newer.logprobs(np.array(PROMPTS["c"], np.int32), c.tokens), abs=1e-4)

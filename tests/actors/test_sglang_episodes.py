@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from test_episodes import TOPICS, ask, committed, log_beside_games, samples, stopped
 from test_local_engine import Policy
@@ -26,7 +27,7 @@ from broker.log import Log
 from broker.messages import Sampling, Trajectory
 from monitoring.metrics import ActorMetrics, BrokerMetrics, SystemMetrics
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.sglang
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ class Actor:
     def count(self, name: str, **labels: str) -> float:
         return self._registry.get_sample_value(f"headrace_{name}_total", labels) or 0.0
 
-    def work(self, done: Callable[[], bool], seconds: float = 90.0) -> None:
-        deadline = time.monotonic() + seconds
+    def work(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + HANG
         while not done():
             self.worker.round()
             assert time.monotonic() < deadline
@@ -139,7 +140,7 @@ def test_new_weights_act_on_the_turn_that_is_under_way(
         ]
         return sum(within) > 2
 
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + HANG
     try:
         while not crossed():
             asked += 1
@@ -152,7 +153,7 @@ def test_new_weights_act_on_the_turn_that_is_under_way(
                 if later and it.engine.room() <= 2 and version < last and way.publisher.wait(0):
                     version += 1
                     way.publisher.publish(version, held[version % 2].weights())
-            assert way.publisher.wait(60)
+            assert way.publisher.wait(HANG)
     finally:
         way.close()
     several = [s for s in samples(log) if len({v.version for v in s.versions}) > 1 and len(s.segments) > 2]

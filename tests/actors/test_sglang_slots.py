@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from test_local_engine import CONFIGS, PROMPTS, Policy, request
 
@@ -18,7 +19,7 @@ from actors.sglang.keeper import Keeper
 from actors.sglang.server import Server
 from monitoring.metrics import ActorMetrics
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.sglang
 CONTEXT, CACHE = 64, 640  # tokens: a dozen samples of the longest kind
 
 
@@ -43,7 +44,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SglangEngine]:
 def drive(engine: SglangEngine, pace: AdaptivePace, tokens: int, until: Callable[[int], bool]) -> tuple[int, list[int]]:
     """Keep what ``pace`` allows in flight, answers of about ``tokens`` tokens, ``until`` the limit is as wanted; returns how many came, and
     the limits that were seen."""
-    asked, came, limits, deadline = 0, 0, [pace.slots.limit], time.monotonic() + 200
+    asked, came, limits, deadline = 0, 0, [pace.slots.limit], time.monotonic() + HANG
     while not until(pace.slots.limit):
         assert time.monotonic() < deadline, f"{limits[::50]}, {engine.pressure()}"
         pace.follow(pace.slots.limit - max(0, engine.room()), 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG
 
 from actors.adapters.verifiers import VerifiersEnvironment
 from actors.config import EnvironmentTable
@@ -88,7 +89,7 @@ def test_an_episode_that_nobody_plays_on_leaves_nothing_behind() -> None:
         it = made("doubling")
         it.open(prompt_of("doubling"), 0)
         it.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG
     while not it._playing.done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -108,7 +109,7 @@ def test_reasoning_gyms_environment_of_the_package_plays_in_a_process_of_its_own
     rooms = Rooms({"vf": table}, tmp_path)
 
     def hear() -> Turn:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + HANG
         while not (found := rooms.ready()):
             assert time.monotonic() < deadline
             time.sleep(0.02)

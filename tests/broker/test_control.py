@@ -6,12 +6,12 @@ import itertools
 import resource
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import zmq
+from patience import HANG, until
 
 from broker.control.client import ControlClient
 from broker.control.keys import Keys
@@ -21,13 +21,6 @@ from broker.errors import ControlError
 from broker.weights.client import WeightClient
 from broker.weights.sink import Lane, Push
 from monitoring.ports import free_ports
-
-
-def until(happened: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_members_come_tell_their_status_and_go() -> None:
@@ -168,7 +161,7 @@ class Slow:
 
     def join(self, lane: Lane) -> None:
         self.joined.append(lane.epoch)
-        self.go.wait(30)
+        self.go.wait(HANG)
 
     def receive(self, push: Push) -> str:
         return push.checksum

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import HANG
 
 from broker.errors import HeadraceError
 from broker.faults import WHY_CHARACTERS, Failed, told
@@ -32,7 +33,7 @@ def nap(seconds):
 
 def family(path, detached):
     """Two generations of children, the younger in a session of its own."""
-    code = "import subprocess, os, time; p = subprocess.Popen(['sleep', '300'], start_new_session=%r); open(%r, 'a').write(f'{os.getpid()} {p.pid} '); time.sleep(300)" % (detached, path)
+    code = "import subprocess, os, time; p = subprocess.Popen(['sleep', '3600'], start_new_session=%r); open(%r, 'a').write(f'{os.getpid()} {p.pid} '); time.sleep(3600)" % (detached, path)
     subprocess.Popen([sys.executable, "-c", code], start_new_session=detached)
     while not os.path.exists(path) or not open(path).read().endswith(" "):
         time.sleep(0.01)
@@ -96,7 +97,7 @@ def answers(isolated: Isolated, *orders: list[Any]) -> list[Any]:
     return [answer for _, answer in isolated.call(orders)]
 
 
-def gone(pids: list[int], seconds: float = 5.0) -> bool:
+def gone(pids: list[int], seconds: float = HANG) -> bool:
     """Whether all these processes end within ``seconds``."""
     deadline = time.monotonic() + seconds
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
@@ -152,7 +153,7 @@ def test_odd_behaviour_that_is_no_failure_disturbs_nothing(plug: Callable[..., I
 def test_a_judges_whole_process_tree_dies_with_it(
     plug: Callable[..., Isolated], tmp_path: Path, how: str, detached: bool
 ) -> None:
-    isolated, path = plug(timeout=3.0), str(tmp_path / "pids")
+    isolated, path = plug(timeout=3.0 if how == "hang" else 60.0), str(tmp_path / "pids")
     order = {"stop": "family", "hang": "family and hang", "exit": "family and exit"}[how]
     (answer,) = answers(isolated, [order, path, detached])
     if how == "stop":
@@ -199,7 +200,7 @@ def test_a_judge_that_somebody_kills_is_started_again(plug: Callable[..., Isolat
 
 @pytest.mark.long
 def test_a_stopped_keeper_is_ended_all_the_same(plug: Callable[..., Isolated], tmp_path: Path) -> None:
-    isolated, path = plug(timeout=3.0), str(tmp_path / "pids")
+    isolated, path = plug(timeout=60.0), str(tmp_path / "pids")
     assert answers(isolated, ["family", path, True]) == ["born"]
     assert isolated._process is not None
     os.kill(isolated._process.pid, signal.SIGSTOP)
@@ -255,7 +256,7 @@ def test_a_child_may_be_closed_while_another_thread_waits_for_its_answer(
     for thread in (asking, *ending):
         thread.start()
     for thread in (asking, *ending):
-        thread.join(30)
+        thread.join(HANG)
         assert not thread.is_alive()
     assert len(found) == 2 and all(isinstance(answer, Failed) for answer in found)
     assert open_stacks() == before

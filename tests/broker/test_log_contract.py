@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import HANG
 
 from broker.errors import HeldByAnother, LogError, MemberReplaced, OffsetExpired
 from broker.log import Consumer, Log, Record, TopicSpec, limit_of, partition_of
@@ -49,7 +50,7 @@ def empty_cluster(url: str) -> None:
     from kafka.admin import KafkaAdminClient
 
     admin = KafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://").partition("?")[0])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while True:
         topics = [t for t in admin.list_topics() if not t.startswith("__")]
         groups = [g["group_id"] for g in admin.list_groups()]
@@ -73,9 +74,9 @@ def fill(log: Log, topic: str, count: int, partition: int | None = None, start: 
     return positions
 
 
-def drain(consumer: Consumer, count: int, seconds: float = 20.0) -> list[Record]:
+def drain(consumer: Consumer, count: int) -> list[Record]:
     out: list[Record] = []
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG
     while len(out) < count and time.monotonic() < deadline:
         out.extend(consumer.poll(64, 0.05))
     return out
@@ -141,7 +142,7 @@ def test_members_share_the_partitions_and_take_over_what_a_leaver_had(log: Log) 
     fill(log, "t", 40)
     first = log.consumer(["t"], "g", "a")
     second = log.consumer(["t"], "g", "b")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while not len(first.assignment()) == len(second.assignment()) == 2 and time.monotonic() < deadline:
         first.poll(0)
         second.poll(0)
@@ -196,7 +197,7 @@ def test_topics_and_groups_are_deleted_once_nobody_is_a_member(log: Log) -> None
     with pytest.raises(LogError, match=r"group g has .*living member"):
         log.delete(["one"], ["g", "nobody"])
     consumer.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while True:
         try:
             log.delete(["one", "nothing"], ["g", "nobody"])
@@ -222,7 +223,7 @@ def test_a_restarted_static_member_takes_its_place_and_the_older_one_cannot_comm
     older = log.consumer(["one"], "g", "a")
     assert len(drain(older, 10)) == 10
     newer = log.consumer(["one"], "g", "a")
-    assert len(drain(newer, 10, 5)) == 10, "the place is taken at once, without waiting for a lease"
+    assert len(drain(newer, 10)) == 10
     older.commit({("one", 0): 10})
     assert log.committed("g", "one") == {}
     newer.commit({("one", 0): 4})
@@ -236,7 +237,7 @@ def test_two_members_of_one_name_cannot_both_have_its_place(log: Log) -> None:
     older = log.consumer(["t"], "g", "vowels-0")
     newer = log.consumer(["t"], "g", "vowels-0")
     with pytest.raises(MemberReplaced, match=r"place of vowels-0 in group g.*newer process of that name.*--name"):
-        for _ in range(100):
+        while True:
             older.poll(1, 0.5)
     assert older.assignment() == frozenset()
     with pytest.raises(MemberReplaced):
@@ -264,9 +265,9 @@ def test_a_killed_member_loses_its_partitions_to_the_others(log: Log, url: str) 
     ready = SPAWN.Event()
     process = SPAWN.Process(target=hold_partitions, args=(url, ready), daemon=True)
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(HANG)
     survivor = log.consumer(["t"], "g", "survivor")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while len(survivor.assignment()) != 2:
         assert time.monotonic() < deadline
         survivor.poll(0)
@@ -324,7 +325,7 @@ def test_an_exclusive_producer_has_one_holder_until_it_dies(log: Log, url: str) 
     ready = SPAWN.Event()
     process = SPAWN.Process(target=hold_name, args=(url, ready), daemon=True)
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(HANG)
     with pytest.raises(HeldByAnother, match="the first learner"):
         log.exclusive_producer("learner", "the second learner")
     os.kill(process.pid or 0, signal.SIGKILL)
@@ -351,7 +352,7 @@ def test_processes_that_append_at_once_lose_and_double_nothing(log: Log, url: st
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(HANG)
         assert worker.exitcode == 0
     reader = log.reader("t")
     values: list[bytes] = []

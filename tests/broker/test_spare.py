@@ -7,7 +7,8 @@ import sys
 
 import psutil
 import pytest
-from ringtools import gone, wait_for
+from patience import HANG, until
+from ringtools import gone
 
 PREPARED = """
 import os, signal, sys
@@ -38,7 +39,7 @@ print(*pids, len(set(sums)))
 @pytest.mark.parametrize("fate", ["lives", "killed"])
 def test_the_first_publisher_process_is_the_spare_if_it_lives_and_later_ones_are_new(fate: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PREPARED + ORDERED, fate], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", PREPARED + ORDERED, fate], capture_output=True, text=True, check=True, timeout=HANG
     )
     spare, first, second, sums = map(int, done.stdout.split())
     assert (first == spare) == (fate == "lives")
@@ -55,6 +56,6 @@ def test_a_spare_ends_with_its_owner_and_is_no_childs_of_it() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         spare = psutil.Process(int(owner.stdout.readline()))
-        wait_for("the spare has its name", lambda: "broker.weights.spare" in spare.cmdline(), 30)
+        until(lambda: "broker.weights.spare" in spare.cmdline(), "the spare has its name")
         owner.kill()
-    wait_for("the spare has ended", lambda: gone(spare.pid), 30)
+    until(lambda: gone(spare.pid), "the spare has ended")

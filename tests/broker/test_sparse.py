@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import HANG, until
 from safetensors.torch import load_file
 from test_weights import Learner, together
 from weights_publisher import ForkedPublisher
@@ -108,11 +109,10 @@ def learner(tmp_path: Path) -> Iterator[Learner]:
 
 def publish(learner: Learner, version: int, weights: Trained, count: int = 300) -> None:
     learner.publisher.publish(version, weights.step(count))
-    assert learner.publisher.wait(60) and learner.published[-1] == version
+    assert learner.publisher.wait(HANG) and learner.published[-1] == version
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
 def test_receivers_that_hold_the_version_before_get_what_has_changed_and_all_others_the_whole(
     learner: Learner, tmp_path: Path
 ) -> None:
@@ -127,7 +127,7 @@ def test_receivers_that_hold_the_version_before_get_what_has_changed_and_all_oth
     assert torch.equal(saved["w"], weights.tensors["w"]), "on disk there are always all of them"
 
     late = learner.receiver("late")
-    learner.until(lambda: len(learner.control.receivers()) == 3)
+    until(lambda: len(learner.control.receivers()) == 3)
     publish(learner, 4, weights)
     for remote in (first, second, late):
         remote.wait("took", "4")
@@ -141,7 +141,7 @@ def test_receivers_that_hold_the_version_before_get_what_has_changed_and_all_oth
     first.wait("took", "6")
     assert stats.evicted["r1"] == 1
     os.kill(second.process.pid, signal.SIGCONT)
-    learner.until(lambda: len(learner.control.receivers()) == 3)
+    until(lambda: len(learner.control.receivers()) == 3)
     publish(learner, 7, weights)
     assert float(second.wait("took", "7")[2]) == weights.mean(), "an evicted one is brought up to date by the whole"
     before = stats.sparse

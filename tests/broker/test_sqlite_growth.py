@@ -10,10 +10,11 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from broker.errors import OffsetExpired
 from broker.log import Producer, TopicSpec
@@ -43,13 +44,6 @@ def fill(producer: Producer, topic: str, count: int, size: int = 1000, partition
 
 def on_disk(directory: Path, topic: str) -> int:
     return sum(path.stat().st_size for path in directory.glob(f"{topic}.sqlite*"))
-
-
-def until(happened: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_trim_gives_disk_back_while_others_write(log: SqliteLog, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import HANG, until
 from ringtools import stopped_in_an_append
 
 from broker.errors import LogError, LogFull, LogUnavailable, RunFileError
@@ -52,7 +54,7 @@ def test_acknowledged_records_survive_kill_9_once_and_in_order(tmp_path: Path) -
         workers = [SPAWN.Process(target=append_for_ever, args=(url, w, files[w]), daemon=True) for w in range(2)]
         for worker in workers:
             worker.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while any(Path(file).read_text().count("\n") <= 10 * (round_ + 1) for file in files):
             assert time.monotonic() < deadline, "nothing was acknowledged"
             time.sleep(0.02)
@@ -245,7 +247,21 @@ def test_who_was_stopped_in_the_middle_of_an_append_is_named_and_nothing_is_lost
             with pytest.raises(LogUnavailable, match=rf"t\.sqlite has been locked .* `kill -CONT {process.pid}`"):
                 producer.flush()
         process.send_signal(signal.SIGCONT)
-        assert process.wait(30) == 0
+        assert process.wait(HANG) == 0
     assert producer.flush() == [Position(0, 0)] and log.ends("t") == {0: 1}
     producer.close()
     log.close()
+
+
+def test_a_restarted_member_waits_for_no_lease(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log", lease_seconds=10 * HANG)
+    log.create([TopicSpec("t", 1)])
+    with closing(log.producer()) as producer:
+        producer.send("t", b"k", b"v")
+        producer.flush()
+    older = log.consumer(["t"], "g", "a")
+    until(lambda: older.poll(8, 0.05), "the record")
+    newer = log.consumer(["t"], "g", "a")
+    assert [r.value for r in until(lambda: newer.poll(8, 0.05), "the record, once more")] == [b"v"]
+    for thing in (older, newer, log):
+        thing.close()

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG, until
 
 from broker.control.server import ControlServer
 from broker.errors import WeightPushError
 from broker.weights.client import WeightClient
 from broker.weights.sink import Lane, Push
-
-
-def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Engine:
@@ -91,10 +84,10 @@ def test_a_push_that_fails_in_an_unforeseen_way_is_answered_and_so_is_the_next(
     engine = Engine(receive=[RuntimeError("CUDA out of memory")])
     client = joined(engine)
     push(server, 1)
-    failed = server.acks.get(timeout=20)
+    failed = server.acks.get(timeout=HANG)
     assert failed["version"] == 1 and not failed["ok"] and failed["error"] == "RuntimeError: CUDA out of memory"
     push(server, 2)
-    assert server.acks.get(timeout=20)["ok"] and not client.failure
+    assert server.acks.get(timeout=HANG)["ok"] and not client.failure
     assert engine.calls == ["receive", "leave", "receive"]
 
 
@@ -164,4 +157,4 @@ def test_what_an_engine_may_not_raise_is_told_and_orders_go_on(
     server.announce(turn=2, rest=False)
     until(lambda: server.members()[0].status["turn"] == 2)
     push(server, 4)
-    assert server.acks.get(timeout=20)["ok"]
+    assert server.acks.get(timeout=HANG)["ok"]

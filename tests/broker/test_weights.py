@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from forked import Forked
+from patience import HANG, until
 from safetensors.torch import load_file
 from weights_publisher import LOADED, ForkedPublisher
 from weights_receiver import main
@@ -64,9 +65,9 @@ class Remote:
             self.said.append(self.lines.get())
         return self.said
 
-    def wait(self, *words: str, seconds: float = 40.0) -> list[str]:
+    def wait(self, *words: str) -> list[str]:
         """Wait until it says a line that begins with ``words``."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + HANG
         while True:
             for line in self.said:
                 if line[: len(words)] == list(words):
@@ -107,12 +108,6 @@ class Learner:
         self.remotes.append(remote)
         return remote
 
-    def until(self, happened: Callable[[], object], seconds: float = 40.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not happened():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
     def push(self, version: int) -> None:
         """Publish weights whose mean is the version."""
         tensors = {
@@ -123,7 +118,7 @@ class Learner:
         started = time.monotonic()
         self.publisher.publish(version, tensors)
         assert time.monotonic() - started < TIMEOUT / 2, "publishing waits for nobody"
-        assert self.publisher.wait(60)
+        assert self.publisher.wait(HANG)
         assert self.published[-1] == version
 
     def close(self) -> None:
@@ -142,7 +137,7 @@ def learner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Learner]
 
 def together(learner: Learner, *hows: str) -> list[Remote]:
     remotes = [learner.receiver(f"r{i}", how) for i, how in enumerate(hows)]
-    learner.until(lambda: len(learner.control.receivers()) == len(hows))
+    until(lambda: len(learner.control.receivers()) == len(hows))
     return remotes
 
 
@@ -173,7 +168,7 @@ def test_weights_may_go_over_a_shared_disk_with_the_same_words(tmp_path: Path) -
         remotes[0].wait("loaded", "3")
         assert learner.publisher.stats.evictions == 1
         os.kill(remotes[1].process.pid, signal.SIGCONT)
-        learner.until(lambda: len(learner.control.receivers()) == 2)
+        until(lambda: len(learner.control.receivers()) == 2)
         learner.push(4)
         remotes[1].wait("loaded", "4")
     finally:
@@ -216,12 +211,12 @@ def test_a_sharded_receiver_takes_its_ranks_of_the_lane(learner: Learner) -> Non
     sink = Sharded()
     client = WeightClient("a sharded one", sink)
     client.connect(learner.control.endpoint)
-    learner.until(lambda: len(learner.control.receivers()) == 2)
+    until(lambda: len(learner.control.receivers()) == 2)
     try:
         for version in (1, 2):
             learner.push(version)
             remote.wait("took", str(version))
-        learner.until(lambda: len(sink.took) == 4)
+        until(lambda: len(sink.took) == 4)
         assert sorted(sink.took) == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0)]
         assert learner.publisher.stats.evictions == 0
     finally:
@@ -259,7 +254,7 @@ def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Le
     sink = Away()
     client = WeightClient("one without a server", sink)
     client.connect(learner.control.endpoint)
-    learner.until(lambda: len(learner.control.receivers()) == 2)
+    until(lambda: len(learner.control.receivers()) == 2)
     try:
         learner.push(1)
         remote.wait("took", "1")
@@ -269,7 +264,7 @@ def test_a_receiver_that_is_away_keeps_nobody_waiting_and_comes_back(learner: Le
         remote.wait("took", "2")
         assert sink.asked == 1 and learner.publisher.stats.evictions == 0
         sink.ready = True
-        learner.until(lambda: len(learner.control.receivers()) == 2)
+        until(lambda: len(learner.control.receivers()) == 2)
     finally:
         client.close()
 
@@ -280,7 +275,7 @@ def test_a_receiver_that_rests_takes_no_push_and_catches_up_when_it_is_woken(lea
     learner.push(1)
     remote.wait("took", "1")
     learner.control.announce(turn=1, rest=True)
-    learner.until(lambda: [m.status["turn"] for m in learner.control.members()] == [1])
+    until(lambda: [m.status["turn"] for m in learner.control.members()] == [1])
     learner.push(2)
     time.sleep(1.0)
     assert not [words for words in remote.heard() if words[:2] in (["took", "2"], ["loaded", "2"])]
@@ -305,7 +300,7 @@ def test_a_receiver_that_breaks_off_in_the_middle_is_evicted_and_the_others_go_o
     assert float(good.wait("took", "3")[2]) == 3
     if how == "stop":
         os.kill(bad.process.pid, signal.SIGCONT)
-        learner.until(lambda: len(learner.control.receivers()) == 2)
+        until(lambda: len(learner.control.receivers()) == 2)
         bad.wait("took", "3")
         learner.push(4)
         assert float(bad.wait("took", "4")[2]) == 4 and float(good.wait("took", "4")[2]) == 4
@@ -325,7 +320,7 @@ def test_who_is_not_heard_of_any_more_ends_the_push_at_once(tmp_path: Path) -> N
         assert time.monotonic() - started < 40, "without the lease it would be a minute and more"
         assert learner.publisher.stats.evictions == 1
         os.kill(bad.process.pid, signal.SIGCONT)
-        learner.until(lambda: len(learner.control.receivers()) == 2)
+        until(lambda: len(learner.control.receivers()) == 2)
         learner.push(3)
         assert float(bad.wait("took", "3")[2]) == 3
     finally:
@@ -337,7 +332,7 @@ def test_who_joins_re_forms_the_one_lane_that_it_enters(learner: Learner) -> Non
     remotes = together(learner, "good", "good", "good")
     learner.push(1)
     late = learner.receiver("r3")
-    learner.until(lambda: len(learner.control.receivers()) == 4)
+    until(lambda: len(learner.control.receivers()) == 4)
     learner.push(2)
     for remote in [*remotes, late]:
         assert float(remote.wait("took", "2")[2]) == 2
@@ -379,8 +374,8 @@ def test_who_is_in_another_lane_than_the_broken_one_stays_a_member(learner: Lear
 def test_the_rendezvous_listens_on_its_own_address_only() -> None:
     store = serve_store("127.0.0.1", 5.0)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", store.port), timeout=5)
-    socket.create_connection(("127.0.0.1", store.port), timeout=5).close()
+        socket.create_connection(("127.0.0.2", store.port), timeout=HANG)
+    socket.create_connection(("127.0.0.1", store.port), timeout=HANG).close()
 
 
 def test_the_version_just_written_stays_after_a_rewind(learner: Learner, tmp_path: Path) -> None:
@@ -434,7 +429,7 @@ def test_weights_of_another_shape_go_out_to_those_who_were_there(learner: Learne
     other = {"w": torch.full((30, 40), 2.0), "b": torch.full((9,), 2.0)}
     learner.publisher.reshape(layout.specs_of(other))
     learner.publisher.publish(2, other)
-    assert learner.publisher.wait(60) and learner.published[-1] == 2
+    assert learner.publisher.wait(HANG) and learner.published[-1] == 2
     for remote in remotes:
         assert float(remote.wait("took", "2")[2]) == 2
     assert learner.publisher.stats.evictions == 0
@@ -461,7 +456,7 @@ def test_the_newest_version_replaces_one_that_waits(learner: Learner) -> None:
                 "b": torch.zeros(7, dtype=torch.bfloat16),
             },
         )
-    assert learner.publisher.wait(60)
+    assert learner.publisher.wait(HANG)
     assert (
         learner.published[-1] == 29 and len(learner.published) < 29 and learner.published == sorted(learner.published)
     )
@@ -498,7 +493,7 @@ class Breaks(Direct):
 
     def deliver(self, delivery: Delivery, members: Sequence[Member]) -> None:
         self.begun.set()
-        assert self.go.wait(60)
+        assert self.go.wait(HANG)
         raise RuntimeError("nothing goes along this road")
 
 
@@ -508,13 +503,13 @@ def test_whoever_waits_for_a_publisher_that_has_failed_hears_of_it(tmp_path: Pat
     learner = Learner(tmp_path, road=road)
     try:
         learner.publisher.publish(1, {"w": torch.zeros(3)})
-        assert road.begun.wait(60)
+        assert road.begun.wait(HANG)
         if waiting:
             learner.publisher.publish(2, {"w": torch.zeros(3)})
         assert not learner.publisher.wait(0.0)
         learner.publisher.check()
         road.go.set()
-        for heard in (lambda: learner.publisher.wait(60), learner.publisher.settle, learner.publisher.check):
+        for heard in (lambda: learner.publisher.wait(HANG), learner.publisher.settle, learner.publisher.check):
             with pytest.raises(WeightPushError, match="the publisher has failed: nothing goes along this road"):
                 heard()
         with pytest.raises(WeightPushError):
@@ -530,9 +525,9 @@ def test_a_fault_of_the_road_is_told_by_the_next_publication(tmp_path: Path) -> 
     client = WeightClient("r0", DistributedReceiver(lambda version, tensors: None), lambda: {"gpu": ""})
     try:
         client.connect(learner.control.endpoint)
-        learner.until(lambda: learner.control.receivers())
+        until(lambda: learner.control.receivers())
         learner.publisher.publish(1, {"w": torch.zeros(3)})
-        learner.until(lambda: learner.publisher.failure is not None)
+        until(lambda: learner.publisher.failure is not None)
         with pytest.raises(WeightPushError, match=r"cannot bring weights to r0, which is on a CPU: .*gloo"):
             learner.publisher.publish(2, {"w": torch.zeros(3)})
     finally:

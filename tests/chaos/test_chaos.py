@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from ringtools import end_run, kill, start_run, verify
 from runlog import messages, said, steps_of
 
@@ -65,10 +66,10 @@ def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:
             print(f"  killed {victim} behind {event}", flush=True)
         wait_for_another("a step", tmp_path, run)
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, said(tmp_path)
+        assert run.wait(HANG) == 130, said(tmp_path)
         steps = steps_of(tmp_path) + 4
         run = start_run(tmp_path, *endless, "--set", f"stage.1.steps={steps}")
-        assert run.wait(150) == 0, said(tmp_path)
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
@@ -78,7 +79,7 @@ def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:
 
 def wait_for_another(event: str, home: Path, run: subprocess.Popen[bytes]) -> None:
     """Until ``event`` has happened once more."""
-    seen, deadline = EVENTS[event](home), time.monotonic() + 90
+    seen, deadline = EVENTS[event](home), time.monotonic() + HANG
     while EVENTS[event](home) == seen:
         assert run.poll() is None and time.monotonic() < deadline, f"no other {event}: {said(home)}"
         time.sleep(0.02)

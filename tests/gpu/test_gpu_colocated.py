@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gputools import DEVICE, ON_ONE_GPU, until
+from gputools import DEVICE, ON_ONE_GPU
+from patience import HANG, until
 from ringtools import end_run, sets, start_run, verify
 from runlog import results_of, said
 
@@ -30,7 +31,7 @@ def test_a_run_on_one_gpu_takes_turns(tmp_path: Path, dtype: str) -> None:
     )  # fmt: skip
     run = start_run(tmp_path, *sets(*settings))
     try:
-        assert run.wait(280) == 0, said(tmp_path)
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gputools import DEVICE, ON_ONE_GPU, allocated, until
+from gputools import DEVICE, ON_ONE_GPU, allocated
+from patience import until
 from safetensors.torch import load_file
 
 from actors.engine import Completion, Request

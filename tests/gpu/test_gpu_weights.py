@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gputools import DEVICE, ON_ONE_GPU, until
+from gputools import DEVICE, ON_ONE_GPU
+from patience import HANG, until
 
 from broker.control.server import ControlServer
 from broker.errors import WeightPushError
@@ -71,7 +72,7 @@ def test_a_snapshot_is_of_the_moment_whatever_is_computed_behind_it(road: Road) 
             parameter.mul_(100).div_(100)
         for parameter in parameters.values():
             parameter.mul_(-1).mul_(-1)
-        assert road.publisher.wait(60) and version in road.taken
+        assert road.publisher.wait(HANG) and version in road.taken
         assert blocked < TIMEOUT / 2
         for tensor in road.taken[version].values():
             assert tensor.is_cuda and bool((tensor == version).all())

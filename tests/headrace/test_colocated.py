@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ringtools import by_role, end_run, sets, start_run, verify, wait_for
+from patience import HANG, until
+from ringtools import by_role, end_run, sets, start_run, verify
 from runlog import manifests, messages, results_of, said, scraped, steps_of
 from runmetrics import check_metrics
 
@@ -56,7 +57,7 @@ class Watcher:
             self.follow()
             return self.rest and self.turn >= FIRST
 
-        wait_for("the learner's shift", met, 300)
+        until(met, "the learner's shift")
 
     def close(self) -> None:
         self._client.close()
@@ -81,20 +82,19 @@ def evictions(directory: Path) -> float:
     return sum(value for name, value in found if name.startswith("headrace_broadcast_evictions_total"))
 
 
-@pytest.mark.timeout(600)
 def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path: Path) -> None:
     run = start_run(
         tmp_path, *in_turns("learner.max_lag=0", "stage.1.steps=24", "stage.1.eval_every=12", "actors.count=2")
     )
     try:
-        wait_for("some steps", lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, 300)
+        until(lambda: steps_of(tmp_path) >= 8 or run.poll() is not None, "some steps")
         zero_in_a_turn = {"headrace_outstanding_groups", "headrace_weight_receivers"}
         seen = check_metrics(tmp_path, quiet=zero_in_a_turn)
         learner, actor = seen["learner-0"], seen["actor-0"]
         assert learner["headrace_shift_seconds_count"] >= 8
         assert sum(v for k, v in learner.items() if k.startswith("headrace_idle_seconds_total") and "shift" in k) > 0
         assert sum(v for k, v in actor.items() if k.startswith("headrace_idle_seconds_total") and "shift" in k) > 0
-        assert run.wait(300) == 0, said(tmp_path)
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
@@ -114,7 +114,6 @@ def test_a_run_in_turns_is_on_policy_and_every_second_is_accounted_for(tmp_path:
     assert all("shift" in r.phases for r in results if r.step > min(steps))
 
 
-@pytest.mark.timeout(600)
 def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Path) -> None:
     """Nothing is sampled until its successor has taken the steps that were ordered; two steps a turn, one publication each."""
     run = start_run(tmp_path, *in_turns(*LONG, "learner.max_lag=1", "learner.shift_steps=2", "stage.1.steps=6"))
@@ -129,8 +128,8 @@ def test_a_learner_that_is_killed_in_its_turn_leaves_nobody_resting(tmp_path: Pa
             time.sleep(1.5)
             assert drawn_by(tmp_path, "actor-0") == looks[-1], "it rests"
             before = steps_of(tmp_path)
-            wait_for("more steps", lambda: steps_of(tmp_path) > before or run.poll() is not None, 200)
-        assert run.wait(300) == 0, said(tmp_path)
+            until(lambda: steps_of(tmp_path) > before or run.poll() is not None, "more steps")
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)

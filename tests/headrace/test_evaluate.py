@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from ringtools import SMALL, answer_of, headrace, old_run
 from runlog import messages
@@ -55,7 +56,7 @@ def test_with_json_nothing_but_json_is_printed(tmp_path: Path) -> None:
         write_result(run, "now")
         request.unlink()
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     learner = threading.Thread(target=learn)
     learner.start()
     with announced(run, "learner-0", "learner", CollectorRegistry()):
@@ -67,7 +68,6 @@ def test_with_json_nothing_but_json_is_printed(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_the_newest_checkpoint_of_a_run_that_is_over_is_evaluated(tmp_path: Path) -> None:
     """Also of a run of an older version: its daemons, on a log of the evaluation's own."""
     run = old_run(tmp_path)

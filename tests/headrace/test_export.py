@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import Handmade
-from ringtools import wait_for
+from patience import HANG, until
 
 from broker.messages import StepResult
 from headrace.__main__ import main
@@ -159,7 +159,7 @@ def follower(run: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
             assert process.stdout is not None and "and what comes" in process.stdout.readline()
             yield process
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=HANG)
             assert (process.returncode, out, err) == (0, "", "")
         finally:
             process.kill()
@@ -172,7 +172,7 @@ def test_a_follower_writes_what_comes_and_ends_cleanly(hand: Handmade, tmp_path:
     with follower(tmp_path, kind):
         hand.result(4, {"tokens_trained": 16.0})
         if kind == "tensorboard":  # W&B's own service keeps what it is given for a quarter of a minute
-            wait_for("the new step", lambda: tensorboard(out)[0].get("train/tokens_trained", {}).get(4) == 16.0, 60)
+            until(lambda: tensorboard(out)[0].get("train/tokens_trained", {}).get(4) == 16.0, "the new step")
             assert main(["export", str(tmp_path), "--to", kind]) == 3, "two exports at one place"
         hand.result(4, {"tokens_trained": 20.0})  # a redo
     expected = {**EXPECTED, "train/tokens_trained": {2: 8.0, 3: 12.0, 4: 20.0}}
@@ -206,7 +206,7 @@ def test_a_missing_package_is_named_and_nothing_is_lost(hand: Handmade, tmp_path
         f"import sys; sys.modules[{kind!r}] = None\n"
         f"from headrace.__main__ import main\nsys.exit(main(['export', {str(tmp_path)!r}, '--to', {kind!r}, '--follow']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 2
     assert done.stderr == (
         f"headrace: --to {kind} needs {kind}, which is not installed: pip install 'headrace[exporters]'\n"

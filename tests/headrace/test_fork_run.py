@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from ringtools import end_run, headrace, sets, start_run, verify
 from runlog import said
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SHORT = (
     "stage.0.steps=2",
     "stage.1.steps=4",
@@ -22,7 +23,7 @@ SHORT = (
 def finished(home: Path, *arguments: str, **file: Path) -> None:
     run = start_run(home, *arguments, **file)
     try:
-        assert run.wait(240) == 0, said(home)
+        assert run.wait(HANG) == 0, said(home)
     finally:
         end_run(run)
 

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ringtools import SMALL, answer_of, by_role, end_run, freeze, headrace, small_copy, start_run, verify, wait_for
+from patience import HANG, until
+from ringtools import SMALL, answer_of, by_role, end_run, freeze, headrace, small_copy, start_run, verify
 from runlog import messages, results_of, said, sha256_of, steps_of
 from runmetrics import check_metrics
 
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.processes
 MORE = 12  # steps behind the stop
 
 
-@pytest.mark.timeout(300)
 def test_a_run_is_watched_edited_asked_stopped_resumed_and_told(tmp_path: Path) -> None:
     """One run, looked at from all sides: it is the slowest thing to make."""
     file, home = small_copy(tmp_path), tmp_path / "run"
@@ -38,10 +38,10 @@ def test_a_run_is_watched_edited_asked_stopped_resumed_and_told(tmp_path: Path) 
     run = start_run(home, *options, "--set", "stage.1.steps=100000", file=file)
     try:
         lock = home / "supervisor.lock"
-        wait_for("the run's lock", lambda: lock.exists() and lock.read_text() == str(run.pid), 60)
+        until(lambda: lock.exists() and lock.read_text() == str(run.pid), "the run's lock")
         second = headrace("run", str(file), "--dir", str(home))
         assert second.returncode == 3 and f"pid {run.pid}" in second.stderr, "one supervisor a run"
-        wait_for("some steps", lambda: steps_of(home) >= 8 or run.poll() is not None, 120)
+        until(lambda: steps_of(home) >= 8 or run.poll() is not None, "some steps")
         check_metrics(home)
         plug_in(run, file, home)
         asked = answer_of(
@@ -54,11 +54,11 @@ def test_a_run_is_watched_edited_asked_stopped_resumed_and_told(tmp_path: Path) 
             "a name is given once"
         )
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, said(home)
+        assert run.wait(HANG) == 130, said(home)
         assert not by_role(run, "learner") and "the same command resumes" in (home / "run.out").read_text()
         steps = steps_of(home) + MORE
         run = start_run(home, *options, "--set", f"stage.1.steps={steps}", file=file)
-        assert run.wait(150) == 0, said(home)
+        assert run.wait(HANG) == 0, said(home)
     finally:
         end_run(run)
     check_log(home, steps)
@@ -73,12 +73,12 @@ def plug_in(run: subprocess.Popen[bytes], file: Path, home: Path) -> None:
     freeze(voter, home)  # without votes no more than the credited groups are fed, however long the edits take
     text = file.read_text()
     file.write_text(text.replace("vowels = 1.0", "vowels = 1.0, nobody = 1.0"))
-    wait_for("a refusal", lambda: "nothing changed" in (home / "run.out").read_text(), 30)
+    until(lambda: "nothing changed" in (home / "run.out").read_text(), "a refusal")
     source = "class Brevity:\n    def __call__(self, sample):\n        return 1.0 / (1 + len(sample.text))\n"
     file.with_name("brevity.py").write_text(source)
     plugged = text.replace("vowels = 1.0", "vowels = 1.0, brevity = 0.5")
     file.write_text(plugged + '\n[rewarders.brevity]\nuse = "brevity.py:Brevity"\n')
-    wait_for("the edit", lambda: "edited, for the groups that are fed" in (home / "run.out").read_text(), 30)
+    until(lambda: "edited, for the groups that are fed" in (home / "run.out").read_text(), "the edit")
     os.kill(voter, signal.SIGCONT)
 
 
@@ -153,7 +153,7 @@ def test_a_crash_loop_stops_the_run_with_its_reason(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("vowels.py:Vowels", "bad.py:Bad"))
     run = start_run(tmp_path / "run", "--set", "stage.0.steps=1", file=file)
     try:
-        assert run.wait(110) == 3
+        assert run.wait(HANG) == 3
     finally:
         end_run(run)
     assert "no licence" in (tmp_path / "run" / "run.out").read_text().splitlines()[-1]
@@ -169,7 +169,6 @@ def test_open_gives_the_run_as_it_was_started(tmp_path: Path) -> None:
     assert again.table.seed == 9 and again.file.resolve("vowels.py").is_file() and again.directory == tmp_path
 
 
-@pytest.mark.timeout(300)
 def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path: Path) -> None:
     file, home = small_copy(tmp_path), tmp_path / "run"
     options = ["--dir", str(home), "--set", "stage.1.steps=6", "--set", "stage.0.steps=1"]
@@ -179,13 +178,13 @@ def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path:
     try:
         for order in orders:
             if len(daemons) == len(orders) - 1:  # the others are there, and wait for it
-                wait_for("the others", lambda: len(list((home / "daemons").glob("*.json"))) == 3, 60)
+                until(lambda: len(list((home / "daemons").glob("*.json"))) == 3, "the others")
             with (tmp_path / f"{len(daemons)}.out").open("wb") as out:
                 daemons.append(subprocess.Popen([sys.executable, "-m", "headrace", *order], stdout=out, stderr=out))
-        assert daemons[-1].wait(200) == 0, (tmp_path / "3.out").read_text()[-2000:]
+        assert daemons[-1].wait(HANG) == 0, (tmp_path / "3.out").read_text()[-2000:]
         for daemon in daemons[:-1]:
             daemon.terminate()
-            assert daemon.wait(20) == 0, "SIGTERM drains"
+            assert daemon.wait(HANG) == 0, "SIGTERM drains"
     finally:
         for daemon in daemons:
             daemon.kill()
@@ -197,7 +196,6 @@ def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path:
     assert not audit.problems and (audit.steps, audit.trained) == (6, 24)
 
 
-@pytest.mark.timeout(300)
 def test_a_full_disk_stops_the_run_with_a_clear_line_and_the_doctor_names_it(tmp_path: Path) -> None:
     """The log may not grow beyond one megabyte a topic, and that of the votes is full before the run begins."""
     url = f"sqlite://{tmp_path / 'log'}?max_mb=1"
@@ -212,7 +210,7 @@ def test_a_full_disk_stops_the_run_with_a_clear_line_and_the_doctor_names_it(tmp
     log.close()
     run = start_run(tmp_path, "--set", f"broker.url={url}", "--set", "stage.0.steps=1")
     try:
-        assert run.wait(200) == 3, said(tmp_path)
+        assert run.wait(HANG) == 3, said(tmp_path)
     finally:
         end_run(run)
     last = (tmp_path / "run.out").read_text().splitlines()[-1]

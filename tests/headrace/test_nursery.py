@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ringtools import gone, wait_for
+from patience import HANG, until
+from ringtools import gone
 
 from headrace.running.nursery import Nursery
 from headrace.running.supervisor import Command, Supervisor
@@ -44,7 +45,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def eventually(nursery: Nursery) -> Nursery:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not nursery.ready():
         assert nursery.importing and time.monotonic() < deadline
         time.sleep(0.01)
@@ -72,7 +73,7 @@ def test_a_fork_is_a_child_of_the_supervisor_with_its_own_session_name_and_outpu
     lines = []
     for _ in range(2):
         process, out = start(nursery, house, "tells", "--name", "one")
-        assert process.wait(30) == process.poll() == 7
+        assert process.wait(HANG) == process.poll() == 7
         first, second = out.read_text().splitlines()
         assert second == "wrong"
         *known, own, numpys, flavour = first.split(" ")
@@ -83,26 +84,26 @@ def test_a_fork_is_a_child_of_the_supervisor_with_its_own_session_name_and_outpu
 
 def test_it_is_known_by_its_arguments_and_drains_at_a_sigterm(nursery: Nursery, house: Path) -> None:
     process, out = start(nursery, house, "drains", "run.toml")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while "up" not in out.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     found = psutil.Process(process.pid)
     assert [w for w in found.cmdline() if w][1:] == ["-m", "drains", "run.toml"] and found.ppid() == os.getpid()
     process.terminate()
-    assert process.wait(30) == 5
+    assert process.wait(HANG) == 5
 
 
 def test_its_ends_are_those_of_a_process_of_its_own(nursery: Nursery, house: Path) -> None:
     process, out = start(nursery, house, "raises")
-    assert process.wait(30) == 1 and out.read_text().splitlines()[-1] == "ValueError: no licence"
+    assert process.wait(HANG) == 1 and out.read_text().splitlines()[-1] == "ValueError: no licence"
     process, out = start(nursery, house, "runs_out")
-    assert process.wait(30) == 0 and out.read_text() == "at the end\n"
+    assert process.wait(HANG) == 0 and out.read_text() == "at the end\n"
     process, _ = start(nursery, house, "sleeps")
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.05)
     process.kill()
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(HANG) == -signal.SIGKILL
     process.terminate()
 
 
@@ -115,12 +116,12 @@ def test_a_nursery_that_dies_leaves_its_daemons_alone_and_starts_no_more(nursery
         assert nursery.start(["sleeps"], output, {**os.environ, PARENT: str(os.getpid())}) is None
     assert not nursery.takes(["sleeps"]) and process.poll() is None
     process.kill()
-    process.wait(30)
+    process.wait(HANG)
 
 
 def test_what_cannot_be_imported_makes_no_nursery(house: Path) -> None:
     with closing(Nursery(BODIES, ["no_such_module"])) as made:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while made.importing:
             assert not made.ready() and time.monotonic() < deadline
             time.sleep(0.01)
@@ -161,4 +162,4 @@ def test_no_daemon_outlives_a_supervisor_that_is_killed(house: Path) -> None:
         pids = [int(pid) for pid in supervisor.stdout.readline().split()]
         time.sleep(0.5)  # the daemon is asking the kernel to end it with its parent
         supervisor.kill()
-    wait_for("the end of what it had started", lambda: all(gone(pid) for pid in pids), 30)
+    until(lambda: all(gone(pid) for pid in pids), "the end of what it had started")

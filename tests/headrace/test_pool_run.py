@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from ringtools import SMALL, answer_of, by_role, end_run, processes, start_run, verify, wait_for
+from patience import HANG, until
+from ringtools import SMALL, answer_of, by_role, end_run, processes, start_run, verify
 from runlog import results_of, said
 from safetensors.torch import load_file
 
@@ -45,30 +45,29 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in path.glob("model*.safetensors") for name, tensor in load_file(file).items()}
 
 
-@pytest.mark.timeout(600)
 def test_a_rank_is_killed_the_run_is_stopped_and_nothing_is_lost(tmp_path: Path) -> None:
     options = ("--set", f"stage.1.steps={STEPS}", "--set", "learner.processes=2", "--set", "learner.checkpoint_every=4")
     run = start_run(tmp_path, *options)
     try:
-        wait_for("the first step", lambda: taken(tmp_path) or run.poll() is not None, 200)
+        until(lambda: taken(tmp_path) or run.poll() is not None, "the first step")
         pool = ranks(run)
         assert pool.keys() == {0, 1}, said(tmp_path)
         heard = {c.laddr.ip for p in processes(run) for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
         assert heard == {"127.0.0.1"}, "a pool on one machine listens on the loopback alone"
         opened = [file.path for file in pool[1].open_files() if "/log/" in file.path]
         assert not opened, "no rank but 0 opens the log"
-        wait_for("the sixth step", lambda: len(taken(tmp_path)) >= 6 or run.poll() is not None, 200)
+        until(lambda: len(taken(tmp_path)) >= 6 or run.poll() is not None, "the sixth step")
         pool[1].kill()
-        began = time.monotonic()
-        psutil.wait_procs([pool[0]], timeout=20)
-        assert not pool[0].is_running() or pool[0].status() == psutil.STATUS_ZOMBIE, "the others end within seconds"
-        assert time.monotonic() - began < 20
+        psutil.wait_procs([pool[0]], timeout=HANG)
+        assert not pool[0].is_running() or pool[0].status() == psutil.STATUS_ZOMBIE, (
+            "the others end, long before the time-out of a collective"
+        )
         before = taken(tmp_path)
         kept = Checkpoints(tmp_path / "checkpoints").newest()
         assert kept is not None
-        wait_for("steps of a new pool", lambda: len(taken(tmp_path)) > len(before) or run.poll() is not None, 200)
+        until(lambda: len(taken(tmp_path)) > len(before) or run.poll() is not None, "steps of a new pool")
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, said(tmp_path)
+        assert run.wait(HANG) == 130, said(tmp_path)
         assert not ranks(run)
         done = taken(tmp_path)
         assert done == [*before, *range(kept[1].version + 1, done[-1] + 1)], (
@@ -77,7 +76,7 @@ def test_a_rank_is_killed_the_run_is_stopped_and_nothing_is_lost(tmp_path: Path)
         newest = Checkpoints(tmp_path / "checkpoints").newest()
         assert newest is not None and newest[1].version == done[-1], "it was stopped cleanly"
         run = start_run(tmp_path, *options)
-        assert run.wait(300) == 0, said(tmp_path)
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
@@ -117,7 +116,6 @@ def start_node(directory: Path, number: int, port: int) -> subprocess.Popen[byte
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-@pytest.mark.timeout(400)
 def test_two_nodes_by_hand_start_the_pool_again_where_its_newest_checkpoint_is(tmp_path: Path) -> None:
     """torchrun's agents serve the rendezvous, and their --max-restarts takes the supervisor's place."""
     (tmp_path / "supervised.toml").write_text(SUPERVISED.format(model=SMALL.parents[2] / "recipes" / "tiny_model"))
@@ -125,9 +123,9 @@ def test_two_nodes_by_hand_start_the_pool_again_where_its_newest_checkpoint_is(t
     nodes = [start_node(tmp_path, number, port) for number in range(2)]
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     try:
-        wait_for("a checkpoint", lambda: checkpoints.newest() or nodes[0].poll() is not None, 150)
+        until(lambda: checkpoints.newest() or nodes[0].poll() is not None, "a checkpoint")
         ranks(nodes[1])[1].kill()
-        assert [node.wait(200) for node in nodes] == [0, 0], said(tmp_path)
+        assert [node.wait(HANG) for node in nodes] == [0, 0], said(tmp_path)
     finally:
         for node in nodes:
             end_run(node)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG
 
 from broker.runfile import RunFile
 from headrace.preflight.checks import CHECKS
@@ -37,7 +38,7 @@ def test_the_recipe_in_miniature_has_no_errors_and_no_warnings() -> None:
 def test_the_published_values_are_accepted_and_what_is_not_here_is_told(name: str) -> None:
     file = RECIPES / f"{name}.toml"
     done = subprocess.run(
-        [sys.executable, "-m", "headrace.preflight", str(file)], capture_output=True, text=True, timeout=200, cwd=ROOT,
+        [sys.executable, "-m", "headrace.preflight", str(file)], capture_output=True, text=True, timeout=HANG, cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": "nowhere", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

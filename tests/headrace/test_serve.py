@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from agentdoor import House, house, until, user
+from agentdoor import House, house, user
+from patience import HANG, until
 from safetensors.torch import load_file
 
 from actors.local.engine import LocalEngine
@@ -344,7 +345,7 @@ def test_openais_own_client_talks_to_it(run: House) -> None:
 def test_a_door_that_others_reach_needs_a_key_and_a_run_has_one_door(run: House, tmp_path: Path) -> None:
     def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "headrace", "serve", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANG)
 
     open_ = serve(str(run.directory), "--host", "0.0.0.0")
     assert open_.returncode == 2 and "needs a key; set one in a variable and name it with --key-from" in open_.stderr
@@ -366,7 +367,7 @@ def test_the_pages_own_blocks_play_and_reward_a_session(run: House, tmp_path: Pa
     run.feed("t-1")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     code = "\n".join(blocks).replace("http://127.0.0.1:8800", run.url).replace("NAME", "duty")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     (command,) = re.findall(r"^    curl (.*)$", page, re.MULTILINE)
     assert "/v1/headrace/sessions" in command

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from patience import HANG
 from ring import ring
 
 from broker.messages import SessionEvent, Trajectory
@@ -43,7 +44,7 @@ def play(url: str, name: str, stop: threading.Event) -> None:
 def ask(url: str, body: object, stop: threading.Event) -> dict[str, object] | None:
     while not stop.is_set():
         try:
-            answer = httpx.post(url, json=body, timeout=30)
+            answer = httpx.post(url, json=body, timeout=HANG)
         except httpx.TransportError:
             continue
         if answer.status_code == 200:
@@ -73,10 +74,10 @@ def test_a_learner_trains_on_the_sessions_of_agents_and_goes_on_after_a_kill(tmp
         finally:
             stop.set()
             door.terminate()
-            assert door.wait(20) == 0
+            assert door.wait(HANG) == 0
             door.stdout.close()  # type: ignore[union-attr]
             for agent in agents:
-                agent.join(40)
+                agent.join(HANG)
         audit = made.verify()
         assert audit.problems == [] and (audit.steps, audit.trained, audit.outstanding) == (3, 6, 0)
         samples = {m.id: m for m in made.records("trajectories", Trajectory)}

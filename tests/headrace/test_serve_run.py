@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from patience import HANG, until
 from ringtools import by_role, start_run, verify
 
 from broker.messages import Manifest, SessionEvent, Trajectory, Vote
@@ -40,39 +40,31 @@ def address(process: subprocess.Popen[str]) -> str:
     return line.split("/v1")[0]
 
 
-def wait(happened: object, seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.timeout(500)
 def test_an_agent_program_is_trained_on_and_kills_lose_nothing(tmp_path: Path) -> None:
     directory, told = tmp_path / "run", tmp_path / "agents.log"
     run = start_run(directory, file=HERE / "agents.toml")
     agents: list[subprocess.Popen[bytes]] = []
     games = lambda: len(told.read_text().splitlines()) if told.exists() else 0  # noqa: E731
     try:
-        wait(lambda: (directory / "run.toml").exists())
+        until(lambda: (directory / "run.toml").exists())
         with door(directory) as first:
             url = address(first)
             agents += [
                 subprocess.Popen([sys.executable, str(HERE / "agent_program.py"), url, name, str(told)])
                 for name in "ab"
             ]
-            wait(lambda: games() >= 6)
+            until(lambda: games() >= 6)
             for process in by_role(run, "actors"):
                 process.send_signal(signal.SIGKILL)
-            wait(lambda: games() >= 12)
+            until(lambda: games() >= 12)
         with door(directory, int(url.rpartition(":")[2])) as second:  # the first one was killed
             assert address(second) == url
-            wait(lambda: games() >= 20)
+            until(lambda: games() >= 20)
             for process in by_role(run, "learner"):
                 process.send_signal(signal.SIGKILL)
-            wait(lambda: run.poll() is not None)
+            until(lambda: run.poll() is not None)
             assert run.returncode == 0, (directory / "run.out").read_text()[-3000:]
     finally:
         for agent in agents:
@@ -80,7 +72,7 @@ def test_an_agent_program_is_trained_on_and_kills_lose_nothing(tmp_path: Path) -
             agent.wait()
         if run.poll() is None:
             run.terminate()
-            run.wait(60)
+            run.wait(HANG)
     audit = verify(directory)
     assert not audit["problems"] and audit["trained"] == 12
     with closing(reopen(directory).open_log()) as log:

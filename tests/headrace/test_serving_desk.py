@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from patience import HANG
 
 from broker.errors import LogFull
 from broker.messages import Dropped, Manifest, SessionEvent, decode, encode
@@ -69,7 +70,7 @@ def keep_house(log: FullLog, book: Book, house: Callable[[Desk], Awaitable[None]
         journal.start()
         desk = Desk(book, journal, {"agents": "hermes"}, {"agents": 0.0}, frozenset({"agent"}), 5.0)
         task = asyncio.ensure_future(house(desk))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while not done() and not task.done():
             assert time.monotonic() < deadline, "it has not happened"
             await asyncio.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from ringtools import end_run, small_copy, start_run, verify
 
 from broker.messages import Evaluation, Manifest
@@ -52,7 +53,7 @@ def test_actors_follow_a_model_of_another_size_and_back(tmp_path: Path) -> None:
     home = tmp_path / "run"
     run = start_run(home, "--set", "stage.0.steps=1", file=file)
     try:
-        assert run.wait(timeout=300) == 0, (home / "run.out").read_text()
+        assert run.wait(timeout=HANG) == 0, (home / "run.out").read_text()
     finally:
         end_run(run)
     assert verify(home)["problems"] == []

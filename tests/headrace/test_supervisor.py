@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from ringtools import gone
 
 import headrace.running.supervisor
@@ -158,7 +159,7 @@ def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, str(script)])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while not (house / "deaf").exists() or "0" in (house / "pids").read_text().split():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -167,7 +168,7 @@ def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
         process.wait()
     pids = [int(word) for word in (house / "pids").read_text().split()]
     assert len(pids) == 2
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while not all(gone(pid) for pid in pids):
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.05)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from handmade import Handmade
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from ringtools import answer_of
 
@@ -30,7 +31,6 @@ from monitoring.metrics import ActorMetrics, RunMetrics, SystemMetrics
 from monitoring.view import PAGES, RunView
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60.0
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ class Shown:
 
     def until(self, word: str) -> str:
         """What was drawn up to ``word`` since the last call."""
-        text, deadline = "", time.monotonic() + SECONDS
+        text, deadline = "", time.monotonic() + HANG
         while word not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text):
             ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"{word!r} did not come: {text[-2000:]}"
@@ -183,7 +183,7 @@ def test_keys_switch_the_views_and_the_terminal_is_left_as_it_was(made: Handmade
         shown.until("no daemon of this run")
         os.write(ours, end)
         shown.until("")
-        assert program.wait(SECONDS) == 0
+        assert program.wait(HANG) == 0
         while select.select([ours], [], [], 0.0)[0]:
             shown.all += os.read(ours, 65536).decode(errors="replace")
         assert termios.tcgetattr(theirs) == before

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from ringtools import answer_of, headrace
 
@@ -39,7 +40,6 @@ groups:
           description: "It is {{ $value }}"
           runbook: docs/runbook.md#down
 """
-SECONDS = 60.0
 
 
 def run_directory(home: Path, name: str = "tiny", alerts: str = "") -> Path:
@@ -67,7 +67,7 @@ class Watch:
 
     def line(self, words: str) -> str:
         """The next line with ``words``."""
-        while words not in (line := self._queue.get(timeout=SECONDS)):
+        while words not in (line := self._queue.get(timeout=HANG)):
             self.lines.append(line)
         self.lines.append(line)
         return line
@@ -103,13 +103,13 @@ def test_alerts_are_told_as_they_begin_and_end(tmp_path: Path) -> None:
                 assert "actor-1 of tiny is down. It is 0. (docs/runbook.md#down)" in line
                 up.set(1)
                 assert "over  Down [critical]" in watch.line("over")
-            with urllib.request.urlopen(f"{url}/-/healthy", timeout=10) as answer:
+            with urllib.request.urlopen(f"{url}/-/healthy", timeout=HANG) as answer:
                 assert answer.status == 200
             below = psutil.Process(watch.process.pid).children(recursive=True)
             assert [process.name() for process in below] == ["prometheus"]
             watch.process.send_signal(signal.SIGTERM)
-            assert watch.process.wait(SECONDS) == 0
-            assert psutil.wait_procs(below, timeout=SECONDS)[1] == []
+            assert watch.process.wait(HANG) == 0
+            assert psutil.wait_procs(below, timeout=HANG)[1] == []
     finally:
         exporter.close()
     assert (tmp_path / "data" / "data" / "wal").is_dir() and not (home / "prometheus").exists()
@@ -122,7 +122,7 @@ def test_the_projects_own_rules_are_taken_and_a_killed_watch_leaves_nothing(tmp_
         assert str(ALERTS) in watch.line("alerts") and str(home / "prometheus") in watch.line("data")
         below = psutil.Process(watch.process.pid).children(recursive=True)
         watch.process.kill()
-        assert below and psutil.wait_procs(below, timeout=SECONDS)[1] == []
+        assert below and psutil.wait_procs(below, timeout=HANG)[1] == []
 
 
 @pytest.mark.watch
@@ -132,7 +132,7 @@ def test_a_prometheus_that_ends_is_a_fault_of_one_line(tmp_path: Path) -> None:
         for process in psutil.Process(watch.process.pid).children(recursive=True):
             process.kill()
         assert "Prometheus has ended" in watch.line("headrace: ")
-        assert watch.process.wait(SECONDS) == 3
+        assert watch.process.wait(HANG) == 3
 
 
 @pytest.mark.watch

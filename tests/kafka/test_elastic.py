@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import HANG, until
 from prometheus_client import CollectorRegistry
-from ringtools import SMALL, end_run, start_run, verify, wait_for
+from ringtools import SMALL, end_run, start_run, verify
 from runlog import said, steps_of
 
 from broker.errors import LogError
@@ -26,7 +27,7 @@ from monitoring.metrics import BrokerMetrics, RewarderMetrics, SystemMetrics
 from rewarders.config import RewarderTable
 from rewarders.worker import RewarderWorker
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.kafka
 SLOW = """
 import pathlib, time
 class Slow:
@@ -45,12 +46,12 @@ def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, t
     run = start_run(home, *settings)
     more: list[subprocess.Popen[bytes]] = []
     try:
-        wait_for("the third step", lambda: run.poll() is not None or steps_of(home) >= 3, 120)
+        until(lambda: run.poll() is not None or steps_of(home) >= 3, "the third step")
         common = [str(SMALL), *settings, "--dir", str(home), "--name"]
         for order in (["actor", *common, "actor-9"], ["rewarder", *common, "vowels-9", "--rewarder", "vowels"]):
             with (tmp_path / f"{order[0]}.err").open("wb") as words:
                 more.append(subprocess.Popen([sys.executable, "-m", "headrace", *order], stderr=words))
-        wait_for("two members in each group", lambda: any(d.poll() is not None for d in more) or shared(kafka), 150)
+        until(lambda: any(d.poll() is not None for d in more) or shared(kafka), "two members in each group")
         assert all(d.poll() is None for d in more), "".join(f.read_text() for f in tmp_path.glob("*.err"))
         os.kill(more[1].pid, signal.SIGSTOP)  # longer than its session: its partitions move to the other
         time.sleep(9)
@@ -58,11 +59,11 @@ def test_actors_and_rewarders_come_go_and_stall_in_mid_run(kafka: KafkaServer, t
         time.sleep(3)
         for daemon in more:
             daemon.terminate()
-            assert daemon.wait(30) == 0
+            assert daemon.wait(HANG) == 0
         seen = steps_of(home)
-        wait_for("steps without them", lambda: run.poll() is not None or steps_of(home) >= seen + 5, 120)
+        until(lambda: run.poll() is not None or steps_of(home) >= seen + 5, "steps without them")
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, said(home)
+        assert run.wait(HANG) == 130, said(home)
     finally:
         end_run(run)
         for daemon in more:
@@ -96,7 +97,7 @@ def test_a_slow_sample_does_not_hold_up_those_behind_it(kafka: KafkaServer, tmp_
     worker = RewarderWorker(
         "r-0", "r", log, topics, table, tmp_path, RewarderMetrics(registry, "r"), BrokerMetrics(registry), SystemMetrics(registry, "rewarder"),
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while sum(isinstance(m, Vote) for _, m in scan(log, topics.rewards)) < 40:
         for _ in range(50):
             worker.round()
@@ -148,7 +149,7 @@ def test_a_full_disk_under_the_broker_is_survived_once_there_is_room(tmp_path: P
         assert failed, "the disk was full"
         server.kill()
         server.start()
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + HANG
         while True:
             try:
                 producer.flush()  # what the failed one has kept

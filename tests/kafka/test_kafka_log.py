@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import HANG
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.errors import HeldByAnother, LogError, LogUnavailable, LogUnsettled, OffsetExpired, RunFileError
@@ -99,13 +100,12 @@ def test_looking_for_a_cluster_that_is_not_there_keeps_neither_threads_nor_descr
     assert all(now <= then for now, then in zip(held(), before, strict=True))
 
 
-@pytest.mark.timeout(120)
 def test_a_member_that_loses_its_place_unnoticed_joins_again(log: Log) -> None:
     """Its heartbeats end without a word, and it commits nothing: the group forgets it while it reads on."""
     log.create([TopicSpec("place.t", 4)])
     consumer: Any = log.consumer(["place.t"], "place.g", "one")
     parts = frozenset(("place.t", p) for p in range(4))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while consumer.assignment() != parts:
         assert time.monotonic() < deadline
     consumer._consumer._coordinator._close_heartbeat()
@@ -185,7 +185,7 @@ def test_a_member_that_finds_no_cluster_to_join_again_tries_on(monkeypatch: pyte
     consumer = module.LogConsumer(KafkaSettings(("127.0.0.1:1",)), ["t"], "g", "m", lambda topic: {}, groups)
     with pytest.raises(LogUnavailable, match="joining group g"):
         consumer.poll(1, 30.0)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while Client.made < 3:
         assert time.monotonic() < deadline
         consumer.poll(1, 0.05)
@@ -245,13 +245,12 @@ def test_exact_positions_cost_little_more_than_their_records(kafka: KafkaServer,
     reader.close()
 
 
-@pytest.mark.timeout(90)
 def test_long_work_on_a_record_costs_no_partition(log: Log) -> None:
     """A member that does not poll for longer than its session keeps its place; its commit counts."""
     log.create([TopicSpec("long.t", 2)])
     fill(log, "long.t", 4)
     worker, other = log.consumer(["long.t"], "long.g", "worker"), log.consumer(["long.t"], "long.g", "other")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while len(worker.assignment()) != 1 or len(other.assignment()) != 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -275,7 +274,7 @@ def test_retention_that_has_overtaken_a_group_is_an_error_that_names_it(log: Log
     log.trim("expired.t", {0: 10})
     again = log.consumer(["expired.t"], "expired.g", "a")
     with pytest.raises(OffsetExpired, match=r"expired.t\[0\] offset 5"):
-        for _ in range(50):
+        while True:
             again.poll(5, 0.2)
     again.close()
 
@@ -295,7 +294,6 @@ def test_compressed_records_and_the_largest_come_back_as_they_were(kafka: KafkaS
         log.close()
 
 
-@pytest.mark.timeout(180)
 def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
     servers = cluster(tmp_path)
     log = open_log(servers[0].url)  # the one that is lost
@@ -317,12 +315,12 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
                     break
                 except LogUnavailable:
                     time.sleep(0.5)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while len(set(got)) < written and time.monotonic() < deadline:
             got += [r.value for r in consumer.poll(64, 0.5)]
         assert len(set(got)) == written == 180
         only.send("three.t", b"k", b"of a learner", 0)
-        deadline, done = time.monotonic() + 90, list[Position]()
+        deadline, done = time.monotonic() + HANG, list[Position]()
         while not done:  # its coordinator may be the broker that is lost
             with contextlib.suppress(LogUnavailable):
                 done = only.flush()
@@ -335,7 +333,6 @@ def test_one_of_three_brokers_may_be_lost(tmp_path: Path) -> None:
             server.kill()
 
 
-@pytest.mark.timeout(120)
 def test_a_broker_that_is_lost_in_a_transaction_costs_no_record_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +361,7 @@ def test_a_broker_that_is_lost_in_a_transaction_costs_no_record_of_it(
                 only.flush()
         server.start()
         monkeypatch.setattr("broker.kafka.producer.FLUSH_SECONDS", 20.0)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         positions: list[Position] = []
         while not positions:
             with contextlib.suppress(LogUnavailable):
@@ -379,7 +376,6 @@ def test_a_broker_that_is_lost_in_a_transaction_costs_no_record_of_it(
         log.close()
 
 
-@pytest.mark.timeout(120)
 def test_a_broker_that_is_lost_before_a_commit_holds_nobody_up_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,7 +396,7 @@ def test_a_broker_that_is_lost_before_a_commit_holds_nobody_up_for_ever(
         only.send("lost.t", b"k", b"unsettled", 0)
         with ThreadPoolExecutor(1) as pool:
             flushed = pool.submit(only.flush)
-            assert killed.wait(60)
+            assert killed.wait(HANG)
             server.start()
             try:
                 settled = flushed.result(60)
@@ -437,7 +433,7 @@ def test_a_name_that_another_has_taken_meanwhile_is_not_taken_back(log: Log) -> 
 
 def numbers(kafka: KafkaServer) -> dict[tuple[str, str | None], float]:
     """What the broker counts, by name and topic."""
-    with urllib.request.urlopen(f"http://{kafka.metrics}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{kafka.metrics}/metrics", timeout=HANG) as answer:
         return {
             (s.name, s.labels.get("topic")): s.value
             for family in text_string_to_metric_families(answer.read().decode())

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ringtools import answer_of, by_role, end_run, kill, sets, start_run, verify, wait_for
+from patience import HANG, until
+from ringtools import answer_of, by_role, end_run, kill, sets, start_run, verify
 from runlog import said, sha256_of, steps_of
 
 from broker.errors import HeldByAnother, LogUnavailable
@@ -24,7 +25,7 @@ from broker.run import Run
 from headrace.reading.records import scan
 from headrace.running.rundir import reopen
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.kafka
 OUTAGE = float(os.environ.get("HEADRACE_OUTAGE") or 12)  # seconds
 KILLS = int(os.environ.get("HEADRACE_KILLS") or 8)
 SEED = int(os.environ.get("HEADRACE_SEED") or 0) or random.randrange(1, 10**6)
@@ -40,13 +41,13 @@ def test_killed_and_redone_from_kafka_gives_the_same_weights_bit_for_bit(kafka: 
     settings = options("redo", kafka.url, f"stage.1.steps={steps}", "learner.checkpoint_every=1000")
     run = start_run(tmp_path, *settings)
     try:
-        wait_for("the third step", lambda: run.poll() is not None or steps_of(tmp_path) >= 3, 120)
+        until(lambda: run.poll() is not None or steps_of(tmp_path) >= 3, "the third step")
         assert run.poll() is None, said(tmp_path)
         by_role(run, "learner")[0].kill()  # every step is redone: there is no checkpoint since the first stage
         seen = steps_of(tmp_path)
         poison(tmp_path)
-        wait_for("more steps", lambda: run.poll() is not None or steps_of(tmp_path) >= seen + 3, 120)
-        assert run.wait(200) == 0, said(tmp_path)
+        until(lambda: run.poll() is not None or steps_of(tmp_path) >= seen + 3, "more steps")
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     audit = verify(tmp_path)
@@ -120,7 +121,7 @@ def test_a_run_may_bring_its_own_broker(tmp_path: Path) -> None:
     settings = ["--set", "stage.1.steps=3", "--kafka"]
     run = start_run(tmp_path, *settings)
     try:
-        assert run.wait(120) == 0, said(tmp_path)
+        assert run.wait(HANG) == 0, said(tmp_path)
     finally:
         end_run(run)
     assert "log      kafka://127.0.0.1:" in (tmp_path / "run.out").read_text()
@@ -147,15 +148,15 @@ def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(tmp_
     home = tmp_path / "run"
     run = start_run(home, *options("outage", server.url, "stage.1.steps=40"))
     try:
-        wait_for("the third step", lambda: run.poll() is not None or steps_of(home) >= 3, 120)
+        until(lambda: run.poll() is not None or steps_of(home) >= 3, "the third step")
         server.kill()
-        wait_for("the view to say so", lambda: run.poll() is not None or "waiting for the log" in said(home), 60)
+        until(lambda: run.poll() is not None or "waiting for the log" in said(home), "the view to say so")
         assert run.poll() is None, said(home)
-        wait_for("the metric to say so", lambda: away(home) > 0, 30)
+        until(lambda: away(home) > 0, "the metric to say so")
         time.sleep(OUTAGE)
         assert run.poll() is None, said(home)
         server.start()
-        assert run.wait(200) == 0, said(home)
+        assert run.wait(HANG) == 0, said(home)
         audit = verify(home)
         assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dropped"]) == (40, 160, 0, 0)
     finally:
@@ -197,10 +198,10 @@ def test_a_storm_of_kills_over_daemons_and_broker_loses_and_doubles_nothing(tmp_
             print(f"  killed {victim}", flush=True)
         another_step(home, run)
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, said(home)
+        assert run.wait(HANG) == 130, said(home)
         steps = steps_of(home) + 4
         run = start_run(home, *endless, "--set", f"stage.1.steps={steps}")
-        assert run.wait(200) == 0, said(home)
+        assert run.wait(HANG) == 0, said(home)
         audit = verify(home)
         assert audit["problems"] == [] and audit["outstanding"] == 0
         assert (audit["steps"], audit["samples_trained"]) == (steps, 16 * steps)
@@ -218,7 +219,7 @@ def another_step(home: Path, run: subprocess.Popen[bytes]) -> None:
         return 0
 
     seen = planned()
-    wait_for("another step", lambda: run.poll() is not None or planned() > seen, 150)
+    until(lambda: run.poll() is not None or planned() > seen, "another step")
     assert run.poll() is None, said(home)
 
 

@@ -9,12 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from ringtools import SMALL, answer_of, end_run, sets, start_run, verify
 from runlog import said
 
 from broker.kafka.server import KafkaServer
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.kafka
 EXAMPLES = SMALL.parents[2] / "examples"
 
 
@@ -28,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["go", "build", "-o", "rewarder", "."], "go-rewarder"),
         (["npm", "ci", "--no-audit", "--no-fund", "--silent"], "js-rewarder"),
     ):
-        done = subprocess.run(command, cwd=home / where, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=home / where, capture_output=True, text=True, timeout=HANG)
         assert done.returncode == 0, done.stdout + done.stderr
     return home
 
@@ -51,12 +52,12 @@ def test_go_and_javascript_vote_in_a_run(kafka: KafkaServer, built: Path, tmp_pa
     ]
     run = start_run(home, *options, file=tmp_path / "run.toml")
     try:
-        assert run.wait(200) == 0, said(home) + (tmp_path / "js.out").read_text()[-2000:]
+        assert run.wait(HANG) == 0, said(home) + (tmp_path / "js.out").read_text()[-2000:]
     finally:
         end_run(run)
         for other in others:
             other.terminate()
-            other.wait(20)
+            other.wait(HANG)
     audit = verify(home)
     assert (audit["steps"], audit["trained"], audit["outstanding"], audit["dead_letters"]) == (10, 40, 0, 0)
     lineage = json.loads(answer_of("trace", str(home), "5", "--json").stdout)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import HANG
 from secured import ADMIN, SecuredServer
 
 from broker.errors import LogError, LogUnavailable, RunFileError
@@ -22,7 +23,7 @@ from broker.topics import STEPS_OWNER, Topics
 if TYPE_CHECKING:
     from broker.kafka.log import KafkaLog
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.kafka
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "kafka.md"
 
 
@@ -41,11 +42,9 @@ def opened(address: str, environment: Mapping[str, str]) -> KafkaLog:
 
 
 def refusal(address: str, environment: Mapping[str, str]) -> LogError:
-    """The error that opening the log ends with, within 15 seconds, and what a busy machine adds's delay."""
-    started = time.monotonic()
+    """The error that opening the log ends with."""
     with pytest.raises(LogError) as caught:
         opened(address, environment).close()
-    assert time.monotonic() - started < 25
     return caught.value
 
 
@@ -124,7 +123,7 @@ def grant_the_page(server: SecuredServer, run: str) -> None:
 
 def taken(consumer: Consumer, count: int) -> list[Record]:
     out: list[Record] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while len(out) < count:
         assert time.monotonic() < deadline
         out += consumer.poll(16, 0.5)

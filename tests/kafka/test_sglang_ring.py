@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ringtools import answer_of, by_role, end_run, processes, start_run, verify, wait_for
+from patience import HANG, until
+from ringtools import answer_of, by_role, end_run, processes, start_run, verify
 from runlog import messages, said, scraped, steps_of
 from test_kafka_ring import options
 
@@ -75,7 +76,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
     try:
 
         def until_step(number: int) -> None:
-            wait_for(f"step {number}", lambda: run.poll() is not None or steps_of(directory) >= number, 900)
+            until(lambda: run.poll() is not None or steps_of(directory) >= number, f"step {number}")
             assert run.poll() is None, said(directory)
 
         until_step(3)
@@ -85,7 +86,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
             late = subprocess.Popen(
                 [*command, "--name", "late", *attached], stdout=out, stderr=out, start_new_session=True
             )
-        wait_for("samples of a server that came late", lambda: newest_version(directory, "late") >= 0, 300)
+        until(lambda: newest_version(directory, "late") >= 0, "samples of a server that came late")
         asked = [
             "--data", "heldout", "--rewarder", "vowels", "--questions", "4", "--k", "2", "--name", "beside", "--json",
         ]  # fmt: skip
@@ -101,7 +102,7 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
         until_step(steps_of(directory) + 4)
         before = generated(directory, "late")
         by_role(run, "learner")[0].kill()
-        wait_for("tokens without a learner", lambda: generated(directory, "late") > before, 30)
+        until(lambda: generated(directory, "late") > before, "tokens without a learner")
         found = json.loads((directory / "targets.json").read_text())
         (address,) = [t["targets"][0] for t in found if t["labels"]["daemon"] == "late.server-0"]
         numbers = scrape(address, 5.0)
@@ -111,9 +112,9 @@ def test_the_whole_ring_learns_on_sglang_and_kafka_whatever_dies(
         killed = steps_of(directory)
         until_step(max(STEPS, killed + 4))
         os.kill(run.pid, signal.SIGINT)
-        assert run.wait(60) == 130, said(directory)
+        assert run.wait(HANG) == 130, said(directory)
         late.terminate()
-        assert late.wait(40) == 0, (tmp_path / "late.out").read_text()[-2000:]
+        assert late.wait(HANG) == 0, (tmp_path / "late.out").read_text()[-2000:]
     finally:
         end_run(run)
         if late is not None:

@@ -224,7 +224,6 @@ def kill_everywhere(made: Ring, monkeypatch: pytest.MonkeyPatch, stages: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_recipe_is_killed_in_every_stage_and_loses_nothing(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

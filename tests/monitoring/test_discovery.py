@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from patience import HANG, until
 from prometheus_client import CollectorRegistry, Counter
-from ringtools import SMALL, wait_for
+from ringtools import SMALL
 
 import monitoring.daemon
 from broker.run import Run, announced
@@ -58,7 +59,7 @@ def test_of_two_daemons_of_one_name_the_one_that_stays_is_listed(
         leaving, staying = (first, entries[1]) if first_leaves_first else (second, entries[0])
         assert registrations(tmp_path) == [entries[1]], "the later one is announced while both live"
         leaving.close()
-        wait_for("the announcement", lambda: registrations(tmp_path) == [staying], 10)
+        until(lambda: registrations(tmp_path) == [staying], "the announcement")
     assert not list((tmp_path / "daemons").iterdir())
 
 
@@ -71,7 +72,7 @@ def test_a_daemon_announces_itself_again_when_another_of_its_name_was_killed(
     with registered(tmp_path, "learner-0", "learner", "x:1") as entry:
         killed = json.dumps({**asdict(entry), "pid": child.pid})
         replace(tmp_path / "daemons" / "learner-0.json", killed)
-        wait_for("the announcement", lambda: registrations(tmp_path) == [entry], 10)
+        until(lambda: registrations(tmp_path) == [entry], "the announcement")
 
 
 def test_a_dead_daemon_whose_pid_is_another_processs_by_now_is_left_out(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_real_prometheus_finds_a_daemon_through_the_list(tmp_path: Path) -> No
     try:
         with registered(tmp_path, "learner-0", "learner", exporter.address):
             server = Prometheus(tmp_path / "watch", [write_targets("tiny", tmp_path)], interval="1s")
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + HANG
             while not (found := server.query("headrace_steps_total")):
                 assert time.monotonic() < deadline, server.get("targets")
                 time.sleep(0.2)

@@ -6,13 +6,14 @@ import http.client
 import socket
 
 import pytest
+from patience import HANG
 from prometheus_client import CollectorRegistry, Counter
 
 from monitoring.exporter import Exporter
 
 
 def get(address: str, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(address, timeout=10)
+    connection = http.client.HTTPConnection(address, timeout=HANG)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -6,6 +6,8 @@ import gc
 import subprocess
 import sys
 
+from patience import HANG
+
 from monitoring.garbage import loading
 
 ENDS = """
@@ -36,5 +38,5 @@ def test_nothing_is_searched_while_libraries_are_loaded_and_then_as_before() -> 
 
 
 def test_a_process_ends_with_its_exit_functions_and_without_a_last_search() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=HANG, check=True)
     assert done.stdout.split("\n") == ["the end", "an exit function", ""]

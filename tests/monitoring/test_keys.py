@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import HANG
 
 from monitoring.keys import LEFT, QUIT, RIGHT, SUSPEND, Keys, names
 
@@ -59,7 +60,7 @@ def test_keys_come_without_enter_and_the_terminal_is_left_as_it_was(terminal: tu
     os.write(ours, b"12\x1b[C\x1a")
     assert [program.stdout.readline().strip() for _ in range(4)] == [b"'1'", b"'2'", b"'right'", b"'\\x1a'"]
     os.write(ours, b"q")
-    assert program.wait(30) == 0
+    assert program.wait(HANG) == 0
     assert termios.tcgetattr(theirs) == before
 
 
@@ -84,7 +85,7 @@ def test_however_it_ends_the_terminal_is_left_as_it_was(terminal: tuple[int, int
         program.send_signal(signal.SIGTERM)
     else:
         os.write(ours, b"x")
-    _, said = program.communicate(timeout=30)
+    _, said = program.communicate(timeout=HANG)
     expected = {"ctrl_c": b"KeyboardInterrupt", "terminate": b"", "error": b"a fault of the program"}[how]
     assert program.returncode != 0 and expected in said
     assert termios.tcgetattr(theirs) == before
@@ -116,7 +117,7 @@ def test_a_terminal_that_goes_away_ends_the_program() -> None:
     assert program.stdout is not None and program.stdout.readline() == b"ready\n"
     os.close(theirs)
     os.close(ours)
-    assert program.stdout.readline() == b"q\n" and program.wait(30) == 0
+    assert program.stdout.readline() == b"q\n" and program.wait(HANG) == 0
 
 
 def test_ctrl_z_stops_the_job_with_the_terminal_as_it_was_until_it_is_continued(terminal: tuple[int, int]) -> None:
@@ -154,4 +155,4 @@ def test_ctrl_z_stops_the_job_with_the_terminal_as_it_was_until_it_is_continued(
     assert program.stdout.readline() == b"on again\n"
     assert termios.tcgetattr(theirs)[3] & termios.ICANON == 0, "in single-key mode again"
     os.write(ours, b"q")
-    assert program.wait(30) == 0 and termios.tcgetattr(theirs) == before
+    assert program.wait(HANG) == 0 and termios.tcgetattr(theirs) == before

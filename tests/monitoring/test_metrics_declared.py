@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -147,12 +148,12 @@ def test_every_second_is_counted_once_however_waits_nest_and_overlap() -> None:
     def other() -> None:
         with system.idle("other"):
             first.set()
-            second.wait(10)
+            second.wait(HANG)
 
     thread = threading.Thread(target=other)
     with system.idle("mine"):
         thread.start()
-        first.wait(10)
+        first.wait(HANG)
     second.set()  # ends after the block that began before it
     thread.join()
     system.waited("mine", 3600.0)  # more than has passed: not more than that is counted

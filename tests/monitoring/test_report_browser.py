@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from handreport import hand_report
 from matplotlib.image import imread
+from patience import HANG
 
 from monitoring.report import write_html
 from monitoring.report.page import SECTIONS
 
 pytestmark = pytest.mark.watch
-SECONDS = 60
 HOSTILE = (
     "</pre></title></style></script><script>document.body.innerHTML='owned';console.error('owned')</script>"
     "<img src=x onerror=\"console.error('owned')\"><img src=http://model.invalid/leak><svg onload=console.error(1)>"
@@ -50,7 +50,7 @@ def browse(page: Path, dark: bool = False, size: tuple[int, int] = (1280, 1000))
         f"--log-net-log={page.with_suffix('.net')}", "--dump-dom", f"--screenshot={picture}",
         *(["--no-sandbox"] if os.geteuid() == 0 else []), page.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, timeout=SECONDS)
+    done = subprocess.run(command, capture_output=True, timeout=HANG)
     said = done.stderr.decode(errors="replace")
     assert done.returncode == 0 and picture.exists(), said[-3000:]
     console = [line for line in said.splitlines() if ":CONSOLE" in line]

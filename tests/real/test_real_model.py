@@ -26,7 +26,7 @@ from learner.training.logprobs import score
 from learner.training.packing import Sequenced, pack
 from learner.training.trainer import state_sha256
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.real
 QUESTIONS = ("What is the capital of France?", "Say hello.", "Write the word 'naïve' and an emoji 😀, then 12345.")
 END = 2  # <|im_end|>
 TEMPERATURE = 0.7

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import HANG
 
 from actors.engine import Completion, Request
 from actors.sglang.engine import SglangEngine
@@ -24,7 +25,7 @@ from learner.model.policy import PolicyWeights
 from learner.training.logprobs import score
 from learner.training.packing import Sequenced, pack
 
-pytestmark = [pytest.mark.real, pytest.mark.sglang, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.sglang]
 END = 2
 CONTEXT = 128
 
@@ -43,7 +44,7 @@ def server(smollm: Path, tmp_path: Path) -> Iterator[Server]:
 def sampled(engine: SglangEngine, prompt: np.ndarray) -> list[Completion]:
     engine.submit(Request("q", (0, 1), prompt, Sampling(max_new_tokens=12)))
     done: list[Completion] = []
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while len(done) < 2:
         done += engine.poll(0.1)
         assert time.monotonic() < deadline, "no samples"
@@ -81,12 +82,12 @@ def test_new_weights_reach_the_server(server: Server, smollm: Path, tmp_path: Pa
                 parameter.mul_(1 + 0.05 * torch.randn(parameter.shape, generator=generator))
         assert worst(model, prompt, before) > 1e-3
         client.connect(control.endpoint)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while not control.receivers():
             assert time.monotonic() < deadline, "the server is no receiver"
             time.sleep(0.02)
         publisher.publish(1, dict(PolicyWeights(model)))
-        assert publisher.wait(180.0) and engine.version == 1
+        assert publisher.wait(HANG) and engine.version == 1
         after = sampled(engine, prompt)
         assert all(c.versions[0].version == 1 for c in after)
         assert worst(model, prompt, after) < 1e-4

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG, until
 from prometheus_client import CollectorRegistry
-from ringtools import wait_for
 from runlog import scraped
 from test_code import ADD, SUMS, fenced
 from test_math import sample
@@ -61,7 +61,7 @@ def test_votes_tell_wrong_answers_bounds_and_faults_of_the_judge_apart(tmp_path:
         worker.round()
         return sum(log.committed(topics.group("rewarder.code"), topics.trajectories).values()) == len(TAKEN)
 
-    wait_for("all verdicts", judged, 100)
+    until(judged, "all verdicts")
     worker.close()
     votes = {v.group_id: v for _, v in scan(log, topics.rewards) if isinstance(v, Vote)}
     for place, (_, _, expected) in enumerate(TAKEN):
@@ -97,7 +97,7 @@ def test_a_daemon_whose_sandbox_fails_takes_nothing_and_says_so(tmp_path: Path) 
         assert not list(scan(log, run.topics.rewards))
     finally:
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(20) == 0, "it can be stopped while it waits"
+        assert daemon.wait(HANG) == 0, "it can be stopped while it waits"
         daemon.stderr.close()  # type: ignore[union-attr]
         producer.close()
         log.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from judging import Remote
+from patience import HANG
 from spoken import group, spoken
 
 from broker.calls import CallRefused, Circuit, Pace, Server
@@ -143,7 +144,7 @@ def test_an_open_circuit_asks_nobody_until_it_has_cooled(remote: Remote) -> None
     with pytest.raises(Outage, match="asked again in"):
         asking(spoken("5"))
     assert len(remote.seen()) == 2
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while True:  # the first try after the cooling meets the last fault and opens the circuit again
         try:
             assert asking(spoken("5")).value > 0

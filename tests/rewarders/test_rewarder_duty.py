@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG
 from test_math import sample
 from test_rewarder_worker import TOPICS, publish, turn_until, votes, worker_of
 
@@ -59,7 +60,7 @@ class Bounded:
     bounded: ClassVar[bool] = True
 
     def __call__(self, sample):
-        if sample.text == "bomb": time.sleep(100)
+        if sample.text == "bomb": time.sleep(3600)
         if sample.text == "memory": bytearray(4 << 30)
         return Reward(1.0, "fine \\ud800", answer="7")
 
@@ -68,7 +69,7 @@ class Hangs:
     def __post_init__(self):
         with open(__file__ + ".starts", "a") as file:
             file.write("x")
-        time.sleep(100)
+        time.sleep(3600)
 
     def __call__(self, sample):
         return 1.0
@@ -114,8 +115,8 @@ def all_votes(log: Log) -> list[Vote]:
     return [m for _, m in scan(log, TOPICS.rewards) if isinstance(m, Vote)]
 
 
-def until(worker: RewarderWorker, done: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
+def until(worker: RewarderWorker, done: Any) -> None:
+    deadline = time.monotonic() + HANG
     while not done():
         worker.round()
         assert time.monotonic() < deadline
@@ -192,10 +193,10 @@ def test_the_run_file_says_what_a_time_out_is(log: Log, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_one_process_is_relieved_by_a_spare_while_a_sample_holds_it_up(log: Log, tmp_path: Path) -> None:
     publish(log, ["a"] * 20)
-    worker = serving(log, tmp_path, "Bounded", worker={"timeout": 20.0, "attempts": 1})
+    worker = serving(log, tmp_path, "Bounded", worker={"timeout": 3600.0, "attempts": 1})
     turn_until(worker, log, 20)
     publish(log, ["bomb"] + ["b"] * 20, 100)
-    until(worker, lambda: len(all_votes(log)) == 40, 15)
+    until(worker, lambda: len(all_votes(log)) == 40)
     assert "g-100@0" not in votes(log)
     worker.close()
 

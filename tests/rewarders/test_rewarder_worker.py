@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from awaylog import Away
+from patience import HANG
 from prometheus_client import CollectorRegistry
 from test_math import sample
 
@@ -90,8 +91,8 @@ def publish(log: Log, texts: list[str], first: int = 0, mix: str = "r") -> None:
     producer.flush()
 
 
-def turn_until(worker: RewarderWorker, log: Log, committed: int, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
+def turn_until(worker: RewarderWorker, log: Log, committed: int) -> None:
+    deadline = time.monotonic() + HANG
     while sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < committed:
         with contextlib.suppress(LogUnavailable):  # as ``keep_going``
             worker.round()
@@ -141,7 +142,7 @@ def test_votes_that_the_log_does_not_take_come_when_it_is_back(
     monkeypatch.setattr(log, "producer", lambda: Away(make(), sends=3, flushes=1))
     worker = worker_of(log, tmp_path)
     worker._health.lost("not yet")  # its end is told in the same rounds
-    turn_until(worker, log, 3, 20)
+    turn_until(worker, log, 3)
     worker.close()
     assert {g: v.value for g, v in votes(log).items()} == {"g-0@0": 1.5, "g-1@0": 2.5, "g-2@0": 3.5}
     told = [m.away for _, m in scan(log, TOPICS.rewards) if isinstance(m, Outage)]
@@ -155,7 +156,7 @@ def test_a_slow_sample_holds_nobody_up(log: Log, tmp_path: Path, monkeypatch: py
     texts = ["wait", *(f"text {i}" for i in range(50))]
     publish(log, texts)
     worker = worker_of(log, tmp_path, processes=2, timeout=100.0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while len(votes(log)) < 50:
         worker.round()
         assert time.monotonic() < deadline
@@ -249,7 +250,7 @@ def test_other_mixes_and_poison_are_passed_by(log: Log, tmp_path: Path) -> None:
 def test_two_workers_share_and_one_that_vanishes_leaves_its_samples_to_the_other(log: Log, tmp_path: Path) -> None:
     one, two = worker_of(log, tmp_path, "odd-0"), worker_of(log, tmp_path, "odd-1")
     publish(log, [f"text {i}" for i in range(40)])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while (
         sum(log.committed(TOPICS.group("rewarder.r"), TOPICS.trajectories).values()) < 40
         or len(one._consumer.assignment()) > 1
@@ -315,5 +316,5 @@ def test_a_rewarder_is_small(tmp_path: Path) -> None:
         assert psutil.Process(process.pid).memory_info().rss < 120 << 20
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(HANG) == 0
         process.stderr.close()

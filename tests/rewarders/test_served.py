@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from judging import Remote
+from patience import HANG
 from spoken import spoken
 from test_rewarder_worker import TOPICS, worker_of
 
@@ -48,8 +49,8 @@ def votes(log: Log) -> dict[str, list[float | None]]:
     return {name: [v.value for v in found if v.group_id == name] for name in sorted({v.group_id for v in found})}
 
 
-def judged(log: Log, worker: RewarderWorker, many: int, seconds: float = 90.0) -> dict[str, list[float | None]]:
-    deadline = time.monotonic() + seconds
+def judged(log: Log, worker: RewarderWorker, many: int) -> dict[str, list[float | None]]:
+    deadline = time.monotonic() + HANG
     while sum(map(len, votes(log).values())) < many:
         worker.round()
         assert time.monotonic() < deadline
@@ -107,7 +108,7 @@ def test_a_judge_that_is_away_holds_the_samples_until_it_is_there(log: Log, tmp_
     }
     worker = worker_of(log, tmp_path, use="rewarders.judge:Judge", **options)
     publish(log, [["5"], ["55"], ["555"], ["<think>never"]])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while not worker._health.out:
         worker.round()
         assert time.monotonic() < deadline

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import HANG
 
 from broker.sandbox import Gone, Limits, Sandbox, SandboxError, Session
 from broker.sandbox.command import Place, place
@@ -120,7 +121,7 @@ def test_a_sandbox_ends_with_whoever_started_it() -> None:
     starter.kill()
     starter.wait()
     starter.stdout.close()
-    gone, alive = psutil.wait_procs([init], timeout=20)
+    gone, alive = psutil.wait_procs([init], timeout=HANG)
     assert gone or all(p.status() == psutil.STATUS_ZOMBIE for p in alive)
 
 
@@ -174,7 +175,7 @@ def test_outside_of_it_the_programs_do_get_through(source: str, tmp_path: Path) 
     (tmp_path / "secret").write_text("x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         arguments = [str(tmp_path / "secret"), str(server.getsockname()[1])]
-        done = subprocess.run([sys.executable, "-c", source, *arguments], capture_output=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", source, *arguments], capture_output=True, timeout=HANG)
     assert BREACH in done.stdout
 
 
@@ -292,7 +293,7 @@ def test_the_numbers_of_refused_calls_are_the_kernels() -> None:
 def test_the_pages_own_example_works() -> None:
     page = (ROOT / "docs" / "sandbox.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, timeout=HANG)
 
 
 def test_what_fails_before_the_runner_is_ready_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from learnertools import executor_of, take
+from patience import HANG
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -122,7 +123,7 @@ def test_a_receiver_holds_exactly_the_rounded_weights(tiny_model: Path, tmp_path
             arrived.wait(0.05)
         take(executor, 2)
         publisher.publish(1, PolicyWeights(executor.model, executor.published_dtype, tied=False))
-        assert publisher.wait(60) and arrived.wait(60)
+        assert publisher.wait(HANG) and arrived.wait(HANG)
     finally:
         client.close()
         publisher.close()

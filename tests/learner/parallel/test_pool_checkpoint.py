@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG
 from pooltools import Ranks, executor, steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -71,7 +72,7 @@ class SlowDisk(Checkpoints):
         return final, beside
 
     def finish(self, *arguments: Any, **named: Any) -> Path:
-        assert self.free.wait(50)
+        assert self.free.wait(HANG)
         return super().finish(*arguments, **named)
 
 

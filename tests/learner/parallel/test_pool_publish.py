@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG
 from pooltools import Ranks, executor, steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -32,7 +33,7 @@ def main(pool: Any, model: str, home: str) -> dict[str, Any]:
     publisher = WeightPublisher(control, Path(home) / "weights", template=Path(home) / "template")
     publisher.warm(made.specs())
     publisher.publish(7, made.weights())
-    assert publisher.wait(60)
+    assert publisher.wait(HANG)
     publisher.close()
     control.close()
     return {"checkpoint": str(made.save(Checkpoints(Path(home) / "checkpoints"), 9, "same"))}

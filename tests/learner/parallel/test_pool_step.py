@@ -94,7 +94,6 @@ def test_three_ranks_with_fewer_chunks_than_ranks(alone: dict[str, Any], tiny_mo
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(600)
 def test_ranks_over_nccl_take_the_step_of_one_process(alone: dict[str, Any], tiny_model: Path) -> None:
     """Two GPUs, or one: then nothing crosses from rank to rank, but all of it goes the same way."""
     ranks = Ranks(min(2, torch.cuda.device_count()), "cuda")

@@ -8,14 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import HANG
 from pooltools import Ranks, executor, steps
 
 from broker.daemon import AWAY
 from learner.parallel.launch import status_of, told
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
-
-SECONDS = 30.0  # far below any time-out of a collective of these pools
 
 
 def main(pool: Any, model: str, home: str, last: str) -> float:
@@ -33,7 +32,7 @@ def test_all_end_within_seconds_when_one_is_killed(tiny_model: Path, tmp_path: P
         ranks.call(__file__, str(tiny_model), str(tmp_path), "1")
         ranks.processes[killed].send_signal(signal.SIGKILL)
         others = [process for rank, process in enumerate(ranks.processes) if rank != killed]
-        assert [process.wait(SECONDS) for process in others] == [AWAY, AWAY]
+        assert [process.wait(HANG) for process in others] == [AWAY, AWAY]
         assert killed == 0 or "rank 2 of the pool is gone" in ranks.errors()
     finally:
         ranks.kill()
@@ -45,7 +44,7 @@ def test_a_rank_that_hangs_ends_the_pool_after_its_time_out(tiny_model: Path, tm
         ranks.call(__file__, str(tiny_model), str(tmp_path), "1")
         ranks.processes[1].send_signal(signal.SIGSTOP)
         ranks.send(__file__, str(tiny_model), str(tmp_path), "1")
-        assert ranks.processes[0].wait(SECONDS) != 0
+        assert ranks.processes[0].wait(HANG) != 0
         assert "Timed out" in ranks.errors()
     finally:
         ranks.kill()

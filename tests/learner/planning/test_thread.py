@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from patience import HANG
 from plannertools import TOPICS, Ring
 
 from broker.errors import LogUnavailable, WriteInterrupted
@@ -64,7 +65,7 @@ def test_a_write_that_a_stop_interrupts_ends_the_planner(
     if asked:
         with pytest.raises(WriteInterrupted, match="the broker is away"):
             asked(thread)
-    thread._thread.join(10)
+    thread._thread.join(HANG)
     ended, failure = not thread._thread.is_alive(), thread.failure
     thread.stop()
     assert ended and isinstance(failure, WriteInterrupted) and flaky.flushed == 1

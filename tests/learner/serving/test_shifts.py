@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import HANG, until
 from plannertools import TOPICS, Ring
 from prometheus_client import CollectorRegistry
 
@@ -39,13 +40,6 @@ from monitoring.daemon import Stop
 
 SMALL = Path(__file__).resolve().parents[2] / "chaos" / "run.toml"
 PATIENCE = 3.0
-
-
-def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Actor:
@@ -242,7 +236,7 @@ def test_an_engine_is_not_opened_in_the_learners_turn_and_a_turn_waits_for_one_t
     waiting.start()
     assert not opened.wait(1.0)
     bench.shifts.end()
-    assert opened.wait(30.0)
+    assert opened.wait(HANG)
     started = time.monotonic()
     threading.Timer(1.0, gate.close).start()
     bench.shifts.begin()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import HANG
 from ring import Killed, ring
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class Held:
         half = dict(list(tensors.items())[: len(tensors) // 2])
         write_tensors(half, path)
         self.begun.set()
-        assert self.go.wait(60)
+        assert self.go.wait(HANG)
         if self.broken:
             raise Killed
         write_tensors(tensors, path)
@@ -95,7 +96,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_older_checkpoint_and_the_run_
             if version == 4:
                 writing.append(held())  # the save after step 5 never ends
             if version == 6:
-                assert writing[0].begun.wait(10)
+                assert writing[0].begun.wait(HANG)
                 made.on_publish = lambda version: None
                 raise Killed
 
