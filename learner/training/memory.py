@@ -8,9 +8,9 @@ the longest sequence). What comes and goes within a layer is in neither number: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,34 +21,57 @@ from learner.training.optimizer import Optimizers
 from learner.training.shards import is_sharded
 
 
-@dataclass(slots=True)
 class Held:
-    """Bytes that are held for the backward pass."""
+    """Bytes that are held for the backward pass, once the forward pass has ended. ``apart`` are the places of storages that do not count."""
 
-    bytes: int = 0
-    _seen: set[int] = field(default_factory=set)
+    def __init__(self, apart: Iterable[int] = ()) -> None:
+        self.bytes = 0
+        self._apart = frozenset(apart)
+        self._holders: Counter[int] = Counter()
+        self._sizes: dict[int, int] = {}
 
-    def count(self, tensor: Tensor) -> Tensor:
-        """Count the storage that ``tensor`` keeps alive. Detached, so that an output saved by its own node makes no cycle."""
+    def save(self, tensor: Tensor) -> Saved:
+        """Hold the storage of ``tensor`` until nobody has what this returns: a graph that is dropped on the way gives its storages'
+        places to others."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor.detach()
+        place = storage.data_ptr()
+        self._holders[place] += 1
+        self._sizes[place] = storage.nbytes()
+        return Saved(tensor.detach(), self, place)
+
+    def let_go(self, place: int) -> None:
+        self._holders[place] -= 1
+
+    def count(self) -> None:
+        self.bytes = sum(
+            self._sizes[place] for place, holders in self._holders.items() if holders and place not in self._apart
+        )
+
+
+class Saved:
+    """A tensor that autograd holds: detached, so that an output saved by its own node makes no cycle."""
+
+    __slots__ = ("_held", "_place", "tensor")
+
+    def __init__(self, tensor: Tensor, held: Held, place: int) -> None:
+        self.tensor, self._held, self._place = tensor, held, place
+
+    def __del__(self) -> None:
+        self._held.let_go(self._place)
 
 
 @contextmanager
 def held_for_backward(model: torch.nn.Module, device: torch.device) -> Iterator[Held]:
     """Counts what the block, a forward pass of ``model``, holds for its backward pass; read ``bytes`` after the block."""
-    held = Held()
+    held = Held(p.untyped_storage().data_ptr() for p in model.parameters())
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         yield held
         held.bytes = max(0, torch.cuda.memory_allocated(device) - before)
         return
-    held._seen.update(p.untyped_storage().data_ptr() for p in model.parameters())
-    with saved_tensors_hooks(held.count, lambda tensor: tensor):
+    with saved_tensors_hooks(held.save, lambda saved: saved.tensor):
         yield held
+    held.count()
 
 
 class Activations:

@@ -113,6 +113,16 @@ def test_what_autograd_holds_is_counted_once_and_let_go() -> None:
         gc.enable()
 
 
+def test_a_graph_that_is_dropped_on_the_way_is_not_held() -> None:
+    layer = torch.nn.Linear(64, 64, bias=False)
+    x = torch.randn(8, 64)
+    with held_for_backward(layer, torch.device("cpu")) as held:
+        for rows in (2, 4, 8, 2, 4, 8):
+            layer(x[:rows]).exp()  # its place is the next one's
+        kept = layer(x).exp()
+    assert held.bytes == x.nbytes + kept.nbytes
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "options", [{}, {"objective": {"name": "grpo", "kl": 0.1}}, {"dtype": "bfloat16"}, {"objective": "m2po"}]
