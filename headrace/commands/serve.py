@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from headrace.reading.records import scan
 from headrace.running.rundir import find_run
 from headrace.serving.app import Door
 from headrace.serving.desk import Desk
-from headrace.serving.fates import follow
+from headrace.serving.fates import ended_before, follow
 from headrace.serving.journal import Journal
 from headrace.serving.sessions import Book
 from monitoring.daemon import Stop
@@ -70,14 +70,16 @@ def main(options: argparse.Namespace) -> int:
         log = run.open_log(stop)
         stack.callback(log.close)
         log.create([run.topics.sessions_spec()])
-        book = Book(m for _, m in scan(log, run.topics.sessions) if isinstance(m, SessionEvent))
+        start = log.ends(run.topics.steps)
+        settled = ended_before(log, run.topics, start)
+        book = Book((m for _, m in scan(log, run.topics.sessions) if isinstance(m, SessionEvent)), settled)
         journal = Journal(log, run.topics)
         desk = desk_of(run, book, journal, options.patience, options.lenient)
         door = Door(desk, run.table.name, secrets.token_urlsafe(24), key)
         stack.enter_context(announced(run, NAME, "serve", CollectorRegistry()))
 
         async def serve() -> None:
-            async with opened(run, door, desk, journal, options.host, options.port) as url:
+            async with opened(run, door, desk, journal, start, options.host, options.port) as url:
                 print(
                     f"{url}/v1 is an OpenAI endpoint for agents of run {run.table.name!r}, which is the model's name",
                     flush=True,
@@ -105,8 +107,11 @@ def desk_of(run: Run, book: Book, journal: Journal, patience: float, lenient: bo
 
 
 @asynccontextmanager
-async def opened(run: Run, door: Door, desk: Desk, journal: Journal, host: str, port: int) -> AsyncIterator[str]:
-    """Serve while the block runs; yields the URL. Raises RunFault if the port cannot be bound."""
+async def opened(
+    run: Run, door: Door, desk: Desk, journal: Journal, start: Mapping[int, int], host: str, port: int
+) -> AsyncIterator[str]:
+    """Serve while the block runs; yields the URL. ``start`` is where the ``steps`` topic goes on behind what the desk's book knows. Raises
+    RunFault if the port cannot be bound."""
     journal.start()
     runner = web.AppRunner(door.app(), shutdown_timeout=1.0, access_log=None)
     await runner.setup()
@@ -124,7 +129,7 @@ async def opened(run: Run, door: Door, desk: Desk, journal: Journal, host: str, 
         door.announce(run.directory, url if host in LOOPBACK else f"http://{socket.gethostname()}:{address[1]}")
         tasks += [
             asyncio.ensure_future(desk.end_idle()),
-            asyncio.ensure_future(follow(log, run.topics, desk.actors.drop)),
+            asyncio.ensure_future(follow(log, run.topics, start, desk.book.ended(), desk.actors.ended)),
         ]
         yield url
     finally:

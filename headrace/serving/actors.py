@@ -20,6 +20,7 @@ from headrace.serving.sessions import Book, Part, Sample, Session
 log_ = logging.getLogger("serve")
 MAX_BYTES = 64 << 20
 BEAT_SECONDS = 10.0
+ENDED = "its group has ended"
 
 
 class Link:
@@ -60,12 +61,11 @@ class Slot:
 
 
 class Actors:
-    """``news`` is called when a waiting request may be able to continue; ``dropped`` are groups that have ended without their samples."""
+    """``news`` is called when a waiting request may be able to continue."""
 
     def __init__(self, book: Book, journal: Journal, news: Callable[[], None]) -> None:
         self._book, self._journal, self._news = book, journal, news
         self.slots: dict[Sample, Slot] = {}
-        self.dropped: dict[str, str] = {}
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """An actor's connection, from its hello to its end."""
@@ -121,7 +121,7 @@ class Actors:
             False,
         )
         link.slots[slot.ticket] = slot
-        if prompt.group_id in self.dropped:
+        if prompt.group_id in self._book.settled:
             await self._drop(slot)
         elif (played := self._book.playing.get(sample)) is not None:
             session, part = played
@@ -183,17 +183,18 @@ class Actors:
         slot.over = True
         await slot.link.say("over", slot.ticket, session=session.name, earlier=part.turns)
 
-    async def drop(self, group: str, why: str) -> None:
-        """A group has ended: nobody plays on in it."""
-        self.dropped[group] = why
+    async def ended(self, group: str, why: str) -> None:
+        """A group has ended: nobody plays on in it. ``why`` is empty where its samples were used."""
+        self._book.settled[group] = why  # from now on nobody is given a place in it
         for slot in [s for s in self.slots.values() if s.sample[0] == group]:
             await self._drop(slot)
-        for (own, _), (session, part) in list(self._book.playing.items()):
-            if own == group and not part.over:
-                await self.tell_closed(session, part, "", gone=why)
+        for session, part in self._book.parts_in(group):
+            if not session.ended and not part.over:
+                await self.tell_closed(session, part, "", gone=why or ENDED)
+        self._book.settle(group, why)
         self._news()
 
     async def _drop(self, slot: Slot) -> None:
         if slot.link is not None and not slot.over:
             slot.over = True
-            await slot.link.say("gone", slot.ticket, why=self.dropped[slot.sample[0]])
+            await slot.link.say("gone", slot.ticket, why=self._book.settled[slot.sample[0]] or ENDED)

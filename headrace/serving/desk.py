@@ -109,7 +109,7 @@ class Desk:
     def _fits(self, slot: Slot, session: Session, pulled: bool) -> bool:
         label = self.book.labels.get(slot.sample[0])
         if slot.open:
-            return (label is None or label == session.task) and slot.sample[0] not in self.actors.dropped
+            return (label is None or label == session.task) and slot.sample[0] not in self.book.settled
         return slot.label() == session.task or (pulled and not session.task)
 
     async def _bound(self, session: Session, slot: Slot) -> None:
@@ -295,7 +295,7 @@ class Desk:
         votes = [
             Vote(p.sample[0], p.sample[1], rewarder, "value", value, why, created=time.time())
             for p in session.parts
-            if p.turns and not p.gone
+            if p.replies and not p.gone
         ]
         await self._journal.vote(votes, session.name, {"rewarder": rewarder, "value": value})
         self.book.take(session.name, "reward", {"rewarder": rewarder, "value": value})

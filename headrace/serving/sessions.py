@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from broker.messages import ChatMessage, SessionEvent
@@ -16,12 +17,14 @@ Sample = tuple[str, int]
 Fit = Literal["next", "again", "edited"]
 EXPIRED = "expired"
 """Why a session has ended whose beginning retention has removed."""
+KEPT = 100_000
+"""This many groups and sessions that are over are remembered: so that neither is taken for a new one."""
 
 
 @dataclass(slots=True)
 class Part:
     """One episode of a session. ``turns`` are what actors gave, each with its reply; ``closed`` is why it ended, ``gone`` what became of its
-    group before it did."""
+    group before it did. Once its group is ``settled``, and the session over, only how many ``replies`` it had is known."""
 
     sample: Sample
     parser: str = "hermes"
@@ -31,16 +34,23 @@ class Part:
     turns: list[Mapping[str, Any]] = field(default_factory=list)
     closed: str = ""
     gone: str = ""
+    replies: int = 0
+    settled: bool = False
     talk: list[ChatMessage] = field(default_factory=list)
     own: set[int] = field(default_factory=set)
     """Places in ``talk`` of the model's replies."""
 
     def add(self, turn: Mapping[str, Any]) -> None:
         self.turns.append(turn)
+        self.replies += 1
         self.talk += [ChatMessage(*m) for m in turn["turns"]]
         self.own.add(len(self.talk) - 1)
         if turn["finish"] != "stop":  # cut: nothing can follow
             self.closed = turn["finish"]
+
+    def forget(self) -> None:
+        """Nobody asks any more what was said."""
+        self.turns, self.talk, self.own = [], [], set()
 
     @property
     def tools(self) -> list[Any]:
@@ -134,7 +144,7 @@ class Session:
         return {
             "session": self.name, "task": self.task, "ended": self.ended or None, "rewards": self.rewards,
             "parts": [
-                {"group_id": p.sample[0], "index": p.sample[1], "purpose": p.purpose, "turns": len(p.turns),
+                {"group_id": p.sample[0], "index": p.sample[1], "purpose": p.purpose, "turns": p.replies,
                  "closed": p.closed or None, "gone": p.gone or None}
                 for p in self.parts
             ],
@@ -142,15 +152,63 @@ class Session:
 
 
 class Book:
-    """All sessions of a run, by their names and by the samples that they play."""
+    """All sessions of a run, by their names and by the samples that they play. ``settled`` are the groups that have ended: with the reason,
+    which is empty where their samples were used."""
 
-    def __init__(self, events: Iterable[SessionEvent] = ()) -> None:
+    def __init__(self, events: Iterable[SessionEvent] = (), settled: Mapping[str, str] | None = None) -> None:
         self.sessions: dict[str, Session] = {}
         self.playing: dict[Sample, tuple[Session, Part]] = {}
         self.labels: dict[str, str] = {}
         """By group, the task that agents have named for it."""
+        self.settled: dict[str, str] = dict(settled or {})
+        self._members: dict[str, set[str]] = {}
+        """By group, the sessions that play in it."""
+        self._over: dict[str, None] = {}
+        """The sessions of which nothing is needed but that they have been, those that ended first in front."""
         for event in events:
             self.take(event.session, event.what, event.data)
+        self._keep_newest()
+
+    def parts_in(self, group: str) -> list[tuple[Session, Part]]:
+        """What is played in a group, or was, and is not forgotten."""
+        sessions = [self.sessions[name] for name in sorted(self._members.get(group, ()))]
+        return [(session, part) for session in sessions for part in session.parts if part.sample[0] == group]
+
+    def ended(self) -> list[tuple[str, str]]:
+        """The groups that have ended, of those that sessions play in."""
+        return [(group, self.settled[group]) for group in self._members if group in self.settled]
+
+    def settle(self, group: str, why: str) -> None:
+        """A group has ended: what was said in it is forgotten with the sessions, once these are over."""
+        self.settled[group] = why
+        self.labels.pop(group, None)
+        for session, part in self.parts_in(group):
+            part.settled = True
+            self._forget(session)
+        self._keep_newest()
+
+    def _forget(self, session: Session) -> None:
+        if not session.ended or not all(part.settled for part in session.parts):
+            return
+        for part in session.parts:
+            group = part.sample[0]
+            if not part.over:
+                part.gone = self.settled.get(group, "")
+            part.forget()
+            self.playing.pop(part.sample, None)
+            members = self._members.get(group, set())
+            members.discard(session.name)
+            if not members:
+                self._members.pop(group, None)
+        self._over[session.name] = None
+
+    def _keep_newest(self) -> None:
+        for name in list(islice(self._over, max(0, len(self._over) - KEPT))):
+            del self._over[name]
+            if self.sessions[name].ended:
+                del self.sessions[name]
+        for group in list(islice(self.settled, max(0, len(self.settled) - KEPT))):
+            del self.settled[group]
 
     def take(self, name: str, what: str, data: Mapping[str, Any]) -> Session:
         """Take an event in: the same one as it happens, and as the log tells it later."""
@@ -162,6 +220,9 @@ class Book:
                 part = Part(sample, data["parser"], data["purpose"], data["environment"], tuple(data["mix"]))
                 session.lost = max(session.lost, data.get("part", 0) - len(session.parts))
                 session.parts.append(part)
+                part.settled = sample[0] in self.settled
+                self._members.setdefault(sample[0], set()).add(name)
+                self._over.pop(name, None)
                 session.ended = "" if session.ended == EXPIRED else session.ended
                 session.task, session.told = data["task"], 0
                 self.playing[sample] = session, part
@@ -170,9 +231,13 @@ class Book:
             # otherwise the part's beginning is lost, or it was freed already
             case "freed" if session.parts and not session.parts[-1].turns:
                 part = session.parts.pop()
-                del self.playing[part.sample]
                 group = part.sample[0]
-                if not any(g == group for g, _ in self.playing):
+                self.playing.pop(part.sample, None)
+                members = self._members.get(group, set())
+                if not any(p.sample[0] == group for p in session.parts):
+                    members.discard(name)
+                if not members:
+                    self._members.pop(group, None)
                     self.labels.pop(group, None)
             case "turn":
                 if (known := session.find(data["part"])) is not None:
@@ -185,4 +250,5 @@ class Book:
             case "reward":
                 session.rewards[data["rewarder"]] = data["value"]
                 session.ended = session.ended or "rewarded"
+        self._forget(session)
         return session
