@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -207,18 +208,18 @@ def test_weights_change_between_two_tokens(
     way.push(1, policy.weights())
     assert engine.version == 1
     httpx.post(f"{server.url}/flush_cache").raise_for_status()  # what other weights have left there: in_place keeps it
-    crossed, version, held = 0, 1, [policy, newer]
-    for _ in range(6):
-        for name in ("a", "c"):
-            engine.submit(request(name, PROMPTS[name], 4, max_new_tokens=50))
-        time.sleep(0.03)
+    crossed, version, held, asked, came = 0, 1, [policy, newer], 0, 0
+    while crossed <= 2:
         version += 1
-        way.push(version, held[(version - 1) % 2].weights())
-        for c in drain(engine, 8):
-            crossed += check_versions(c, mode, held)
-        if crossed > 2:
-            break
-    assert crossed > 0, "no sample was under way"
+        way.publisher.publish(version, held[(version - 1) % 2].weights())
+        while not way.publisher.wait(0.0) or came < asked:
+            if not way.publisher.wait(0.0) and engine.room() >= 4:  # there is always a sample under way
+                name = "ac"[asked // 4 % 2]
+                engine.submit(request(name, PROMPTS[name], 4, max_new_tokens=50))
+                asked += 4
+            for c in engine.poll(0.02):
+                crossed += check_versions(c, mode, held)
+                came += 1
     assert way.published == list(range(1, version + 1)) and sorted(way.taken) == way.published
     assert way.publisher.stats.evictions == 0
 
@@ -357,10 +358,10 @@ def test_nothing_is_sampled_at_rest_and_what_was_under_way_goes_on(opened: Opene
     """A server on a CPU cannot give memory back: it is paused, and lives on."""
     engine = opened(mode)
     crossed = 0
-    for attempt in range(6):
+    for attempt in count():
         for name in ("a", "c"):
             engine.submit(request(name, PROMPTS[name], 4, max_new_tokens=50))
-        time.sleep(0.02 * attempt)
+        time.sleep(0.02 * (attempt % 6))
         engine.rest()
         engine.rest()
         assert engine.resting and engine.version == 0
@@ -378,9 +379,8 @@ def test_nothing_is_sampled_at_rest_and_what_was_under_way_goes_on(opened: Opene
         cut = sum(c.finish_reason == "abort" and len(c.tokens) > 0 for c in done)
         assert not cut or mode == "abort"
         crossed += cut if mode == "abort" else len(early) < 8
-        if crossed:
+        if crossed:  # a sample was under way
             break
-    assert crossed, "no sample was under way"
 
 
 def test_a_server_that_is_woken_waits_for_the_weights_of_the_turn_but_not_for_ever(
