@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from actors.policy import PolicyFollower
-from broker.errors import EngineError, WeightPushError
 from broker.messages import PolicyVersion
 
 log_ = logging.getLogger("actor")
@@ -52,7 +51,7 @@ class NewestPolicy:
             tried = self.get()
             try:
                 return use()
-            except (OSError, WeightPushError, EngineError) as error:
+            except Exception as error:
                 newer = None if Path(tried.path).exists() else follower.poll(NEWER_SECONDS)
                 if newer is None:
                     raise

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from actors.config import ActorsTable
 from actors.engine import Engine
 from actors.newest import NewestPolicy
+from actors.pinned import pinned
 from broker.run import Run
 from monitoring.daemon import Stop, registered
 
@@ -19,11 +20,12 @@ def open_engine(
 ) -> Engine | None:
     """An engine that ``stack`` ends; None if ``stop`` came first. Raises EngineError."""
     seed = seed_of(f"{run.table.seed}/{name}/{os.getpid()}")
-    engine = (
-        local_engine(table, str(newest.path), seed)
-        if table.engine == "local"
-        else sglang_engine(table, newest, run, name, seed, stop, stack)
-    )
+    engine: Engine | None
+    if table.engine == "local":
+        with pinned(newest.path, run.directory / "pinned" / name) as model:
+            engine = local_engine(table, str(model), seed)
+    else:
+        engine = sglang_engine(table, newest, run, name, seed, stop, stack)
     if engine is not None:
         stack.callback(engine.close)
     return engine
@@ -70,10 +72,11 @@ def sglang_engine(
     else:
         for number, url in enumerate(urls):
             stack.enter_context(registered(run.directory, f"{name}.server-{number}", "sglang", url))
-    return SglangEngine(
-        str(newest.path), urls, slots=table.slots, context=table.context_length, mode=table.update,
-        newest=lambda: newest.weights, why_ended=why_ended,
-    )  # fmt: skip
+    with pinned(newest.path, run.directory / "pinned" / name) as model:
+        return SglangEngine(
+            str(model), urls, slots=table.slots, context=table.context_length, mode=table.update,
+            newest=lambda: newest.weights, why_ended=why_ended,
+        )  # fmt: skip
 
 
 def seed_of(text: str) -> int:

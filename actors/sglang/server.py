@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from actors.pinned import pin
 from broker.errors import EngineError
 from monitoring.ports import free_ports
 
@@ -57,7 +58,7 @@ class Server:
 
     def start(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Start it and wait until it answers. Raises EngineError with the end of its output if it does not come up."""
-        model = str(self._pinned())
+        model = str(pin(Path(self._model()), self._directory / "model"))
         output = self._directory / "server.out"
         with output.open("ab") as out:
             self._process = subprocess.Popen(
@@ -79,25 +80,6 @@ class Server:
                 said = now
             time.sleep(0.25)
         log.info("the SGLang server at %s is ready after %.0f s", self.url, time.monotonic() - begun)
-
-    def _pinned(self) -> Path:
-        """The model to start from, under names of its own: newer versions may replace it while the server reads it."""
-        pinned = self._directory / "model"
-        shutil.rmtree(pinned, ignore_errors=True)
-        model = Path(self._model())
-        if not model.is_dir():
-            raise EngineError(f"there are no weights at {model}")
-        try:
-            shutil.copytree(model, pinned, copy_function=os.link)
-        except shutil.Error:  # another file system, or a version that is being removed
-            shutil.rmtree(pinned, ignore_errors=True)
-            try:
-                shutil.copytree(model, pinned)
-            except (shutil.Error, OSError) as error:
-                raise EngineError(f"the weights at {model} cannot be read: {error}") from error
-        except OSError as error:
-            raise EngineError(f"the weights at {model} cannot be read: {error}") from error
-        return pinned
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

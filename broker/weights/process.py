@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Publisher:
         try:
             shutil.copytree(template, beside)
             self._write(buffer, specs, beside)
-            shutil.rmtree(final, ignore_errors=True)
+            remove(final)
             beside.replace(final)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
@@ -112,7 +113,7 @@ class Publisher:
             path for path in home.glob("v-*") if path != final
         )  # order by time: after a rewind, old version numbers are used again
         for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - keep or None]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         return {"path": str(final)}
 
     def _write(self, buffer: int, specs: list[list[Any]], directory: Path) -> None:
@@ -135,6 +136,14 @@ class Publisher:
         from broker.weights.layout import checksum
 
         return {"checksum": checksum(self._flat[buffer][:size])}
+
+
+def remove(version: Path) -> None:
+    """Delete a version that others may be reading: who finds its directory finds all of it."""
+    going = version.with_name(f".{version.name}.{os.getpid()}.old")
+    with suppress(FileNotFoundError):
+        version.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def main() -> None:

@@ -88,12 +88,13 @@ def test_a_policy_that_is_removed_while_it_is_read_is_followed_by_a_newer_one(
     follower = PolicyFollower(log, TOPICS)
     assert follower.poll(5.0) == newest.get()
     tried: list[int] = []
+    errors: list[Exception] = [WeightPushError("no weights there"), ValueError("no tokenizer in it")]
 
     def use() -> str:
         tried.append(newest.get().version)
         if newest.get().version < 3:
             publish(log, newest.get().version + 1)
-            raise WeightPushError("no weights there")
+            raise errors.pop()
         return "loaded"
 
     assert newest.use(follower, use) == "loaded" and tried == [1, 2, 3]
