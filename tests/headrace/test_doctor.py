@@ -65,7 +65,7 @@ class Ring:
         home.mkdir(exist_ok=True)
         text = SMALL.read_text().replace('"../../recipes', f'"{SMALL.parents[2]}/recipes')
         text = text.replace("push_timeout = 5.0", "push_timeout = 1.0").replace("steps = 30", "steps = 100000")
-        text = text.replace("eval_every = 10", "eval_every = 0").replace("deadline = 60.0", "deadline = 600.0")
+        text = text.replace("eval_every = 10", "eval_every = 0")
         text = text.replace('use = "vowels.py:Vowels"', 'use = "vowels.py:Vowels"\ntimeout = 3600.0')
         (home / "ring.toml").write_text(text)
         (home / "vowels.py").write_text(MOODS)

@@ -55,7 +55,7 @@ SETTINGS = [
     (settings.trainings, ["learner.publish_every=4"], "error", "publish_every = 4 with max_lag = 2 .* up to 3 versions"),
     (settings.trainings, ["learner.objective=r1"], "warning", "'r1' has no dual clip, and max_lag = 2"),
     (settings.trainings, ["learner.overlong_buffer=12"], "warning", "every answer is punished"),
-    (settings.trainings, ["rewarders.vowels.timeout=60.0"], "warning", "given up after deadline = 60 s"),
+    (settings.trainings, ["rewarders.vowels.timeout=600.0"], "warning", "given up after deadline = 600 s"),
     (settings.rewards, ["run.rewards.vowels=0.0"], "error", r"every weight is 0 \(vowels = 0\)"),
     (settings.rewards, ["data.prompts.rewards={vowels=0.0}"], "error", "every weight is 0"),
     (settings.rewards, ["stage.1.rewards={prompts={vowels=0.0}}"], "error", r"rl rewards.prompts: every weight is 0"),

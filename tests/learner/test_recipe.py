@@ -55,7 +55,7 @@ groups_per_step = 2
 group_size = 3
 max_lag = 1
 drop_zero_variance = false
-deadline = 60.0
+deadline = 600.0
 checkpoint_every = 2
 optimizer = {{ lr = 1e-4 }}
 sampling = {{ max_new_tokens = 16 }}
