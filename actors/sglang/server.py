@@ -26,7 +26,7 @@ END_SECONDS = 5.0  # after this it is killed: nothing that it does while it ends
 SAY_SECONDS = 15.0
 CPU_ARGUMENTS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--grammar-backend", "none",
-    "--disable-cuda-graph", "--mem-fraction-static", "0.2",
+    "--disable-cuda-graph", "--mem-fraction-static", "0.2", "--sleep-on-idle",
 )  # fmt: skip
 STUB = "int cuPointerGetAttribute(void) { return 100; }  /* CUDA_ERROR_NO_DEVICE */\n"
 
