@@ -146,15 +146,20 @@ class Checkpoints:
         for path in self.directory.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in sorted(self.directory.glob("step-*"))[:-keep]:
-            (path / STATE).unlink(missing_ok=True)  # first, so that what is left of it is no checkpoint
-            shutil.rmtree(path, ignore_errors=True)
+            going = path.rename(self.directory / f".{path.name}.old")  # who finds a checkpoint finds all of it
+            shutil.rmtree(going, ignore_errors=True)
 
     def all(self) -> list[tuple[Path, Progress]]:
-        """Every whole checkpoint, the one that has come furthest last."""
+        """Every whole checkpoint, the one that has come furthest last. A learner may remove some meanwhile."""
         found = []
         for path in self.directory.iterdir():
-            if not path.name.startswith(".") and (path / STATE).exists():
+            if path.name.startswith(".") or not (path / STATE).exists():
+                continue
+            try:
                 found.append((path, read_progress(path)))
+            except CheckpointError:
+                if path.exists():
+                    raise
         return sorted(found, key=lambda item: (item[1].steps_offset, item[1].stage, item[1].closed, item[1].stage_step))
 
     def newest(self) -> tuple[Path, Progress] | None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from ring import Killed
 
+from broker.errors import CheckpointError
+from learner.training import checkpoint
 from learner.training.checkpoint import Checkpoints, Progress, read_state
 from learner.training.tensorfiles import TENSORS
 
@@ -86,3 +88,23 @@ def test_an_old_checkpoint_that_was_half_removed_counts_no_longer(checkpoints: C
     with pytest.raises(Killed):
         save(checkpoints, 2, 2.0, keep=1)
     assert [progress.version for _, progress in checkpoints.all()] == [2]
+
+
+def test_whoever_looks_while_the_learner_removes_some_sees_the_whole_ones(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``headrace eval`` and ``fork`` beside a run: between finding a checkpoint and reading its header it may go."""
+    for version in (1, 2):
+        save(checkpoints, version, float(version))
+    reads = checkpoint.read_progress
+
+    def late(path: Path) -> Progress:
+        if path.name.startswith("step-00000001"):
+            save(checkpoints, 3, 3.0)
+        return reads(path)
+
+    monkeypatch.setattr(checkpoint, "read_progress", late)
+    assert min(p.version for _, p in checkpoints.all()) == 2
+    (checkpoints.newest() or [Path()])[0].joinpath(checkpoint.STATE).write_text("{")
+    with pytest.raises(CheckpointError, match="no readable checkpoint at"):
+        checkpoints.all()
