@@ -229,7 +229,7 @@ class Book:
                 if data["open"]:
                     self.labels[sample[0]] = session.task
             # otherwise the part's beginning is lost, or it was freed already
-            case "freed" if session.parts and not session.parts[-1].turns:
+            case "freed" if session.parts and not session.parts[-1].replies:
                 part = session.parts.pop()
                 group = part.sample[0]
                 self.playing.pop(part.sample, None)
