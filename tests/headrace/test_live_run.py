@@ -169,6 +169,7 @@ def test_open_gives_the_run_as_it_was_started(tmp_path: Path) -> None:
     assert again.table.seed == 9 and again.file.resolve("vowels.py").is_file() and again.directory == tmp_path
 
 
+@pytest.mark.slow
 def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path: Path) -> None:
     file, home = small_copy(tmp_path), tmp_path / "run"
     options = ["--dir", str(home), "--set", "stage.1.steps=6", "--set", "stage.0.steps=1"]
@@ -196,6 +197,7 @@ def test_daemons_that_are_started_by_hand_find_each_other_in_any_order(tmp_path:
     assert not audit.problems and (audit.steps, audit.trained) == (6, 24)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_a_clear_line_and_the_doctor_names_it(tmp_path: Path) -> None:
     """The log may not grow beyond one megabyte a topic, and that of the votes is full before the run begins."""
     url = f"sqlite://{tmp_path / 'log'}?max_mb=1"

@@ -34,7 +34,7 @@ def test_the_recipe_in_miniature_has_no_errors_and_no_warnings() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["r1", "r1_distill"])
+@pytest.mark.parametrize("name", [pytest.param("r1", marks=pytest.mark.slow), "r1_distill"])
 def test_the_published_values_are_accepted_and_what_is_not_here_is_told(name: str) -> None:
     file = RECIPES / f"{name}.toml"
     done = subprocess.run(
