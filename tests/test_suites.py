@@ -33,3 +33,14 @@ def test_a_file_names_the_markers_of_its_tests_itself() -> None:
     for file in TESTS.rglob("test_*.py"):
         for found in re.findall(r"^pytestmark = (.*)", file.read_text(), re.M):
             assert "mark." in found or "gpu" in markers_of(file), f"{file.name}: {found}"
+
+
+def test_only_a_hang_ends_a_wait() -> None:
+    """Limits are ``patience.HANG`` and that of ``setup.cfg``, or above: a shorter one makes a slow machine a fault."""
+    for file in TESTS.rglob("*.py"):
+        text = file.read_text()
+        assert not re.findall(r"monotonic\(\) \+ \d.*", text), (
+            f"{file.name} has a limit of its own: take until() or HANG"
+        )
+        for seconds in re.findall(r"\bmark\.timeout\((\d+)", text):
+            assert int(seconds) >= 900, f"{file.name}: mark.timeout({seconds}) is below the limit of every test"

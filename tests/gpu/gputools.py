@@ -8,7 +8,7 @@ import pytest
 import torch
 
 DEVICE = "cuda"
-ON_ONE_GPU = [pytest.mark.gpu, pytest.mark.timeout(300)]
+ON_ONE_GPU = [pytest.mark.gpu]
 
 
 def allocated() -> int:
