@@ -42,7 +42,7 @@ EVENTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(900 + 25 * KILLS)
+@pytest.mark.timeout(1800 + 25 * KILLS)
 def test_a_run_survives_sigkill_of_anything(tmp_path: Path) -> None:
     """Each process is killed right behind an event, so that kills fall into the pushes, saves and steps that they are to break."""
     print(f"\nchaos: {KILLS} kills, seed {SEED} (again: HEADRACE_SEED={SEED})")

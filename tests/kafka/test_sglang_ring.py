@@ -23,7 +23,7 @@ from broker.kafka.server import KafkaServer
 from broker.messages import Manifest, StepResult
 from monitoring.scrape import scrape
 
-pytestmark = [pytest.mark.kafka, pytest.mark.sglang, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kafka, pytest.mark.sglang]
 STEPS = 30
 
 
