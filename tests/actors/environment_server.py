@@ -45,7 +45,7 @@ async def step(request: web.Request) -> web.StreamResponse:
             await answer.write(b" ")
             await asyncio.sleep(0.1)
     if how == "hang":
-        await asyncio.sleep(600)
+        await asyncio.sleep(3600)
     if how == "slow":
         await asyncio.sleep(0.3)
     episode["left"] -= 1

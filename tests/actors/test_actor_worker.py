@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from awaylog import Away
-from patience import HANG
+from patience import HANG, until
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 
@@ -247,10 +247,7 @@ def test_the_time_of_an_episode_begins_when_its_agent_comes_and_not_when_its_pla
     worker = worker_of(log, engine, rooms=rooms)
     worker._take()
     (work,) = worker._work.values()
-    deadline = time.monotonic() + HANG
-    while len(rooms._agents["agents"]._samples) < 3:  # its own thread takes them in
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(rooms._agents["agents"]._samples) >= 3)  # its own thread takes them in
     work.begun = dict.fromkeys(work.begun, time.monotonic() - 3600)
     asks = [Turn((ChatMessage("user", text),), asked=Asked("session")) for text in ("one", "two")]
     ids = np.array([7, 8], np.int32)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from patience import HANG
+from patience import until
 
 from actors.adapters.http import HttpEnvironment
 from actors.config import EnvironmentTable
@@ -66,10 +65,7 @@ def begin(rooms: Rooms, how: str, answer: int = 2, index: int = 0) -> int:
 
 
 def hear(rooms: Rooms) -> Said:
-    deadline = time.monotonic() + HANG
-    while not (found := rooms.ready()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    found = until(rooms.ready)
     (said,) = found
     return said
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import HANG
+from patience import until
 
 from actors.adapters.verifiers import VerifiersEnvironment
 from actors.config import EnvironmentTable
@@ -89,10 +88,7 @@ def test_an_episode_that_nobody_plays_on_leaves_nothing_behind() -> None:
         it = made("doubling")
         it.open(prompt_of("doubling"), 0)
         it.close()
-    deadline = time.monotonic() + HANG
-    while not it._playing.done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(it._playing.done)
     assert threading.active_count() <= before + 1
 
 
@@ -109,10 +105,7 @@ def test_reasoning_gyms_environment_of_the_package_plays_in_a_process_of_its_own
     rooms = Rooms({"vf": table}, tmp_path)
 
     def hear() -> Turn:
-        deadline = time.monotonic() + HANG
-        while not (found := rooms.ready()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        found = until(rooms.ready)
         assert found[0].turn is not None, found[0].why
         return found[0].turn
 

@@ -176,7 +176,7 @@ isolated = Isolated("hostile_plug:factory", {{}}, timeout=100.0)
 thread = threading.Thread(target=lambda: list(isolated.call([["family", {str(path)!r}, True]])))
 thread.start(), thread.join()
 print("ready", flush=True)
-time.sleep(300)
+time.sleep(3600)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"

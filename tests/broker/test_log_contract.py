@@ -318,7 +318,7 @@ def hold_name(url: str, ready: object) -> None:
     producer.send("one", b"k", b"v")
     producer.flush()
     ready.set()  # type: ignore[attr-defined]
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def test_an_exclusive_producer_has_one_holder_until_it_dies(log: Log, url: str) -> None:

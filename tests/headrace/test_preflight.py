@@ -398,7 +398,7 @@ def test_checks_that_hang_or_die_hold_up_no_run(tmp_path: Path, capsys: pytest.C
     file = small_copy(tmp_path)
     (tmp_path / "slow.py").write_text(
         "import os, time\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Slow:\n    die: bool = False\n    size = 4\n"
-        "    def row(self, number):\n        os._exit(9) if self.die else time.sleep(600)\n"
+        "    def row(self, number):\n        os._exit(9) if self.die else time.sleep(3600)\n"
     )
     hangs: Looked = look_ahead(RunFile.read(file, ['data.prompts={use="slow.py:Slow"}']), 12.0)
     assert "ended after 12 s" in hangs.broken and "settings.rewards" in hangs.checks and hangs.seconds < 20

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from patience import HANG
+from patience import until
 from ringtools import gone
 
 import headrace.running.supervisor
@@ -20,15 +19,15 @@ from headrace.running.supervisor import Command, Supervisor, sole_supervisor
 from monitoring.daemon import Stop
 
 BODIES = {
-    "sleeps": "time.sleep(600)",
+    "sleeps": "time.sleep(3600)",
     "ends": "sys.exit(0)",
     "ends_on_request": "[time.sleep(0.01) for _ in iter(lambda: Path('done').exists(), True)]",
     "fails": "print('Traceback: no licence'); sys.exit(1)",
     "faults": "print('fault: the disk is full'); print('a last line'); sys.exit(3)",
     "refuses": "print('[learner] lr is wrong', file=sys.stderr); sys.exit(2)",
     "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
-    "is_deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); Path('deaf').touch(); time.sleep(600)",
-    "drains": "signal.signal(signal.SIGTERM, lambda *_: (Path('drained').touch(), sys.exit(0))); Path('up').touch(); time.sleep(600)",
+    "is_deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); Path('deaf').touch(); time.sleep(3600)",
+    "drains": "signal.signal(signal.SIGTERM, lambda *_: (Path('drained').touch(), sys.exit(0))); Path('up').touch(); time.sleep(3600)",
     "drains_long": "signal.signal(signal.SIGTERM, lambda *_: open('signals', 'a').write('x')); Path('up').touch();"
     "[time.sleep(0.01) for _ in iter(lambda: Path('enough').exists(), True)]",
 }
@@ -159,19 +158,13 @@ def test_no_orphan_is_left_by_a_killed_supervisor(house: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, str(script)])
     try:
-        deadline = time.monotonic() + HANG
-        while not (house / "deaf").exists() or "0" in (house / "pids").read_text().split():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: (house / "deaf").exists() and "0" not in (house / "pids").read_text().split())
     finally:
         process.kill()
         process.wait()
     pids = [int(word) for word in (house / "pids").read_text().split()]
     assert len(pids) == 2
-    deadline = time.monotonic() + HANG
-    while not all(gone(pid) for pid in pids):
-        assert time.monotonic() < deadline, "orphans"
-        time.sleep(0.05)
+    until(lambda: all(gone(pid) for pid in pids), "the end of all orphans")
 
 
 def test_one_supervisor_a_run(tmp_path: Path) -> None:

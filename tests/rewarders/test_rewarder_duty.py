@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import HANG
+from patience import until
 from test_math import sample
 from test_rewarder_worker import TOPICS, publish, turn_until, votes, worker_of
 
@@ -115,13 +114,6 @@ def all_votes(log: Log) -> list[Vote]:
     return [m for _, m in scan(log, TOPICS.rewards) if isinstance(m, Vote)]
 
 
-def until(worker: RewarderWorker, done: Any) -> None:
-    deadline = time.monotonic() + HANG
-    while not done():
-        worker.round()
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["outage", "connection", "bug"])
 def test_an_outage_holds_its_samples_and_heals_by_itself(
@@ -134,7 +126,7 @@ def test_an_outage_holds_its_samples_and_heals_by_itself(
     turn_until(worker, log, 40)
     up.unlink()
     publish(log, ["seven77"] * 30, 100)
-    until(worker, lambda: worker._health.out)
+    until(lambda: worker._health.out, doing=worker.round)
     page = worker._health.page()
     assert page["state"] == "outage" and "nobody answers" in page["error"] and "judges.py:" in page["error"]
     assert "rewarder r is out of order" in caplog.text and worker._metrics.outage._value.get() == 1
@@ -155,7 +147,7 @@ def test_a_worker_that_ends_in_an_outage_leaves_its_samples_to_the_next(log: Log
     up = tmp_path / "up"
     worker = serving(log, tmp_path, "Asks", up=str(up))
     publish(log, ["four"] * 10)
-    until(worker, lambda: worker._health.holding == 10)
+    until(lambda: worker._health.holding == 10, doing=worker.round)
     worker.close()
     assert all_votes(log) == []
     up.touch()
@@ -196,7 +188,7 @@ def test_one_process_is_relieved_by_a_spare_while_a_sample_holds_it_up(log: Log,
     worker = serving(log, tmp_path, "Bounded", worker={"timeout": 3600.0, "attempts": 1})
     turn_until(worker, log, 20)
     publish(log, ["bomb"] + ["b"] * 20, 100)
-    until(worker, lambda: len(all_votes(log)) == 40)
+    until(lambda: len(all_votes(log)) == 40, doing=worker.round)
     assert "g-100@0" not in votes(log)
     worker.close()
 
@@ -205,12 +197,12 @@ def test_a_group_is_judged_at_once_when_it_is_whole(log: Log, tmp_path: Path) ->
     worker = serving(log, tmp_path, "Rank")
     publish_group(log, "g-1@0", ["a", None, "ccc"])
     publish_group(log, "g-2@0", ["bb", "a"])
-    until(worker, lambda: len(all_votes(log)) == 2)
+    until(lambda: len(all_votes(log)) == 2, doing=worker.round)
     assert {(v.group_id, v.index): v.value for v in all_votes(log)} == {("g-2@0", 0): 1.0, ("g-2@0", 1): 0.0}
     worker.close()
     worker = serving(log, tmp_path, "Rank")  # what waited is read again
     publish_group(log, "g-1@0", [None, "bb", "again"])
-    until(worker, lambda: len(all_votes(log)) >= 5)
+    until(lambda: len(all_votes(log)) >= 5, doing=worker.round)
     worker.close()
     found = {v.index: v.value for v in all_votes(log) if v.group_id == "g-1@0"}
     assert found == {0: 0.0, 1: 1.0, 2: 2.0}

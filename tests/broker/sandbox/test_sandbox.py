@@ -114,7 +114,7 @@ def test_nothing_is_left_of_a_closed_sandbox() -> None:
 
 @pytest.mark.long
 def test_a_sandbox_ends_with_whoever_started_it() -> None:
-    code = "import sys, time\nfrom broker.sandbox import Sandbox\ns = Sandbox().open()\nprint(s.init, flush=True)\ntime.sleep(600)"
+    code = "import sys, time\nfrom broker.sandbox import Sandbox\ns = Sandbox().open()\nprint(s.init, flush=True)\ntime.sleep(3600)"
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert starter.stdout is not None
     init = psutil.Process(int(starter.stdout.readline()))
