@@ -106,7 +106,7 @@ def small_copy(directory: Path) -> Path:
 
 def gone(pid: int) -> bool:
     """Whether a process has ended, reaped or not."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return state_of(pid) in ("", "Z", "X")
 
 
 def freeze(pid: int, run: Path) -> None:
@@ -174,5 +174,4 @@ def end_run(run: subprocess.Popen[bytes]) -> None:
     if run.poll() is None:
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
-    psutil.wait_procs(left, timeout=HANG)
-    assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "orphans"
+    until(lambda: all(gone(p.pid) for p in left), "the end of all orphans")

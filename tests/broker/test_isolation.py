@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,8 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from patience import HANG
+from patience import HANG, until
+from ringtools import gone
 
 from broker.errors import HeadraceError
 from broker.faults import WHY_CHARACTERS, Failed, told
@@ -97,16 +97,6 @@ def answers(isolated: Isolated, *orders: list[Any]) -> list[Any]:
     return [answer for _, answer in isolated.call(orders)]
 
 
-def gone(pids: list[int], seconds: float = HANG) -> bool:
-    """Whether all these processes end within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 HOSTILE = [
     (["nap", 100], "timeout", "hostile_plug.py:6 in nap"),
     (["spin"], "timeout", "in do)"),
@@ -162,7 +152,8 @@ def test_a_judges_whole_process_tree_dies_with_it(
     else:
         assert isinstance(answer, Failed) and answer.kind == {"hang": "timeout", "exit": "killed"}[how]
     pids = [int(pid) for pid in Path(path).read_text().split()]
-    assert len(pids) == 2 and gone(pids)
+    assert len(pids) == 2
+    until(lambda: all(map(gone, pids)), "the end of all")
 
 
 def test_a_parent_that_is_killed_leaves_nobody(plug: Callable[..., Isolated], tmp_path: Path) -> None:
@@ -184,7 +175,8 @@ time.sleep(3600)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert len(below) >= 4 and gone(below)
+    assert len(below) >= 4
+    until(lambda: all(map(gone, below)), "the end of all")
 
 
 @pytest.mark.parametrize("which", ["keeper", "judge"])
@@ -193,7 +185,7 @@ def test_a_judge_that_somebody_kills_is_started_again(plug: Callable[..., Isolat
     assert answers(isolated, ["echo", 1]) == [[1]]
     assert isolated._process is not None
     os.kill(isolated._process.pid if which == "keeper" else isolated._pid, signal.SIGKILL)
-    assert gone([isolated._process.pid, isolated._pid])
+    until(lambda: all(map(gone, [isolated._process.pid, isolated._pid])), "the end of all")
     found = [answer for answer in answers(isolated, ["echo", 2], ["echo", 3]) if not isinstance(answer, Failed)]
     assert found[-1] == [3] and isolated.restarts == 1
 
@@ -205,7 +197,7 @@ def test_a_stopped_keeper_is_ended_all_the_same(plug: Callable[..., Isolated], t
     assert isolated._process is not None
     os.kill(isolated._process.pid, signal.SIGSTOP)
     isolated.stop()
-    assert gone([int(pid) for pid in Path(path).read_text().split()])
+    until(lambda: all(map(gone, [int(pid) for pid in Path(path).read_text().split()])), "the end of all")
 
 
 @pytest.mark.long

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from patience import HANG
+from patience import HANG, until
+from ringtools import gone
 
 from broker.sandbox import Gone, Limits, Sandbox, SandboxError, Session
 from broker.sandbox.command import Place, place
@@ -117,12 +118,12 @@ def test_a_sandbox_ends_with_whoever_started_it() -> None:
     code = "import sys, time\nfrom broker.sandbox import Sandbox\ns = Sandbox().open()\nprint(s.init, flush=True)\ntime.sleep(3600)"
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert starter.stdout is not None
-    init = psutil.Process(int(starter.stdout.readline()))
+    init = int(starter.stdout.readline())
+    assert not gone(init)
     starter.kill()
     starter.wait()
     starter.stdout.close()
-    gone, alive = psutil.wait_procs([init], timeout=HANG)
-    assert gone or all(p.status() == psutil.STATUS_ZOMBIE for p in alive)
+    until(lambda: gone(init), "the end of the sandbox")
 
 
 @pytest.mark.long
